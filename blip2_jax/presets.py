@@ -1,0 +1,187 @@
+"""Every named model as a frozen dataclass of sizes.
+
+Sizes follow Li et al. 2023 (BLIP-2) and the public configurations of the frozen
+models. A `Blip2Config` names the parts of one complete model; `PRESETS` holds the
+released ones and the small ones that this package trains itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """A frozen vision transformer whose output is all tokens of its last block."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    image_size: int = 224
+    patch_size: int = 14
+    activation: str = "gelu"  # "gelu" (exact) or "quick_gelu"
+    layer_norm_eps: float = 1e-6
+    key_bias: bool = False  # EVA-CLIP has q and v bias but no k bias
+    patch_bias: bool = True
+    pre_norm: bool = False  # CLIP normalises before the first block
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches and the class token."""
+        return self.num_patches + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """Stands in for a vision tower when images come as precomputed features."""
+
+    num_tokens: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class QFormerConfig:
+    """BERT-base with cross-attention in blocks 0, 2, 4, ... (paper section 3.1)."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_dim: int = 3072
+    cross_attention_every: int = 2
+    num_queries: int = 32
+    vocab_size: int = 30523  # BERT's 30522 and [DEC]
+    max_positions: int = 512
+    projection_dim: int = 256  # the width of the ITC space
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class OPTConfig:
+    """A decoder-only language model of the OPT family."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    vocab_size: int = 50272
+    max_positions: int = 2048
+    embed_width: int | None = None  # OPT-350m embeds in 512 and projects to 1024
+    pre_norm: bool = True  # OPT-350m is post-norm, without a final norm
+    dropout: float = 0.1
+    pad_id: int = 1
+    bos_id: int = 2
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the vectors that enter the model, the queries' included."""
+        return self.embed_width or self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """An encoder-decoder language model of the T5-v1.1 / FlanT5 family."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    head_width: int = 64
+    decoder_depth: int | None = None  # None: as deep as the encoder
+    vocab_size: int = 32128
+    activation: str = "gelu"  # the original forces exact GELU; "gelu_new" is T5's
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    layer_norm_eps: float = 1e-6
+    dropout: float = 0.1
+    pad_id: int = 0
+    eos_id: int = 1
+    decoder_start_id: int = 0
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the vectors that enter the model, the queries' included."""
+        return self.width
+
+
+LanguageModelConfig = OPTConfig | T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Blip2Config:
+    """One complete model. Without a language model it is a stage-1 model."""
+
+    vision: ViTConfig | FeaturesConfig
+    qformer: QFormerConfig
+    language_model: LanguageModelConfig | None = None
+    prompt: str = ""  # text put before every caption, not a target
+
+
+EVA_VIT_G = ViTConfig(width=1408, depth=39, heads=16, mlp_dim=6144)
+CLIP_VIT_L = ViTConfig(
+    width=1024, depth=23, heads=16, mlp_dim=4096, activation="quick_gelu",
+    layer_norm_eps=1e-5, key_bias=True, patch_bias=False, pre_norm=True,
+)
+QFORMER_BASE = QFormerConfig()
+
+OPT_125M = OPTConfig(768, 12, 12, 3072)
+OPT_350M = OPTConfig(1024, 24, 16, 4096, embed_width=512, pre_norm=False)
+OPT_1_3B = OPTConfig(2048, 24, 32, 8192)
+OPT_2_7B = OPTConfig(2560, 32, 32, 10240)
+OPT_6_7B = OPTConfig(4096, 32, 32, 16384)
+OPT_13B = OPTConfig(5120, 40, 40, 20480)
+OPT_30B = OPTConfig(7168, 48, 56, 28672)
+
+FLAN_T5_SMALL = T5Config(512, 8, 6, 1024)
+FLAN_T5_BASE = T5Config(768, 12, 12, 2048)
+FLAN_T5_LARGE = T5Config(1024, 24, 16, 2816)
+FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
+FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
+
+
+def at_resolution(vision: ViTConfig, image_size: int) -> ViTConfig:
+    """The same tower for another image size (its positions are interpolated)."""
+    return dataclasses.replace(vision, image_size=image_size)
+
+
+def _released() -> dict[str, Blip2Config]:
+    """The twelve models whose weights the original authors released."""
+    vit_g, vit_l, qformer = EVA_VIT_G, CLIP_VIT_L, QFORMER_BASE
+    vit_g_364, vit_l_364 = at_resolution(vit_g, 364), at_resolution(vit_l, 364)
+    caption: Callable[[LanguageModelConfig], Blip2Config] = lambda language_model: (
+        Blip2Config(vit_g_364, qformer, language_model, prompt="a photo of")
+    )
+    return {
+        "pretrain": Blip2Config(vit_g, qformer),
+        "pretrain_vitL": Blip2Config(vit_l, qformer),
+        "coco": Blip2Config(vit_g_364, qformer),
+        "coco_vitL": Blip2Config(vit_l_364, qformer),
+        "pretrain_opt2.7b": Blip2Config(vit_g, qformer, OPT_2_7B),
+        "pretrain_opt6.7b": Blip2Config(vit_g, qformer, OPT_6_7B),
+        "caption_coco_opt2.7b": caption(OPT_2_7B),
+        "caption_coco_opt6.7b": caption(OPT_6_7B),
+        "pretrain_flant5xl": Blip2Config(vit_g, qformer, FLAN_T5_XL),
+        "pretrain_flant5xl_vitL": Blip2Config(vit_l, qformer, FLAN_T5_XL),
+        "pretrain_flant5xxl": Blip2Config(vit_g, qformer, FLAN_T5_XXL),
+        "caption_coco_flant5xl": caption(FLAN_T5_XL),
+    }
+
+
+PRESETS: dict[str, Blip2Config] = _released()
+
+
+def preset(name: str) -> Blip2Config:
+    """Look a preset up by name.
+
+    Raises:
+      KeyError: no such preset; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise KeyError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

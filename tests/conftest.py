@@ -1,0 +1,31 @@
+"""Shared by all tests: 8 virtual CPU devices, the goldens, the optional test data."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    """Numbers computed by the original implementation (random tiny weights)."""
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def testdata() -> pathlib.Path:
+    """Real photos, captions and vocabularies; the test is skipped without them."""
+    path = os.environ.get("BLIP2_JAX_TESTDATA")
+    if not path:
+        pytest.skip("BLIP2_JAX_TESTDATA is not set: real photos are not at hand")
+    return pathlib.Path(path)
