@@ -10,7 +10,7 @@ VERSION = re.search(
     r'__version__ = "([^"]+)"', (HERE / "blip2_jax" / "__init__.py").read_text()
 ).group(1)
 
-TEST = ["pytest", "pytest-xdist", "ruff", "pyright", "pycocoevalcap"]
+TEST = ["pytest", "pytest-xdist", "ruff", "mypy", "pycocoevalcap"]
 
 setup(
     name="blip2_jax",

@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python (3.11 or newer) and make, nothing else:
+# each sets up its own virtual environment first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_DIR ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## make the virtual environment
+
+$(STAMP): setup.py
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "blip2_jax needs Python 3.11 or newer, this is %d.%d (set PYTHON=...)" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.html
+	$(BIN)/python launch/demo.py --workdir $(DEMO_DIR)
+
+test: $(STAMP) lint types  ## lint, types and the fast tests (under 20 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+
+test-slow: $(STAMP)  ## the longer tests
+	$(BIN)/python -m pytest -q -m slow tests
+
+lint: $(STAMP)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+clean:  ## remove the virtual environment and what runs left
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
