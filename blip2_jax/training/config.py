@@ -1,0 +1,323 @@
+"""The configuration of a training run: every key, its default and what it means.
+
+An experiment is one file `configs/NAME.py` with a `get_config()` that starts from
+`default_config(task)` and changes what differs. The result is locked: a key that
+is not named here is an error, here and on the command line
+(`--config.optimizer.learning_rate=3e-4`).
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+TASKS = ("stage1", "stage2", "contrast", "language_model")
+PRECISIONS = ("bfloat16", "float32")
+
+# Keys whose change leaves the sequence of losses as it was, up to rounding: a run
+# may be continued with other values. Every other key is part of what the run *is*.
+# `steps` is not here: the schedule depends on it.
+CHANGEABLE = (
+    "log_every",
+    "mesh",
+    "data.workers",
+    "data.prefetch",
+    "data.max_broken_share",
+    "checkpoint",
+    "evaluation",
+    "logging",
+    "compilation_cache",
+)
+
+_FROZEN = {
+    "stage1": ("^visual_encoder/",),
+    "stage2": ("^visual_encoder/", "^language_model/"),
+    "contrast": (),
+    "language_model": (),
+}
+# The text branch of the Q-Former has no work in stage 2; it travels along, so that
+# a later VQA fine-tune finds it as stage 1 left it.
+_TEXT_BRANCH = (
+    "^qformer/embeddings/(word|position)$",
+    "^qformer/layer_[0-9]+/text_mlp(_norm)?/",
+    "^qformer/head/",
+    "^(vision_projection|text_projection|itm_head)/",
+    "^temperature$",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is one sentence for the user."""
+
+
+def default_config(task: str = "stage1") -> ConfigDict:
+    """Every key with its default: the paper's values where the paper gives one.
+
+    Args:
+      task: one of `TASKS`; it decides what is frozen, carried and how captions are
+        written. Sources of data and of frozen weights are left empty.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+    config = ConfigDict()
+    config.task = task
+    config.seed = 0
+    config.steps = 250_000 if task == "stage1" else 80_000
+    config.batch_size = 1680  # of all devices together
+    config.precision = "bfloat16"  # of matmul inputs; masters are float32 always
+
+    config.model = _model()
+    config.init = _init()
+    # Weights that are never trained: a safetensors file in this package's names,
+    # "shapes:vision", "shapes:opt", "shapes:t5" (shipped), or "random" (for tests).
+    config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
+    # Regexes over parameter paths. Frozen: used, not trained, not checkpointed.
+    # Carried: not used by this task, checkpointed for a later one.
+    config.frozen = _FROZEN[task]
+    config.carried = _TEXT_BRANCH if task == "stage2" else ()
+    # Fields of the task's options (`Stage1Options`, `Stage2Options`, ...).
+    config.objective = ConfigDict()
+    config.optimizer = _optimizer(task)
+
+    config.data = _data(task)
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the rest
+    config.checkpoint = _checkpoint()
+    config.evaluation = _evaluation()
+    config.log_every = 50
+    config.logging = ConfigDict({"wandb": False, "wandb_project": "blip2_jax"})
+    config.compilation_cache = ""  # a directory: compiled programs outlive the run
+    return config.lock()
+
+
+def _model() -> ConfigDict:
+    return ConfigDict(
+        {
+            "preset": "pretrain",
+            # Sizes that differ from the preset, e.g. {"qformer": {"depth": 4}}.
+            "overrides": {},
+            "scan": True,  # towers as one scanned block: small programs
+            "remat": "none",  # what the backward pass recomputes, by name
+        }
+    )
+
+
+def _init() -> ConfigDict:
+    """Where a new run starts from: nothing, unless one of these is set."""
+    return ConfigDict(
+        {
+            "from_run": "",  # a run directory of this package, e.g. of stage 1
+            "which": "last",  # "last", "best" or a step of that run
+            "from_weights": (),  # safetensors files in this package's names
+        }
+    )
+
+
+def _optimizer(task: str) -> ConfigDict:
+    return ConfigDict(
+        {
+            "learning_rate": 1e-4,
+            "warmup_steps": 2000,
+            "warmup_start_learning_rate": 1e-6,
+            "final_learning_rate": 5e-5 if task == "stage2" else 1e-5,
+            "weight_decay": 0.05,
+            "b1": 0.9,
+            "b2": 0.98,
+            "eps": 1e-8,
+            "clip": 0.0,  # of the global norm; 0: none, as in the original
+            "layer_decay": 1.0,  # per block of an image encoder that is trained
+            "accumulate": 1,  # steps whose gradients are averaged (not in stage 1)
+        }
+    )
+
+
+def _data(task: str) -> ConfigDict:
+    return ConfigDict(
+        {
+            # Source specs: {"kind": "annotations" | "tars" | "tfds" | "features" |
+            # "shapes", ..., "weight": 1.0}; keys by kind in data/sources/.
+            "train": (),
+            "image": {"size": 224, "augment": True},
+            # A directory that transformers' AutoTokenizer reads, or "shapes".
+            "tokenizer": {"qformer": "", "language_model": ""},
+            "max_text_length": 32,
+            # Stage 2: "auto" splits for an encoder-decoder and does not for a
+            # decoder; "none" and "prefix" say so by hand.
+            "prefix_split": "auto",
+            "prompt": "",  # stage 2: written before every caption, not a target
+            "workers": 0 if task == "language_model" else 8,  # 0: this process
+            "prefetch": 2,  # batches ahead, a worker
+            "max_broken_share": 0.01,  # past it a run stops and lists the causes
+        }
+    )
+
+
+def _checkpoint() -> ConfigDict:
+    return ConfigDict({"every": 1000, "keep": 2})  # and the best by evaluation
+
+
+def _evaluation() -> ConfigDict:
+    return ConfigDict(
+        {
+            "every": 0,  # 0: never
+            "sources": (),  # source specs, as data.train
+            "metric": "",  # what "best" means; "": the task's own
+            "mode": "max",
+            "batch_size": 64,
+            "max_examples": 0,  # 0: all
+            "max_new_tokens": 30,
+            "num_beams": 1,
+            "rerank": 32,  # candidates that ITM re-ranks (stage 1)
+        }
+    )
+
+
+def validate(config: ConfigDict, device_count: int) -> None:
+    """Check what can be checked before anything is opened or written.
+
+    Raises:
+      ConfigError: with one sentence that names the key, its value and what to do.
+    """
+    _one_of("task", config.task, TASKS)
+    _one_of("precision", config.precision, PRECISIONS)
+    _one_of("evaluation.mode", config.evaluation.mode, ("max", "min"))
+    for key in (
+        "steps",
+        "batch_size",
+        "log_every",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "optimizer.accumulate",
+        "data.max_text_length",
+    ):
+        if (value := lookup(config, key)) < 1:
+            raise ConfigError(f"config.{key} is {value}; it must be 1 or more")
+    for key in ("data.workers", "evaluation.every", "optimizer.warmup_steps"):
+        if (value := lookup(config, key)) < 0:
+            raise ConfigError(f"config.{key} is {value}; it must not be negative")
+    if not config.data.train:
+        raise ConfigError("config.data.train names no source of data")
+    if config.evaluation.every and not config.evaluation.sources:
+        raise ConfigError(
+            "config.evaluation.every is set but config.evaluation.sources is empty"
+        )
+    _check_batch(config.batch_size, data_parallelism(config.mesh, device_count))
+
+
+def data_parallelism(mesh: ConfigDict, device_count: int) -> int:
+    """Over how many devices a batch is divided: the data axis times the fsdp axis.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
+    """
+    axes = {name: mesh[name] for name in ("data", "fsdp", "tensor")}
+    fixed, multiple = 1, "a multiple of " if axes["data"] == -1 else ""
+    for name, size in axes.items():
+        if size == 0 or size < -1 or (size == -1 and name != "data"):
+            raise ConfigError(f"config.mesh.{name} is {size}; it must be 1 or more")
+        fixed *= size if size > 0 else 1
+    fits = device_count % fixed == 0 if axes["data"] == -1 else device_count == fixed
+    if not fits:
+        raise ConfigError(
+            f"config.mesh {axes} needs {multiple}{fixed} devices, "
+            f"there are {device_count}"
+        )
+    return device_count // axes["tensor"]
+
+
+def _check_batch(batch_size: int, parts: int) -> None:
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        near = [str(size) for size in (below, below + parts) if size]
+        raise ConfigError(
+            f"config.batch_size {batch_size} does not divide over {parts} devices; "
+            f"the nearest that do: {' and '.join(near)}"
+        )
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"config.{key} is {value!r}; it must be one of {', '.join(allowed)}"
+        )
+
+
+def lookup(config: ConfigDict, key: str) -> Any:
+    """The value under a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def to_plain(config: ConfigDict) -> dict[str, Any]:
+    """The configuration as nested dicts and lists that JSON can hold."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_plain(plain: dict[str, Any]) -> ConfigDict:
+    """The inverse of `to_plain`: lists become tuples, as in configuration files."""
+    return ConfigDict(_tuples(plain)).lock()
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def read_config(run_dir: str | pathlib.Path) -> ConfigDict:
+    """The configuration of a finished or running run, from its `config.json`.
+
+    Raises:
+      ConfigError: there is no run in this directory.
+    """
+    path = pathlib.Path(run_dir) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
+    return from_plain(json.loads(path.read_text()))
+
+
+def write_config(run_dir: pathlib.Path, config: ConfigDict) -> None:
+    """Store the configuration; a reader never sees half of it."""
+    path = run_dir / "config.json"
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(to_plain(config), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
+    """Refuse to continue a run under a configuration that makes it another run.
+
+    Raises:
+      ConfigError: naming every key that differs, with both values.
+    """
+    before, now = _flatten(to_plain(stored)), _flatten(to_plain(given))
+    changeable = tuple(f"{key}." for key in CHANGEABLE)
+    differences = [
+        f"{key} (was {before.get(key)!r}, is {now.get(key)!r})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not f"{key}.".startswith(changeable)
+    ]
+    if differences:
+        raise ConfigError(
+            "the run in this directory has another configuration: "
+            f"{'; '.join(differences)}; choose another --workdir, or the old values"
+        )
+
+
+def _flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(plain, dict) and plain:
+        items = plain.items()
+    elif isinstance(plain, list) and any(isinstance(item, dict) for item in plain):
+        items = enumerate(plain)
+    else:
+        return {prefix: plain}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        name = f"{prefix}[{key}]" if isinstance(key, int) else f"{prefix}.{key}"
+        flat |= _flatten(value, name.lstrip("."))
+    return flat
