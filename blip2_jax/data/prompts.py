@@ -1,0 +1,133 @@
+"""The one place where prompts and token examples are built.
+
+Training, evaluation and the public API all build their inputs here, so a model is
+asked in the words that it was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from numpy import ndarray as Array
+
+from blip2_jax.data.text import LanguageTokenizer, pad_rows
+
+# Section 4.1 of the paper: OPT is asked with the first, FlanT5 with the second.
+QUESTION_PROMPT = "Question: {} Answer:"
+SHORT_ANSWER_PROMPT = "Question: {} Short answer:"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyExample:
+    """Rows for a decoder-only model; the loss shifts targets by one itself."""
+
+    ids: Int32[Array, " T"]
+    mask: Bool[Array, " T"]
+    target_mask: Bool[Array, " T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderExample:
+    """Rows for an encoder-decoder model."""
+
+    input_ids: Int32[Array, " T"]
+    input_mask: Bool[Array, " T"]
+    target_ids: Int32[Array, " N"]
+    target_mask: Bool[Array, " N"]
+
+
+def decoder_only_example(
+    tokenizer: LanguageTokenizer, prompt: str, text: str, length: int, *,
+    keep_end: bool = True,
+) -> DecoderOnlyExample:
+    """[BOS; prompt; text; newline], padded on the right to `length`.
+
+    The prompt (with its BOS) is no target. Without a prompt BOS is one, as in the
+    original: the last query learns to say it.
+
+    Args:
+      keep_end: a text too long loses words, not its end. False cuts the end as the
+        original does, whose models then do not learn to stop after long captions.
+
+    Raises:
+      ValueError: the prompt alone fills `length`.
+    """
+    if tokenizer.bos_id is None:
+        raise ValueError("decoder-only examples need a decoder-only model's tokenizer")
+    start = _prompt_ids(tokenizer, prompt)
+    room = length - len(start) - (1 if keep_end else 0)
+    if room < 0 or (prompt and room < 1):
+        raise ValueError(
+            f"{prompt!r} is {len(start)} tokens: no room for a text in {length}"
+        )
+    words = tokenizer.encode_words((" " if prompt else "") + text.strip())
+    row = [*start, *words[:room], tokenizer.end_id][:length]
+    ids, mask = pad_rows([row], length, tokenizer.pad_id)
+    target_mask = mask.copy()
+    target_mask[0, : len(start) if prompt else 0] = False
+    return DecoderOnlyExample(ids[0], mask[0], target_mask[0])
+
+
+def encoder_decoder_example(
+    tokenizer: LanguageTokenizer, prompt: str, target: str, *, input_length: int,
+    target_length: int,
+) -> EncoderDecoderExample:
+    """[prompt; end] for the encoder, [target; end] for the decoder, padded right.
+
+    The prompt is a question, a fixed text or the first words of a caption (prefix
+    language model); an empty one leaves the end token alone, as in the original.
+    """
+    if tokenizer.family != "encoder_decoder":
+        raise ValueError("these examples need an encoder-decoder's tokenizer")
+    rows = (
+        (tokenizer.encode_words(prompt), input_length),
+        (tokenizer.encode_words(target), target_length),
+    )
+    (inputs, input_mask), (targets, target_mask) = (
+        pad_rows([[*words[: length - 1], tokenizer.end_id]], length, tokenizer.pad_id)
+        for words, length in rows
+    )
+    return EncoderDecoderExample(inputs[0], input_mask[0], targets[0], target_mask[0])
+
+
+def generation_prompts(
+    tokenizer: LanguageTokenizer, prompts: Sequence[str], length: int | None = None
+) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
+    """Prompts to continue: ids and where they hold tokens.
+
+    Decoder-only prompts begin with BOS and are padded on the left, so that the last
+    column is each row's last token; encoder prompts end with the end token and are
+    padded on the right.
+
+    Args:
+      length: the padded length; the longest prompt's by default. A longer prompt
+        loses its last words.
+    """
+    if tokenizer.family == "decoder_only":
+        rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+        length = length or max(map(len, rows))
+        rows = [row[:length] for row in rows]
+        return pad_rows(rows, length, tokenizer.pad_id, left=True)
+    rows = [tokenizer.encode_words(prompt) for prompt in prompts]
+    length = length or max(map(len, rows)) + 1
+    rows = [[*row[: length - 1], tokenizer.end_id] for row in rows]
+    return pad_rows(rows, length, tokenizer.pad_id)
+
+
+def split_prefix(text: str, words: int) -> tuple[str, str]:
+    """The first `words` words of a text, and the rest."""
+    every = text.split()
+    return " ".join(every[:words]), " ".join(every[words:])
+
+
+def draw_prefix(text: str, rng: np.random.Generator) -> tuple[str, str]:
+    """Split at a word boundary uniform over 0 .. words - 1: never an empty rest."""
+    return split_prefix(text, int(rng.integers(max(len(text.split()), 1))))
+
+
+def _prompt_ids(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
+    assert tokenizer.bos_id is not None
+    return [tokenizer.bos_id, *tokenizer.encode_words(prompt.strip())]

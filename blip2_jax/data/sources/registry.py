@@ -1,0 +1,48 @@
+"""From a plain description (a dict in a config) to a source."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from blip2_jax.data.sources.base import Source
+
+# A source class is imported when first asked for: TFDS takes seconds to import.
+SOURCES = {
+    "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
+    "features": "blip2_jax.data.sources.features:FeaturesSource",
+    "shapes": "blip2_jax.data.shapes.source:ShapesSource",
+    "tars": "blip2_jax.data.sources.tars:TarsSource",
+    "tfds": "blip2_jax.data.sources.tfds:TfdsSource",
+    "vqa": "blip2_jax.data.sources.vqa:VqaSource",
+}
+
+
+def build_source(spec: Mapping[str, Any]) -> Source:
+    """Build `{"kind": name, **arguments}`; a "weight" is the mixture's, not ours.
+
+    Raises:
+      ValueError: unknown kind, or an argument that the kind lacks or wants.
+      FileNotFoundError: a path that is not there.
+    """
+    arguments = {key: value for key, value in spec.items() if key != "weight"}
+    kind = arguments.pop("kind", None)
+    if kind not in SOURCES:
+        raise ValueError(
+            f"unknown source kind {kind!r}; there are {', '.join(sorted(SOURCES))}"
+        )
+    module, _, name = SOURCES[kind].partition(":")
+    source_class = getattr(importlib.import_module(module), name)
+    parameters = inspect.signature(source_class).parameters
+    for key in arguments:
+        if key not in parameters:
+            raise ValueError(
+                f"source {kind!r} has no argument {key!r}; it takes "
+                f"{', '.join(parameters)}"
+            )
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise ValueError(f"source {kind!r} needs the argument {key!r}")
+    return source_class(**arguments)
