@@ -1,0 +1,143 @@
+"""Questions about a scene with answers that no majority guess gets right.
+
+Eight kinds take turns. Each asks with a description that fits exactly one thing of
+the scene, and yes/no questions are answered yes half of the time; a "no" question is
+wrong in one attribute only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+
+from blip2_jax.data.shapes.world import (
+    COLORS, HELD_OUT, RELATIONS, SHAPES, SIZES, Scene, Thing, related, scene, split_of,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, its one right answer, and its kind (a key of `KINDS`)."""
+
+    text: str
+    answer: str
+    kind: str
+
+
+def questions(split: str, index: int, count: int = 8) -> list[Question]:
+    """`count` questions on a scene, the kinds in a random order."""
+    options = split_of(split)
+    rng = np.random.default_rng([2, options.number, index])
+    this = scene(split, index)
+    found: list[Question] = []
+    for kind in itertools.cycle(rng.permutation(list(KINDS)).tolist()):
+        asked = KINDS[kind](this, rng, options.held_out)
+        if asked is not None:
+            found.append(Question(*asked, kind))
+        if len(found) == count:
+            return found
+    raise AssertionError("unreachable")
+
+
+Asked = tuple[str, str] | None
+
+
+def _pick(things: tuple[Thing, ...], rng: np.random.Generator) -> Thing:
+    return things[rng.integers(len(things))]
+
+
+def _describe(
+    thing: Thing, around: Scene, rng: np.random.Generator, without: str = ""
+) -> str:
+    """Words that fit this thing alone and do not give `without` away."""
+    shape = "thing" if without == "shape" else thing.shape
+    size = "" if without == "size" else thing.size + " "
+    color = "" if without == "color" else thing.color + " "
+    options = [shape, size + shape, color + shape, size + color + shape]
+    fitting = [words for words in options if _fits_once(words, around)]
+    if without:
+        fitting.append(f"thing at the {thing.place}")
+    if not fitting:
+        raise AssertionError("a thing's full name fits once")
+    return fitting[rng.integers(len(fitting))]
+
+
+def _fits_once(words: str, around: Scene) -> bool:
+    wanted = set(words.split()) - {"thing"}
+    return sum(wanted <= set(thing.triple) for thing in around.things) == 1
+
+
+def _attribute(name: str) -> Callable[[Scene, np.random.Generator, bool], Asked]:
+    def ask(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+        thing = _pick(around.things, rng)
+        words = _describe(thing, around, rng, without=name)
+        return f"what {name} is the {words}?", getattr(thing, name)
+
+    return ask
+
+
+def _count(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+    if rng.integers(2):
+        return "how many things are there?", str(len(around.things))
+    size = SIZES[rng.integers(2)]
+    number = sum(thing.size == size for thing in around.things)
+    return f"how many {size} things are there?", str(number)
+
+
+def _exists(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+    thing = _pick(around.things, rng)
+    if rng.integers(2):
+        return f"is there a {thing.name()}?", "yes"
+    wrong = [
+        triple
+        for position, values in enumerate((SIZES, COLORS, SHAPES))
+        for value in values
+        for triple in [thing.triple[:position] + (value,) + thing.triple[position + 1 :]]
+        if triple not in around.triples and (held_out or triple not in HELD_OUT)
+    ]
+    if not wrong:
+        return None
+    return f"is there a {' '.join(wrong[rng.integers(len(wrong))])}?", "no"
+
+
+def _place(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+    thing = _pick(around.things, rng)
+    return f"where is the {_describe(thing, around, rng)}?", thing.place
+
+
+def _neighbor(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+    """What is left of the ...? Only where exactly one thing is."""
+    thing = _pick(around.things, rng)
+    relation = RELATIONS[rng.integers(len(RELATIONS))]
+    there = [other for other in around.things if related(other, relation, thing)]
+    if len(there) != 1:
+        return None
+    return f"what is {relation} the {_describe(thing, around, rng)}?", there[0].name()
+
+
+def _relation(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+    """Is the ... left of the ...? Only about things in different columns (rows)."""
+    if len(around.things) < 2:
+        return None
+    one, other = (around.things[i] for i in rng.permutation(len(around.things))[:2])
+    axes = [pair for pair in (RELATIONS[:2], RELATIONS[2:]) if any(
+        related(one, relation, other) for relation in pair)]  # fmt: skip
+    relation = axes[rng.integers(len(axes))][rng.integers(2)]
+    answer = "yes" if related(one, relation, other) else "no"
+    words = [_describe(thing, around, rng) for thing in (one, other)]
+    return f"is the {words[0]} {relation} the {words[1]}?", answer
+
+
+KINDS: dict[str, Callable[[Scene, np.random.Generator, bool], Asked]] = {
+    "color": _attribute("color"),
+    "shape": _attribute("shape"),
+    "size": _attribute("size"),
+    "count": _count,
+    "exists": _exists,
+    "place": _place,
+    "neighbor": _neighbor,
+    "relation": _relation,
+}

@@ -1,0 +1,216 @@
+"""The world of coloured shapes: scenes as pure functions of (split, index).
+
+A scene is a grey square cut into four places (top left, top right, bottom left,
+bottom right). One to four of them hold a thing: a size, a colour and a shape. Scenes
+come in groups of near-duplicates: the first of a group is drawn at random, each other
+one differs from it in one attribute or in where two things stand.
+
+One sixth of the (size, colour, shape) triples is held out. No scene of the splits
+`train` and `validation` holds such a thing, and no text of theirs names one; every
+scene of the split `heldout` has at least one. Each pair of attributes does occur in
+training, so that a model which composes what it has seen can describe them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+
+SIZES = ("small", "large")
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+RELATIONS = ("left of", "right of", "above", "below")
+
+Triple = tuple[str, str, str]  # size, colour, shape
+
+
+def _held_out() -> frozenset[Triple]:
+    """A Latin arrangement: a third of the (colour, shape) pairs lacks one size.
+
+    Each colour lacks two shapes, one as small and one as large; the sizes of what a
+    shape lacks alternate over the colours.
+    """
+    return frozenset(
+        (SIZES[(s // 3 + c) % 2], color, shape)
+        for c, color in enumerate(COLORS)
+        for s, shape in enumerate(SHAPES)
+        if (c + s) % 3 == 0
+    )
+
+
+ALL_TRIPLES: tuple[Triple, ...] = tuple(itertools.product(SIZES, COLORS, SHAPES))
+HELD_OUT: frozenset[Triple] = _held_out()
+SEEN: tuple[Triple, ...] = tuple(t for t in ALL_TRIPLES if t not in HELD_OUT)
+_HELD_OUT_ORDER: tuple[Triple, ...] = tuple(t for t in ALL_TRIPLES if t in HELD_OUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How the scenes of a split are drawn.
+
+    Attributes:
+      number: tells the random streams of the splits apart.
+      group: how many near-duplicates stand next to each other.
+      held_out: whether every scene holds a held-out triple (else none does).
+    """
+
+    number: int
+    group: int
+    held_out: bool
+
+
+SPLITS = {
+    "train": Split(number=0, group=4, held_out=False),
+    "validation": Split(number=1, group=2, held_out=False),
+    "heldout": Split(number=2, group=2, held_out=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One object; `dx`, `dy` in [-1, 1] place it inside its quarter of the picture."""
+
+    size: str
+    color: str
+    shape: str
+    place: str
+    dx: float = 0.0
+    dy: float = 0.0
+
+    @property
+    def triple(self) -> Triple:
+        return (self.size, self.color, self.shape)
+
+    @property
+    def column(self) -> int:
+        return PLACES.index(self.place) % 2
+
+    @property
+    def row(self) -> int:
+        return PLACES.index(self.place) // 2
+
+    def name(self) -> str:
+        return f"{self.size} {self.color} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Things with distinct triples in distinct places; `look` seeds the colours' jitter."""
+
+    things: tuple[Thing, ...]
+    look: int = 0
+
+    @property
+    def triples(self) -> frozenset[Triple]:
+        return frozenset(thing.triple for thing in self.things)
+
+    @property
+    def layout(self) -> frozenset[tuple[Triple, str]]:
+        """What stands where; two scenes with the same layout have the same captions."""
+        return frozenset((thing.triple, thing.place) for thing in self.things)
+
+
+def related(one: Thing, relation: str, other: Thing) -> bool:
+    """Whether `one` stands in `relation` to `other` (columns and rows decide)."""
+    match relation:
+        case "left of":
+            return one.column < other.column
+        case "right of":
+            return one.column > other.column
+        case "above":
+            return one.row < other.row
+        case "below":
+            return one.row > other.row
+    raise ValueError(f"unknown relation {relation!r}; there are {RELATIONS}")
+
+
+def split_of(name: str) -> Split:
+    """Look a split up.
+
+    Raises:
+      ValueError: no such split; the message lists those there are.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
+    return SPLITS[name]
+
+
+def scene(split: str, index: int) -> Scene:
+    """The scene at `index` (>= 0) of `split`; the same on every machine, always."""
+    members = group(split, index // split_of(split).group)
+    return members[index % len(members)]
+
+
+@functools.lru_cache(maxsize=4096)
+def group(split: str, number: int) -> tuple[Scene, ...]:
+    """A base scene and its near-duplicates, all with different layouts."""
+    options = split_of(split)
+    rng = np.random.default_rng([options.number, number])
+    members = [_base_scene(options, number, rng)]
+    while len(members) < options.group:
+        variant = _vary(members[0], rng)
+        layouts = {member.layout for member in members}
+        if variant.layout not in layouts and _allowed(variant, options.held_out):
+            members.append(variant)
+    return tuple(members)
+
+
+def _allowed(candidate: Scene, held_out: bool) -> bool:
+    distinct = len(candidate.triples) == len(candidate.things)
+    return distinct and bool(candidate.triples & HELD_OUT) == held_out
+
+
+def _base_scene(options: Split, number: int, rng: np.random.Generator) -> Scene:
+    """Counts 1, 2, 3, 4 take turns; so do the held-out triples in their split."""
+    count = 1 + number % 4
+    triples = SEEN
+    first: list[Triple] = []
+    if options.held_out:
+        triples = ALL_TRIPLES
+        first = [_HELD_OUT_ORDER[(number // 4) % len(_HELD_OUT_ORDER)]]
+    chosen = list(first)
+    while len(chosen) < count:
+        triple = triples[rng.integers(len(triples))]
+        if triple not in chosen:
+            chosen.append(triple)
+    places = rng.permutation(len(PLACES))[:count]
+    jitter = rng.uniform(-1.0, 1.0, (count, 2))
+    things = tuple(
+        Thing(*triple, PLACES[place], float(dx), float(dy))
+        for triple, place, (dx, dy) in zip(chosen, places, jitter, strict=True)
+    )
+    return Scene(things, look=int(rng.integers(2**31)))
+
+
+def _vary(base: Scene, rng: np.random.Generator) -> Scene:
+    """Change one attribute, exchange one between two things, or move things."""
+    things = list(base.things)
+    which = int(rng.integers(len(things)))
+    kind = int(rng.integers(3)) if len(things) > 1 else int(rng.integers(2)) * 2
+    if kind == 0:
+        things[which] = _change_attribute(things[which], rng)
+    elif kind == 1:
+        other = (which + 1 + int(rng.integers(len(things) - 1))) % len(things)
+        name = ("size", "color", "shape")[rng.integers(3)]
+        one, two = getattr(things[which], name), getattr(things[other], name)
+        things[which] = dataclasses.replace(things[which], **{name: two})
+        things[other] = dataclasses.replace(things[other], **{name: one})
+    else:
+        target = PLACES[rng.integers(len(PLACES))]
+        vacated = things[which].place
+        for position, thing in enumerate(things):
+            if thing.place == target:
+                things[position] = dataclasses.replace(thing, place=vacated)
+        things[which] = dataclasses.replace(things[which], place=target)
+    return dataclasses.replace(base, things=tuple(things))
+
+
+def _change_attribute(thing: Thing, rng: np.random.Generator) -> Thing:
+    name, values = (
+        ("size", SIZES), ("color", COLORS), ("shape", SHAPES)
+    )[rng.integers(3)]  # fmt: skip
+    return dataclasses.replace(thing, **{name: values[rng.integers(len(values))]})
