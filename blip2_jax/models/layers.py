@@ -1,0 +1,134 @@
+"""Layers that all models share: dense, norms, the feed-forward block, heads.
+
+Parameters are fp32 and cast to the compute dtype where they are used; norms compute
+in fp32. Kernels are [in, out]; those of attention have H * K columns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from blip2_jax.models.attention import attention
+from blip2_jax.models.precision import precision_of
+
+INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+
+def normal(std: float = INITIAL_STD) -> nn.initializers.Initializer:
+    """Initialiser: normal with standard deviation `std`."""
+    return nn.initializers.normal(std)
+
+
+def dense(
+    features: int,
+    dtype: DTypeLike,
+    *,
+    use_bias: bool = True,
+    kernel_init: nn.initializers.Initializer | None = None,
+) -> nn.Dense:
+    """A linear map in `dtype`; parameters `kernel` [in, out] and `bias` [out]."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        precision=precision_of(dtype),
+        kernel_init=kernel_init or normal(),
+    )
+
+
+def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.LayerNorm:
+    """Layer norm computed in fp32, returned in `dtype`."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False)
+
+
+class Mlp(nn.Module):
+    """Two dense layers around an activation: `up`, then `down`."""
+
+    mlp_dim: int
+    width: int
+    activation: str
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        self.up = dense(self.mlp_dim, self.dtype)
+        self.down = dense(self.width, self.dtype)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class MultiHeadAttention(nn.Module):
+    """Projections to heads and back: `query`, `key`, `value`, `output`.
+
+    Callable as self-attention; with caches, shared keys or beams, use its parts with
+    `attention` or `decode_attention`.
+    """
+
+    width: int  # of the output
+    heads: int
+    head_width: int
+    dtype: DTypeLike
+    use_bias: bool = True
+    key_bias: bool = True  # without use_bias there is none either
+
+    def setup(self) -> None:
+        size = self.heads * self.head_width
+        self.query = dense(size, self.dtype, use_bias=self.use_bias)
+        self.key = dense(size, self.dtype, use_bias=self.use_bias and self.key_bias)
+        self.value = dense(size, self.dtype, use_bias=self.use_bias)
+        self.output = dense(self.width, self.dtype, use_bias=self.use_bias)
+
+    def project_query(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
+        """Queries of `x`, by head."""
+        return self._split(self.query(x))
+
+    def project_key_value(
+        self, x: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+        """Keys and values of `x`, by head."""
+        return self._split(self.key(x)), self._split(self.value(x))
+
+    def project_output(self, context: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
+        """The heads' contexts, joined and mapped to the model's width."""
+        return self.output(context.reshape(*context.shape[:-2], -1))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, ...] | None = None,
+        *,
+        bias: Float[Array, ...] | None = None,
+        scale: float | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        dropout_rate: float = 0.0,
+    ) -> Float[Array, "B T D"]:
+        """Self-attention; the arguments are those of `attention`."""
+        key, value = self.project_key_value(x)
+        context = attention(
+            self.project_query(x),
+            key,
+            value,
+            mask=mask,
+            bias=bias,
+            scale=scale,
+            dropout_key=dropout_key,
+            dropout_rate=dropout_rate,
+        )
+        return self.project_output(context)
+
+    def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
+        return jnp.reshape(x, (*x.shape[:-1], self.heads, self.head_width))

@@ -1,0 +1,62 @@
+"""One rule of matmul precision, for every product of this package.
+
+Operands keep their dtype, sums are fp32. A product of fp32 operands is asked for at
+HIGHEST precision: unasked, a TPU computes it in bf16 and a GPU in TF32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """HIGHEST for fp32 operands, the backend's only way for narrower ones."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def einsum(spec: str, left: Array, right: Array) -> Array:
+    """`jnp.einsum` of two operands of one dtype; the result has that dtype."""
+    return jnp.einsum(spec, left, right, precision=precision_of(left.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum_fp32(spec: str, left: Array, right: Array) -> Float[Array, ...]:
+    """`jnp.einsum` of two operands of one dtype with an fp32 result.
+
+    Attention scores and logits: bf16 inputs, fp32 output. Without the rule below the
+    backward pass would multiply fp32 cotangents, several times slower.
+
+    Args:
+      spec: "left,right->result"; every letter stands in two of the three terms.
+      left: first operand.
+      right: second operand, of the same dtype.
+    """
+    precision = precision_of(left.dtype)
+    return jnp.einsum(
+        spec, left, right, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _forward(spec: str, left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
+    return einsum_fp32(spec, left, right), (left, right)
+
+
+def _backward(
+    spec: str, operands: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    left, right = operands
+    terms, result = spec.split("->")
+    left_term, right_term = terms.split(",")
+    cotangent = cotangent.astype(left.dtype)
+    return (
+        einsum(f"{result},{right_term}->{left_term}", cotangent, right),
+        einsum(f"{left_term},{result}->{right_term}", left, cotangent),
+    )
+
+
+einsum_fp32.defvjp(_forward, _backward)

@@ -1,0 +1,112 @@
+"""Homogeneous blocks whose parameters are stacked on a leading layer axis.
+
+One tree serves both ways to run it: `lax.scan` (one compiled block, whatever the
+depth) or an unrolled loop (faster on CPU, easy to inspect), with equal results.
+
+    class Tower(nn.Module):
+        def setup(self):
+            block = Block(..., parent=None)  # a template: it owns no parameters
+            self.stack = Stack(block, depth, scan=True, remat="none")
+            example = jnp.zeros((1, 1, width), dtype)
+            self.blocks = self.param("blocks", self.stack.init, example)
+
+        def __call__(self, x):
+            x, _ = self.stack(self.blocks, x)
+
+Every method of a block that is run has the form
+`method(x, *shared, per_layer) -> (x, output)`; `per_layer` is that layer's slice of
+a tree with a leading axis L (a cache, a dropout key) or None, and outputs come back
+stacked on a leading axis L.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+# What the backward pass may keep of a block; the rest is computed again.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,  # keep everything: no rematerialisation
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+def remat_policy(name: str) -> Any:
+    """The policy called `name`.
+
+    Raises:
+      ValueError: no such policy; the message lists those there are.
+    """
+    if name not in REMAT_POLICIES:
+        known = ", ".join(REMAT_POLICIES)
+        raise ValueError(f"unknown remat policy {name!r}; there are {known}")
+    return REMAT_POLICIES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """`depth` copies of `block`, a linen module made with `parent=None`."""
+
+    block: nn.Module
+    depth: int
+    scan: bool = True
+    remat: str = "none"
+
+    def init(self, key: PRNGKeyArray, *example: Any, method: Any = None) -> PyTree:
+        """Parameters of all blocks, each leaf with a leading axis L.
+
+        Args:
+          key: split once per layer.
+          *example: arguments of the block before `per_layer`, for their shapes.
+          method: the block's method to run; None = `__call__`.
+        """
+
+        def init_block(layer_key: PRNGKeyArray) -> PyTree:
+            variables = self.block.init(layer_key, *example, None, method=method)
+            return variables["params"]
+
+        return jax.vmap(init_block)(jax.random.split(key, self.depth))
+
+    def __call__(
+        self,
+        params: PyTree,
+        x: PyTree,
+        *shared: Any,
+        per_layer: PyTree = None,
+        method: Any = None,
+    ) -> tuple[PyTree, PyTree]:
+        """Runs the blocks in order.
+
+        Args:
+          params: what `init` returned.
+          x: what the first block receives and each hands to the next.
+          *shared: given to every block.
+          per_layer: a tree with leading axis L; block l receives slice l.
+          method: the block's method to run; None = `__call__`.
+
+        Returns:
+          The last block's `x`, and the blocks' outputs stacked on a leading axis L.
+        """
+
+        def body(carry: PyTree, layer: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            weights, extra = layer
+            variables = {"params": weights}
+            return self.block.apply(variables, carry, *shared, extra, method=method)
+
+        policy = remat_policy(self.remat)
+        if policy is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
+        if self.scan:
+            return jax.lax.scan(body, x, (params, per_layer), length=self.depth)
+        outputs = []
+        for index in range(self.depth):
+            layer = jax.tree.map(lambda leaf: leaf[index], (params, per_layer))  # noqa: B023
+            x, output = body(x, layer)
+            outputs.append(output)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
