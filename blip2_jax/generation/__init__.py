@@ -1,1 +1,25 @@
+"""Greedy decoding, sampling and beam search over static caches."""
 
+from blip2_jax.generation.config import (
+    ANSWER,
+    CAPTION,
+    NOCAPS,
+    NUCLEUS,
+    DecodingConfig,
+    original,
+)
+from blip2_jax.generation.decode import decode
+from blip2_jax.generation.decoder import Decoded, Decoder, visible_slots
+
+__all__ = [
+    "ANSWER",
+    "CAPTION",
+    "NOCAPS",
+    "NUCLEUS",
+    "Decoded",
+    "Decoder",
+    "DecodingConfig",
+    "decode",
+    "original",
+    "visible_slots",
+]

@@ -1,0 +1,100 @@
+"""Greedy decoding and sampling."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from history_decoder import EOS, PAD, history_decoder, random_language
+
+from blip2_jax.generation import DecodingConfig, decode
+from blip2_jax.generation.processors import keep_top_k, keep_top_p, penalize_repetition
+
+
+def run(language, rows, config, seeds=None):
+    next_logits, first_logits = language
+    decoder = history_decoder(next_logits)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def program(rows, keys, config):
+        return decode(decoder, first_logits(rows), rows, config, keys=keys)
+
+    keys = None if seeds is None else jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    return jax.device_get(program(jnp.asarray(rows), keys, config))
+
+
+def test_greedy_takes_the_most_likely_token_each_time():
+    steps = 8
+    next_logits, first_logits = language = random_language(13, steps, 1, eos_bias=1.0)
+    found = run(language, range(6), DecodingConfig(max_new_tokens=steps))
+    for row in range(6):
+        past, logits = [], first_logits(jnp.array([row]))[0]
+        while len(past) < steps and EOS not in past:
+            past.append(int(jnp.argmax(logits)))
+            history = np.full((1, 1, steps), -1, np.int32)
+            history[0, 0, : len(past)] = past
+            logits = next_logits(jnp.array([row]), jnp.asarray(history), 0)[0, 0]
+        assert found.lengths[row, 0] == len(past)
+        expected = past + [PAD] * (steps - len(past))
+        np.testing.assert_array_equal(found.ids[row, 0], expected)
+
+
+def test_one_likely_token_is_drawn_like_greedy():
+    language = random_language(13, 8, 2, eos_bias=1.0)
+    greedy = run(language, range(6), DecodingConfig(max_new_tokens=8))
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        config = DecodingConfig(max_new_tokens=8, sample=True, **narrow)
+        drawn = run(language, range(6), config, seeds=range(6))
+        np.testing.assert_array_equal(drawn.ids, greedy.ids)
+
+
+def test_draws_depend_on_the_row_and_its_key_only():
+    language = random_language(13, 8, 3)
+    config = DecodingConfig(
+        max_new_tokens=8, sample=True, top_p=0.9, num_return_sequences=3
+    )
+    together = run(language, range(6), config, seeds=range(10, 16))
+    alone = run(language, [4], config, seeds=[14])
+    np.testing.assert_array_equal(alone.ids[0], together.ids[4])
+    assert len({tuple(ids) for ids in together.ids[0]}) > 1
+    other = run(language, [4], config, seeds=[15])
+    assert (other.ids != alone.ids).any()
+
+
+def test_first_tokens_are_drawn_from_the_nucleus_in_proportion():
+    language = random_language(9, 1, 4)
+    config = DecodingConfig(
+        max_new_tokens=1, sample=True, top_p=0.7, num_return_sequences=4000
+    )
+    found = run(language, [0], config, seeds=[0])
+    probabilities = np.asarray(jax.nn.softmax(language[1](jnp.array([0]))[0]))
+    order = np.argsort(-probabilities)
+    kept = order[: np.searchsorted(np.cumsum(probabilities[order]), 0.7) + 1]
+    counts = np.bincount(found.ids.ravel(), minlength=9) / 4000
+    assert set(np.flatnonzero(counts)) == set(kept)
+    expected = probabilities[kept] / probabilities[kept].sum()
+    np.testing.assert_allclose(counts[kept], expected, atol=0.03)
+
+
+def test_processors_on_literal_scores():
+    scores = jnp.array([[[2.0, -2.0, 1.0, -1.0]]])
+    penalized = penalize_repetition(scores, jnp.array([[[0, 1, 1, -1, 9]]]), 2.0)
+    np.testing.assert_array_equal(penalized, [[[1.0, -4.0, 1.0, -1.0]]])
+    np.testing.assert_array_equal(
+        jnp.isfinite(keep_top_k(scores, 2)), [[[True, False, True, False]]]
+    )
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    for top_p, count in ((0.4, 1), (0.6, 2), (0.9, 3), (0.97, 4)):
+        assert jnp.isfinite(keep_top_p(logits, top_p)).sum() == count
+
+
+def test_settings_that_exclude_each_other_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_return_sequences=3: expected 1 to"):
+        DecodingConfig(num_return_sequences=3)
+    with pytest.raises(ValueError, match="min_new_tokens=9"):
+        DecodingConfig(min_new_tokens=9, max_new_tokens=8)
+    with pytest.raises(ValueError, match="convention='hf'"):
+        DecodingConfig(convention="hf")
+    with pytest.raises(ValueError, match="needs keys"):
+        run(random_language(), [0], DecodingConfig(sample=True))
