@@ -10,9 +10,8 @@ from blip2_jax import exchange
 
 
 def _mesh(data: int, fsdp: int, tensor: int):
-    return jax.make_mesh(
-        (data, fsdp, tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
-    )
+    axes = ("data", "fsdp", "tensor")
+    return jax.make_mesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (4, 1, 2), (1, 1, 8)])
