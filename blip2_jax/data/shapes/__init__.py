@@ -1,1 +1,1 @@
-"""The embedded default: a generated world of coloured shapes that talks about itself."""
+"""The embedded default: a generated world of coloured shapes, in pictures and text."""

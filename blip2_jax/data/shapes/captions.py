@@ -7,22 +7,32 @@ says of their places and relations; `Facts` compares that with a scene.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
 
 from blip2_jax.data.shapes.world import (
-    COLORS, PLACES, RELATIONS, SHAPES, SIZES, Scene, Thing, Triple, group, related,
+    COLORS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    Triple,
+    group,
+    related,
     split_of,
-)  # fmt: skip
+)
 
-_WORDINGS = {
+WORDINGS = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-_RELATION_OF = {word: name for name, words in _WORDINGS.items() for word in words}
+_RELATION_OF = {word: name for name, words in WORDINGS.items() for word in words}
 _MAX_WORDS = 22  # so that no caption is longer than 24 tokens with its marks
 
 
@@ -71,9 +81,9 @@ def _by_relations(things: list[Thing], rng: np.random.Generator) -> str:
     article = ("a ", "")[rng.integers(2)]
     text = ("there is ", "")[rng.integers(2)] if article else ""
     text += _noun(things[0], article)
-    for before, thing in zip(things, things[1:], strict=False):
+    for before, thing in itertools.pairwise(things):
         true = [name for name in RELATIONS if related(before, name, thing)]
-        words = _WORDINGS[true[rng.integers(len(true))]]
+        words = WORDINGS[true[rng.integers(len(true))]]
         text += f" {words[rng.integers(len(words))]} {_noun(thing, article)}"
     return text
 

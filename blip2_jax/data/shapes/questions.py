@@ -14,8 +14,17 @@ from collections.abc import Callable
 import numpy as np
 
 from blip2_jax.data.shapes.world import (
-    COLORS, HELD_OUT, RELATIONS, SHAPES, SIZES, Scene, Thing, related, scene, split_of,
-)  # fmt: skip
+    COLORS,
+    HELD_OUT,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    related,
+    scene,
+    split_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +104,7 @@ def _exists(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
         triple
         for position, values in enumerate((SIZES, COLORS, SHAPES))
         for value in values
-        for triple in [thing.triple[:position] + (value,) + thing.triple[position + 1 :]]
+        for triple in [(*thing.triple[:position], value, *thing.triple[position + 1 :])]
         if triple not in around.triples and (held_out or triple not in HELD_OUT)
     ]
     if not wrong:

@@ -32,7 +32,7 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _coverage(
-    thing: Thing, axis: Float[np.ndarray, "S"], size: int
+    thing: Thing, axis: Float[np.ndarray, " S"], size: int
 ) -> Float[np.ndarray, "S S"]:
     """The share of each pixel that the thing covers."""
     radius = _RADIUS[thing.size]
@@ -53,7 +53,8 @@ def _polygon(corners: Float[np.ndarray, "N 2"]):
         for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, 0), strict=True):
             ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
             along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-            squared = np.minimum(squared, (px - ex * along) ** 2 + (py - ey * along) ** 2)
+            gap = (px - ex * along) ** 2 + (py - ey * along) ** 2
+            squared = np.minimum(squared, gap)
             if ay != by:
                 crosses = (ay > y) != (by > y)
                 inside ^= crosses & (px < ex * py / ey)

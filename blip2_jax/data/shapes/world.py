@@ -99,7 +99,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Things with distinct triples in distinct places; `look` seeds the colours' jitter."""
+    """Things, each of another triple in another place; `look` seeds colours."""
 
     things: tuple[Thing, ...]
     look: int = 0

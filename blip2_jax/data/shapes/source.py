@@ -1,0 +1,72 @@
+"""The shapes world as a data source: pictures, captions, questions, or text alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from blip2_jax.data.shapes.captions import captions
+from blip2_jax.data.shapes.questions import questions
+from blip2_jax.data.shapes.render import render
+from blip2_jax.data.shapes.world import scene, split_of
+from blip2_jax.data.sources.base import ImageKind, Question, Record, Source
+
+
+class ShapesSource(Source):
+    """Scenes of one split; near-duplicates are neighbours (`group_size`).
+
+    Args:
+      split: "train", "validation" (unseen scenes of seen things) or "heldout".
+      size: how many scenes, from `start` on.
+      texts: "captions", "questions" or "both".
+      images: False leaves the pictures out (pre-training of language models).
+      start: the first scene; a multiple of the split's group.
+
+    Raises:
+      ValueError: unknown split, kind of texts, or a start inside a group.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        texts: Literal["captions", "questions", "both"] = "captions",
+        images: bool = True,
+        start: int = 0,
+    ):
+        self.group_size = split_of(split).group
+        if texts not in ("captions", "questions", "both"):
+            raise ValueError(f"texts is captions, questions or both, not {texts!r}")
+        if start % self.group_size:
+            raise ValueError(
+                f"start {start} is not a multiple of {self.group_size}, "
+                f"the number of near-duplicates in a group of {split!r}"
+            )
+        self.name = f"shapes:{split}"
+        self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
+        self._split, self._size, self._texts, self._start = split, size, texts, start
+
+    def __len__(self) -> int:
+        return self._size
+
+    def record(self, index: int) -> Record:
+        number = self._start + index
+        asked = () if self._texts == "captions" else questions(self._split, number)
+        told = () if self._texts == "questions" else captions(self._split, number)
+        return Record(
+            key=f"{self._split}/{number}",
+            image_id=index,
+            captions=tuple(told),
+            questions=tuple(
+                Question(q.text, (q.answer,), f"{number}/{q.kind}/{position}")
+                for position, q in enumerate(asked)
+            ),
+            original_id=number,
+        )
+
+    def load_image(
+        self, index: int, at_least: int = 0
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        return render(scene(self._split, self._start + index))
