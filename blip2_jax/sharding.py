@@ -1,0 +1,134 @@
+"""The mesh, and the one table that says where every array lives on it.
+
+Axes: `data` (copies of the model), `fsdp` (parameters and optimizer state divided,
+batches too) and `tensor` (matrices divided by heads or hidden units). Any may be 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from blip2_jax.exchange import BATCH_AXES
+
+AXES = ("data", "fsdp", "tensor")
+P = PartitionSpec
+
+# (path regex, spec); the first full match holds. Blocks of the towers and language
+# models are stacked, so their kernels are [L, in, out]. An axis that does not divide
+# its dimension is left out. Norms, biases, tokens and small heads are whole.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r".*blocks/.*(output|down)/kernel", P(None, "tensor", "fsdp")),
+    (r".*blocks/.*kernel", P(None, "fsdp", "tensor")),
+    (r"language_model/.*(token|position)", P("tensor", "fsdp")),
+    (r"qformer/embeddings/(word|position)", P(None, "fsdp")),
+    (r".*kernel", P("fsdp", None)),
+    (r".*", P()),
+)
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """The mesh of a run.
+
+    Args:
+      data, fsdp, tensor: sizes; one of them may be -1, "all that is left".
+      devices: all of them where absent.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    rest = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and len(devices) % rest == 0:
+        sizes[sizes.index(-1)] = len(devices) // rest
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not cover "
+            f"{len(devices)} devices; at most one size may be -1 (the rest)"
+        )
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """The table's entry for one parameter, less the axes that do not divide it."""
+    rule = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    axes = [*rule, *[None] * (len(shape) - len(rule))][: len(shape)]
+    sizes = [1 if axis is None else mesh.shape[axis] for axis in axes]
+    placed = zip(axes, sizes, shape, strict=True)
+    return P(*[axis if size > 1 and dim % size == 0 else None
+               for axis, size, dim in placed])
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf (array or shape) of a tree.
+
+    A leaf's path is made of its dictionary keys alone, so that optimizer state is laid
+    out like the parameters that it belongs to.
+    """
+
+    def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+        return NamedSharding(mesh, spec_of("/".join(names), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows divided over the data axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raise a ValueError that names the nearest sizes that fit, if this one does not."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size < 1 or batch_size % shards:
+        below = max(batch_size // shards * shards, shards)
+        raise ValueError(
+            f"batch size {batch_size} does not divide over {shards} devices "
+            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}): "
+            f"use {below} or {below + shards}"
+        )
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays of the whole batch from the rows that this process has read.
+
+    Host-only entries (`position`, and names that begin with "_") stay behind.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        for name, rows in batch.items()
+        if name != "position" and not name.startswith("_")
+    }
+
+
+def put(tree: Any, layout: Any) -> Any:
+    """Place arrays that every process holds in full; each device takes its part."""
+
+    def place(array: Any, sharding: NamedSharding) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        )
+
+    return jax.tree.map(place, tree, layout)

@@ -1,0 +1,168 @@
+"""What a run computes: a model, its loss and the batches that it eats.
+
+A task is built from a configuration by name. Everything else in training (step, loop,
+checkpoints) sees this one interface.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from blip2_jax import presets
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+
+
+class Loss(Protocol):
+    """A training loss: a mean over the global batch, of all parameters."""
+
+    def __call__(
+        self, params: Params, batch: Batch, key: jax.Array | None, replay: Any = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Compute the loss and what to report.
+
+        Args:
+          params: trainable and frozen parameters, merged.
+          batch: global arrays.
+          key: of dropout and of sampled negatives; None: neither dropout nor draws.
+          replay: negatives to use in place of drawn ones.
+
+        Returns:
+          The fp32 scalar loss, and fp32 scalars by name; stage 1 adds `negatives`.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One kind of training.
+
+    Attributes:
+      name: key of `TASKS`.
+      model: the flax module; evaluation and generation use it too.
+      init_params: random parameters from a key; works under `jax.eval_shape`.
+      loss: see `Loss`.
+      batch_format: which examples the data pipeline makes: "image_text" (stage 1,
+        contrast), "decoder", "encoder_decoder", "text_decoder" or
+        "text_encoder_decoder" (the latter two without images).
+      tokenizers: keys of `config.data.tokenizer` that these examples need.
+    """
+
+    name: str
+    model: Any
+    init_params: Callable[[jax.Array], dict[str, Any]]
+    loss: Loss
+    batch_format: str
+    tokenizers: tuple[str, ...]
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task that a configuration names.
+
+    Raises:
+      ValueError: an unknown task, model size or option; the message names it.
+    """
+    if config.task not in TASKS:
+        raise ValueError(f"unknown task {config.task!r}; there are {', '.join(TASKS)}")
+    return TASKS[config.task](config)
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype of matmul inputs, and of frozen parameters."""
+    return jnp.dtype(config.precision)
+
+
+def model_config(options: ConfigDict) -> presets.Blip2Config:
+    """The preset that `config.model` names, with its overrides.
+
+    Overrides follow the fields of `Blip2Config`: `{"qformer": {"depth": 4}}`. A part
+    that the preset lacks, or another kind of part, says its kind and is complete:
+    `{"vision": {"kind": "features", "num_tokens": 49, "width": 1280}}`.
+
+    Raises:
+      ValueError: no such preset or field.
+    """
+    try:
+        base = presets.preset(options.preset)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+    return _override(base, options.overrides.items(), "config.model.overrides")
+
+
+PARTS = {
+    "features": presets.FeaturesConfig,
+    "vit": presets.ViTConfig,
+    "opt": presets.OPTConfig,
+    "t5": presets.T5Config,
+}
+
+
+def _override(base: Any, changes: Any, where: str) -> Any:
+    """`dataclasses.replace`, nested; errors name the path of the key."""
+    fields = [field.name for field in dataclasses.fields(base)]
+    values = {}
+    for name, value in changes:
+        path = f"{where}.{name}"
+        if name not in fields:
+            raise ValueError(f"{path} is no size; there are {', '.join(fields)}")
+        if isinstance(value, (Mapping, ConfigDict)):
+            value = _part(getattr(base, name), dict(value.items()), path)
+        values[name] = value
+    return dataclasses.replace(base, **values)
+
+
+def _part(present: Any, changes: dict[str, Any], path: str) -> Any:
+    """A changed part of a model, or a new one of the kind that `changes` names."""
+    kind = changes.pop("kind", None)
+    if kind is None:
+        if present is None:
+            raise ValueError(f"{path} must say its kind: {', '.join(PARTS)}")
+        return _override(present, changes.items(), path)
+    if kind not in PARTS:
+        raise ValueError(f"{path}.kind is {kind!r}; there are {', '.join(PARTS)}")
+    try:
+        return PARTS[kind](**changes)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _options(kind: type, options: ConfigDict) -> Any:
+    """`config.objective` as the task's dataclass of options."""
+    return _override(kind(), options.items(), "config.objective")
+
+
+def _stage1(config: ConfigDict) -> Task:
+    from blip2_jax.models.blip2 import Blip2Stage1, init_params
+    from blip2_jax.training.stage1 import Stage1Options, stage1_loss
+
+    if config.optimizer.accumulate > 1:
+        raise ValueError(
+            "config.optimizer.accumulate must be 1 in stage 1: accumulated batches "
+            "would each contrast with themselves alone; use more devices, remat or a "
+            "smaller batch"
+        )
+    model = Blip2Stage1(
+        model_config(config.model), dtype=compute_dtype(config),
+        scan=config.model.scan, remat=config.model.remat,
+    )
+    options = _options(Stage1Options, config.objective)
+    return Task(
+        name="stage1",
+        model=model,
+        init_params=lambda key: init_params(model, key),
+        loss=lambda params, batch, key, replay=None: stage1_loss(
+            model, params, batch, key, options, replay
+        ),
+        batch_format="image_text",
+        tokenizers=("qformer",),
+    )
+
+
+TASKS: dict[str, Callable[[ConfigDict], Task]] = {"stage1": _stage1}
