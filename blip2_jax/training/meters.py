@@ -1,0 +1,100 @@
+"""How fast a run is and what it holds: rates, utilisation, waiting, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+
+# Dense bf16 peak of one jax device, FLOP/s, by what its `device_kind` contains;
+# sources in docs of NVIDIA and Google Cloud. A TPU v2 or v3 device is half a chip.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "TPU v3": 61.5e12,
+    "TPU v2": 23e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """The device's dense bf16 peak in FLOP/s; None where it is not in the table."""
+    kind = device.device_kind
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that one local device has held; on a CPU, that the process has."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [
+        entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry
+    ]
+    if peaks:
+        return max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Meter:
+    """Rates over the steps since the last reading.
+
+    Args:
+      batch_size: images a step, of all devices.
+      flops_per_image: the fixed numerator of MFU, or None to leave MFU out.
+    """
+
+    def __init__(self, batch_size: int, flops_per_image: float | None) -> None:
+        self._batch_size = batch_size
+        self._flops_per_image = flops_per_image
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._paused = 0.0
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here (evaluation, saving) is no part of the rates."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def count_step(self) -> None:
+        """One more step has been started."""
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """The rates since the last call: per chip where the name says so."""
+        elapsed = time.perf_counter() - self._start - self._paused
+        rate = self._steps * self._batch_size / max(elapsed, 1e-9) / jax.device_count()
+        values = {
+            "images_per_second_per_chip": rate,
+            "seconds_per_step": elapsed / max(self._steps, 1),
+            "data_wait_share": self._waited / max(elapsed, 1e-9),
+            "peak_memory_gb": peak_memory_bytes() / 1e9,
+        }
+        peak = peak_flops(jax.devices()[0])
+        if peak and self._flops_per_image:
+            values["mfu"] = rate * self._flops_per_image / peak
+        self._reset()
+        return values
