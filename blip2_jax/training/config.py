@@ -127,6 +127,7 @@ def _optimizer(task: str) -> ConfigDict:
             "b2": 0.98,
             "eps": 1e-8,
             "clip": 0.0,  # of the global norm; 0: none, as in the original
+            "original_decay": False,  # the original decays the temperature too
             "layer_decay": 1.0,  # per block of an image encoder that is trained
             "accumulate": 1,  # steps whose gradients are averaged (not in stage 1)
         }
@@ -140,7 +141,8 @@ def _data(task: str) -> ConfigDict:
             # "shapes", ..., "weight": 1.0}; keys by kind in data/sources/.
             "train": (),
             "image": {"size": 224, "augment": True},
-            # A directory that transformers' AutoTokenizer reads, or "shapes".
+            # Directories that transformers' AutoTokenizer reads, or "shapes:bert",
+            # "shapes:opt", "shapes:t5" (shipped).
             "tokenizer": {"qformer": "", "language_model": ""},
             "max_text_length": 32,
             # Stage 2: "auto" splits for an encoder-decoder and does not for a
@@ -174,8 +176,8 @@ def _evaluation() -> ConfigDict:
     )
 
 
-def validate(config: ConfigDict, device_count: int) -> None:
-    """Check what can be checked before anything is opened or written.
+def validate(config: ConfigDict) -> None:
+    """Check the values that no later part of the set-up checks by itself.
 
     Raises:
       ConfigError: with one sentence that names the key, its value and what to do.
@@ -202,38 +204,6 @@ def validate(config: ConfigDict, device_count: int) -> None:
     if config.evaluation.every and not config.evaluation.sources:
         raise ConfigError(
             "config.evaluation.every is set but config.evaluation.sources is empty"
-        )
-    _check_batch(config.batch_size, data_parallelism(config.mesh, device_count))
-
-
-def data_parallelism(mesh: ConfigDict, device_count: int) -> int:
-    """Over how many devices a batch is divided: the data axis times the fsdp axis.
-
-    Raises:
-      ConfigError: the mesh does not fit the devices.
-    """
-    axes = {name: mesh[name] for name in ("data", "fsdp", "tensor")}
-    fixed, multiple = 1, "a multiple of " if axes["data"] == -1 else ""
-    for name, size in axes.items():
-        if size == 0 or size < -1 or (size == -1 and name != "data"):
-            raise ConfigError(f"config.mesh.{name} is {size}; it must be 1 or more")
-        fixed *= size if size > 0 else 1
-    fits = device_count % fixed == 0 if axes["data"] == -1 else device_count == fixed
-    if not fits:
-        raise ConfigError(
-            f"config.mesh {axes} needs {multiple}{fixed} devices, "
-            f"there are {device_count}"
-        )
-    return device_count // axes["tensor"]
-
-
-def _check_batch(batch_size: int, parts: int) -> None:
-    if batch_size % parts:
-        below = batch_size // parts * parts
-        near = [str(size) for size in (below, below + parts) if size]
-        raise ConfigError(
-            f"config.batch_size {batch_size} does not divide over {parts} devices; "
-            f"the nearest that do: {' and '.join(near)}"
         )
 
 

@@ -35,7 +35,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that one local device has held; on a CPU, that the process has."""
+    """The most that one local device has held; on a CPU, that the process has."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [
         entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry
