@@ -8,11 +8,14 @@ is not named here is an error, here and on the command line
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from blip2_jax.data.config import DataConfig
 
 TASKS = ("stage1", "stage2", "contrast", "language_model")
 PRECISIONS = ("bfloat16", "float32")
@@ -135,25 +138,10 @@ def _optimizer(task: str) -> ConfigDict:
 
 
 def _data(task: str) -> ConfigDict:
-    return ConfigDict(
-        {
-            # Source specs: {"kind": "annotations" | "tars" | "tfds" | "features" |
-            # "shapes", ..., "weight": 1.0}; keys by kind in data/sources/.
-            "train": (),
-            "image": {"size": 224, "augment": True},
-            # Directories that transformers' AutoTokenizer reads, or "shapes:bert",
-            # "shapes:opt", "shapes:t5" (shipped).
-            "tokenizer": {"qformer": "", "language_model": ""},
-            "max_text_length": 32,
-            # Stage 2: "auto" splits for an encoder-decoder and does not for a
-            # decoder; "none" and "prefix" say so by hand.
-            "prefix_split": "auto",
-            "prompt": "",  # stage 2: written before every caption, not a target
-            "workers": 0 if task == "language_model" else 8,  # 0: this process
-            "prefetch": 2,  # batches ahead, a worker
-            "max_broken_share": 0.01,  # past it a run stops and lists the causes
-        }
-    )
+    """The fields of `DataConfig`, which says what they mean."""
+    fields = ConfigDict(dataclasses.asdict(DataConfig(train=())))
+    fields.workers = 0 if task == "language_model" else 8
+    return fields
 
 
 def _checkpoint() -> ConfigDict:
