@@ -24,8 +24,8 @@ SHORT_ANSWER_PROMPT = "Question: {} Short answer:"
 class DecoderOnlyExample:
     """Rows for a decoder-only model; the loss shifts targets by one itself."""
 
-    ids: Int32[Array, " T"]
-    mask: Bool[Array, " T"]
+    text_ids: Int32[Array, " T"]
+    text_mask: Bool[Array, " T"]
     target_mask: Bool[Array, " T"]
 
 

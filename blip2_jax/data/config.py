@@ -1,0 +1,94 @@
+"""What a data pipeline is told: the fields of `config.data`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from blip2_jax.data.images import ImageConfig
+
+Format = Literal[
+    "image_text", "decoder", "encoder_decoder", "text_decoder", "text_encoder_decoder"
+]
+FORMATS: tuple[Format, ...] = (
+    "image_text", "decoder", "encoder_decoder", "text_decoder", "text_encoder_decoder",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Tokenizer specs (see `text.load_tokenizer`); "" where a task needs none."""
+
+    qformer: str = ""
+    language_model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A data configuration.
+
+    Attributes:
+      train: source specs (see `sources.registry`), each with an optional weight.
+      image: size and augmentation.
+      tokenizer: of the Q-Former and of the language model.
+      max_text_length: length that texts (and encoder prompts) are cut and padded to.
+      prefix_split: captions of an encoder-decoder are split at a random word into
+        prompt and target: "auto" does so for encoder-decoders, "prefix" always,
+        "none" never (the original's code).
+      prompt: written before every caption; no target of a language model.
+      question_share: of records that have both, the share that shows a question and
+        its answer in place of a caption.
+      question_prompt: template of a question; "" takes the paper's for the model.
+      keep_end: a caption that is cut keeps its end token (the original: False).
+      workers: processes that load data; 0 loads in threads of this process.
+      prefetch: batches ahead, a worker.
+      max_broken_share: past it a run stops and lists the causes.
+    """
+
+    train: tuple[Mapping[str, Any], ...]
+    image: ImageConfig = ImageConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    max_text_length: int = 32
+    prefix_split: Literal["auto", "prefix", "none"] = "auto"
+    prompt: str = ""
+    question_share: float = 0.0
+    question_prompt: str = ""
+    keep_end: bool = True
+    workers: int = 0
+    prefetch: int = 2
+    max_broken_share: float = 0.01
+
+    def __post_init__(self):
+        if self.prefix_split not in ("auto", "prefix", "none"):
+            raise ValueError(
+                f"prefix_split {self.prefix_split!r}: auto, prefix or none"
+            )
+        for name in ("question_share", "max_broken_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in 0 .. 1")
+        if self.question_prompt and "{}" not in self.question_prompt:
+            raise ValueError(f"question_prompt {self.question_prompt!r} has no {{}}")
+
+
+def data_config(options: Mapping[str, Any]) -> DataConfig:
+    """A `DataConfig` from a plain or ml_collections dict.
+
+    Raises:
+      ValueError: a key that no field has; the message names it and the fields.
+    """
+    values = dict(options.items())
+    values["train"] = tuple(dict(spec.items()) for spec in values.get("train", ()))
+    for name, kind in (("image", ImageConfig), ("tokenizer", TokenizerConfig)):
+        if isinstance(present := values.get(name), kind):
+            continue
+        values[name] = _build(kind, dict((present or {}).items()), f"data.{name}")
+    return _build(DataConfig, values, "data")
+
+
+def _build(kind: type, values: dict[str, Any], where: str) -> Any:
+    fields = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"{where} has no key {name!r}; it has {', '.join(fields)}")
+    return kind(**values)

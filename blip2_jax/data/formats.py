@@ -1,0 +1,156 @@
+"""From records to the token arrays of a task: which text is drawn, and how written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from blip2_jax.data import prompts
+from blip2_jax.data.config import FORMATS, DataConfig, Format
+from blip2_jax.data.sources.base import BrokenSample, Record
+from blip2_jax.data.text import (
+    LanguageTokenizer,
+    QFormerTokenizer,
+    clean_caption,
+    clean_question,
+    load_tokenizer,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnText:
+    """What a model is told and what it shall say: a caption, or an answer."""
+
+    prompt: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt} {self.target}".strip()
+
+
+class TextFormat:
+    """Draws a text of a record and writes batches of texts as a task's arrays."""
+
+    def __init__(self, config: DataConfig, name: Format):
+        """Load the tokenizer that the format needs.
+
+        Raises:
+          ValueError: unknown format, or a tokenizer of the wrong family.
+          FileNotFoundError: the tokenizer is not there.
+        """
+        if name not in FORMATS:
+            raise ValueError(f"unknown format {name!r}; there are {', '.join(FORMATS)}")
+        self.name = name
+        self.reads_images = not name.startswith("text_")
+        self._config = config
+        self._family = name.removeprefix("text_")
+        self.tokenizer = self._load_tokenizer()
+        decoder = self._family == "decoder"
+        self._question_prompt = config.question_prompt or (
+            prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
+        )
+        self._splits = {"prefix": True, "none": False}.get(
+            config.prefix_split, self._family == "encoder_decoder"
+        )
+
+    def _load_tokenizer(self) -> QFormerTokenizer | LanguageTokenizer:
+        for_language_model = self.name != "image_text"
+        key = "language_model" if for_language_model else "qformer"
+        spec = getattr(self._config.tokenizer, key)
+        if not spec:
+            raise ValueError(f"format {self.name} needs data.tokenizer.{key}")
+        tokenizer = load_tokenizer(spec, language_model=for_language_model)
+        family = getattr(tokenizer, "family", "image_text")
+        if family.removesuffix("_only") != self._family:
+            raise ValueError(f"{spec} is a tokenizer for {family}, not {self.name}")
+        return tokenizer
+
+    def draw(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
+        """Choose a caption or a question of the record.
+
+        Args:
+          rng: None takes the first (evaluation), without a random prefix.
+
+        Raises:
+          BrokenSample: the record has neither.
+        """
+        asks = rng is not None and rng.random() < self._config.question_share
+        if record.questions and (asks or not record.captions):
+            return self._question(record, rng)
+        return self._caption(record, rng)
+
+    def _question(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
+        question = record.questions[_choice(len(record.questions), rng)]
+        if not question.answers:
+            raise BrokenSample("no answer", record.key)
+        answer = question.answers[_choice(len(question.answers), rng)].strip()
+        if not answer:
+            raise BrokenSample("empty answer", record.key)
+        if self.name == "image_text":
+            return DrawnText("", f"{clean_question(question.text)} {answer}")
+        asked = self._question_prompt.format(clean_question(question.text))
+        return DrawnText(asked, answer)
+
+    def _caption(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
+        if not record.captions:
+            raise BrokenSample("no text", record.key)
+        caption = clean_caption(record.captions[_choice(len(record.captions), rng)])
+        if not caption:
+            raise BrokenSample("empty caption", record.key)
+        prompt = self._config.prompt.strip()
+        if self._splits and rng is not None:
+            prefix, caption = prompts.draw_prefix(caption, rng)
+            prompt = f"{prompt} {prefix}".strip()
+        return DrawnText(prompt, caption)
+
+    def arrays(self, texts: Sequence[DrawnText]) -> dict[str, np.ndarray]:
+        """The task's token arrays, [B, max_text_length] each."""
+        length = self._config.max_text_length
+        if self._family == "image_text":
+            ids, mask = self._qformer.encode([str(text) for text in texts], length)
+            return {"text_ids": ids, "text_mask": mask}
+        if self._family == "decoder":
+            return _stack([self._decoder_row(text, length) for text in texts])
+        return _stack(
+            [
+                prompts.encoder_decoder_example(
+                    self._language_model, text.prompt, text.target,
+                    input_length=length, target_length=length,
+                )
+                for text in texts
+            ]
+        )
+
+    def _decoder_row(self, text: DrawnText, length: int) -> prompts.DecoderOnlyExample:
+        # A language model alone learns prompts as well: all of its text is target.
+        alone = not self.reads_images
+        prompt, target = ("", str(text)) if alone else (text.prompt, text.target)
+        return prompts.decoder_only_example(
+            self._language_model, prompt, target, length, keep_end=self._config.keep_end
+        )
+
+    @property
+    def _qformer(self) -> QFormerTokenizer:
+        assert isinstance(self.tokenizer, QFormerTokenizer)
+        return self.tokenizer
+
+    @property
+    def _language_model(self) -> LanguageTokenizer:
+        assert isinstance(self.tokenizer, LanguageTokenizer)
+        return self.tokenizer
+
+
+def _choice(count: int, rng: np.random.Generator | None) -> int:
+    return 0 if rng is None else int(rng.integers(count))
+
+
+def _stack(
+    examples: Sequence[prompts.DecoderOnlyExample | prompts.EncoderDecoderExample],
+) -> dict[str, np.ndarray]:
+    names = [field.name for field in dataclasses.fields(examples[0])]
+    return {
+        name: np.stack([getattr(example, name) for example in examples])
+        for name in names
+    }

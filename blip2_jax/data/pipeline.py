@@ -1,0 +1,125 @@
+"""Training batches: an endless, restartable stream on grain.
+
+Element k of the stream is step `start_step + k`, a pure function of the seed and
+the step: workers, prefetch and the number of processes change nothing in it, so a
+checkpoint needs one integer of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+from absl import flags
+
+from blip2_jax.data.config import DataConfig, Format, data_config
+from blip2_jax.data.faults import Faults
+from blip2_jax.data.rows import NoSubstitute, TrainingRows
+
+Batch = dict[str, Any]
+
+# Threads that load batches when there are no worker processes.
+_THREADS = 2
+_ENDLESS = 2**40
+
+
+class _Batches:
+    """The batch of a step, for one process of a run."""
+
+    def __init__(self, rows: TrainingRows, batch_size: int, first: int, count: int):
+        self._rows = rows
+        self._batch_size, self._first, self._count = batch_size, first, count
+
+    def __call__(self, step: int) -> Batch:
+        start = step * self._batch_size + self._first
+        try:
+            rows = [self._rows.row(start + row) for row in range(self._count)]
+        except NoSubstitute as fault:  # the error is raised where faults are counted
+            return {"_broken": list(fault.broken), "_unusable": True}
+        batch = self._rows.arrays(rows)
+        batch["_broken"] = list(itertools.chain(*(row.broken for row in rows)))
+        return batch
+
+
+class TrainingBatches(Iterator[Batch]):
+    """The stream; `close()` ends its workers. `faults` counts broken samples.
+
+    Attributes:
+      faults: what was broken so far, in this process's rows since the start.
+      fingerprint: the sources, to be stored beside a run's checkpoints.
+    """
+
+    def __init__(
+        self, rows: TrainingRows, batches: _Batches, config: DataConfig, start: int
+    ):
+        self.faults = Faults(config.max_broken_share)
+        self.fingerprint = rows.mixture.fingerprint()
+        if not flags.FLAGS.is_parsed():  # grain's workers read flags
+            flags.FLAGS.mark_as_parsed()
+        steps = grain.MapDataset.range(start, start + _ENDLESS).map(batches)
+        reading = grain.ReadOptions(
+            num_threads=1 if config.workers else _THREADS,
+            prefetch_buffer_size=max(config.prefetch, 1),
+        )
+        stream = steps.to_iter_dataset(reading)
+        if config.workers:
+            stream = stream.mp_prefetch(
+                grain.multiprocessing.MultiprocessingOptions(
+                    num_workers=config.workers, per_worker_buffer_size=1
+                )
+            )
+        self._stream = iter(stream)
+
+    def __next__(self) -> Batch:
+        batch = next(self._stream)
+        broken = [tuple(item) for item in batch.pop("_broken")]
+        self.faults.add(len(batch.get("_key", ())), broken)
+        if "_unusable" in batch:
+            raise self.faults.error()
+        return batch
+
+    def close(self) -> None:
+        """End worker processes and threads."""
+        self._stream.close()
+
+
+def training_batches(
+    options: DataConfig | Mapping[str, Any],
+    task_format: Format,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainingBatches:
+    """Batches from `start_step` on, for ever.
+
+    Args:
+      options: see `DataConfig`; ml_collections and plain dicts are checked.
+      task_format: which arrays a batch holds (see `formats`).
+      seed: of order, choices and augmentation.
+      batch_size: rows of the global batch.
+      process_index, process_count: this process's rows are the `process_index`-th
+        of `process_count` equal parts of every global batch.
+
+    Returns:
+      An iterator of dicts of arrays: `image` uint8 [B, S, S, 3] or `features`
+      [B, P, D], the format's token arrays [B, T], `image_id` int32 [B] (equal for
+      equal images), `position` int64 [B]; `_key` and `_text` are lists of str.
+
+    Raises:
+      ValueError, FileNotFoundError: the configuration cannot be used.
+      TooManyBroken: while iterating, past `max_broken_share`.
+    """
+    config = options if isinstance(options, DataConfig) else data_config(options)
+    if batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide over {process_count} processes"
+        )
+    rows = TrainingRows(config, task_format, seed)
+    count = batch_size // process_count
+    batches = _Batches(rows, batch_size, process_index * count, count)
+    return TrainingBatches(rows, batches, config, start_step)

@@ -1,0 +1,146 @@
+"""One row of a batch: its source, its text, its image, or a substitute's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from blip2_jax.data.config import DataConfig, Format
+from blip2_jax.data.formats import DrawnText, TextFormat
+from blip2_jax.data.images import ImageConfig, evaluation_image, training_image
+from blip2_jax.data.mixture import Mixture, Place, build_mixture
+from blip2_jax.data.order import Purpose, position_rng
+from blip2_jax.data.sources.base import BrokenSample, ImageKind, Source
+
+# Broken elements in a row after which a source is taken for unusable.
+MAX_SUBSTITUTES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row; `broken` lists (cause, key) of the elements that it stands in for."""
+
+    position: int
+    key: str
+    image_id: int
+    text: DrawnText
+    image: np.ndarray | None
+    broken: tuple[tuple[str, str], ...] = ()
+
+
+class NoSubstitute(Exception):
+    """Every substitute of a position was broken too."""
+
+    def __init__(self, broken: Sequence[tuple[str, str]]):
+        super().__init__(tuple(broken))
+        self.broken = tuple(broken)
+
+
+class TrainingRows:
+    """Rows as a function of their global position; pickles into workers."""
+
+    def __init__(self, config: DataConfig, name: Format, seed: int):
+        self.format = TextFormat(config, name)
+        self.mixture: Mixture = build_mixture(config.train)
+        self.image_name = image_name(self.mixture.sources, self.format.reads_images)
+        self._image = config.image
+        self._seed = seed
+
+    def row(self, position: int) -> Row:
+        """The row at a position, or its source's next element that is not broken.
+
+        Raises:
+          NoSubstitute: all of MAX_SUBSTITUTES elements are broken.
+        """
+        first = self.mixture.place(position)
+        broken: list[tuple[str, str]] = []
+        for substitute in range(MAX_SUBSTITUTES):
+            place = Place(first.source, first.ordinal + substitute)
+            try:
+                row = self._row(position, place)
+            except BrokenSample as fault:
+                broken.append((fault.cause, fault.key))
+                continue
+            return dataclasses.replace(row, broken=tuple(broken))
+        raise NoSubstitute(broken)
+
+    def _row(self, position: int, place: Place) -> Row:
+        source = self.mixture.sources[place.source]
+        index = self.mixture.index(place, self._seed)
+        record = source.record(index)
+        text = self.format.draw(record, self._rng(position, Purpose.TEXT))
+        image_id = record.image_id + self.mixture.image_id_offsets[place.source]
+        image = None
+        if self.image_name == "features":
+            image = source.load_features(index)
+        elif self.image_name == "image":
+            pixels = source.load_image(index, self._image.at_least)
+            rng = self._rng(position, Purpose.IMAGE)
+            image = training_image(pixels, self._image, rng)
+        return Row(position, record.key, image_id, text, image)
+
+    def _rng(self, position: int, purpose: Purpose) -> np.random.Generator:
+        return position_rng(self._seed, position, purpose)
+
+    def arrays(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Rows as a batch; keys with a leading "_" stay on the host."""
+        return stack_rows(rows, self.format, self.image_name)
+
+
+def stack_rows(
+    rows: Sequence[Row], text_format: TextFormat, image_key: str | None
+) -> dict[str, Any]:
+    """Rows as arrays [B, ...]; keys with a leading "_" stay on the host."""
+    batch: dict[str, Any] = text_format.arrays([row.text for row in rows])
+    batch["position"] = np.array([row.position for row in rows], np.int64)
+    batch["image_id"] = np.array([row.image_id for row in rows], np.int32)
+    batch["_key"] = [row.key for row in rows]
+    batch["_text"] = [str(row.text) for row in rows]
+    if image_key:
+        batch[image_key] = np.stack([row.image for row in rows])
+    return batch
+
+
+def image_name(sources: Sequence[Source], wanted: bool) -> str | None:
+    """The batch's key of images: "image", "features", or None without images.
+
+    Raises:
+      ValueError: the sources hold different kinds of images, or none where wanted.
+    """
+    if not wanted:
+        return None
+    kinds = {source.image_kind for source in sources}
+    if len(kinds) > 1 or ImageKind.NONE in kinds:
+        held = ", ".join(f"{s.name}: {s.image_kind.value}" for s in sources)
+        raise ValueError(f"sources must all hold pixels or all features ({held})")
+    return "image" if kinds == {ImageKind.PIXELS} else "features"
+
+
+def evaluation_row(
+    source: Source, index: int, text_format: TextFormat, config: ImageConfig,
+    image_key: str | None,
+) -> Row:
+    """A source's element in evaluation: first text, image without augmentation.
+
+    Raises:
+      BrokenSample: the element cannot be used.
+    """
+    record = source.record(index)
+    return Row(
+        index, record.key, record.image_id, text_format.draw(record, None),
+        evaluation_pixels(source, index, config.size, image_key),
+    )
+
+
+def evaluation_pixels(
+    source: Source, index: int, size: int, image_key: str | None
+) -> np.ndarray | None:
+    """An element's resized image or features. Raises BrokenSample."""
+    if image_key is None:
+        return None
+    if image_key == "features":
+        return source.load_features(index)
+    return evaluation_image(source.load_image(index), size)
