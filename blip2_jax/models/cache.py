@@ -13,6 +13,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from blip2_jax.models.attention import attention, decode_attention
+from blip2_jax.models.layers import MultiHeadAttention
+
+KeyValue = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
+
 
 @struct.dataclass
 class Prefix:
@@ -67,3 +72,73 @@ def write_slots(
         by_beam, new.astype(cached.dtype)[..., None, :, :], time, axis=len(lead) + 1
     )
     return written.reshape(cached.shape)
+
+
+def prefill_attention(
+    layer: MultiHeadAttention,
+    x: Float[Array, "B S D"],
+    mask: Bool[Array, "..."],
+    *,
+    bias: Float[Array, "..."] | None = None,
+    scale: float | None = None,
+) -> tuple[Float[Array, "B S D"], KeyValue]:
+    """Self-attention that also returns the keys and values to keep."""
+    key, value = layer.project_key_value(x)
+    context = attention(
+        layer.project_query(x), key, value, mask=mask, bias=bias, scale=scale
+    )
+    return layer.project_output(context), (key, value)
+
+
+@struct.dataclass
+class Step:
+    """What all layers share while each beam reads one token.
+
+    `time` is the 0-based index of the token among the new ones; `visible` `[B, W, M]`
+    says which slots a beam descends from, the one written now included; biases are
+    added to the scores (fp32, broadcastable to `[B, H, W, S]` and `[B, H, W, M]`).
+    """
+
+    time: Int[Array, ""]
+    prefix_mask: Bool[Array, "B S"]
+    visible: Bool[Array, "B W M"]
+    prefix_bias: Array | None = None
+    generated_bias: Array | None = None
+
+
+def step_attention(
+    layer: MultiHeadAttention,
+    x: Float[Array, "B W D"],
+    step: Step,
+    prefix: KeyValue,
+    generated: KeyValue,
+    *,
+    scale: float | None = None,
+) -> tuple[Float[Array, "B W D"], KeyValue]:
+    """One token per beam attends to the prefix, its ancestors and itself.
+
+    Returns:
+      The layer's output, and the new keys and values `[B, W, H, K]`, which
+      `write_slots` puts into the cache once for all layers.
+    """
+    new_key, new_value = layer.project_key_value(x)
+    context = decode_attention(
+        layer.project_query(x),
+        *prefix,
+        step.prefix_mask,
+        write_slots(generated[0], new_key, step.time),
+        write_slots(generated[1], new_value, step.time),
+        step.visible,
+        prefix_bias=step.prefix_bias,
+        generated_bias=step.generated_bias,
+        scale=scale,
+    )
+    return layer.project_output(context), (new_key, new_value)
+
+
+def extend(generated: Generated, new: KeyValue, time: Int[Array, ""]) -> Generated:
+    """The cache with the stacked new keys and values `[L, B, W, H, K]` written."""
+    return Generated(
+        key=write_slots(generated.key, new[0], time),
+        value=write_slots(generated.value, new[1], time),
+    )

@@ -1,0 +1,137 @@
+"""Stage 2: the queries' outputs, projected, as a prompt for a frozen language model."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from blip2_jax.models.blip2 import Blip2Base
+from blip2_jax.models.cache import Generated, Prefix
+from blip2_jax.models.language_model import build_language_model
+from blip2_jax.models.layers import dense
+from blip2_jax.models.sequence import queries_then_text
+
+Logits = tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]
+
+
+class Blip2Stage2(Blip2Base):
+    """Image to queries to language.
+
+    The Q-Former's text branch takes no part and has no parameters here, unless
+    `question_in_qformer`: then queries and question see each other (the paper's VQA
+    fine-tune, section 4.3), and the branch comes from stage 1.
+
+    Attributes:
+      question_in_qformer: read `question_ids`, `question_mask` beside the queries.
+    """
+
+    question_in_qformer: bool = False
+
+    def setup(self) -> None:
+        super().setup()
+        config = self.config.language_model
+        if config is None:
+            raise ValueError("a stage-2 model needs config.language_model")
+        self.language_projection = dense(config.embedding_width, self.dtype)
+        self.language_model = build_language_model(
+            config, self.dtype, self.scan, self.remat
+        )
+
+    def encode_queries(
+        self,
+        features: Float[Array, "B P D"],
+        question_ids: Int[Array, "B T"] | None = None,
+        question_mask: Bool[Array, "B T"] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """The queries' outputs for an image, given a question where the model reads it.
+
+        Args:
+          features: from `encode_image`.
+          question_ids: Q-Former token ids, `[CLS]` first.
+          question_mask: True = a real token.
+          key: dropout; None = none.
+
+        Raises:
+          ValueError: a question for a model that does not read it, or none for one
+            that does.
+        """
+        if (question_ids is not None) != self.question_in_qformer:
+            told = "got none" if question_ids is None else "got one"
+            raise ValueError(
+                f"question_in_qformer is {self.question_in_qformer}, but {told}"
+            )
+        image = self.image_keys_values(features)
+        if question_ids is None:
+            return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
+        hidden = self.qformer.multimodal_pass(
+            self.query_tokens, question_ids, question_mask, image, key=key
+        )
+        return hidden[:, : self.config.qformer.num_queries]
+
+    def project(self, query_output: Float[Array, "B Q D"]) -> Float[Array, "B Q E"]:
+        """Query outputs in the language model's embedding space."""
+        return self.language_projection(query_output)
+
+    def training_logits(
+        self,
+        batch: dict[str, Array],
+        *,
+        key: PRNGKeyArray | None = None,
+        language_key: PRNGKeyArray | None = None,
+    ) -> Logits:
+        """Logits, targets and target mask of a batch (`LanguageModel`).
+
+        Args:
+          batch: `image` or `features`, the text fields of the language model's
+            family, and `question_ids`, `question_mask` where the model reads them.
+          key: dropout of the Q-Former; None = none.
+          language_key: dropout of the language model; None = none.
+        """
+        images = batch["features"] if "features" in batch else batch["image"]
+        queries = self.encode_queries(
+            self.encode_image(images),
+            batch.get("question_ids"),
+            batch.get("question_mask"),
+            key=key,
+        )
+        return self.language_model.training_logits(
+            self.project(queries), batch, language_key
+        )
+
+    def prefill(
+        self,
+        query_output: Float[Array, "B Q D"],
+        prompt_ids: Int[Array, "B T"],
+        prompt_mask: Bool[Array, "B T"],
+    ) -> tuple[Float[Array, "B V"], Prefix]:
+        """Generation: reads the projected queries, then the (left-padded) prompt."""
+        text = self.language_model.embed(prompt_ids)
+        queries = self.project(query_output)
+        inputs, mask = queries_then_text(queries, text, prompt_mask)
+        return self.language_model.prefill(inputs, mask)
+
+    def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
+        """Generation: empty slots; see `LanguageModel`."""
+        return self.language_model.init_generated(prefix, beams, max_new)
+
+    def decode_step(
+        self,
+        ids: Int[Array, "B W"],
+        time: Int[Array, ""],
+        prefix: Prefix,
+        generated: Generated,
+        visible: Bool[Array, "B W M"],
+    ) -> tuple[Float[Array, "B W V"], Generated]:
+        """Generation: one token per beam; see `LanguageModel`."""
+        return self.language_model.decode_step(ids, time, prefix, generated, visible)
+
+    def touch(self, images: Shaped[Array, "B ..."]) -> None:
+        """Runs every part once, so that initialisation creates every parameter."""
+        ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+        text = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
+        masks = dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
+        question = (ids, mask) if self.question_in_qformer else ()
+        queries = self.encode_queries(self.encode_image(images), *question)
+        self.language_model.training_logits(self.project(queries), text | masks)

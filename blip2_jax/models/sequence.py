@@ -1,0 +1,36 @@
+"""The sequence that a language model reads: projected queries, then text."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def queries_then_text(
+    queries: Float[Array, "B Q E"] | None,
+    text: Float[Array, "B T E"],
+    mask: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
+    """Puts the queries before the text; S = Q + T. Queries are never padding.
+
+    Args:
+      queries: the projected query outputs, or None for text alone.
+      text: embeddings of the text.
+      mask: True = a real token.
+    """
+    if queries is None:
+        return text, mask.astype(bool)
+    seen = jnp.ones(queries.shape[:2], bool)
+    return (
+        jnp.concatenate([queries.astype(text.dtype), text], axis=1),
+        jnp.concatenate([seen, mask.astype(bool)], axis=1),
+    )
+
+
+def last_real(
+    hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+) -> Float[Array, "B 1 D"]:
+    """Each row's state at its last real token, whichever side the padding is on."""
+    length = mask.shape[1]
+    last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)

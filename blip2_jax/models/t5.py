@@ -1,0 +1,210 @@
+"""T5-v1.1 and FlanT5 (Raffel et al. 2020): an encoder-decoder, frozen in BLIP-2.
+
+A relative position bias is computed once per stack from one table and shared by its
+layers; queries and text count as one sequence. The head is untied. Released weights
+replace the initial values, which are this package's own (normal, 0.02).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from blip2_jax.models.cache import Generated, Prefix, Step, extend, init_generated
+from blip2_jax.models.dropout import dropout, split_key
+from blip2_jax.models.layers import normal
+from blip2_jax.models.masks import causal, padding
+from blip2_jax.models.precision import einsum_fp32
+from blip2_jax.models.sequence import queries_then_text
+from blip2_jax.models.stack import Stack
+from blip2_jax.models.t5_block import T5Block, relative_buckets, rms_norm
+from blip2_jax.presets import T5Config
+
+
+class T5Stack(nn.Module):
+    """Encoder or decoder: the blocks, their relative bias and the final norm."""
+
+    config: T5Config
+    depth: int
+    causal: bool
+    dtype: DTypeLike
+    scan: bool
+    remat: str
+
+    def setup(self) -> None:
+        config = self.config
+        block = T5Block(config, self.dtype, parent=None)
+        self.stack = Stack(block, self.depth, scan=self.scan, remat=self.remat)
+        x, mask = jnp.zeros((1, 1, config.width), self.dtype), jnp.ones((1, 1), bool)
+        bias = jnp.zeros((1, config.heads, 1, 1))
+        example, method = (x, padding(mask), bias), "encode"
+        if self.causal:
+            example, method = (*example, x, mask), "decode"
+        self.blocks = self.param(
+            "blocks", functools.partial(self.stack.init, method=method), *example
+        )
+        shape = (config.relative_buckets, config.heads)
+        self.relative_bias = self.param("relative_bias", normal(), shape)
+        self.final_norm = rms_norm(config, self.dtype)
+
+    def bias(self, relative: Int[Array, "T S"]) -> Float[Array, "1 H T S"]:
+        """fp32 bias of the scores; `relative` is key minus query position."""
+        buckets = relative_buckets(
+            relative,
+            bidirectional=not self.causal,
+            buckets=self.config.relative_buckets,
+            max_distance=self.config.relative_max_distance,
+        )
+        bias = self.relative_bias.astype(jnp.float32)[buckets]
+        return bias.transpose(2, 0, 1)[None]
+
+    def __call__(
+        self, x: Float[Array, "B T D"], *shared: Any, method: str, per_layer: Any = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Runs one method of the blocks, then the final norm."""
+        x, kept = self.stack(
+            self.blocks, x, *shared, per_layer=per_layer, method=method
+        )
+        return self.final_norm(x), kept
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 #T T"],
+        *encoded: Array,
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        """A whole sequence, with dropout where `key` is given."""
+        first, layers, last = split_key(key, 3)
+        per_layer = None if layers is None else jax.random.split(layers, self.depth)
+        x = dropout(x.astype(self.dtype), self.config.dropout, first)
+        x, _ = self(
+            x, mask, self.bias(distances(x.shape[1])), *encoded,
+            per_layer=per_layer, method="decode" if self.causal else "encode",
+        )
+        return dropout(x, self.config.dropout, last)
+
+
+class T5(nn.Module):
+    """A T5 of any size. What its methods promise stands in `language_model`."""
+
+    config: T5Config
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self) -> None:
+        config = self.config
+        stack = functools.partial(
+            T5Stack, config, dtype=self.dtype, scan=self.scan, remat=self.remat
+        )
+        self.encoder = stack(config.depth, causal=False)
+        self.decoder = stack(config.decoder_depth or config.depth, causal=True)
+        table = (config.vocab_size, config.width)
+        self.embeddings = self.param("embeddings", _leaf("token", table))
+        self.head = self.param("head", _leaf("kernel", table[::-1]))
+
+    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings, in the compute dtype."""
+        return self.embeddings["token"][ids].astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """fp32 logits; the head is untied, so nothing is rescaled."""
+        kernel = self.head["kernel"].astype(self.dtype)
+        return einsum_fp32("btd,dv->btv", hidden.astype(self.dtype), kernel)
+
+    def encode(
+        self,
+        inputs_embeds: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's normed states."""
+        return self.encoder.read(inputs_embeds, padding(mask), key=key)
+
+    def training_logits(
+        self,
+        queries: Float[Array, "B Q D"] | None,
+        batch: dict[str, Array],
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
+        """Logits, targets and their mask; see `LanguageModel`.
+
+        The encoder reads queries and `input_ids`, the decoder the targets moved one
+        place to the right behind the start token.
+        """
+        encoder_key, decoder_key = split_key(key, 2)
+        text = self.embed(batch["input_ids"])
+        inputs, mask = queries_then_text(queries, text, batch["input_mask"])
+        encoded = self.encode(inputs, mask, encoder_key)
+        targets, target_mask = batch["target_ids"], batch["target_mask"].astype(bool)
+        start = jnp.full_like(targets[:, :1], self.config.decoder_start_id)
+        shifted = jnp.concatenate([start, targets[:, :-1]], axis=1)
+        hidden = self.decoder.read(
+            self.embed(shifted), causal(target_mask), encoded, mask, key=decoder_key
+        )
+        return self.logits(hidden), targets, target_mask
+
+    def prefill(
+        self, inputs_embeds: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+    ) -> tuple[Float[Array, "B V"], Prefix]:
+        """Encodes, reads the start token, returns the first new token's logits."""
+        mask = mask.astype(bool)
+        encoded = self.encode(inputs_embeds, mask)
+        seen = jnp.ones((mask.shape[0], 1), bool)
+        start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
+        hidden, ((key, value), cross) = self.decoder(
+            start, causal(seen), self.decoder.bias(distances(1)), encoded, mask,
+            method="prefill",
+        )
+        position = jnp.ones(mask.shape[0], jnp.int32)
+        prefix = Prefix(key, value, seen, position, *cross, cross_mask=mask)
+        return self.logits(hidden)[:, 0], prefix
+
+    def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
+        """Empty slots for the tokens to come."""
+        return init_generated(prefix, beams, max_new)
+
+    def decode_step(
+        self,
+        ids: Int[Array, "B W"],
+        time: Int[Array, ""],
+        prefix: Prefix,
+        generated: Generated,
+        visible: Bool[Array, "B W M"],
+    ) -> tuple[Float[Array, "B W V"], Generated]:
+        """Logits after each beam has read its token of index `time`."""
+        length, slots = prefix.mask.shape[1], visible.shape[2]
+        times = jnp.arange(slots) % (slots // ids.shape[1])  # slot w * N + t holds t
+        step = Step(
+            time, prefix.mask, visible,
+            prefix_bias=self.decoder.bias(jnp.arange(length)[None] - length - time),
+            generated_bias=self.decoder.bias(times[None] - time),
+        )
+        cached = (
+            (prefix.key, prefix.value),
+            (generated.key, generated.value),
+            (prefix.cross_key, prefix.cross_value),
+        )
+        hidden, new = self.decoder(
+            self.embed(ids), step, prefix.cross_mask, per_layer=cached, method="step"
+        )
+        return self.logits(hidden), extend(generated, new, time)
+
+
+def distances(length: int) -> Int[Array, "T T"]:
+    """Key position minus query position, within one sequence."""
+    places = jnp.arange(length)
+    return places[None, :] - places[:, None]
+
+
+def _leaf(name: str, shape: tuple[int, ...]) -> Callable[[PRNGKeyArray], dict]:
+    """Initialiser of a subtree that holds one matrix."""
+    return lambda key: {name: normal()(key, shape)}
