@@ -47,8 +47,8 @@ class DataConfig:
     """
 
     train: tuple[Mapping[str, Any], ...]
-    image: ImageConfig = ImageConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     max_text_length: int = 32
     prefix_split: Literal["auto", "prefix", "none"] = "auto"
     prompt: str = ""

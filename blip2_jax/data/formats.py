@@ -116,8 +116,11 @@ class TextFormat:
         return _stack(
             [
                 prompts.encoder_decoder_example(
-                    self._language_model, text.prompt, text.target,
-                    input_length=length, target_length=length,
+                    self._language_model,
+                    text.prompt,
+                    text.target,
+                    input_length=length,
+                    target_length=length,
                 )
                 for text in texts
             ]

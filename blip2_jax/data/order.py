@@ -29,9 +29,7 @@ def position_rng(seed: int, position: int, purpose: Purpose) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def shuffled_index(
-    ordinal: int, count: int, *, seed: int, source: int = 0
-) -> int:
+def shuffled_index(ordinal: int, count: int, *, seed: int, source: int = 0) -> int:
     """The element at place `ordinal` of a source's endless sequence of epochs.
 
     Args:

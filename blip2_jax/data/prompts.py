@@ -40,7 +40,11 @@ class EncoderDecoderExample:
 
 
 def decoder_only_example(
-    tokenizer: LanguageTokenizer, prompt: str, text: str, length: int, *,
+    tokenizer: LanguageTokenizer,
+    prompt: str,
+    text: str,
+    length: int,
+    *,
     keep_end: bool = True,
 ) -> DecoderOnlyExample:
     """[BOS; prompt; text; newline], padded on the right to `length`.
@@ -72,7 +76,11 @@ def decoder_only_example(
 
 
 def encoder_decoder_example(
-    tokenizer: LanguageTokenizer, prompt: str, target: str, *, input_length: int,
+    tokenizer: LanguageTokenizer,
+    prompt: str,
+    target: str,
+    *,
+    input_length: int,
     target_length: int,
 ) -> EncoderDecoderExample:
     """[prompt; end] for the encoder, [target; end] for the decoder, padded right.

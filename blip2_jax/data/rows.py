@@ -120,7 +120,10 @@ def image_name(sources: Sequence[Source], wanted: bool) -> str | None:
 
 
 def evaluation_row(
-    source: Source, index: int, text_format: TextFormat, config: ImageConfig,
+    source: Source,
+    index: int,
+    text_format: TextFormat,
+    config: ImageConfig,
     image_key: str | None,
 ) -> Row:
     """A source's element in evaluation: first text, image without augmentation.
@@ -130,7 +133,10 @@ def evaluation_row(
     """
     record = source.record(index)
     return Row(
-        index, record.key, record.image_id, text_format.draw(record, None),
+        index,
+        record.key,
+        record.image_id,
+        text_format.draw(record, None),
         evaluation_pixels(source, index, config.size, image_key),
     )
 
