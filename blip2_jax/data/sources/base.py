@@ -86,6 +86,10 @@ class Source(abc.ABC):
         """One more than the largest `image_id`; records may share images."""
         return len(self)
 
+    def keys(self) -> list[str]:
+        """The keys of all records, for joining sources; "" where one is broken."""
+        return [self._key_or_empty(index) for index in range(len(self))]
+
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
@@ -106,13 +110,16 @@ class Source(abc.ABC):
 
     def fingerprint(self) -> dict[str, object]:
         """What a run writes down of its data: enough to notice another data set."""
-        shown = range(min(len(self), 3))
-        return {"name": self.name, "records": len(self), "images": self.num_images,
-                "first": [self._key_or_cause(index) for index in shown]}
+        first = [self._key_or_empty(index) for index in range(min(len(self), 3))]
+        return {
+            "name": self.name,
+            "records": len(self),
+            "images": self.num_images,
+            "first": first,
+        }
 
-    def _key_or_cause(self, index: int) -> str:
+    def _key_or_empty(self, index: int) -> str:
         try:
             return self.record(index).key
-        except BrokenSample as broken:
-            return str(broken)
-
+        except BrokenSample:
+            return ""
