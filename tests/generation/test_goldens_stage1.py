@@ -1,0 +1,49 @@
+"""Captions by the Q-Former's decoder against the original, id for id.
+
+There the start token [DEC] counts in maximum, minimum and penalty.
+"""
+
+import functools
+
+import golden_stage1
+import jax
+import numpy as np
+import pytest
+
+from blip2_jax.generation import original
+from blip2_jax.generation.programs import generate_stage1
+
+RUNS = {
+    "greedy_min10_max30": {},
+    "greedy_min1_max12": {},
+    "beam3_min10_max30": {"num_beams": 3},
+    "beam3_min3_max15": {"num_beams": 3},
+    "beam5_min1_max20": {"num_beams": 5},
+}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def run(images, config):
+    raw = golden_stage1.config()
+    return generate_stage1(
+        golden_stage1.model(),
+        golden_stage1.params(),
+        images,
+        config,
+        start_id=raw.qformer.vocab_size - 1,
+        eos_id=3,
+        pad_id=0,
+    )
+
+
+@pytest.mark.parametrize("tag", RUNS)
+def test_captions_equal_the_original(tag):
+    golden = golden_stage1.load_case("itg_generate")
+    _, least, most = tag.split("_")
+    config = original(int(most[3:]), int(least[3:]), **RUNS[tag])
+    found = run(golden["image"].transpose(0, 2, 3, 1), config)
+    np.testing.assert_array_equal(found.ids[:, 0], golden[tag][:, 1:])
+    if tag + "_scores" in golden:
+        np.testing.assert_allclose(
+            found.scores[:, 0], golden[tag + "_scores"], rtol=1e-4, atol=1e-5
+        )

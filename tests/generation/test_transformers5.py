@@ -1,0 +1,139 @@
+"""Convention `transformers5` against the installed transformers, id for id.
+
+The torch model computes the logits here, so that only decoding is compared. Its
+`generate` gets the same random prefix embeddings, as BLIP-2 uses it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from history_decoder import history_decoder
+
+from blip2_jax.generation import DecodingConfig, decode
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5")
+
+torch.set_num_threads(1)
+VOCAB, WIDTH, ROWS, PREFIX, EOS = 24, 16, 6, 5, 3
+
+
+def tiny_opt():
+    config = transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=WIDTH, ffn_dim=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, word_embed_proj_dim=WIDTH,
+        dropout=0.0, init_std=0.6, pad_token_id=1, bos_token_id=2, eos_token_id=EOS,
+    )  # fmt: skip
+    return transformers.OPTForCausalLM(config)
+
+
+def tiny_t5():
+    config = transformers.T5Config(
+        vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
+        initializer_factor=2.0, pad_token_id=0, eos_token_id=EOS,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def build(family, seed, padded):
+    torch.manual_seed(seed)
+    model = (tiny_opt if family == "opt" else tiny_t5)().eval()
+    with torch.no_grad():  # ends of sequence at many lengths
+        head = model.get_output_embeddings().weight
+        head[EOS] += 0.7 * head.std() * torch.randn(head.shape[1])
+    prefix = torch.randn(ROWS, PREFIX, WIDTH)
+    mask = torch.ones(ROWS, PREFIX, dtype=torch.long)
+    if padded:
+        mask[1::2, :2] = 0  # on the left
+    return model, prefix, mask
+
+
+def torch_logits(model, prefix, mask, rows, past):
+    """Logits behind `past` [X,t] for the given rows [X], by a whole forward pass."""
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            start = torch.zeros(len(rows), 1, dtype=torch.long)
+            return model(
+                inputs_embeds=prefix[rows],
+                attention_mask=mask[rows],
+                decoder_input_ids=torch.cat([start, past], 1),
+            ).logits[:, -1]
+        embeds = torch.cat([prefix[rows], model.get_input_embeddings()(past)], 1)
+        seen = torch.cat([mask[rows], torch.ones_like(past)], 1)
+        return model(inputs_embeds=embeds, attention_mask=seen).logits[:, -1]
+
+
+def ours(model, prefix, mask, config, history):
+    pad = model.config.pad_token_id
+
+    def callback(rows, past, time):
+        batch, beams, _ = past.shape
+        past = torch.tensor(np.array(past[..., : int(time) + 1])).long().flatten(0, 1)
+        rows = np.repeat(np.array(rows), beams)
+        logits = torch_logits(model, prefix, mask, rows, past)
+        return logits.reshape(batch, beams, VOCAB).float().numpy()
+
+    def next_logits(rows, past, time):
+        shape = jax.ShapeDtypeStruct((*past.shape[:2], VOCAB), jnp.float32)
+        return jax.pure_callback(callback, shape, rows, past, time)
+
+    decoder = history_decoder(next_logits, eos_id=EOS, pad_id=pad)
+    nothing = torch.zeros(ROWS, 0, dtype=torch.long)
+    first = torch_logits(model, prefix, mask, np.arange(ROWS), nothing)
+    run = jax.jit(
+        lambda rows, first, history: decode(
+            decoder, first, rows, config, history=history
+        )
+    )
+    found = run(jnp.arange(ROWS), jnp.asarray(first.numpy()), jnp.asarray(history))
+    return jax.device_get(found)
+
+
+SETTINGS = {
+    "greedy": {},
+    "greedy_min": {"min_new_tokens": 5},
+    "greedy_repetition": {"repetition_penalty": 1.7},
+    "beam": {"num_beams": 4},
+    "beam_short": {"num_beams": 3, "length_penalty": -1.0},
+    "beam_long": {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 3},
+    "beam_min": {"num_beams": 4, "min_new_tokens": 6},
+    "beam_repetition": {"num_beams": 4, "repetition_penalty": 1.7},
+    "beam_eager": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 2},
+    "beam_never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 1.5},
+}
+
+
+@pytest.mark.parametrize("family", ["opt", "t5"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ids_and_scores_are_equal(family, name):
+    settings = {"max_new_tokens": 10, **SETTINGS[name]}
+    config = DecodingConfig(**settings)
+    # Without token ids of the prompt, OPT's penalty there skips as many new tokens as
+    # the prompt has padding; BLIP-2 passes the ids (see test_huggingface.py).
+    padded = family == "t5" or config.repetition_penalty == 1.0
+    for seed in range(2):
+        model, prefix, mask = build(family, seed, padded)
+        theirs = model.generate(
+            inputs_embeds=prefix,
+            attention_mask=mask,
+            return_dict_in_generate=True,
+            output_scores=True,
+            do_sample=False,
+            **settings,
+        )
+        history = np.full((ROWS, 1), 0 if family == "t5" else -1, np.int32)
+        found = ours(model, prefix, mask, config, history)
+        results = config.num_return_sequences
+        ids = theirs.sequences.reshape(ROWS, results, -1).numpy()
+        ids = ids[:, :, 1:] if family == "t5" else ids
+        for row in np.ndindex(ROWS, results):
+            length = found.lengths[row]
+            np.testing.assert_array_equal(found.ids[row][:length], ids[row][:length])
+            if length < ids.shape[-1]:
+                assert ids[row][length - 1] == EOS
+        if config.num_beams > 1:
+            scores = theirs.sequences_scores.reshape(ROWS, results).numpy()
+            np.testing.assert_allclose(found.scores, scores, rtol=1e-4)
