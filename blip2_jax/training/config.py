@@ -33,6 +33,7 @@ CHANGEABLE = (
     "evaluation",
     "logging",
     "compilation_cache",
+    "replay",
 )
 
 _FROZEN = {
@@ -90,7 +91,10 @@ def default_config(task: str = "stage1") -> ConfigDict:
     config.checkpoint = _checkpoint()
     config.evaluation = _evaluation()
     config.log_every = 50
-    config.logging = ConfigDict({"wandb": False, "wandb_project": "blip2_jax"})
+    config.logging = ConfigDict(
+        {"wandb": False, "wandb_project": "blip2_jax", "negatives": False}
+    )
+    config.replay = ""  # a negatives.jsonl: hard negatives to use in place of draws
     config.compilation_cache = ""  # a directory: compiled programs outlive the run
     return config.lock()
 
@@ -225,6 +229,11 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     return value
+
+
+def canonical(config: ConfigDict) -> ConfigDict:
+    """A configuration as its stored form reads back: a locked copy."""
+    return from_plain(to_plain(config))
 
 
 def read_config(run_dir: str | pathlib.Path) -> ConfigDict:

@@ -1,0 +1,215 @@
+"""The training loop: fetch, step, report, evaluate, save, until done or asked to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from blip2_jax import sharding
+from blip2_jax.training import replay
+from blip2_jax.training.config import to_plain
+from blip2_jax.training.evaluate import best_metric, evaluate
+from blip2_jax.training.guards import StopRequest, check_finite, stop_on_signal
+from blip2_jax.training.meters import Meter
+from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
+from blip2_jax.training.setup import Run, set_up
+
+
+# What an ITM loss reaches that knows no more than that one pair in three matches.
+ITM_PRIOR_ENTROPY = math.log(3) - 2 / 3 * math.log(2)
+CONSTANTS = {"stage1": {"itm_prior_entropy": ITM_PRIOR_ENTROPY}}
+
+
+def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
+    """Train until `config.steps`, or until a signal asks to save and leave.
+
+    Args:
+      config: see `config.default_config`.
+      directory: of the run; one that holds the same run is continued.
+
+    Returns:
+      The exit code: 0, or 128 + the signal that stopped the run.
+
+    Raises:
+      ValueError, OSError, CheckpointError: see `set_up`.
+      NonFiniteLoss, TooManyBroken: the run cannot go on.
+    """
+    run = set_up(config, pathlib.Path(directory).absolute())
+    loop = Loop(run)
+    # Between hosts, jax itself listens for SIGTERM, so that all stop at one step.
+    signals = (signal.SIGINT,) + ((signal.SIGTERM,) if jax.process_count() == 1 else ())
+    try:
+        with stop_on_signal(signals) as stop:
+            loop.run_steps(stop)
+    finally:
+        loop.close()
+    return stop.exit_code
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launched:
+    """A step that has been sent to the devices and may still be running."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    keys: list[str]
+
+
+class Loop:
+    """One process's view of a run in progress."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.config = run.config
+        self.last_saved: int | None = run.start or None
+        self.meter = Meter(run.config.batch_size, None)
+        self.log, self.terminal = None, None
+        if jax.process_index() == 0:
+            wandb = {
+                "project": run.config.logging.wandb_project,
+                "config": to_plain(run.config),
+                "dir": str(run.directory),
+            }
+            self.log = MetricsLog(
+                run.directory, run.start, wandb if run.config.logging.wandb else None
+            )
+            self.terminal = Terminal(run.config.steps, run.start)
+        self.negatives = replay.open_log(run.config, run.directory, run.start)
+        self.replayed = replay.read(run.config.replay)
+        for line in run.report:
+            self.say(line)
+
+    def run_steps(self, stop: StopRequest) -> None:
+        """From the run's start to its end; each step's metrics are read one late."""
+        before: _Launched | None = None
+        for step in range(self.run.start + 1, self.config.steps + 1):
+            launched = self.launch(step)
+            if before is not None:
+                self.finish(before)
+            before = launched
+            stopping = self.asked_to_stop(step, stop)
+            if stopping or self.is_due(step):
+                self.finish(launched)
+                before = None
+                with self.meter.paused():
+                    self.pause(step, stopping)
+            if stopping:
+                self.say(f"stopped after step {step}; the same command continues")
+                return
+        self.say(f"done: {self.config.steps} steps in {self.run.directory}")
+
+    def launch(self, step: int) -> _Launched:
+        """Fetch a batch, place it and start the step on it."""
+        with self.meter.waiting():
+            rows = next(self.run.batches)
+        with jax.transfer_guard("disallow"):
+            batch = sharding.global_batch(rows, self.run.mesh)
+            negatives = self.replayed.get(step)
+            if negatives is not None:
+                whole = sharding.replicated(self.run.mesh)
+                negatives = jax.device_put(negatives, whole)
+            self.run.state, metrics = self.run.train_step(
+                self.run.state, self.run.frozen, batch, negatives
+            )
+        keys = rows.get("_key") or [str(position) for position in rows["position"]]
+        return _Launched(step, metrics, keys)
+
+    def finish(self, launched: _Launched) -> None:
+        """Wait for a step; check and report its numbers."""
+        metrics = jax.device_get(dict(launched.metrics))
+        scalars = {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0
+        }
+        self.meter.count_step()
+        check_finite(launched.step, scalars, launched.keys, self.last_saved)
+        if self.negatives is not None and "negatives" in metrics:
+            self.negatives.write(launched.step, metrics["negatives"])
+        if self.terminal is not None:
+            self.terminal.advance(launched.step)
+        if launched.step % self.config.log_every == 0 or launched.step == 1:
+            scalars.pop("finite", None)
+            broken = {"broken_samples": float(self.run.batches.faults.counts.total())}
+            self.write(
+                launched.step,
+                scalars
+                | CONSTANTS.get(self.run.task.name, {})
+                | self.meter.read()
+                | broken,
+            )
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate or save after this step."""
+        every = self.config.evaluation.every
+        return (
+            step == self.config.steps
+            or step % self.config.checkpoint.every == 0
+            or bool(every and step % every == 0)
+        )
+
+    def asked_to_stop(self, step: int, stop: StopRequest) -> bool:
+        """Whether a signal arrived; the same answer on every host."""
+        if jax.process_count() == 1:
+            return stop.signal is not None
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def pause(self, step: int, stopping: bool) -> None:
+        """Evaluate where it is due, then save where it is due or has become best."""
+        every, metric = self.config.evaluation.every, None
+        if every and (step % every == 0 or step == self.config.steps) and not stopping:
+            metric = self.evaluate(step)
+        best = self.run.checkpoints.best()
+        sign = 1.0 if self.config.evaluation.mode == "max" else -1.0
+        is_best = metric is not None and (
+            best is None or sign * metric > sign * best[1]
+        )
+        regular = step % self.config.checkpoint.every == 0
+        if regular or is_best or stopping or step == self.config.steps:
+            self.save(step, metric)
+
+    def evaluate(self, step: int) -> float:
+        """Evaluate, write the numbers down; returns the one that decides on best."""
+        values = evaluate(self.run)
+        self.write(
+            step, {f"evaluation/{name}": value for name, value in values.items()}
+        )
+        return values[best_metric(self.config)]
+
+    def save(self, step: int, metric: float | None) -> None:
+        """Start a checkpoint."""
+        meta = {
+            "step": step,
+            "seed": self.config.seed,
+            "position": step * self.config.batch_size,
+        }
+        self.run.checkpoints.save(step, self.run.trees(), meta, metric)
+        self.last_saved = step
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers to every sink; on the first process only."""
+        if self.log is not None:
+            self.log.write(step, values)
+        self.say(format_line(step, self.config.steps, values))
+
+    def say(self, text: str) -> None:
+        """A line for the user; on the first process only."""
+        if self.terminal is not None:
+            self.terminal.say(text)
+
+    def close(self) -> None:
+        """Finish what is being saved, end workers, flush logs."""
+        self.run.batches.close()
+        self.run.checkpoints.close()
+        for sink in (self.log, self.terminal, self.negatives):
+            if sink is not None:
+                sink.close()

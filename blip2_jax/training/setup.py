@@ -1,0 +1,227 @@
+"""A run before its next step: all that can fail is tried before anything is written.
+
+A new run starts from `config.init`. A directory that holds a run is continued: under
+the same configuration, with the same frozen weights and the same data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from blip2_jax import sharding
+from blip2_jax.data.pipeline import TrainingBatches, training_batches
+from blip2_jax.training import config as configuration
+from blip2_jax.training import frozen, initialise
+from blip2_jax.training.checkpoints import Checkpoints
+from blip2_jax.training.config import ConfigError
+from blip2_jax.training.optimizer import make_optimizer
+from blip2_jax.training.partition import Tree
+from blip2_jax.training.schedule import make_schedule
+from blip2_jax.training.state import TrainState, create_state
+from blip2_jax.training.step import TrainStep, make_train_step
+from blip2_jax.training.tasks import Task, make_task
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is ready for its next step.
+
+    Attributes:
+      config: locked, as stored in the run's directory.
+      directory: where the run lives.
+      mesh: of the step.
+      task: what is trained.
+      train_step: compiled at its first call.
+      start: steps taken so far.
+      state: trainable parameters, optimizer, step.
+      frozen: constants of the loss, in the compute dtype.
+      carried: host arrays that only travel through checkpoints.
+      batches: from `start` on.
+      checkpoints: of this directory.
+      report: lines for the user: where the parameters came from.
+    """
+
+    config: ConfigDict
+    directory: pathlib.Path
+    mesh: Mesh
+    task: Task
+    train_step: TrainStep
+    start: int
+    state: TrainState
+    frozen: Tree
+    carried: Tree
+    batches: TrainingBatches
+    checkpoints: Checkpoints
+    report: list[str]
+
+    def trees(self) -> dict[str, Tree]:
+        """What a checkpoint holds, by name."""
+        trees = {"trainable": self.state.trainable, "optimizer": self.state.optimizer}
+        return trees | ({"carried": self.carried} if self.carried else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Values:
+    """The part of a run that a checkpoint or `config.init` provides."""
+
+    step: int
+    state: TrainState
+    carried: Tree
+    report: list[str]
+
+
+def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
+    """Check, open, restore or initialise; then write what a new run stores.
+
+    Raises:
+      ValueError, OSError, CheckpointError: the run cannot be; the message says why,
+        and a directory that did not exist still does not.
+    """
+    config = configuration.canonical(config)
+    continues = check_directory(config, directory)
+    configuration.validate(config)
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    sharding.check_batch_size(config.batch_size, mesh)
+    task = make_task(config)
+    shapes = initialise.parameter_shapes(config, task)
+    schedule = make_schedule(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
+    create = lambda trainable: create_state(trainable, optimizer)
+    target = _with_layout(jax.eval_shape(create, shapes.trainable), mesh)
+
+    values = restore(config, directory, target) if continues else None
+    batches = open_batches(config, task, values.step if values else 0)
+    constants, manifest = initialise.load_frozen_parameters(
+        config, task, shapes.frozen, mesh
+    )
+    if continues:
+        verify_sources(directory, manifest, batches.fingerprint)
+    if values is None:
+        start = initialise.initialise(config, task, shapes.trainable, mesh)
+        layout = jax.tree.map(lambda leaf: leaf.sharding, target)
+        state = jax.jit(create, out_shardings=layout)(start.trainable)
+        values = _Values(0, state, start.carried, start.report)
+    if not continues:
+        write_run(config, directory, manifest, batches.fingerprint)
+    return Run(
+        config=config,
+        directory=directory,
+        mesh=mesh,
+        task=task,
+        train_step=make_train_step(
+            task, optimizer, schedule, mesh, target, constants, seed=config.seed
+        ),
+        start=values.step,
+        state=values.state,
+        frozen=constants,
+        carried=values.carried,
+        batches=batches,
+        checkpoints=open_checkpoints(config, directory),
+        report=values.report,
+    )
+
+
+def check_directory(config: ConfigDict, directory: pathlib.Path) -> bool:
+    """Whether the directory holds this very run, to be continued.
+
+    Raises:
+      ConfigError: it holds another run, or something that is no run.
+    """
+    if (directory / "config.json").exists():
+        configuration.check_same_run(configuration.read_config(directory), config)
+        return True
+    if (directory / "checkpoints").exists():
+        raise ConfigError(f"{directory} has checkpoints but no config.json")
+    return False
+
+
+def open_checkpoints(config: ConfigDict, directory: pathlib.Path) -> Checkpoints:
+    """The run's checkpoints, for reading and writing."""
+    return Checkpoints(
+        directory, keep=config.checkpoint.keep, mode=config.evaluation.mode
+    )
+
+
+def restore(
+    config: ConfigDict, directory: pathlib.Path, target: TrainState
+) -> _Values | None:
+    """The newest intact checkpoint; None where a run was stopped before its first."""
+    checkpoints = open_checkpoints(config, directory)
+    try:
+        found = checkpoints.restore(
+            {"trainable": target.trainable, "optimizer": target.optimizer}
+        )
+        if found is None:
+            return None
+        carried = checkpoints.read(found.step, ("carried",)).trees.get("carried", {})
+    finally:
+        checkpoints.close()
+    step = jax.device_put(jax.numpy.int32(found.step), target.step.sharding)
+    state = TrainState(step, found.trees["trainable"], found.trees["optimizer"])
+    return _Values(
+        found.step, state, carried, [f"continued from checkpoint {found.step}"]
+    )
+
+
+def open_batches(config: ConfigDict, task: Task, start: int) -> TrainingBatches:
+    """The training stream of this process, from a step on."""
+    return training_batches(
+        config.data,
+        task.batch_format,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def write_run(
+    config: ConfigDict, directory: pathlib.Path, manifest: Any, fingerprint: Any
+) -> None:
+    """Make the run's directory: `sources.json`, then `config.json`."""
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        sources = {"frozen": manifest, "data": fingerprint}
+        (directory / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
+        configuration.write_config(directory, config)
+
+
+def read_sources(directory: pathlib.Path) -> dict[str, Any]:
+    """`frozen`: the manifest of frozen weights; `data`: what the data looked like."""
+    return json.loads((directory / "sources.json").read_text())
+
+
+def verify_sources(
+    directory: pathlib.Path, manifest: frozen.Manifest, fingerprint: Any
+) -> None:
+    """Refuse to continue with other frozen weights or other data.
+
+    Raises:
+      WeightsError: naming the arrays that differ.
+      ConfigError: naming the sources that differ.
+    """
+    stored = read_sources(directory)
+    frozen.verify(stored["frozen"], manifest)
+    found = json.loads(json.dumps(fingerprint))
+    for before, now in zip(stored["data"], found, strict=True):
+        if before != now:
+            raise ConfigError(f"the data of this run was {before}, is now {now}")
+
+
+def _with_layout(state: TrainState, mesh: Mesh) -> TrainState:
+    """Shapes of a state that know where they live."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        state,
+        sharding.shardings(state, mesh),
+    )
