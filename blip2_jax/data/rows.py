@@ -10,7 +10,7 @@ import numpy as np
 
 from blip2_jax.data.config import DataConfig, Format
 from blip2_jax.data.formats import DrawnText, TextFormat
-from blip2_jax.data.images import ImageConfig, evaluation_image, training_image
+from blip2_jax.data.images import training_image
 from blip2_jax.data.mixture import Mixture, Place, build_mixture
 from blip2_jax.data.order import Purpose, position_rng
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Source
@@ -117,36 +117,3 @@ def image_name(sources: Sequence[Source], wanted: bool) -> str | None:
         held = ", ".join(f"{s.name}: {s.image_kind.value}" for s in sources)
         raise ValueError(f"sources must all hold pixels or all features ({held})")
     return "image" if kinds == {ImageKind.PIXELS} else "features"
-
-
-def evaluation_row(
-    source: Source,
-    index: int,
-    text_format: TextFormat,
-    config: ImageConfig,
-    image_key: str | None,
-) -> Row:
-    """A source's element in evaluation: first text, image without augmentation.
-
-    Raises:
-      BrokenSample: the element cannot be used.
-    """
-    record = source.record(index)
-    return Row(
-        index,
-        record.key,
-        record.image_id,
-        text_format.draw(record, None),
-        evaluation_pixels(source, index, config.size, image_key),
-    )
-
-
-def evaluation_pixels(
-    source: Source, index: int, size: int, image_key: str | None
-) -> np.ndarray | None:
-    """An element's resized image or features. Raises BrokenSample."""
-    if image_key is None:
-        return None
-    if image_key == "features":
-        return source.load_features(index)
-    return evaluation_image(source.load_image(index), size)
