@@ -1,0 +1,43 @@
+"""CLIP ViT-L/14: names of OpenAI's checkpoint and of LAVIS.
+
+One `in_proj` holds queries, keys and values, biases included.
+"""
+
+from __future__ import annotations
+
+from blip2_jax.convert.names import Rule, linear, norm, patch_kernel, split
+from blip2_jax.presets import ViTConfig
+
+
+def clip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rule]:
+    """The tower's table.
+
+    Args:
+      config: sizes; the released file has one block more than is used.
+      source: what stands before the source's names, such as "visual_encoder.".
+      target: what stands before our paths, such as "visual_encoder/".
+    """
+    layers = {"layers": range(config.depth), "stack": True}
+    theirs, ours = f"{source}transformer.resblocks.{{}}", f"{target}blocks"
+    attention = f"{ours}/attention"
+    joined = lambda leaf: tuple(
+        f"{attention}/{part}/{leaf}" for part in ("query", "key", "value")
+    )
+    weight, bias = (f"{theirs}.attn.in_proj_{leaf}" for leaf in ("weight", "bias"))
+    return [
+        Rule(f"{source}class_embedding", f"{target}class_token"),
+        Rule(f"{source}positional_embedding", f"{target}position_embedding"),
+        Rule(
+            f"{source}conv1.weight",
+            f"{target}patch_embedding/kernel",
+            patch_kernel(config.patch_size),
+        ),
+        *norm(f"{source}ln_pre", f"{target}pre_norm"),
+        *norm(f"{theirs}.ln_1", f"{ours}/attention_norm", **layers),
+        Rule(weight, joined("kernel"), split(3, transpose=True), **layers),
+        Rule(bias, joined("bias"), split(3, transpose=False), **layers),
+        *linear(f"{theirs}.attn.out_proj", f"{attention}/output", **layers),
+        *norm(f"{theirs}.ln_2", f"{ours}/mlp_norm", **layers),
+        *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", **layers),
+        *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", **layers),
+    ]

@@ -1,0 +1,94 @@
+"""What both stages share: image tower, the norm behind it, queries, Q-Former."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+
+from blip2_jax.models.layers import layer_norm, normal
+from blip2_jax.models.qformer import ImageKeyValues, QFormer
+from blip2_jax.models.vit import VisionTransformer, normalize_images
+from blip2_jax.presets import Blip2Config, FeaturesConfig
+
+LN_VISION_EPS = 1e-5
+
+
+class Blip2Base(nn.Module):
+    """The parts from image to Q-Former; each stage adds its heads.
+
+    Attributes:
+      config: sizes.
+      dtype: compute dtype; parameters are fp32.
+      scan: scan stacked layers, or unroll them.
+      remat: policy (`models/stack.py`) of the image tower's blocks.
+    """
+
+    config: Blip2Config
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self) -> None:
+        vision, qformer = self.config.vision, self.config.qformer
+        if not isinstance(vision, FeaturesConfig):
+            self.visual_encoder = VisionTransformer(
+                vision, self.dtype, self.scan, self.remat
+            )
+        self.ln_vision = layer_norm(LN_VISION_EPS, self.dtype)
+        shape = (qformer.num_queries, qformer.width)
+        self.query_tokens = self.param("query_tokens", normal(), shape)
+        self.qformer = QFormer(qformer, self.dtype, self.reads_text)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former has a text branch."""
+        return True
+
+    def encode_image(self, images: Shaped[Array, "B ..."]) -> Float[Array, "B P D"]:
+        """Features of images, before `ln_vision`: the frozen part.
+
+        Args:
+          images: uint8 [B, S, S, 3] or, of another dtype, already normalised; with a
+            `FeaturesConfig` the features themselves, which are only cast.
+
+        Raises:
+          ValueError: images or features of another size.
+        """
+        vision = self.config.vision
+        if isinstance(vision, FeaturesConfig):
+            if images.shape[1:] != (vision.num_tokens, vision.width):
+                raise ValueError(
+                    f"this model takes features [B, {vision.num_tokens}, "
+                    f"{vision.width}], got {images.shape}"
+                )
+            return images.astype(self.dtype)
+        if images.dtype == jnp.uint8:
+            images = normalize_images(images)
+        return self.visual_encoder(images)
+
+    def image_keys_values(self, features: Float[Array, "B P D"]) -> ImageKeyValues:
+        """`ln_vision`, then the cross-attention keys and values: once per image."""
+        return self.qformer.image_keys_values(self.ln_vision(features))
+
+    def attention_maps(
+        self, features: Float[Array, "B P D"]
+    ) -> tuple[Float[Array, "B H Q P"], ...]:
+        """Where the queries look in an image, by block that reads it; fp32."""
+        image = self.image_keys_values(features)
+        return self.qformer.attention_maps(self.query_tokens, image)
+
+
+def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
+    """Fresh fp32 parameters; works under `jax.eval_shape` at full size.
+
+    Each stage has a method `touch(images)` that runs all of its parts once.
+    """
+    vision = model.config.vision
+    if isinstance(vision, FeaturesConfig):
+        shape = (1, vision.num_tokens, vision.width)
+    else:
+        shape = (1, vision.image_size, vision.image_size, 3)
+    images = jnp.zeros(shape, model.dtype)
+    return model.init(key, images, method="touch")["params"]

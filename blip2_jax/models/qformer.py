@@ -1,0 +1,273 @@
+"""The Q-Former: queries and text through one BERT, queries reading the image.
+
+Its passes (paper section 3.2) share every parameter and differ by mask: `query_pass`
+and `text_pass` for ITC, `multimodal_pass` for ITM, `generate_pass` for ITG. An
+image's cross-attention keys and values depend on the image alone, so they are
+computed once (`image_keys_values`) and handed to each pass.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from blip2_jax.models import masks
+from blip2_jax.models.cache import Generated, Prefix
+from blip2_jax.models.dropout import dropout, split_key
+from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
+from blip2_jax.models.precision import einsum_fp32
+from blip2_jax.models.qformer_layer import KeyValue, QFormerLayer
+from blip2_jax.presets import QFormerConfig
+
+ImageKeyValues = tuple[KeyValue, ...]  # of the blocks that read the image, in order
+QueryCache = tuple[KeyValue, ...]  # self-attention keys and values, one per block
+
+
+class Embeddings(nn.Module):
+    """Words and positions; one norm and dropout for text and queries alike."""
+
+    config: QFormerConfig
+    dtype: DTypeLike
+    text: bool = True  # False: queries alone, without the tables
+
+    def setup(self) -> None:
+        c = self.config
+        if self.text:
+            self.word = self.param("word", normal(), (c.vocab_size, c.width))
+            shape = (c.max_positions, c.width)
+            self.position = self.param("position", normal(), shape)
+        self.norm = layer_norm(c.layer_norm_eps, self.dtype)
+
+    def look_up(
+        self, ids: Int[Array, "B T"], positions: Int[Array, "#B T"]
+    ) -> Float[Array, "B T D"]:
+        """Word and position embeddings, before the norm; fp32."""
+        return jnp.take(self.word, ids, axis=0) + jnp.take(
+            self.position, positions, axis=0
+        )
+
+    def __call__(
+        self, x: Float[Array, "B N D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B N D"]:
+        """Norm and dropout of embedded text, of queries, or of both joined."""
+        return dropout(self.norm(x), self.config.dropout, key)
+
+
+class Head(nn.Module):
+    """The language-model head up to its decoder, which is the word embedding."""
+
+    config: QFormerConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        self.dense = dense(self.config.width, self.dtype)
+        self.norm = layer_norm(self.config.layer_norm_eps, self.dtype)
+        zeros = nn.initializers.zeros_init()
+        self.bias = self.param("bias", zeros, (self.config.vocab_size,))
+
+    def __call__(
+        self, hidden: Float[Array, "... D"], word: Float[Array, "V D"]
+    ) -> Float[Array, "... V"]:
+        """fp32 logits of the hidden states, given the word embedding."""
+        hidden = self.norm(ACTIVATIONS["gelu"](self.dense(hidden)))
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = einsum_fp32("nd,vd->nv", flat, word.astype(self.dtype))
+        return logits.reshape(*hidden.shape[:-1], -1) + self.bias
+
+
+class QFormer(nn.Module):
+    """Queries in, image read, queries out; with text beside them when asked."""
+
+    config: QFormerConfig
+    dtype: DTypeLike = jnp.float32
+    text: bool = True  # False: only `query_pass`, and no parameters for text
+
+    def setup(self) -> None:
+        c = self.config
+        self.embeddings = Embeddings(c, self.dtype, self.text)
+        self.layer = [  # linen names them layer_0, layer_1, ...
+            QFormerLayer(c, i % c.cross_attention_every == 0, self.dtype)
+            for i in range(c.depth)
+        ]
+        self.head = Head(c, self.dtype)
+
+    def image_keys_values(self, image: Float[Array, "B P D"]) -> ImageKeyValues:
+        """Cross-attention keys and values of normed image features, once per image."""
+        return tuple(
+            layer.image_key_value(image) for layer in self.layer if layer.reads_image
+        )
+
+    def query_pass(
+        self,
+        query_tokens: Float[Array, "Q D"],
+        image: ImageKeyValues,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B Q D"], QueryCache]:
+        """Queries alone read the image (ITC; all of stage 2 without text).
+
+        Args:
+          query_tokens: the learned queries.
+          image: from `image_keys_values`.
+          key: dropout; None = none.
+
+        Returns:
+          The queries' output, and their self-attention keys and values by block.
+        """
+        embedding_key, *keys = split_key(key, 1 + self.config.depth)
+        queries = _repeat(query_tokens, image[0][0].shape[0])
+        x = self.embeddings(queries, embedding_key)
+        return self._run(x, queries.shape[1], image=image, keys=keys)
+
+    def text_pass(
+        self,
+        ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Text alone, bidirectional (ITC)."""
+        embedding_key, *keys = split_key(key, 1 + self.config.depth)
+        x = self.embeddings(self._text(ids), embedding_key)
+        return self._run(x, 0, mask=masks.padding(mask), keys=keys)[0]
+
+    def multimodal_pass(
+        self,
+        query_tokens: Float[Array, "Q D"],
+        ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        image: ImageKeyValues,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B Q+T D"]:
+        """Queries and text see each other; the queries read the image (ITM)."""
+        embedding_key, *keys = split_key(key, 1 + self.config.depth)
+        queries = _repeat(query_tokens, ids.shape[0])
+        joined = jnp.concatenate([queries, self._text(ids)], axis=1)
+        x = self.embeddings(joined, embedding_key)
+        count = queries.shape[1]
+        seen = masks.bidirectional(count, mask)
+        return self._run(x, count, mask=seen, image=image, keys=keys)[0]
+
+    def generate_pass(
+        self,
+        ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        query_cache: QueryCache,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Text sees its past and the queries as `query_pass` left them (ITG)."""
+        return self._continue(ids, mask, query_cache, key)[0]
+
+    def lm_logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """fp32 logits over the vocabulary; decoder tied to the word embedding."""
+        return self.head(hidden, self.embeddings.word)
+
+    def attention_maps(
+        self, query_tokens: Float[Array, "Q D"], image: ImageKeyValues
+    ) -> tuple[Float[Array, "B H Q P"], ...]:
+        """Where the queries of `query_pass` look, by block that reads the image."""
+        x = self.embeddings(_repeat(query_tokens, image[0][0].shape[0]))
+        maps, remaining = [], iter(image)
+        for layer in self.layer:
+            x, _ = layer.attend(x, mask=None, past=None, key=None)
+            if layer.reads_image:
+                key_value = next(remaining)
+                maps.append(layer.image_attention_weights(x, key_value))
+                x = layer.attend_image(x, key_value)
+            x = layer.feed_forward_queries(x)
+        return tuple(maps)
+
+    def prefill(
+        self, ids: Int[Array, "B T"], query_cache: QueryCache
+    ) -> tuple[Float[Array, "B V"], Prefix]:
+        """Reads the start of a text (at least [DEC]) that is about to be generated.
+
+        Args:
+          ids: [DEC], and words after it where the text is to begin with them.
+          query_cache: from `query_pass`.
+
+        Returns:
+          Logits of the first new token, and what decoding remembers.
+        """
+        batch, length = ids.shape
+        x, own = self._continue(ids, jnp.ones(ids.shape, bool), query_cache, None)
+        keys, values = zip(
+            *(
+                tuple(jnp.concatenate(pair, axis=1) for pair in zip(*both, strict=True))
+                for both in zip(query_cache, own, strict=True)
+            ),
+            strict=True,
+        )
+        mask = jnp.ones((batch, keys[0].shape[1]), bool)
+        position = jnp.full((batch,), length, jnp.int32)
+        return self.lm_logits(x[:, -1]), Prefix(keys, values, mask, position)
+
+    def decode_step(
+        self,
+        ids: Int[Array, "B W"],
+        time: Int[Array, ""],
+        prefix: Prefix,
+        generated: Generated,
+        visible: Bool[Array, "B W M"],
+    ) -> tuple[Float[Array, "B W V"], Generated]:
+        """Reads one new token per beam (`models/cache.py`) and predicts the next."""
+        positions = jnp.broadcast_to(prefix.next_position[:, None] + time, ids.shape)
+        x = self.embeddings(self.embeddings.look_up(ids, positions))
+        written = []
+        caches = (prefix.key, prefix.value, generated.key, generated.value)
+        for layer, key, value, *slots in zip(self.layer, *caches, strict=True):
+            x, slots = layer.decode(
+                x, time, (key, value), prefix.mask, tuple(slots), visible
+            )
+            written.append(slots)
+        return self.lm_logits(x), Generated(*zip(*written, strict=True))
+
+    def _text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embedded text whose positions start at 0, queries beside it or not."""
+        return self.embeddings.look_up(ids, jnp.arange(ids.shape[1])[None])
+
+    def _continue(
+        self,
+        ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        query_cache: QueryCache,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B T D"], QueryCache]:
+        """Causal text behind cached queries; also returns its own cache."""
+        embedding_key, *keys = split_key(key, 1 + self.config.depth)
+        x = self.embeddings(self._text(ids), embedding_key)
+        count = query_cache[0][0].shape[1]
+        seen = masks.causal_multimodal(count, mask)[:, :, count:]
+        return self._run(x, 0, mask=seen, past=query_cache, keys=keys)
+
+    def _run(
+        self,
+        x: Float[Array, "B N D"],
+        num_queries: int,
+        *,
+        keys: list[PRNGKeyArray | None],
+        mask: Bool[Array, "..."] | None = None,
+        past: QueryCache | None = None,
+        image: ImageKeyValues = (),
+    ) -> tuple[Float[Array, "B N D"], QueryCache]:
+        """All blocks in order."""
+        remaining, caches = iter(image), []
+        for index, layer in enumerate(self.layer):
+            x, cache = layer(
+                x,
+                num_queries,
+                mask=mask,
+                past=None if past is None else past[index],
+                image=next(remaining, None) if layer.reads_image else None,
+                key=keys[index],
+            )
+            caches.append(cache)
+        return x, tuple(caches)
+
+
+def _repeat(query_tokens: Float[Array, "Q D"], batch: int) -> Float[Array, "B Q D"]:
+    return jnp.broadcast_to(query_tokens, (batch, *query_tokens.shape))

@@ -1,0 +1,162 @@
+"""One block of the Q-Former: post-norm BERT with two feed-forwards.
+
+Self-attention runs over queries and text alike. Queries then read the image (in the
+blocks that can) and take the query feed-forward; text takes its own.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from blip2_jax.models.attention import attention, attention_weights, decode_attention
+from blip2_jax.models.cache import write_slots
+from blip2_jax.models.dropout import dropout, split_key
+from blip2_jax.models.layers import Mlp, MultiHeadAttention, layer_norm
+from blip2_jax.presets import QFormerConfig
+
+KeyValue = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
+
+
+class QFormerLayer(nn.Module):
+    """Block `index` of the Q-Former; the text branch is created by its first use."""
+
+    config: QFormerConfig
+    reads_image: bool
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        c = self.config
+        head_width = c.width // c.heads
+        projections = lambda: MultiHeadAttention(
+            c.width, c.heads, head_width, self.dtype
+        )
+        norm = lambda: layer_norm(c.layer_norm_eps, self.dtype)
+        mlp = lambda: Mlp(c.mlp_dim, c.width, "gelu", self.dtype)
+        self.attention, self.attention_norm = projections(), norm()
+        if self.reads_image:
+            self.cross_attention, self.cross_attention_norm = projections(), norm()
+        self.query_mlp, self.query_mlp_norm = mlp(), norm()
+        self.text_mlp, self.text_mlp_norm = mlp(), norm()
+
+    def image_key_value(self, image: Float[Array, "B P D"]) -> KeyValue:
+        """Keys and values of the image, which depend on nothing else."""
+        return self.cross_attention.project_key_value(image)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        num_queries: int,
+        *,
+        mask: Bool[Array, "..."] | None = None,
+        past: KeyValue | None = None,
+        image: KeyValue | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B N D"], KeyValue]:
+        """Runs the block.
+
+        Args:
+          x: the queries (`num_queries` of them, possibly none), then the text.
+          num_queries: how many of the N rows are queries.
+          mask: broadcastable to [B, H, N, past + N].
+          past: keys and values seen before those of `x`.
+          image: `image_key_value`, read by the queries.
+          key: dropout; None = none.
+
+        Returns:
+          The block's output, and the self-attention keys and values of `x`.
+        """
+        keys = split_key(key, 4)
+        x, key_value = self.attend(x, mask=mask, past=past, key=keys[0])
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        parts = []
+        if num_queries:
+            if self.reads_image and image is not None:
+                queries = self.attend_image(queries, image, key=keys[1])
+            parts.append(self.feed_forward_queries(queries, key=keys[2]))
+        if text.shape[1]:
+            parts.append(self.feed_forward_text(text, key=keys[3]))
+        return jnp.concatenate(parts, axis=1), key_value
+
+    def attend(
+        self,
+        x: Float[Array, "B N D"],
+        *,
+        mask: Bool[Array, "..."] | None,
+        past: KeyValue | None,
+        key: PRNGKeyArray | None,
+    ) -> tuple[Float[Array, "B N D"], KeyValue]:
+        """Self-attention over `past` and `x`, residual and norm."""
+        probability_key, output_key = split_key(key, 2)
+        own = self.attention.project_key_value(x)
+        keys, values = own
+        if past is not None:
+            keys = jnp.concatenate([past[0], keys], axis=1)
+            values = jnp.concatenate([past[1], values], axis=1)
+        context = attention(
+            self.attention.project_query(x), keys, values, mask=mask,
+            dropout_key=probability_key, dropout_rate=self.config.dropout,
+        )
+        out = self._drop(self.attention.project_output(context), output_key)
+        return self.attention_norm(x + out), own
+
+    def attend_image(
+        self,
+        queries: Float[Array, "B Q D"],
+        image: KeyValue,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Cross-attention of the queries to the image, residual and norm."""
+        probability_key, output_key = split_key(key, 2)
+        context = attention(
+            self.cross_attention.project_query(queries), *image,
+            dropout_key=probability_key, dropout_rate=self.config.dropout,
+        )
+        out = self._drop(self.cross_attention.project_output(context), output_key)
+        return self.cross_attention_norm(queries + out)
+
+    def image_attention_weights(
+        self, queries: Float[Array, "B Q D"], image: KeyValue
+    ) -> Float[Array, "B H Q P"]:
+        """Where the queries look: the probabilities of `attend_image`, fp32."""
+        return attention_weights(self.cross_attention.project_query(queries), image[0])
+
+    def feed_forward_queries(
+        self, queries: Float[Array, "B Q D"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B Q D"]:
+        """The queries' feed-forward, residual and norm."""
+        return self.query_mlp_norm(queries + self._drop(self.query_mlp(queries), key))
+
+    def feed_forward_text(
+        self, text: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T D"]:
+        """The text's feed-forward, residual and norm."""
+        return self.text_mlp_norm(text + self._drop(self.text_mlp(text), key))
+
+    def decode(
+        self,
+        text: Float[Array, "B W D"],
+        time: Array,
+        prefix: KeyValue,
+        prefix_mask: Bool[Array, "B S"],
+        generated: KeyValue,
+        visible: Bool[Array, "B W M"],
+    ) -> tuple[Float[Array, "B W D"], KeyValue]:
+        """One new text token per beam; returns the generated slots, written."""
+        new = self.attention.project_key_value(text)
+        keys, values = (
+            write_slots(slots, part, time)
+            for slots, part in zip(generated, new, strict=True)
+        )
+        context = decode_attention(
+            self.attention.project_query(text), *prefix, prefix_mask,
+            keys, values, visible,
+        )
+        text = self.attention_norm(text + self.attention.project_output(context))
+        return self.feed_forward_text(text), (keys, values)
+
+    def _drop(self, x: Array, key: PRNGKeyArray | None) -> Array:
+        return dropout(x, self.config.dropout, key)

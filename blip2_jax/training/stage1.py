@@ -1,0 +1,228 @@
+"""The loss of stage 1: ITC, ITM and ITG on one batch (paper section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from blip2_jax import objectives
+from blip2_jax.exchange import batch_axes, gather_rows
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.dropout import split_key
+from blip2_jax.models.qformer import ImageKeyValues, QueryCache
+from blip2_jax.objectives import Negatives
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage1Options:
+    """Every choice of the loss; the defaults are the original's unless said."""
+
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0  # 0 leaves the pass out, and so does the next
+    itg_weight: float = 1.0
+    label_smoothing: float = 0.1  # of ITC and ITG
+    # The gathered side of ITC is a constant in the original. True: both sides learn.
+    full_itc_gradient: bool = False
+    # Means over the global batch (ours) are 1. The original averages ITG over the
+    # tokens of each rank first: the number of ranks (`per_shard_mean`).
+    num_shards: int = 1
+    # The original projects an image's keys and values again for each of four passes;
+    # the numbers are the same.
+    share_kv: bool = True
+
+
+class Encoded(NamedTuple):
+    """What the ITC pass leaves for the other objectives."""
+
+    features: Float[Array, "B P D"]  # before ln_vision
+    image: ImageKeyValues
+    query_cache: QueryCache
+    image_to_text: Float[Array, "B B"]  # similarity over temperature, constants
+    text_to_image: Float[Array, "B B"]
+    positives: Bool[Array, "B B"]
+
+
+Batch = Mapping[str, Array]
+
+
+def stage1_loss(
+    model: Blip2Stage1,
+    params: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    options: Stage1Options = Stage1Options(),
+    negatives: Negatives | None = None,
+    *,
+    decoder_start_id: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Weighted sum of the three losses.
+
+    Args:
+      model: the stage-1 model.
+      params: its parameters.
+      batch: `image` or `features`, `text_ids` and `text_mask` [B, T] beginning with
+        [CLS], optionally `image_id` [B] (absent: all images differ).
+      key: of this step: hard negatives and dropout. None: no dropout, and negatives
+        drawn from a fixed key (evaluation).
+      options: see there.
+      negatives: replayed instead of drawn.
+      decoder_start_id: [DEC]; None = the last word of the vocabulary.
+
+    Returns:
+      The loss, and fp32 scalars `loss_itc`, `loss_itm`, `loss_itg`, `itm_accuracy`,
+      `temperature`, `loss`; `negatives` holds the sampled indices.
+    """
+    dropout_key = None if key is None else jax.random.fold_in(key, 0)
+    negatives_key = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+    keys = split_key(dropout_key, 3)
+
+    itc, encoded = _itc(model, params, batch, keys[0], options)
+    metrics = {"loss_itc": itc, "temperature": params["temperature"]}
+    loss = options.itc_weight * itc
+    if options.itm_weight:
+        if negatives is None:
+            negatives = objectives.sample_hard_negatives(
+                negatives_key, encoded.image_to_text, encoded.text_to_image,
+                encoded.positives,
+            )
+        itm, accuracy = _itm(
+            model, params, batch, encoded, negatives, keys[1], options
+        )
+        metrics |= {"loss_itm": itm, "itm_accuracy": accuracy, "negatives": negatives}
+        loss += options.itm_weight * itm
+    if options.itg_weight:
+        start = decoder_start_id
+        if start is None:
+            start = model.config.qformer.vocab_size - 1
+        itg = _itg(model, params, batch, encoded, keys[2], options, start)
+        metrics["loss_itg"] = itg
+        loss += options.itg_weight * itg
+    return loss, metrics | {"loss": loss}
+
+
+def _itc(
+    model: Blip2Stage1,
+    params: PyTree,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    options: Stage1Options,
+) -> tuple[Float[Array, ""], Encoded]:
+    """Image-text contrast, and what the other objectives use again."""
+    apply = _bind(model, params)
+    query_key, text_key = split_key(key, 2)
+    source = batch["features"] if "features" in batch else batch["image"]
+    features = apply("encode_image", source)
+    image = apply("image_keys_values", features)
+    hidden, query_cache = apply("query_pass", image, key=query_key)
+    queries = apply("project_queries", hidden)
+    hidden = apply("text_pass", batch["text_ids"], batch["text_mask"], key=text_key)
+    texts = apply("project_text", hidden[:, 0])
+
+    constant = (lambda x: x) if options.full_itc_gradient else jax.lax.stop_gradient
+    temperature = params["temperature"]
+    image_to_text = objectives.similarities(queries, constant(texts)) / temperature
+    text_to_image = objectives.similarities(constant(queries), texts).T / temperature
+    image_id = batch.get("image_id")
+    if image_id is None:
+        image_id = jnp.arange(features.shape[0])
+    positives = objectives.same_image(image_id)
+    loss = objectives.itc_loss(
+        image_to_text, text_to_image, positives, options.label_smoothing
+    )
+    return loss, Encoded(
+        features,
+        image,
+        query_cache,
+        jax.lax.stop_gradient(image_to_text),
+        jax.lax.stop_gradient(text_to_image),
+        positives,
+    )
+
+
+def _itm(
+    model: Blip2Stage1,
+    params: PyTree,
+    batch: Batch,
+    encoded: Encoded,
+    negatives: Negatives,
+    key: PRNGKeyArray | None,
+    options: Stage1Options,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Matching of (image, text), (negative image, text), (image, negative text).
+
+    The three pairs of a row stand next to each other, so that a batch divided over
+    devices stays where it is.
+    """
+    apply = _bind(model, params)
+    ids, mask = batch["text_ids"], batch["text_mask"]
+    ids = _triples(ids, ids, ids[negatives.text])
+    mask = _triples(mask, mask, mask[negatives.text])
+    image = _paired_images(model, params, encoded, negatives, options)
+    hidden = apply("multimodal_pass", ids, mask, image, key=key)
+    queries = hidden[:, : model.config.qformer.num_queries]
+    logits = apply("itm_logits", queries).reshape(-1, 3, 2)
+    matches = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
+    valid = objectives.has_negative(encoded.positives)
+    return objectives.itm_loss(logits, matches, valid, options.num_shards)
+
+
+def _paired_images(
+    model: Blip2Stage1,
+    params: PyTree,
+    encoded: Encoded,
+    negatives: Negatives,
+    options: Stage1Options,
+) -> ImageKeyValues:
+    """Keys and values of the images of all pairs [3B, ...].
+
+    On one device those of the negatives are taken from the batch's own. Between
+    devices the frozen features travel, and are normed and projected where they are
+    used: no communication in the backward pass.
+    """
+    apply = _bind(model, params)
+    features = encoded.features
+    if not options.share_kv:
+        sampled = gather_rows(features, negatives.image)
+        return apply("image_keys_values", _triples(features, sampled, features))
+    if batch_axes():
+        other = apply("image_keys_values", gather_rows(features, negatives.image))
+    else:
+        other = jax.tree.map(lambda x: x[negatives.image], encoded.image)
+    return jax.tree.map(lambda own, other: _triples(own, other, own), encoded.image, other)
+
+
+def _itg(
+    model: Blip2Stage1,
+    params: PyTree,
+    batch: Batch,
+    encoded: Encoded,
+    key: PRNGKeyArray | None,
+    options: Stage1Options,
+    start_id: int,
+) -> Float[Array, ""]:
+    """Captions from the cached queries: [DEC] stands in place of [CLS]."""
+    apply = _bind(model, params)
+    mask = batch["text_mask"]
+    ids = batch["text_ids"].at[:, 0].set(start_id)
+    hidden = apply("generate_pass", ids, mask, encoded.query_cache, key=key)
+    logits = apply("lm_logits", hidden)
+    return objectives.lm_loss(
+        logits[:, :-1], ids[:, 1:], mask[:, 1:],
+        options.label_smoothing, options.num_shards,
+    )
+
+
+def _triples(*parts: Array) -> Array:
+    """Three arrays [B, ...], interleaved: [3B, ...]."""
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+
+
+def _bind(model: Blip2Stage1, params: PyTree) -> Any:
+    return lambda method, *args, **kwargs: model.apply(
+        {"params": params}, *args, method=method, **kwargs
+    )
