@@ -1,0 +1,159 @@
+"""A stage-1 model as retrieval sees it: compiled passes over chunks of fixed size."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
+from numpy import ndarray as Array
+
+from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.qformer import ImageKeyValues
+
+# Evaluation's text length of the original, whatever a model was trained with.
+TEXT_LENGTH = 35
+
+
+class EncodedImages(NamedTuple):
+    """All images: frozen features (before ln_vision) and unit vectors of queries."""
+
+    features: Shaped[Array, "N P D"]
+    queries: Float[Array, "N Q C"]
+
+
+class Stage1Scorer:
+    """Scores images against texts with one model and its parameters.
+
+    Attributes:
+      batch_size: rows of every compiled pass; the last chunk is padded.
+    """
+
+    def __init__(self, model: Blip2Stage1, params: PyTree, batch_size: int = 64):
+        self.batch_size = batch_size
+        self._model = model
+        self._variables = {"params": params}
+
+    def encode_images(
+        self, images: Iterable[Shaped[Array, "B ..."]]
+    ) -> EncodedImages:
+        """Encode images, or given features, a batch at a time.
+
+        Args:
+          images: batches of at most `batch_size` rows.
+        """
+        features, queries = [], []
+        for batch in images:
+            count = len(batch)
+            outputs = _encode_images(self._model, self._variables, self._padded(batch))
+            features.append(np.asarray(outputs[0])[:count])
+            queries.append(np.asarray(outputs[1])[:count])
+        return EncodedImages(np.concatenate(features), np.concatenate(queries))
+
+    def encode_texts(
+        self, ids: Int[Array, "M T"], mask: Bool[Array, "M T"]
+    ) -> Float[Array, "M C"]:
+        """Unit vectors of texts."""
+        vectors = [
+            np.asarray(
+                _encode_texts(
+                    self._model, self._variables, self._padded(ids[rows]),
+                    self._padded(mask[rows]),
+                )
+            )[: len(rows)]
+            for rows in self._chunks(np.arange(len(ids)))
+        ]  # fmt: skip
+        return np.concatenate(vectors)
+
+    def match_logits(
+        self,
+        features: Shaped[Array, "P D"],
+        ids: Int[Array, "n T"],
+        mask: Bool[Array, "n T"],
+    ) -> Float[Array, "n 2"]:
+        """Logits of (no match, match) of one image with some texts.
+
+        The image's cross-attention keys and values are computed once.
+        """
+        image = _image_keys_values(self._model, self._variables, features[None])
+        logits = [
+            np.asarray(
+                _match(
+                    self._model, self._variables, image, self._padded(ids[rows]),
+                    self._padded(mask[rows]),
+                )
+            )[: len(rows)]
+            for rows in self._chunks(np.arange(len(ids)))
+        ]  # fmt: skip
+        return np.concatenate(logits)
+
+    def cosine(
+        self, images: EncodedImages, ids: Int[Array, "M T"], mask: Bool[Array, "M T"]
+    ) -> Float[Array, "N M"]:
+        """First stage: the ITC similarity of every image with every text."""
+        return similarity(images.queries, self.encode_texts(ids, mask))
+
+    def rerank(
+        self,
+        images: EncodedImages,
+        ids: Int[Array, "M T"],
+        mask: Bool[Array, "M T"],
+        cosine: Float[Array, "N M"],
+        k: int,
+    ) -> Scores:
+        """Second stage: the k best of each row by the matching head."""
+        return rerank(
+            cosine,
+            lambda image, texts: self.match_logits(
+                images.features[image], ids[texts], mask[texts]
+            )[:, 1],
+            k,
+        )
+
+    def _chunks(self, rows: Int[Array, " n"]) -> Iterator[Int[Array, " b"]]:
+        for start in range(0, len(rows), self.batch_size):
+            yield rows[start : start + self.batch_size]
+
+    def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Array, "B ..."]:
+        """Up to `batch_size` rows, the last one repeated."""
+        missing = self.batch_size - len(rows)
+        return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_images(model: Blip2Stage1, variables: PyTree, images: Any) -> Any:
+    features = model.apply(variables, images, method="encode_image")
+    image = model.apply(variables, features, method="image_keys_values")
+    hidden, _ = model.apply(variables, image, method="query_pass")
+    return features, model.apply(variables, hidden, method="project_queries")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_texts(model: Blip2Stage1, variables: PyTree, ids: Any, mask: Any) -> Any:
+    hidden = model.apply(variables, ids, mask, method="text_pass")
+    return model.apply(variables, hidden[:, 0], method="project_text")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _image_keys_values(
+    model: Blip2Stage1, variables: PyTree, features: Any
+) -> ImageKeyValues:
+    return model.apply(variables, features, method="image_keys_values")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _match(
+    model: Blip2Stage1, variables: PyTree, image: ImageKeyValues, ids: Any, mask: Any
+) -> Any:
+    """One image's keys and values [1, ...] against B texts."""
+    image = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (ids.shape[0], *x.shape[1:])), image
+    )
+    hidden = model.apply(variables, ids, mask, image, method="multimodal_pass")
+    queries = hidden[:, : model.config.qformer.num_queries]
+    return model.apply(variables, queries, method="itm_logits")
