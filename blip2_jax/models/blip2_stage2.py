@@ -37,6 +37,11 @@ class Blip2Stage2(Blip2Base):
             config, self.dtype, self.scan, self.remat
         )
 
+    @property
+    def reads_text(self) -> bool:
+        """The Q-Former's text branch is used for questions alone."""
+        return self.question_in_qformer
+
     def encode_queries(
         self,
         features: Float[Array, "B P D"],

@@ -1,0 +1,67 @@
+"""The loss of stage 2 and of its fine-tunes: language modelling of the text alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.models.dropout import split_key
+from blip2_jax.objectives import lm_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage2Options:
+    """What changes the numbers of stage 2.
+
+    Attributes:
+      frozen_dropout: dropout in the language model too; the original leaves its
+        frozen language models in training mode. Default: only the Q-Former drops.
+      per_shard_mean: average within each of this many shards of the batch first, as
+        the original's ranks do; 1 = the mean over all target tokens.
+      label_smoothing: of the targets; the original has none.
+    """
+
+    frozen_dropout: bool = False
+    per_shard_mean: int = 1
+    label_smoothing: float = 0.0
+
+
+def stage2_loss(
+    model: Blip2Stage2,
+    params: PyTree,
+    batch: Mapping[str, Any],
+    key: PRNGKeyArray | None,
+    options: Stage2Options = Stage2Options(),
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Cross-entropy of the text given the image (paper section 3.3).
+
+    Decoder-only: of `[queries; text]`, on the text that `target_mask` names.
+    Encoder-decoder: prefix language modelling, of the decoder's targets.
+
+    Args:
+      model: which family it has decides on the batch's fields.
+      params: the whole tree; a carried text branch may be absent.
+      batch: see `LanguageModel.training_logits`, and `image` or `features`.
+      key: dropout; None = evaluation.
+      options: named deviations.
+
+    Returns:
+      The fp32 loss, and the metrics `loss`, `loss_lm`.
+    """
+    key, language_key = split_key(key, 2)
+    logits, targets, mask = model.apply(
+        {"params": params},
+        batch,
+        key=key,
+        language_key=language_key if options.frozen_dropout else None,
+        method="training_logits",
+    )
+    loss = lm_loss(
+        logits, targets, mask, options.label_smoothing, options.per_shard_mean
+    )
+    return loss, {"loss": loss, "loss_lm": jax.lax.stop_gradient(loss)}
