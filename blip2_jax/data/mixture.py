@@ -64,9 +64,13 @@ class Mixture:
         return Place(source, before)
 
     def index(self, place: Place, seed: int) -> int:
-        """The record that a place shows."""
-        count = len(self.sources[place.source])
-        return shuffled_index(place.ordinal, count, seed=seed, source=place.source)
+        """The record that a place shows; a source's groups stay together."""
+        source = self.sources[place.source]
+        size = source.group_size
+        group, member = divmod(place.ordinal, size)
+        count = len(source) // size
+        group = shuffled_index(group, count, seed=seed, source=place.source)
+        return group * size + member
 
     def fingerprint(self) -> list[dict[str, object]]:
         """What a run writes down of its data."""

@@ -19,13 +19,13 @@ class ShapesSource(Source):
 
     Args:
       split: "train", "validation" (unseen scenes of seen things) or "heldout".
-      size: how many scenes, from `start` on.
+      size: how many scenes, from `start` on; a multiple of the split's group.
       texts: "captions", "questions" or "both".
       images: False leaves the pictures out (pre-training of language models).
       start: the first scene; a multiple of the split's group.
 
     Raises:
-      ValueError: unknown split, kind of texts, or a start inside a group.
+      ValueError: unknown split, kind of texts, or a group that is cut.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class ShapesSource(Source):
         self.group_size = split_of(split).group
         if texts not in ("captions", "questions", "both"):
             raise ValueError(f"texts is captions, questions or both, not {texts!r}")
-        if start % self.group_size:
+        if start % self.group_size or size % self.group_size:
             raise ValueError(
-                f"start {start} is not a multiple of {self.group_size}, "
-                f"the number of near-duplicates in a group of {split!r}"
+                f"start {start} and size {size} must be multiples of "
+                f"{self.group_size}, the size of a group of near-duplicates in {split!r}"
             )
         self.name = f"shapes:{split}"
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE

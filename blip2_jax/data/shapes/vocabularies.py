@@ -1,8 +1,9 @@
 """Tokenizers of the world, built as BERT's, OPT's and T5's are.
 
-WordPiece, byte-level BPE and unigram: small vocabularies that behave as the real ones: every word of the world is one token,
-every other text falls to pieces but is not lost, and marks stand where the real
-tokenizers put them. The directories are part of the package; this makes them again:
+Small WordPiece, byte-level BPE and unigram vocabularies that behave as the real
+ones: every word of the world is one token, every other text falls to pieces but is
+not lost, and marks stand where the real tokenizers put them. The directories are part
+of the package; this makes them again:
 
     python -m blip2_jax.data.shapes.vocabularies
 """

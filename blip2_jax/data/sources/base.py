@@ -68,10 +68,16 @@ class BrokenSample(Exception):
 
 
 class Source(abc.ABC):
-    """A random-access collection. Subclasses set `image_kind` and `name`."""
+    """A random-access collection. Subclasses set `image_kind` and `name`.
+
+    Attributes:
+      group_size: so many neighbouring records (near-duplicates that contrast with
+        each other) are shuffled as one; it divides the number of records.
+    """
 
     image_kind: ImageKind = ImageKind.PIXELS
     name: str = "source"
+    group_size: int = 1
 
     @abc.abstractmethod
     def __len__(self) -> int:
