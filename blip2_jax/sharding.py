@@ -87,6 +87,23 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def working_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Where parameters are while they compute, as `shardings`.
+
+    `fsdp` divides storage. Single matrices are whole when they are used, so that a
+    batch divided over the same axis stays where it is; stacked blocks are left to the
+    compiler, which gathers one layer at a time inside their scan.
+    """
+
+    def gather(keys: tuple[Any, ...], stored: NamedSharding) -> NamedSharding:
+        if any(getattr(key, "key", None) == "blocks" for key in keys):
+            return stored
+        whole = P(*[None if axis == "fsdp" else axis for axis in stored.spec])
+        return NamedSharding(mesh, whole)
+
+    return jax.tree_util.tree_map_with_path(gather, shardings(tree, mesh))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, P())
@@ -98,7 +115,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise a ValueError that names the nearest sizes that fit, if this one does not."""
+    """Raise a ValueError, naming the nearest sizes that fit, if this one does not."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size < 1 or batch_size % shards:
         below = max(batch_size // shards * shards, shards)

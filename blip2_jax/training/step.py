@@ -112,11 +112,15 @@ def make_train_step(
     state_layout = sharding.shardings(state, mesh)
     frozen_layout = sharding.shardings(frozen, mesh)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    working = sharding.working_shardings((state.trainable, frozen), mesh)
+    place = jax.lax.with_sharding_constraint
 
     def step(state: TrainState, frozen: Any, batch: Any, replay: Any):
+        gathered = place((state.trainable, frozen), working)
         loss, metrics, gradients = loss_and_gradients(
-            task, state.trainable, frozen, batch, step_key(seed, state.step), replay
+            task, *gathered, batch, step_key(seed, state.step), replay
         )
+        gradients = place(gradients, state_layout.trainable)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.trainable
         )

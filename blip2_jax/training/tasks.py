@@ -15,6 +15,16 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from blip2_jax import presets
+from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.models.contrast import ContrastModel, TextTowerConfig
+from blip2_jax.models.contrast import init_params as init_contrast
+from blip2_jax.models.language_model import build_language_model
+from blip2_jax.objectives import lm_loss
+from blip2_jax.training.contrast import ContrastOptions, contrast_loss
+from blip2_jax.training.stage1 import Stage1Options, stage1_loss
+from blip2_jax.training.stage2 import Stage2Options, stage2_loss
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -139,19 +149,13 @@ def _options(kind: type, options: ConfigDict) -> Any:
 
 
 def _stage1(config: ConfigDict) -> Task:
-    from blip2_jax.models.blip2 import Blip2Stage1, init_params
-    from blip2_jax.training.stage1 import Stage1Options, stage1_loss
-
     if config.optimizer.accumulate > 1:
         raise ValueError(
             "config.optimizer.accumulate must be 1 in stage 1: accumulated batches "
             "would each contrast with themselves alone; use more devices, remat or a "
             "smaller batch"
         )
-    model = Blip2Stage1(
-        model_config(config.model), dtype=compute_dtype(config),
-        scan=config.model.scan, remat=config.model.remat,
-    )
+    model = Blip2Stage1(model_config(config.model), **_how(config))
     options = _options(Stage1Options, config.objective)
     return Task(
         name="stage1",
@@ -165,4 +169,104 @@ def _stage1(config: ConfigDict) -> Task:
     )
 
 
-TASKS: dict[str, Callable[[ConfigDict], Task]] = {"stage1": _stage1}
+def _stage2(config: ConfigDict) -> Task:
+    sizes = model_config(config.model)
+    family = _family(sizes)
+    model = Blip2Stage2(sizes, **_how(config))
+    options = _options(Stage2Options, config.objective)
+    return Task(
+        name="stage2",
+        model=model,
+        init_params=lambda key: init_params(model, key),
+        loss=lambda params, batch, key, replay=None: stage2_loss(
+            model, params, batch, key, options
+        ),
+        batch_format=family,
+        tokenizers=("language_model",),
+    )
+
+
+def _contrast(config: ConfigDict) -> Task:
+    """An image tower, to be frozen later, learns from captions."""
+    sizes = model_config(config.model)
+    options = _options(ContrastOptions, config.objective)
+    if not isinstance(sizes.vision, presets.ViTConfig):
+        raise ValueError("the contrast task trains an image tower, not features")
+    text = TextTowerConfig(
+        vocab_size=sizes.qformer.vocab_size, width=options.text_width,
+        depth=options.text_depth, heads=options.text_heads,
+        mlp_dim=2 * options.text_width,
+    )
+    model = ContrastModel(sizes.vision, text, options.projection_dim, **_how(config))
+    return Task(
+        name="contrast",
+        model=model,
+        init_params=lambda key: init_contrast(model, key),
+        loss=lambda params, batch, key, replay=None: contrast_loss(
+            model, params, batch, options
+        ),
+        batch_format="image_text",
+        tokenizers=("qformer",),
+    )
+
+
+def _language_model(config: ConfigDict) -> Task:
+    """A language model, to be frozen later, learns from text alone."""
+    sizes = model_config(config.model)
+    family = _family(sizes)
+    model = build_language_model(sizes.language_model, **_how(config))
+    if config.objective:
+        raise ValueError("config.objective has no options in task language_model")
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+        batch = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
+        batch |= dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
+        variables = model.init(key, None, batch, method="training_logits")
+        return {"language_model": variables["params"]}
+
+    def loss(
+        params: Params, batch: Batch, key: jax.Array | None, replay: Any = None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        logits, targets, mask = model.apply(
+            {"params": params["language_model"]}, None, batch, key,
+            method="training_logits",
+        )
+        value = lm_loss(logits, targets, mask)
+        return value, {"loss": value, "loss_lm": value}
+
+    return Task(
+        name="language_model",
+        model=model,
+        init_params=init,
+        loss=loss,
+        batch_format=f"text_{family}",
+        tokenizers=("language_model",),
+    )
+
+
+def _how(config: ConfigDict) -> dict[str, Any]:
+    """What every module takes beside its sizes."""
+    return {
+        "dtype": compute_dtype(config), "scan": config.model.scan,
+        "remat": config.model.remat,
+    }
+
+
+def _family(sizes: presets.Blip2Config) -> str:
+    """The batch format of the language model's family."""
+    if sizes.language_model is None:
+        raise ValueError(
+            "this task needs a language model: choose a preset that has one, or set "
+            "config.model.overrides.language_model"
+        )
+    is_decoder = isinstance(sizes.language_model, presets.OPTConfig)
+    return "decoder" if is_decoder else "encoder_decoder"
+
+
+TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    "stage1": _stage1,
+    "stage2": _stage2,
+    "contrast": _contrast,
+    "language_model": _language_model,
+}
