@@ -1,0 +1,139 @@
+"""Stage 2 against the original: every intermediate, the logits, full-size shapes."""
+
+import functools
+import json
+import math
+
+import golden_stage2 as golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from golden_stage1 import assert_values
+
+from blip2_jax.convert import lavis, names
+from blip2_jax.convert.lavis_stage2 import stage2_rules
+from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.models.sequence import queries_then_text
+from blip2_jax.presets import PRESETS, Blip2Config, FeaturesConfig, preset
+
+STAGE2 = [name for name, config in PRESETS.items() if config.language_model]
+
+
+def intermediates(model, batch):
+    """What the goldens record on the way, and the logits of every place."""
+    image = model.encode_image(batch["image"])
+    query_output = model.encode_queries(image)
+    queries = model.project(query_output)
+    language = model.language_model
+    out = {
+        "image_embeds": model.ln_vision(image),
+        "query_output": query_output,
+        "proj": queries,
+    }
+    decoder_only = "text_ids" in batch
+    prompt = "text" if decoder_only else "input"
+    inputs, mask = queries_then_text(
+        queries, language.embed(batch[f"{prompt}_ids"]), batch[f"{prompt}_mask"]
+    )
+    out |= {"inputs_embeds": inputs, "attention_mask": mask}
+    if decoder_only:
+        return out | {"logits": language.logits(language.hidden(inputs, mask))}
+    logits, _, _ = language.training_logits(queries, batch)
+    encoded = language.encode(inputs, mask)
+    return out | {"encoder_last_hidden": encoded, "logits": logits}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_intermediates(model, params, batch):
+    return model.apply({"params": params}, batch, method=intermediates)
+
+
+@pytest.mark.parametrize(("name", "case_name"), golden.CASES)
+def test_intermediates(name, case_name):
+    case = golden.load_case(name, case_name)
+    out = apply_intermediates(
+        golden.model(name), golden.params(name), golden.batch_of(case)
+    )
+    for key, value in out.items():
+        assert_values(value, case[key], key)
+
+
+@functools.cache
+def shapes(model):
+    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", STAGE2)
+def test_full_size_keys_and_shapes(name):
+    config = preset(name)
+    tree = shapes(Blip2Stage2(config))
+    source = jax.eval_shape(
+        lambda tree: names.to_source(tree, stage2_rules(config)), tree
+    )
+    keys = json.loads((GOLDENS / f"keys_{name}.json").read_text())
+    ours = {key: list(array.shape) for key, array in source.items()}
+    assert ours == {k: v for k, v in keys.items() if k != lavis.POSITION_IDS}
+
+
+@pytest.mark.parametrize("name", STAGE2)
+def test_full_size_parameter_counts(name):
+    summary = json.loads((GOLDENS / "keys_summary.json").read_text())[name]
+    tree = names.flatten(shapes(Blip2Stage2(preset(name))))
+    count = {path: math.prod(array.shape) for path, array in tree.items()}
+    assert sum(count.values()) == summary["params"]
+    towers = ("language_model/",)
+    if summary["trainable"] < 5e8:  # the image tower is frozen too
+        towers = (*towers, "visual_encoder/")
+    trainable = sum(n for path, n in count.items() if not path.startswith(towers))
+    assert trainable == summary["trainable"]
+
+
+def test_no_text_branch_without_questions():
+    config = golden.config("stage2_opt_a")
+    paths = names.flatten(shapes(Blip2Stage2(config)))
+    assert not [path for path in paths if "text_mlp" in path or "word" in path]
+    paths = names.flatten(shapes(Blip2Stage2(config, question_in_qformer=True)))
+    assert "qformer/embeddings/word" in paths
+    assert "qformer/layer_0/text_mlp/up/kernel" in paths
+
+
+def tiny(**kwargs):
+    language_model = golden.config("stage2_t5_a").language_model
+    qformer = golden.config("stage2_t5_a").qformer
+    config = Blip2Config(FeaturesConfig(5, 24), qformer, language_model)
+    model = Blip2Stage2(config, **kwargs)
+    return model, init_params(model, jax.random.key(0))
+
+
+def test_question_reaches_the_queries():
+    model, params = tiny(question_in_qformer=True)
+    encode = lambda ids, mask: model.apply(
+        {"params": params}, jnp.ones((2, 5, 24)), ids, mask, method="encode_queries"
+    )
+    ids, mask = jnp.arange(6).reshape(2, 3), jnp.ones((2, 3), bool)
+    out = encode(ids, mask)
+    assert out.shape == (2, model.config.qformer.num_queries, 32)
+    assert np.abs(out - encode(ids + 1, mask)).max() > 1e-4
+    padded = mask.at[:, 2].set(False)
+    np.testing.assert_allclose(
+        encode(ids, padded), encode(ids.at[:, 2].set(9), padded), atol=1e-6
+    )
+
+
+def test_question_must_fit_the_model():
+    model, params = tiny()
+    ids, mask = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
+    with pytest.raises(ValueError, match="question_in_qformer is False"):
+        model.apply(
+            {"params": params}, jnp.ones((1, 5, 24)), ids, mask,
+            method="encode_queries",
+        )  # fmt: skip
+
+
+def test_needs_a_language_model():
+    model = Blip2Stage2(preset("pretrain"))
+    with pytest.raises(ValueError, match="needs config.language_model"):
+        shapes(model)
