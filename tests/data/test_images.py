@@ -1,0 +1,140 @@
+"""Any file becomes RGB or is a counted fault; transforms equal Pillow's."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from generated import encoded, picture
+from PIL import Image
+
+from blip2_jax.data.images import (
+    ImageConfig,
+    crop_box,
+    decode_image,
+    evaluation_image,
+    training_image,
+)
+from blip2_jax.data.sources.base import BrokenSample
+
+
+@pytest.mark.parametrize(
+    "mode, kind",
+    [
+        ("RGB", "PNG"), ("RGB", "JPEG"), ("RGB", "WEBP"), ("RGB", "BMP"), ("L", "PNG"),
+        ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"),
+        ("P", "GIF"), ("1", "PNG"), ("YCbCr", "JPEG"), ("CMYK", "TIFF"),
+    ],
+)  # fmt: skip
+def test_every_mode_becomes_rgb_as_pillow_converts_it(mode, kind):
+    data = encoded(picture(1).convert(mode), kind)
+    pixels = decode_image(data, "key")
+    assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("dtype, kind", [(np.uint16, "PNG"), (np.int32, "TIFF")])
+def test_sixteen_bits_keep_their_high_byte(dtype, kind):
+    values = (np.arange(20).reshape(4, 5) * 3000).astype(dtype)
+    pixels = decode_image(encoded(Image.fromarray(values), kind), "key")
+    np.testing.assert_array_equal(pixels[..., 0], values >> 8)
+
+
+def test_transparent_palettes_and_first_frames():
+    palette = picture(2).convert("P")
+    data = encoded(palette, "PNG", transparency=3)
+    np.testing.assert_array_equal(decode_image(data, "key"), palette.convert("RGB"))
+    frames = [picture(n).convert("P") for n in (3, 4)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode_image(data, "key"), frames[0].convert("RGB"))
+
+
+def _huge_png() -> bytes:
+    """A header that promises 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        sum_ = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", sum_)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data, cause",
+    [
+        (b"", "empty image file"),
+        (b"<html>not found</html>", "not an image"),
+        (encoded(picture(5, 200, 150), "JPEG")[:2000], "truncated image"),
+        (encoded(picture(5, 200, 150), "PNG")[:2000], "truncated image"),
+        (_huge_png(), "huge image"),
+    ],
+)
+def test_broken_files_have_a_cause(data, cause):
+    with pytest.raises(BrokenSample) as caught:
+        decode_image(data, "the/key.jpg")
+    assert (caught.value.cause, caught.value.key) == (cause, "the/key.jpg")
+
+
+def test_jpegs_are_decoded_at_reduced_scale_when_that_is_enough():
+    data = encoded(picture(6, 1600, 1200), "JPEG")
+    assert decode_image(data, "key").shape == (1200, 1600, 3)
+    assert decode_image(data, "key", at_least=300).shape == (300, 400, 3)
+    assert decode_image(data, "key", at_least=301).shape == (600, 800, 3)
+    config = ImageConfig(size=224)
+    assert config.at_least == 366  # the smallest crop of it keeps 224 pixels
+    assert ImageConfig(size=224, augment=False).at_least == 0
+
+
+def test_reduced_decoding_hardly_changes_what_is_seen():
+    data = encoded(picture(6, 1600, 1200), "JPEG", quality=95)
+    full = evaluation_image(decode_image(data, "key"), 64).astype(int)
+    reduced = evaluation_image(decode_image(data, "key", 300), 64).astype(int)
+    assert np.abs(full - reduced).mean() < 2
+
+
+def test_evaluation_equals_pillow():
+    image = picture(7, 311, 207)
+    expected = image.resize((64, 64), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(evaluation_image(np.asarray(image), 64), expected)
+
+
+def test_training_crops_and_flips():
+    pixels = np.asarray(picture(8, 160, 120))
+    config = ImageConfig(size=32)
+    rng = np.random.default_rng(0)
+    results = [training_image(pixels, config, rng) for _ in range(8)]
+    assert all(r.shape == (32, 32, 3) and r.dtype == np.uint8 for r in results)
+    assert len({r.tobytes() for r in results}) == 8
+    again = training_image(pixels, config, np.random.default_rng(0))
+    np.testing.assert_array_equal(again, results[0])
+    plain = training_image(pixels, ImageConfig(size=32, augment=False), rng)
+    np.testing.assert_array_equal(plain, evaluation_image(pixels, 32))
+
+
+def test_a_crop_is_pillows_crop_resized_and_mirrored():
+    pixels = np.asarray(picture(8, 160, 120))
+    config = ImageConfig(size=32, flip=1.0)
+    result = training_image(pixels, config, np.random.default_rng(3))
+    box = crop_box(120, 160, 0.5, np.random.default_rng(3))
+    top, left, height, width = box
+    crop = Image.fromarray(pixels).crop((left, top, left + width, top + height))
+    expected = np.asarray(crop.resize((32, 32), Image.Resampling.BICUBIC))[:, ::-1]
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("height, width", [(100, 100), (60, 200), (1, 500), (7, 1)])
+def test_crops_keep_their_promises(height, width):
+    rng = np.random.default_rng(1)
+    areas = []
+    for _ in range(300):
+        top, left, crop_height, crop_width = crop_box(height, width, 0.5, rng)
+        assert 0 <= top <= height - crop_height and 0 <= left <= width - crop_width
+        assert crop_height > 0 and crop_width > 0
+        areas.append(crop_height * crop_width / (height * width))
+        if height == width:
+            assert 0.74 < crop_width / crop_height < 1.35 and areas[-1] > 0.48
+    if height == width:
+        assert 0.65 < np.mean(areas) < 0.8

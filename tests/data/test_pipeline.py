@@ -1,0 +1,251 @@
+"""The stream is a pure function of seed and position; faults are replaced, counted."""
+
+import itertools
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+from generated import (
+    bert_directory,
+    encoded,
+    language_directory,
+    picture,
+    tar_members,
+    tars_spec,
+    write_tar,
+)
+
+from blip2_jax.data.config import data_config
+from blip2_jax.data.faults import TooManyBroken
+from blip2_jax.data.pipeline import training_batches
+
+
+@pytest.fixture
+def options(tmp_path):
+    return {
+        "train": [tars_spec(tmp_path)],
+        "image": {"size": 24},
+        "tokenizer": {"qformer": bert_directory(tmp_path / "bert")},
+        "max_text_length": 12,
+    }
+
+
+def with_language_model(options, tmp_path, name, **changes):
+    directory = language_directory(tmp_path / "language", name)
+    return {**options, "tokenizer": {"language_model": directory}, **changes}
+
+
+def take(options, task_format="image_text", count=4, batch_size=6, **arguments):
+    stream = training_batches(
+        options, task_format, batch_size=batch_size, **{"seed": 1, **arguments}
+    )
+    try:
+        return list(itertools.islice(stream, count))
+    finally:
+        stream.close()
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_stage1_batch(options):
+    batch = take(options, count=1)[0]
+    shapes = {
+        name: (value.shape, value.dtype.name)
+        for name, value in batch.items()
+        if not name.startswith("_")
+    }
+    assert shapes == {
+        "image": ((6, 24, 24, 3), "uint8"),
+        "text_ids": ((6, 12), "int32"),
+        "text_mask": ((6, 12), "bool"),
+        "image_id": ((6,), "int32"),
+        "position": ((6,), "int64"),
+    }
+    assert len(batch["_key"]) == len(batch["_text"]) == 6
+
+
+def test_an_epoch_shows_every_image_once_and_captions_in_turn(options):
+    batches = take(options, count=20, batch_size=10)
+    ids = np.concatenate([batch["image_id"] for batch in batches])
+    for epoch in ids.reshape(10, 20):
+        assert sorted(epoch) == list(range(20))
+    texts = {text for batch in batches for text in batch["_text"]}
+    assert len(texts) == 40  # both captions of each image
+
+
+def test_the_stream_does_not_depend_on_workers(options):
+    alone = take(options)
+    assert_same(alone, take({**options, "workers": 1}))
+    assert_same(alone, take({**options, "workers": 2, "prefetch": 1}))
+
+
+def test_a_restart_continues_the_same_stream(options):
+    assert_same(take(options, count=6)[4:], take(options, count=2, start_step=4))
+
+
+def test_processes_share_the_global_batch(options):
+    whole = take(options)
+    parts = [take(options, process_index=i, process_count=3) for i in range(3)]
+    for step, batch in enumerate(whole):
+        for name in ("image", "text_ids", "position"):
+            rows = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(rows, batch[name])
+    with pytest.raises(ValueError, match="6 does not divide over 4"):
+        take(options, process_index=0, process_count=4)
+
+
+def test_seeds_and_epochs_differ(options):
+    first, other = take(options, count=1)[0], take(options, count=1, seed=2)[0]
+    assert first["image_id"].tolist() != other["image_id"].tolist()
+    batches = take(options, count=2, batch_size=20)
+    images = [
+        dict(zip(b["image_id"].tolist(), b["image"], strict=True)) for b in batches
+    ]
+    assert all((images[0][i] != images[1][i]).any() for i in range(20))
+
+
+def test_decoder_batches(options, tmp_path):
+    options = with_language_model(
+        options, tmp_path, "stage2_opt_a", prompt="a photo of"
+    )
+    batch = take(options, "decoder", count=1)[0]
+    np.testing.assert_array_equal(batch["text_ids"][:, :4], [[2, 5, 6, 7]] * 6)
+    assert not batch["target_mask"][:, :4].any() and batch["target_mask"].any(1).all()
+    assert (batch["text_ids"][batch["text_mask"]] == 4).sum() == 6  # every end is there
+    alone = take(options, "text_decoder", count=1)[0]
+    assert "image" not in alone
+    np.testing.assert_array_equal(alone["target_mask"], alone["text_mask"])
+    np.testing.assert_array_equal(alone["text_ids"], batch["text_ids"])
+
+
+@pytest.mark.parametrize("split, prefixes", [("auto", True), ("none", False)])
+def test_encoder_decoder_batches(options, tmp_path, split, prefixes):
+    options = with_language_model(options, tmp_path, "stage2_t5_a", prefix_split=split)
+    batches = take(options, "encoder_decoder")
+    inputs = np.concatenate([batch["input_mask"].sum(1) for batch in batches])
+    targets = np.concatenate([batch["target_mask"].sum(1) for batch in batches])
+    assert (inputs.max() > 1) == prefixes and inputs.min() == 1
+    assert targets.min() >= 2  # a word and the end
+    names = {"input_ids", "input_mask", "target_ids", "target_mask"}
+    assert names <= batches[0].keys()
+    assert "image" not in take(options, "text_encoder_decoder", count=1)[0]
+
+
+def test_questions_are_mixed_in(tmp_path, options):
+    rows = [
+        {"image": f"{n}.png", "caption": f"caption {n}", "question": f"what {n}?",
+         "answer": "red"}
+        for n in range(4)
+    ]  # fmt: skip
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(encoded(picture(n)))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {
+        "kind": "annotations", "path": str(tmp_path / "rows.json"),
+        "images": str(tmp_path),
+    }  # fmt: skip
+    options = with_language_model(
+        options, tmp_path, "stage2_opt_a", train=[source], question_share=0.3
+    )
+    texts = [t for b in take(options, "decoder", 20, 10) for t in b["_text"]]
+    asked = [text for text in texts if text.startswith("Question: what ")]
+    assert all(text.endswith("? Answer: red") for text in asked)
+    assert 0.2 < len(asked) / len(texts) < 0.4
+
+
+def test_a_broken_sample_gives_way_to_the_next_of_its_source(tmp_path, options):
+    members = tar_members(range(20))
+    del members["00003.jpg"]
+    members["00007.jpg"] = b"no image"
+    members["00009.txt"] = b""
+    members["00009.json"] = b'{"captions": ["..."]}'
+    write_tar(tmp_path / "00000.tar", members)
+    source = {**options["train"][0], "paths": str(tmp_path / "00000.tar")}
+    options = {**options, "train": [source], "max_broken_share": 0.5}
+    stream = training_batches(options, "image_text", seed=1, batch_size=20)
+    batches = list(itertools.islice(stream, 3))
+    stream.close()
+    # Three epochs: each is met thrice, and again as the substitute of another.
+    assert set(stream.faults.counts) == {
+        "missing image", "not an image", "empty caption",
+    }  # fmt: skip
+    assert 9 <= stream.faults.counts.total() <= 15
+    assert "3 missing image (00000/00003, 00000/00003" in str(stream.faults)
+    for batch in batches:
+        ids = batch["image_id"].tolist()
+        assert len(ids) == 20 and not {3, 7, 9} & set(ids)
+    assert_same(batches, take({**options, "workers": 2}, count=3, batch_size=20))
+
+
+def test_too_many_broken_samples_stop_the_run(tmp_path, options):
+    members = tar_members(range(20))
+    for key in ("00003", "00004", "00005"):
+        members[f"{key}.jpg"] = b""
+    write_tar(tmp_path / "00000.tar", members)
+    source = {**options["train"][0], "paths": str(tmp_path / "00000.tar")}
+    with pytest.raises(TooManyBroken, match=r"limit is a share of 0\.01.*empty image"):
+        take({**options, "train": [source]}, count=20)
+    for key in range(20):
+        members[f"{key:05d}.jpg"] = b""
+    write_tar(tmp_path / "00000.tar", members)
+    for workers in (0, 1):
+        everything = {**options, "train": [source], "max_broken_share": 1.0}
+        with pytest.raises(TooManyBroken, match="100 empty image file"):
+            take({**everything, "workers": workers}, count=1)
+
+
+def test_a_weighted_mixture(tmp_path, options):
+    write_tar(tmp_path / "b.tar", tar_members(range(50, 55)))
+    first = {**options["train"][0], "weight": 3}
+    second = {**first, "paths": str(tmp_path / "b.tar"), "weight": 1}
+    batches = take({**options, "train": [first, second]}, count=10, batch_size=8)
+    ids = np.concatenate([batch["image_id"] for batch in batches])
+    assert (ids >= 20).sum() == 20 and ids.max() == 24  # a fourth; ids do not meet
+    with pytest.raises(ValueError, match="every source a weight, or none"):
+        take({**options, "train": [first, options["train"][0]]})
+
+
+def test_features_take_the_place_of_images(tmp_path, options):
+    (tmp_path / "features").mkdir()
+    array = np.random.default_rng(0).normal(size=(6, 4, 8)).astype(np.float16)
+    np.save(tmp_path / "features" / "features.npy", array)
+    keys = [f"00000/{n:05d}" for n in range(6)]
+    (tmp_path / "features" / "keys.json").write_text(json.dumps(keys))
+    source = {
+        "kind": "features", "path": str(tmp_path / "features"),
+        "texts": options["train"][0],
+    }  # fmt: skip
+    for workers in (0, 1):
+        changed = {**options, "train": [source], "workers": workers}
+        batch = take(changed, count=1)[0]
+        assert "image" not in batch and batch["features"].dtype == np.float16
+        np.testing.assert_array_equal(batch["features"], array[batch["image_id"]])
+    with pytest.raises(ValueError, match="must all hold pixels or all"):
+        take({**options, "train": [source, options["train"][0]]})
+
+
+def test_configurations_are_checked(options, tmp_path):
+    config = ml_collections.ConfigDict(
+        {**options, "train": tuple(options["train"])}
+    ).lock()
+    assert data_config(config).image.size == 24
+    with pytest.raises(ValueError, match="data has no key 'prefetches'"):
+        data_config({**options, "prefetches": 3})
+    with pytest.raises(ValueError, match=r"data\.image has no key 'sise'"):
+        data_config({**options, "image": {"sise": 3}})
+    with pytest.raises(ValueError, match="question_share 2"):
+        data_config({**options, "question_share": 2})
+    with pytest.raises(ValueError, match=r"needs data\.tokenizer\.language_model"):
+        take(options, "decoder")
+    t5 = with_language_model(options, tmp_path, "stage2_t5_a")
+    with pytest.raises(ValueError, match="tokenizer for encoder_decoder, not decoder"):
+        take(t5, "decoder")
+    with pytest.raises(ValueError, match="no source of data"):
+        take({**options, "train": []})

@@ -1,0 +1,92 @@
+"""Real photos and captions, where they are at hand."""
+
+import itertools
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.data.pipeline import training_batches
+from blip2_jax.data.sources.registry import build_source
+
+
+@pytest.fixture
+def data(testdata):
+    return testdata / "data"
+
+
+def tars(data, tmp_path, name):
+    return {
+        "kind": "tars",
+        "paths": str(data / name),
+        "index_directory": str(tmp_path / "index"),
+    }
+
+
+def test_flickr8k_from_tars(data, tmp_path, testdata):
+    spec = tars(data, tmp_path, "flickr8k/val-*.tar")
+    source = build_source(spec)
+    assert len(source) == 1000
+    assert all(len(source.record(index).captions) == 5 for index in range(0, 1000, 50))
+    options = {
+        "train": [spec],
+        "tokenizer": {"qformer": str(testdata / "tokenizers/bert-base-uncased")},
+    }
+    stream = training_batches(options, "image_text", seed=0, batch_size=16)
+    batches = list(itertools.islice(stream, 3))
+    stream.close()
+    assert batches[0]["image"].shape == (16, 224, 224, 3)
+    assert not stream.faults.counts
+    assert all((batch["text_ids"][:, 0] == 101).all() for batch in batches)
+
+
+def test_flickr8k_from_annotations(data, tmp_path):
+    with tarfile.open(data / "flickr8k" / "val-00000.tar") as tar:
+        for name in ("000000000.jpg", "000000001.jpg"):
+            tar.extract(name, tmp_path, filter="data")
+    (tmp_path / "000000000.jpg").rename(tmp_path / "1022454332_6af2c1449a.jpg")
+    lavis = build_source(
+        {"kind": "annotations", "images": str(tmp_path),
+         "path": str(data / "flickr8k" / "lavis_flickr8k_val.json")}
+    )  # fmt: skip
+    karpathy = build_source(
+        {"kind": "annotations", "images": str(tmp_path), "splits": ["val"],
+         "path": str(data / "flickr8k" / "dataset_flickr8k.json")}
+    )  # fmt: skip
+    assert len(lavis) == len(karpathy) == 1000
+    assert lavis.record(0).captions == karpathy.record(0).captions
+    assert lavis.record(0).original_id == karpathy.record(0).original_id == 16
+    in_tar = build_source(tars(data, tmp_path, "flickr8k/val-00000.tar")).load_image(0)
+    np.testing.assert_array_equal(lavis.load_image(0), in_tar)
+
+
+def test_coco_evaluation_images_equal_pillow(data, tmp_path):
+    spec = tars(data, tmp_path, "coco_mini/val-*.tar")
+    evaluation = EvaluationSet([spec], image_size=224, max_examples=8)
+    batch = next(evaluation.image_batches(8))
+    with tarfile.open(data / "coco_mini" / "val-00000.tar") as tar:
+        for row, record in enumerate(evaluation.records):
+            file = tar.extractfile(f"{record.key.split('/')[1]}.jpg")
+            image = Image.open(file).convert("RGB")
+            expected = image.resize((224, 224), Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(batch["image"][row], expected)
+
+
+def test_daquar_questions(data, tmp_path):
+    source = build_source(
+        {
+            "kind": "vqa",
+            "questions": str(
+                data / "daquar_vqa" / "OpenEnded_daquar_test_questions.json"
+            ),
+            "annotations": str(data / "daquar_vqa" / "daquar_test_annotations.json"),
+            "images": tars(data, tmp_path, "daquar_vqa/test-*.tar"),
+            "image_name": "test-00000/{:09d}",
+            "answer": "multiple_choice_answer",
+        }
+    )
+    questions = [q for i in range(len(source)) for q in source.record(i).questions]
+    assert len(questions) == 5673 and questions[0].answers == ("garbage bin",)
+    assert source.load_image(0).shape[2] == 3
