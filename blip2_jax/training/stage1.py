@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax import objectives
 from blip2_jax.exchange import batch_axes, gather_rows
@@ -34,6 +34,12 @@ class Stage1Options:
     # The original projects an image's keys and values again for each of four passes;
     # the numbers are the same.
     share_kv: bool = True
+    # Training sees so many of an image's tokens, chosen at random (as FLIP, Li et al.
+    # 2023, does): cheaper steps, and less to learn by heart in a small set. 0: all.
+    image_tokens: int = 0
+    # ITM and ITG learn from every n-th row of the batch, ITC from all: small batches
+    # for the costly objectives, large ones for the contrast. The original: 1.
+    itm_itg_every: int = 1
 
 
 class Encoded(NamedTuple):
@@ -114,9 +120,11 @@ def _itc(
 ) -> tuple[Float[Array, ""], Encoded]:
     """Image-text contrast, and what the other objectives use again."""
     apply = _bind(model, params)
-    query_key, text_key = split_key(key, 2)
+    query_key, text_key, token_key = split_key(key, 3)
     source = batch["features"] if "features" in batch else batch["image"]
     features = apply("encode_image", source)
+    if options.image_tokens and token_key is not None:
+        features = _some_tokens(features, options.image_tokens, token_key)
     image = apply("image_keys_values", features)
     hidden, query_cache = apply("query_pass", image, key=query_key)
     queries = apply("project_queries", hidden)
@@ -159,15 +167,17 @@ def _itm(
     devices stays where it is.
     """
     apply = _bind(model, params)
+    every = options.itm_itg_every
     ids, mask = batch["text_ids"], batch["text_mask"]
-    ids = _triples(ids, ids, ids[negatives.text])
-    mask = _triples(mask, mask, mask[negatives.text])
+    text = negatives.text[::every]
+    ids = _triples(ids[::every], ids[::every], ids[text])
+    mask = _triples(mask[::every], mask[::every], mask[text])
     image = _paired_images(model, params, encoded, negatives, options)
     hidden = apply("multimodal_pass", ids, mask, image, key=key)
     queries = hidden[:, : model.config.qformer.num_queries]
     logits = apply("itm_logits", queries).reshape(-1, 3, 2)
     matches = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
-    valid = objectives.has_negative(encoded.positives)
+    valid = objectives.has_negative(encoded.positives)[::every]
     return objectives.itm_loss(logits, matches, valid, options.num_shards)
 
 
@@ -185,15 +195,18 @@ def _paired_images(
     used: no communication in the backward pass.
     """
     apply = _bind(model, params)
-    features = encoded.features
+    every, features = options.itm_itg_every, encoded.features
+    if not options.share_kv or batch_axes():
+        sampled = gather_rows(features, negatives.image)[::every]
     if not options.share_kv:
-        sampled = gather_rows(features, negatives.image)
+        features = features[::every]
         return apply("image_keys_values", _triples(features, sampled, features))
+    own = jax.tree.map(lambda x: x[::every], encoded.image)
     if batch_axes():
-        other = apply("image_keys_values", gather_rows(features, negatives.image))
+        other = apply("image_keys_values", sampled)
     else:
-        other = jax.tree.map(lambda x: x[negatives.image], encoded.image)
-    return jax.tree.map(lambda own, other: _triples(own, other, own), encoded.image, other)
+        other = jax.tree.map(lambda x: x[negatives.image[::every]], encoded.image)
+    return jax.tree.map(lambda own, other: _triples(own, other, own), own, other)
 
 
 def _itg(
@@ -207,14 +220,24 @@ def _itg(
 ) -> Float[Array, ""]:
     """Captions from the cached queries: [DEC] stands in place of [CLS]."""
     apply = _bind(model, params)
-    mask = batch["text_mask"]
-    ids = batch["text_ids"].at[:, 0].set(start_id)
-    hidden = apply("generate_pass", ids, mask, encoded.query_cache, key=key)
+    every = options.itm_itg_every
+    mask = batch["text_mask"][::every]
+    ids = batch["text_ids"][::every].at[:, 0].set(start_id)
+    cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
+    hidden = apply("generate_pass", ids, mask, cache, key=key)
     logits = apply("lm_logits", hidden)
     return objectives.lm_loss(
         logits[:, :-1], ids[:, 1:], mask[:, 1:],
         options.label_smoothing, options.num_shards,
     )
+
+
+def _some_tokens(
+    features: Float[Array, "B P D"], count: int, key: PRNGKeyArray
+) -> Float[Array, "B N D"]:
+    """`count` of each image's tokens, without order and without repetition."""
+    order = jax.random.uniform(key, features.shape[:2]).argsort(axis=1)[:, :count]
+    return jnp.take_along_axis(features, order[..., None], axis=1)
 
 
 def _triples(*parts: Array) -> Array:
