@@ -71,7 +71,7 @@ def decode_image(
                 image.draft(image.mode, (at_least, at_least))
             if image.width * image.height > MAX_DECODED_PIXELS:
                 raise BrokenSample("huge image", key, f"{image.width}x{image.height}")
-            return np.asarray(_to_rgb(image))
+            return np.asarray(to_rgb(image))
     except BrokenSample:
         raise
     except Image.DecompressionBombError as error:
@@ -85,7 +85,8 @@ def decode_image(
         raise BrokenSample(cause, key, str(error)) from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame in RGB; 16-bit values are scaled, not clipped."""
     if image.mode in _SIXTEEN_BIT:  # Pillow would clip at 255
         values = np.asarray(image).astype(np.int64)
         values = values >> 8 if values.max(initial=0) > 255 else values
