@@ -7,12 +7,17 @@ rank. Everything here is fp32, products at HIGHEST precision.
 
 from __future__ import annotations
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.precision import einsum_fp32
+
+# What an ITM loss reaches that knows no more than that one pair in three matches.
+ITM_PRIOR_ENTROPY = math.log(3) - 2 / 3 * math.log(2)
 
 
 @flax.struct.dataclass

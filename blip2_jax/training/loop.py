@@ -1,9 +1,8 @@
-"""The training loop: fetch, step, report, evaluate, save, until done or asked to stop."""
+"""The training loop: fetch, step, report, evaluate, save; until done or asked to stop."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 import signal
 from collections.abc import Mapping
@@ -15,17 +14,17 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from blip2_jax import sharding
+from blip2_jax.flops import mfu_numerator
+from blip2_jax.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.training import replay
 from blip2_jax.training.config import to_plain
-from blip2_jax.training.evaluate import best_metric, evaluate
+from blip2_jax.training.evaluate import Evaluator
 from blip2_jax.training.guards import StopRequest, check_finite, stop_on_signal
 from blip2_jax.training.meters import Meter
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
 from blip2_jax.training.setup import Run, set_up
+from blip2_jax.training.tasks import model_config
 
-
-# What an ITM loss reaches that knows no more than that one pair in three matches.
-ITM_PRIOR_ENTROPY = math.log(3) - 2 / 3 * math.log(2)
 CONSTANTS = {"stage1": {"itm_prior_entropy": ITM_PRIOR_ENTROPY}}
 
 
@@ -55,6 +54,14 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
     return stop.exit_code
 
 
+def flops_per_image(config: ConfigDict) -> int | None:
+    """The fixed numerator of MFU; None for tasks that the paper does not have."""
+    if config.task not in ("stage1", "stage2"):
+        return None
+    length = config.data.max_text_length
+    return mfu_numerator(model_config(config.model), length, length)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Launched:
     """A step that has been sent to the devices and may still be running."""
@@ -71,7 +78,8 @@ class Loop:
         self.run = run
         self.config = run.config
         self.last_saved: int | None = run.start or None
-        self.meter = Meter(run.config.batch_size, None)
+        self.meter = Meter(run.config.batch_size, flops_per_image(run.config))
+        self.evaluator = Evaluator(run) if run.config.evaluation.every else None
         self.log, self.terminal = None, None
         if jax.process_index() == 0:
             wandb = {
@@ -179,11 +187,12 @@ class Loop:
 
     def evaluate(self, step: int) -> float:
         """Evaluate, write the numbers down; returns the one that decides on best."""
-        values = evaluate(self.run)
+        assert self.evaluator is not None
+        values = self.evaluator.scores(self.run.state.trainable)
         self.write(
             step, {f"evaluation/{name}": value for name, value in values.items()}
         )
-        return values[best_metric(self.config)]
+        return values[self.evaluator.metric]
 
     def save(self, step: int, metric: float | None) -> None:
         """Start a checkpoint."""

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax import sharding
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
+from blip2_jax.evaluation.evaluators import Evaluator, make_evaluator
 from blip2_jax.training import config as configuration
 from blip2_jax.training import frozen, initialise
 from blip2_jax.training.checkpoints import Checkpoints
@@ -45,6 +46,7 @@ class Run:
       carried: host arrays that only travel through checkpoints.
       batches: from `start` on.
       checkpoints: of this directory.
+      evaluator: scores of all parameters; None where evaluation is off.
       report: lines for the user: where the parameters came from.
     """
 
@@ -59,6 +61,7 @@ class Run:
     carried: Tree
     batches: TrainingBatches
     checkpoints: Checkpoints
+    evaluator: Evaluator | None
     report: list[str]
 
     def trees(self) -> dict[str, Tree]:
@@ -98,6 +101,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, values.step if values else 0)
+    evaluator = make_evaluator(config, task)
     constants, manifest = initialise.load_frozen_parameters(
         config, task, shapes.frozen, mesh
     )
@@ -124,7 +128,8 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         carried=values.carried,
         batches=batches,
         checkpoints=open_checkpoints(config, directory),
-        report=values.report,
+        evaluator=evaluator,
+        report=[_sizes(mesh, values, constants), *values.report],
     )
 
 
@@ -214,6 +219,21 @@ def verify_sources(
     for before, now in zip(stored["data"], found, strict=True):
         if before != now:
             raise ConfigError(f"the data of this run was {before}, is now {now}")
+
+
+def _sizes(mesh: Mesh, values: _Values, constants: Tree) -> str:
+    """One line: devices and parameters."""
+    parts = {
+        "trainable": values.state.trainable,
+        "frozen": constants,
+        "carried": values.carried,
+    }
+    counts = ", ".join(
+        f"{sum(leaf.size for leaf in jax.tree.leaves(tree)):,} {name}"
+        for name, tree in parts.items()
+    )
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f"{mesh.size} {mesh.devices.flat[0].device_kind} ({axes}); {counts}"
 
 
 def _with_layout(state: TrainState, mesh: Mesh) -> TrainState:

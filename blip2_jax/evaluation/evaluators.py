@@ -1,0 +1,73 @@
+"""The evaluation that a training configuration asks for, by task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from blip2_jax.data.config import data_config
+from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.evaluation.stage1 import RetrievalSettings, Stage1Evaluator
+
+if TYPE_CHECKING:
+    from blip2_jax.training.tasks import Task
+
+Evaluator = Callable[[PyTree], dict[str, float]]
+
+
+def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
+    """A function of all parameters to the scores of `config.evaluation.sources`.
+
+    Texts are read and tokenised here, once.
+
+    Args:
+      config: of the run.
+      task: of the run.
+
+    Returns:
+      None where the configuration asks for no evaluation.
+
+    Raises:
+      ValueError, FileNotFoundError: the sources cannot be evaluated on, or the task
+        has no evaluation.
+    """
+    if not config.evaluation.every:
+        return None
+    if task.name not in EVALUATORS:
+        raise ValueError(
+            f"task {task.name} has no evaluation: config.evaluation.every must be 0"
+        )
+    return EVALUATORS[task.name](config, task)
+
+
+def best_metric(config: ConfigDict) -> str:
+    """The score that decides which checkpoint is best.
+
+    `config.evaluation.metric`, or the task's own: the mean recall in stage 1 (of the
+    re-ranked lists where there are such), in stage 2 CIDEr.
+    """
+    if config.evaluation.metric:
+        return config.evaluation.metric
+    if config.task == "stage1":
+        return "itm_r_mean" if config.evaluation.rerank else "itc_r_mean"
+    return "cider"
+
+
+def _evaluation_set(config: ConfigDict) -> EvaluationSet:
+    options = data_config(config.data)
+    sources = [dict(spec.items()) for spec in config.evaluation.sources]
+    return EvaluationSet(sources, options.image.size, config.evaluation.max_examples)
+
+
+def _stage1(config: ConfigDict, task: Task) -> Evaluator:
+    settings = RetrievalSettings(
+        batch_size=config.evaluation.batch_size, rerank=config.evaluation.rerank
+    )
+    options, data = data_config(config.data), _evaluation_set(config)
+    return Stage1Evaluator(task.model, task.loss, options, data, settings)
+
+
+EVALUATORS: dict[str, Callable[[ConfigDict, "Task"], Evaluator]] = {"stage1": _stage1}

@@ -1,0 +1,70 @@
+"""Photos and captions as retrieval takes them: each image once, all of its captions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+from numpy import ndarray as Array
+
+from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.data.text import QFormerTokenizer, clean_caption
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """The images of an evaluation set and their tokenised captions.
+
+    Attributes:
+      records: for each image the place of its first record in the set.
+      text_ids, text_mask: all captions [M, T], cut to the longest.
+      image_of_text: the image of each caption, a place in `records`.
+      texts: the captions as they were tokenised.
+    """
+
+    records: list[int]
+    text_ids: Int[Array, "M T"]
+    text_mask: Bool[Array, "M T"]
+    image_of_text: Int[Array, " M"]
+    texts: list[str]
+
+    def image_batches(
+        self, data: EvaluationSet, batch_size: int
+    ) -> Iterator[Shaped[Array, "B ..."]]:
+        """Images, in order; one that cannot be read is blank, and counted by `data`."""
+        for start in range(0, len(self.records), batch_size):
+            images = [data.image(place) for place in self.records[start:][:batch_size]]
+            yield np.stack([data.blank if x is None else x for x in images])
+
+
+def make_gallery(
+    data: EvaluationSet, tokenizer: QFormerTokenizer, length: int
+) -> Gallery:
+    """Join the records of each image; images without captions are left out.
+
+    Args:
+      data: the evaluation set.
+      tokenizer: of the Q-Former.
+      length: captions are cut to so many tokens, [CLS] and [SEP] included.
+
+    Raises:
+      ValueError: no image has a caption.
+    """
+    places: dict[int, int] = {}
+    texts: list[str] = []
+    owners: list[int] = []
+    for place, record in enumerate(data.records):
+        for caption in record.captions:
+            first = places.setdefault(record.image_id, place)
+            texts.append(clean_caption(caption))
+            owners.append(first)
+    if not texts:
+        raise ValueError("retrieval needs captions, and no image has one")
+    records = list(places.values())
+    row = {place: index for index, place in enumerate(records)}
+    ids, mask = tokenizer.encode(texts, length)
+    longest = int(mask.sum(axis=1).max())
+    image_of_text = np.array([row[owner] for owner in owners])
+    return Gallery(records, ids[:, :longest], mask[:, :longest], image_of_text, texts)

@@ -1,0 +1,90 @@
+"""python launch/train.py --config configs/flickr8k_stage1.py --workdir runs/f8k_stage1
+
+Stage 1 from scratch on the 6,000 training photos of Flickr8k, each with five captions.
+The image encoder is an ImageNet MobileNetV2 whose features (49 x 1280 a photo) were
+computed once; the Q-Former is a small one, and its words are BERT's.
+
+Paths are given behind the file's name, "NAME=PATH" joined by commas:
+`configs/flickr8k_stage1.py:data=DIR,features=DIR,tokenizer=DIR`.
+  data       {train,val,test}-*.tar in img2dataset layout
+  features   {train,val,test}/ with features.npy and keys.json
+  tokenizer  bert-base-uncased: a directory with vocab.txt
+"""
+
+from ml_collections import ConfigDict
+
+from blip2_jax.training.config import default_config
+
+PHOTOS = 5999
+EPOCHS = 40  # passes over the photos, each time with one of five captions
+PATHS = {
+    "data": "data/flickr8k",
+    "features": "features/flickr8k",
+    "tokenizer": "tokenizers/bert-base-uncased",
+}
+
+
+def get_config(paths: str = "") -> ConfigDict:
+    """The run's configuration."""
+    path = read_paths(paths)
+    config = default_config("stage1").unlock()
+    config.batch_size = 256
+    config.steps = EPOCHS * PHOTOS // config.batch_size
+    config.precision = "float32"
+    config.model.overrides = ConfigDict(
+        {
+            "vision": {"kind": "features", "num_tokens": 49, "width": 1280},
+            "qformer": small_qformer(),
+        }
+    )
+    config.frozen = ()  # features take the image encoder's place
+    config.objective = ConfigDict(
+        {"full_itc_gradient": True, "image_tokens": 16, "itm_itg_every": 4}
+    )
+
+    config.data.train = (photos(path, "train"),)
+    config.data.tokenizer.qformer = path["tokenizer"]
+    config.data.max_text_length = 20
+    config.data.workers = 0
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.final_learning_rate = 1e-5
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip = 1.0
+
+    config.evaluation.every = config.steps // 8
+    config.evaluation.sources = (photos(path, "val"),)
+    config.evaluation.rerank = 0
+    config.checkpoint.every = config.evaluation.every
+    config.log_every = 10
+    return config.lock()
+
+
+def small_qformer() -> dict[str, float]:
+    """Sizes that differ from the paper's."""
+    return {
+        "width": 256,
+        "depth": 2,
+        "heads": 4,
+        "mlp_dim": 512,
+        "cross_attention_every": 1,
+        "num_queries": 8,
+        "projection_dim": 128,
+    }
+
+
+def photos(path: dict[str, str], split: str) -> dict[str, object]:
+    """A split's precomputed features with its captions."""
+    return {
+        "kind": "features",
+        "path": f"{path['features']}/{split}",
+        "texts": {"kind": "tars", "paths": f"{path['data']}/{split}-*.tar"},
+    }
+
+
+def read_paths(paths: str) -> dict[str, str]:
+    """`PATHS` with those that the command line names."""
+    given = dict(item.split("=", 1) for item in paths.split(",") if item)
+    if unknown := given.keys() - PATHS.keys():
+        raise ValueError(f"no path {', '.join(unknown)}; there are {', '.join(PATHS)}")
+    return PATHS | given
