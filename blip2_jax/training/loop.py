@@ -1,4 +1,4 @@
-"""The training loop: fetch, step, report, evaluate, save; until done or asked to stop."""
+"""The training loop: fetch, step, report, evaluate, save, until done or told to stop."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from blip2_jax import sharding
+from blip2_jax.evaluation.evaluators import best_metric
 from blip2_jax.flops import mfu_numerator
 from blip2_jax.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.training import replay
-from blip2_jax.training.config import to_plain
-from blip2_jax.training.evaluate import Evaluator
+from blip2_jax.training.config import ConfigError, to_plain
 from blip2_jax.training.guards import StopRequest, check_finite, stop_on_signal
 from blip2_jax.training.meters import Meter
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
+from blip2_jax.training.partition import merge
 from blip2_jax.training.setup import Run, set_up
 from blip2_jax.training.tasks import model_config
 
@@ -79,7 +80,6 @@ class Loop:
         self.config = run.config
         self.last_saved: int | None = run.start or None
         self.meter = Meter(run.config.batch_size, flops_per_image(run.config))
-        self.evaluator = Evaluator(run) if run.config.evaluation.every else None
         self.log, self.terminal = None, None
         if jax.process_index() == 0:
             wandb = {
@@ -186,13 +186,21 @@ class Loop:
             self.save(step, metric)
 
     def evaluate(self, step: int) -> float:
-        """Evaluate, write the numbers down; returns the one that decides on best."""
-        assert self.evaluator is not None
-        values = self.evaluator.scores(self.run.state.trainable)
-        self.write(
-            step, {f"evaluation/{name}": value for name, value in values.items()}
-        )
-        return values[self.evaluator.metric]
+        """Evaluate, write the numbers down; returns the one that decides on best.
+
+        Raises:
+          ConfigError: there is no such number.
+        """
+        assert self.run.evaluator is not None
+        metric = best_metric(self.config)
+        values = self.run.evaluator(merge(self.run.state.trainable, self.run.frozen))
+        if metric not in values:
+            raise ConfigError(
+                f"config.evaluation.metric is {metric!r}; there are {', '.join(values)}"
+            )
+        named = {f"evaluation/{name}": value for name, value in values.items()}
+        self.write(step, named)
+        return values[metric]
 
     def save(self, step: int, metric: float | None) -> None:
         """Start a checkpoint."""

@@ -1,0 +1,77 @@
+"""A task that compiles in a second, on real data with real workers.
+
+`python -m tests.training.toy --config ... --workdir ...` is `launch/train.py` with
+stage 1 replaced by a linear model whose loss is noisy, so that every step's key counts.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from blip2_jax.models.dropout import dropout
+from blip2_jax.training import tasks
+from blip2_jax.training.config import default_config
+
+SIZE = 16
+
+
+def toy_config() -> ConfigDict:
+    """20 steps of the toy, with data workers."""
+    config = default_config("stage1").unlock()
+    config.steps, config.batch_size, config.log_every = 20, 8, 1
+    config.optimizer.warmup_steps = 2
+    config.frozen = ("^visual_encoder/",)
+    config.frozen_sources.vision = "random"
+    config.data.train = ({"kind": "shapes", "split": "train", "size": 64},)
+    config.data.image.size = SIZE
+    config.data.tokenizer.qformer = "shapes:bert"
+    config.data.max_text_length = 12
+    config.data.workers = 0
+    config.checkpoint.every = 5
+    return config.lock()
+
+
+def make_toy(config: ConfigDict) -> tasks.Task:
+    """Regress one pooled text feature from one pooled image feature."""
+
+    def init_params(key: jax.Array) -> dict:
+        return {
+            "visual_encoder": {"kernel": jax.random.normal(key, (3, 8))},
+            "qformer": {"kernel": jax.random.normal(key, (8, 8))},
+        }
+
+    def loss(params, batch, key, replay=None):
+        image = batch["image"].astype(jnp.float32).mean((1, 2)) / 255
+        features = image @ params["visual_encoder"]["kernel"].astype(jnp.float32)
+        text = jnp.cos(batch["text_ids"][:, :8] * 0.1)
+        predicted = dropout(features @ params["qformer"]["kernel"], 0.1, key)
+        value = jnp.mean((predicted - text) ** 2)
+        return value, {"loss": value, "temperature": jnp.float32(0.07)}
+
+    return tasks.Task(
+        name="stage1",
+        model=None,
+        init_params=init_params,
+        loss=loss,
+        batch_format="image_text",
+        tokenizers=("qformer",),
+    )
+
+
+def install() -> None:
+    """Let every configuration of stage 1 train the toy in this process."""
+    tasks.TASKS["stage1"] = make_toy
+
+
+def get_config() -> ConfigDict:
+    """For `--config tests/training/toy.py`."""
+    return toy_config()
+
+
+if __name__ == "__main__":
+    from launch import train
+
+    install()
+    sys.exit(train.main(sys.argv))
