@@ -39,7 +39,8 @@ class Stage1Options:
     image_tokens: int = 0
     # ITM and ITG learn from every n-th row of the batch, ITC from all: small batches
     # for the costly objectives, large ones for the contrast. The original: 1.
-    itm_itg_every: int = 1
+    itm_every: int = 1
+    itg_every: int = 1
 
 
 class Encoded(NamedTuple):
@@ -167,7 +168,7 @@ def _itm(
     devices stays where it is.
     """
     apply = _bind(model, params)
-    every = options.itm_itg_every
+    every = options.itm_every
     ids, mask = batch["text_ids"], batch["text_mask"]
     text = negatives.text[::every]
     ids = _triples(ids[::every], ids[::every], ids[text])
@@ -195,7 +196,7 @@ def _paired_images(
     used: no communication in the backward pass.
     """
     apply = _bind(model, params)
-    every, features = options.itm_itg_every, encoded.features
+    every, features = options.itm_every, encoded.features
     if not options.share_kv or batch_axes():
         sampled = gather_rows(features, negatives.image)[::every]
     if not options.share_kv:
@@ -220,7 +221,7 @@ def _itg(
 ) -> Float[Array, ""]:
     """Captions from the cached queries: [DEC] stands in place of [CLS]."""
     apply = _bind(model, params)
-    every = options.itm_itg_every
+    every = options.itg_every
     mask = batch["text_mask"][::every]
     ids = batch["text_ids"][::every].at[:, 0].set(start_id)
     cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
