@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.config import data_config
 from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.data.text import load_tokenizer
 from blip2_jax.evaluation.stage1 import RetrievalSettings, Stage1Evaluator
+from blip2_jax.evaluation.stage2 import Stage2Evaluator
 
 if TYPE_CHECKING:
     from blip2_jax.training.tasks import Task
@@ -47,7 +49,7 @@ def best_metric(config: ConfigDict) -> str:
     """The score that decides which checkpoint is best.
 
     `config.evaluation.metric`, or the task's own: the mean recall in stage 1 (of the
-    re-ranked lists where there are such), in stage 2 CIDEr.
+    re-ranked lists where there are such), CIDEr in stage 2.
     """
     if config.evaluation.metric:
         return config.evaluation.metric
@@ -70,4 +72,35 @@ def _stage1(config: ConfigDict, task: Task) -> Evaluator:
     return Stage1Evaluator(task.model, task.loss, options, data, settings)
 
 
-EVALUATORS: dict[str, Callable[[ConfigDict, "Task"], Evaluator]] = {"stage1": _stage1}
+def _stage2(config: ConfigDict, task: Task) -> Evaluator:
+    from blip2_jax.api import Blip2
+
+    options, chosen = data_config(config.data), config.evaluation
+    language = load_tokenizer(options.tokenizer.language_model, language_model=True)
+    qformer = None
+    if options.tokenizer.qformer:
+        qformer = load_tokenizer(options.tokenizer.qformer, language_model=False)
+    decoding = {
+        "num_beams": chosen.num_beams, "max_new_tokens": chosen.max_new_tokens,
+    }  # fmt: skip
+    return Stage2Evaluator(
+        lambda params: Blip2(
+            task.model,
+            params,
+            qformer_tokenizer=qformer,
+            language_tokenizer=language,
+            prompt=options.prompt,
+            question_prompt=options.question_prompt,
+            batch_size=chosen.batch_size,
+        ),
+        _evaluation_set(config),
+        batch_size=chosen.batch_size,
+        caption_settings=decoding,
+        answer_settings=decoding,
+    )
+
+
+EVALUATORS: dict[str, Callable[[ConfigDict, "Task"], Evaluator]] = {
+    "stage1": _stage1,
+    "stage2": _stage2,
+}
