@@ -70,15 +70,11 @@ def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[
     layers, layer = range(config.depth), f"{source}bert.encoder.layer.{{}}"
     return [
         Rule(word, "qformer/embeddings/word", **tied),
-        Rule(
-            f"{embeddings}.position_embeddings.weight", "qformer/embeddings/position"
-        ),
+        Rule(f"{embeddings}.position_embeddings.weight", "qformer/embeddings/position"),
         *_feed_forward(layer, "qformer/layer_{}/text_mlp", "", layers),
         *linear(f"{head}.transform.dense", "qformer/head/dense"),
         *norm(f"{head}.transform.LayerNorm", "qformer/head/norm"),
-        Rule(
-            f"{head}.bias", "qformer/head/bias", aliases=(f"{head}.decoder.bias",)
-        ),
+        Rule(f"{head}.bias", "qformer/head/bias", aliases=(f"{head}.decoder.bias",)),
     ]
 
 
@@ -99,9 +95,7 @@ def _attention(source: str, target: str, layers: range) -> list[Rule]:
 def _feed_forward(source: str, target: str, suffix: str, layers: range) -> list[Rule]:
     output = f"{source}.output{suffix}"
     return [
-        *linear(
-            f"{source}.intermediate{suffix}.dense", f"{target}/up", layers=layers
-        ),
+        *linear(f"{source}.intermediate{suffix}.dense", f"{target}/up", layers=layers),
         *linear(f"{output}.dense", f"{target}/down", layers=layers),
         *norm(f"{output}.LayerNorm", f"{target}_norm", layers=layers),
     ]

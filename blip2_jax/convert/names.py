@@ -4,7 +4,7 @@ A table is a list of `Rule`s, read in both directions. A rule names the sources 
 the targets of one group of arrays and the transform between them:
 
     Rule("ln_vision.weight", "ln_vision/scale")
-    Rule("h.{}.mlp.weight", "blocks/mlp/kernel", TRANSPOSE, layers=range(12), stack=True)
+    Rule("h.{}.fc.weight", "blocks/fc/kernel", TRANSPOSE, layers=range(12), stack=True)
     Rule("qkv.weight", ("query/kernel", "key/kernel", "value/kernel"), SPLIT_COLUMNS)
 
 Where `layers` is given, `{}` stands for the layer's number. With `stack` our array
@@ -46,7 +46,8 @@ TRANSPOSE = _each(lambda a: a.T, lambda a: a.T)  # torch keeps [out, in]
 def leading_axes(count: int) -> Transform:
     """The source has `count` leading axes of length one that we do not keep."""
     return _each(
-        lambda a: a.reshape(a.shape[count:]), lambda a: a.reshape((1,) * count + a.shape)
+        lambda a: a.reshape(a.shape[count:]),
+        lambda a: a.reshape((1,) * count + a.shape),
     )
 
 
@@ -123,9 +124,7 @@ class Rule:
 
     def to_source(self, ours: Mapping[str, Array]) -> dict[str, Array]:
         """Source arrays by name, of our flat tree."""
-        layers = [
-            tuple(ours[path] for path in paths) for paths in self.target_paths()
-        ]
+        layers = [tuple(ours[path] for path in paths) for paths in self.target_paths()]
         if self.stack:
             count = len(self._layers())
             layers = [tuple(a[i] for a in layers[0]) for i in range(count)]
@@ -223,13 +222,9 @@ def linear(
     stack: bool = False,
 ) -> list[Rule]:
     """The rules of a torch Linear: transposed kernel, and bias."""
-    rules = [
-        Rule(f"{source}.weight", f"{target}/kernel", TRANSPOSE, layers, stack)
-    ]
+    rules = [Rule(f"{source}.weight", f"{target}/kernel", TRANSPOSE, layers, stack)]
     if bias:
-        rules.append(
-            Rule(f"{source}.bias", f"{target}/bias", IDENTITY, layers, stack)
-        )
+        rules.append(Rule(f"{source}.bias", f"{target}/bias", IDENTITY, layers, stack))
     return rules
 
 

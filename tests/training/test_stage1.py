@@ -23,7 +23,7 @@ from blip2_jax.convert import names
 from blip2_jax.objectives import Negatives
 from blip2_jax.training.stage1 import Stage1Options, stage1_loss
 
-
+ORIGINAL = Stage1Options()
 CASES = ["base", "dup", "imageid_unfrozen"]
 
 
@@ -46,7 +46,7 @@ def compiled_gradient(options):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def loss_and_gradients(case, options=Stage1Options(), negatives=None):
+def loss_and_gradients(case, options=ORIGINAL, negatives=None):
     negatives = negatives or recorded_negatives(case)
     run = compiled_gradient(options)
     (_, metrics), gradients = run(params(), full_batch(case), negatives)

@@ -1,0 +1,106 @@
+"""The Q-Former's passes agree with each other, and decoding with teacher forcing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip2_jax.models.cache import init_generated
+from blip2_jax.models.qformer import QFormer
+from blip2_jax.presets import QFormerConfig
+
+B, P, D, T = 2, 5, 12, 6
+CONFIG = QFormerConfig(
+    width=16, depth=2, heads=2, mlp_dim=24, num_queries=3, vocab_size=20,
+    max_positions=16,
+)
+MODEL = QFormer(CONFIG)
+IDS = jax.random.randint(jax.random.key(1), (B, T), 0, 20)
+MASK = jnp.array([[1] * T, [1] * 4 + [0] * 2], bool)
+QUERIES = jax.random.normal(jax.random.key(2), (3, 16))
+IMAGE = jax.random.normal(jax.random.key(3), (B, P, D))
+
+
+def everything(module, key=None):
+    """All passes over one small input."""
+    image = module.image_keys_values(IMAGE)
+    queries, cache = module.query_pass(QUERIES, image, key=key)
+    generated = module.generate_pass(IDS, MASK, cache, key=key)
+    return {
+        "cache": cache,
+        "queries": queries,
+        "text": module.text_pass(IDS, MASK, key=key),
+        "multimodal": module.multimodal_pass(QUERIES, IDS, MASK, image, key=key),
+        "logits": module.lm_logits(generated),
+        "maps": module.attention_maps(QUERIES, image),
+    }
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda: MODEL.init(jax.random.key(0), method=everything))()
+
+
+@pytest.fixture(scope="module")
+def outputs(params):
+    return jax.jit(lambda p: MODEL.apply(p, method=everything))(params)
+
+
+def test_shapes(outputs):
+    assert outputs["queries"].shape == (B, 3, 16)
+    assert outputs["multimodal"].shape == (B, 3 + T, 16)
+    assert outputs["logits"].shape == (B, T, 20)
+    assert [k.shape for k, _ in outputs["cache"]] == [(B, 3, 2, 8)] * 2
+
+
+def test_attention_maps_are_probabilities_over_the_image(outputs):
+    (weights,) = outputs["maps"]  # one block of two reads the image
+    assert weights.shape == (B, 2, 3, P)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+
+
+def test_padding_changes_nothing(params, outputs):
+    def run(params):
+        ids = IDS.at[1, 4:].set(7)
+        apply = lambda method, *args: MODEL.apply(params, *args, method=method)
+        image = apply("image_keys_values", IMAGE)
+        text = apply("text_pass", ids, MASK)
+        return text, apply("multimodal_pass", QUERIES, ids, MASK, image)
+
+    text, multimodal = jax.jit(run)(params)
+    np.testing.assert_allclose(text[1, :4], outputs["text"][1, :4], atol=1e-6)
+    np.testing.assert_allclose(
+        multimodal[:, :7], outputs["multimodal"][:, :7], atol=1e-6
+    )
+
+
+def test_decoding_equals_teacher_forcing(params, outputs):
+    """Two beams with the same words: each step's logits are those of the full pass."""
+
+    def run(params):
+        apply = lambda method, *args: MODEL.apply(params, *args, method=method)
+        steps = T - 1
+        logits, prefix = apply("prefill", IDS[:, :1], outputs["cache"])
+        generated, found = init_generated(prefix, 2, steps), [logits]
+        own = jnp.arange(2 * steps)[None] // steps == jnp.arange(2)[:, None]
+        for time in range(steps):
+            visible = own & (jnp.arange(2 * steps)[None] % steps <= time)
+            visible = jnp.broadcast_to(visible, (B, *visible.shape))
+            ids = jnp.stack([IDS[:, time + 1]] * 2, axis=1)
+            logits, generated = apply(
+                "decode_step", ids, jnp.int32(time), prefix, generated, visible
+            )
+            np.testing.assert_equal(logits.shape, (B, 2, 20))
+            found.append(logits[:, 1])
+        return jnp.stack(found, axis=1)
+
+    found = jax.jit(run)(params)
+    np.testing.assert_allclose(found[0], outputs["logits"][0], atol=2e-5)
+    np.testing.assert_allclose(found[1, :4], outputs["logits"][1, :4], atol=2e-5)
+
+
+def test_dropout_needs_a_key_and_depends_on_it(params, outputs):
+    run = jax.jit(lambda p, key: MODEL.apply(p, key, method=everything)["queries"])
+    one, two = run(params, jax.random.key(0)), run(params, jax.random.key(1))
+    assert not np.allclose(one, two)
+    assert not np.allclose(one, outputs["queries"])
