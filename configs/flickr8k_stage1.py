@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from blip2_jax.training.config import default_config
 
 PHOTOS = 5999
-EPOCHS = 40  # passes over the photos, each time with one of five captions
+EPOCHS = 25  # passes over the photos, each time with one of five captions
 PATHS = {
     "data": "data/flickr8k",
     "features": "features/flickr8k",
@@ -28,7 +28,7 @@ def get_config(paths: str = "") -> ConfigDict:
     """The run's configuration."""
     path = read_paths(paths)
     config = default_config("stage1").unlock()
-    config.batch_size = 256
+    config.batch_size = 128
     config.steps = EPOCHS * PHOTOS // config.batch_size
     config.precision = "float32"
     config.model.overrides = ConfigDict(
@@ -41,27 +41,28 @@ def get_config(paths: str = "") -> ConfigDict:
     config.objective = ConfigDict(
         {
             "full_itc_gradient": True,
-            "image_tokens": 12,
-            "itm_every": 4,
-            "itg_every": 8,  # at this width the vocabulary's product is the dearest
+            "image_tokens": 10,
+            "itm_every": 8,
+            "itg_every": 16,  # at this width the vocabulary's product is the dearest
         }
     )
 
     config.data.train = (photos(path, "train"),)
     config.data.tokenizer.qformer = path["tokenizer"]
-    config.data.max_text_length = 20
+    config.data.max_text_length = 18
     config.data.workers = 0
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.final_learning_rate = 1e-5
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_steps = 60
     config.optimizer.clip = 1.0
 
-    config.evaluation.every = config.steps // 8
+    config.evaluation.every = config.steps // 5
+    config.evaluation.batch_size = 250
     config.evaluation.sources = (photos(path, "val"),)
     config.evaluation.rerank = 0
     config.checkpoint.every = config.evaluation.every
-    config.log_every = 10
+    config.log_every = 20
     return config.lock()
 
 

@@ -12,6 +12,7 @@ from blip2_jax.data.config import data_config
 from blip2_jax.data.evaluation import EvaluationSet
 from blip2_jax.data.text import load_tokenizer
 from blip2_jax.evaluation.stage1 import RetrievalSettings, Stage1Evaluator
+from blip2_jax.evaluation.stage1_scores import text_length
 from blip2_jax.evaluation.stage2 import Stage2Evaluator
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ def _evaluation_set(config: ConfigDict) -> EvaluationSet:
 
 
 def _stage1(config: ConfigDict, task: Task) -> Evaluator:
-    settings = RetrievalSettings(
-        batch_size=config.evaluation.batch_size, rerank=config.evaluation.rerank
-    )
     options, data = data_config(config.data), _evaluation_set(config)
+    settings = RetrievalSettings(
+        batch_size=config.evaluation.batch_size,
+        rerank=config.evaluation.rerank,
+        text_length=text_length(options.max_text_length),
+    )
     return Stage1Evaluator(task.model, task.loss, options, data, settings)
 
 

@@ -16,8 +16,14 @@ from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer import ImageKeyValues
 
-# Evaluation's text length of the original, whatever a model was trained with.
+# The original evaluates with texts a little longer than the 32 tokens of its training.
 TEXT_LENGTH = 35
+_TRAINED_LENGTH = 32
+
+
+def text_length(trained_length: int) -> int:
+    """Length to cut texts to: the original's, or that of a training with less."""
+    return TEXT_LENGTH if trained_length >= _TRAINED_LENGTH else trained_length
 
 
 class EncodedImages(NamedTuple):
