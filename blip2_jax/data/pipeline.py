@@ -8,6 +8,10 @@ checkpoint needs one integer of it.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,6 +47,20 @@ class _Batches:
         return batch
 
 
+def _prepare_worker(worker: int, workers: int) -> None:
+    """A worker ends with its run, however that ends, and leaves Ctrl-C to it."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        run = multiprocessing.parent_process()
+        if run is not None:
+            run.join()
+            os._exit(1)  # the main thread may wait for ever on a queue of the run
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class TrainingBatches(Iterator[Batch]):
     """The stream; `close()` ends its workers. `faults` counts broken samples.
 
@@ -68,7 +86,8 @@ class TrainingBatches(Iterator[Batch]):
             stream = stream.mp_prefetch(
                 grain.multiprocessing.MultiprocessingOptions(
                     num_workers=config.workers, per_worker_buffer_size=1
-                )
+                ),
+                worker_init_fn=_prepare_worker,
             )
         self._stream = iter(stream)
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -144,7 +144,21 @@ class LanguageTokenizer(_FastTokenizer):
         return ids[0]
 
 
-def load_tokenizer(spec: str, *, language_model: bool):
+@overload
+def load_tokenizer(
+    spec: str, *, language_model: Literal[True]
+) -> LanguageTokenizer: ...
+@overload
+def load_tokenizer(
+    spec: str, *, language_model: Literal[False]
+) -> QFormerTokenizer: ...
+@overload
+def load_tokenizer(
+    spec: str, *, language_model: bool
+) -> LanguageTokenizer | QFormerTokenizer: ...
+def load_tokenizer(
+    spec: str, *, language_model: bool
+) -> LanguageTokenizer | QFormerTokenizer:
     """Load a tokenizer.
 
     Args:

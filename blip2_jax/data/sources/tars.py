@@ -95,9 +95,12 @@ class TarsSource(Source):
         offset, size = (int(n) for n in self._spans[index, column])
         if size < 0:
             return None
-        with open(self._shard(index), "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        try:
+            with open(self._shard(index), "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise BrokenSample("unreadable tar", self._key(index), str(error)) from None
 
 
 def _json_captions(content: object) -> tuple[list[str], int | str | None]:
