@@ -1,4 +1,4 @@
-"""The training loop: fetch, step, report, evaluate, save, until done or told to stop."""
+"""The training loop: fetch, step, report, evaluate, save, until done or stopped."""
 
 from __future__ import annotations
 

@@ -1,0 +1,21 @@
+"""python launch/train.py --config configs/stage2_opt6_7b.py --workdir runs/opt6_7b
+
+Stage 2 of the paper: queries in front of OPT-6.7B, 1920 captions a step, from the
+stage-1 run that `--config.init.from_run` names. Its language model is divided over
+devices by `--config.mesh.fsdp=8`, say.
+"""
+
+from ml_collections import ConfigDict
+
+from blip2_jax.training import recipes
+
+
+def get_config() -> ConfigDict:
+    """The run's configuration."""
+    config = recipes.stage2()
+    config.model.preset = "pretrain_opt6.7b"
+    config.batch_size = 1920
+    config.frozen_sources.vision = "weights/eva_vit_g.safetensors"
+    config.frozen_sources.language_model = "weights/opt-6.7b"
+    config.data.tokenizer.language_model = "tokenizers/opt-6.7b"
+    return config.lock()
