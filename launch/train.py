@@ -7,11 +7,13 @@ samples of the configured data and trains nothing.
 from __future__ import annotations
 
 import difflib
+import pathlib
 import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))  # configs import each other
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: a file with get_config().", lock_config=True
 )

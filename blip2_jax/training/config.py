@@ -75,8 +75,9 @@ def default_config(task: str = "stage1") -> ConfigDict:
 
     config.model = _model()
     config.init = _init()
-    # Weights that are never trained: a safetensors file in this package's names,
-    # "shapes:vision", "shapes:opt", "shapes:t5" (shipped), or "random" (for tests).
+    # Weights that are never trained: a safetensors file in this package's names, the
+    # directory of the run that made them, "shapes:vision", "shapes:opt", "shapes:t5"
+    # (shipped), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
     # Regexes over parameter paths. Frozen: used, not trained, not checkpointed.
     # Carried: not used by this task, checkpointed for a later one.

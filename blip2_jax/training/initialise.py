@@ -7,6 +7,7 @@ from. Then every parameter is listed as taken, new or left behind.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,11 +91,16 @@ def load_frozen_parameters(
             )
         sources[f"{spec} ({tower})" if spec == "random" else spec] = (
             RandomWeights(task.init_params, config.seed, prefix)
-            if spec == "random" else open_weights(spec)
+            if spec == "random" else tower_weights(spec)
         )
     if not all(path.startswith(tuple(TOWERS.values())) for path in paths):
         sources |= given_arrays(config)
     return load_frozen(shapes, sources, compute_dtype(config), mesh)
+
+
+def tower_weights(spec: str) -> Arrays:
+    """The weights of a tower: a file, or the newest checkpoint of a run's directory."""
+    return run_arrays(spec) if pathlib.Path(spec).is_dir() else open_weights(spec)
 
 
 def initialise(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) -> Start:

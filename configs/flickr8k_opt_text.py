@@ -1,0 +1,51 @@
+"""python launch/train.py --config configs/flickr8k_opt_text.py --workdir runs/f8k_opt
+
+A small OPT that learns the language of captions: the training captions of Flickr8k
+as text alone. It is the frozen language model of `flickr8k_stage2.py`. Its vocabulary
+comes from the same captions, by `python -m blip2_jax.data.bpe`. Paths as in
+`flickr8k_stage1.py`, of which it needs `data` and `words`.
+"""
+
+from ml_collections import ConfigDict
+
+from blip2_jax.training.config import default_config
+from configs.flickr8k_stage1 import PHOTOS, read_paths
+
+EPOCHS = 20  # passes over the photos, each time with one of five captions
+
+
+def get_config(paths: str = "") -> ConfigDict:
+    """The run's configuration."""
+    path = read_paths(paths)
+    config = default_config("language_model").unlock()
+    config.batch_size = 128
+    config.steps = EPOCHS * PHOTOS // config.batch_size
+    config.precision = "float32"
+    config.model.preset = "pretrain_opt2.7b"
+    config.model.overrides = ConfigDict({"language_model": small_opt()})
+
+    captions = {"kind": "tars", "paths": f"{path['data']}/train-*.tar"}
+    config.data.train = (captions,)
+    config.data.tokenizer.language_model = path["words"]
+    config.data.max_text_length = 20
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.final_learning_rate = 2e-5
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip = 1.0
+    config.checkpoint.every = config.steps // 2
+    config.log_every = 20
+    return config.lock()
+
+
+def small_opt() -> dict[str, object]:
+    """Sizes of a language model of 2 million parameters."""
+    return {
+        "kind": "opt",
+        "width": 192,
+        "depth": 3,
+        "heads": 3,
+        "mlp_dim": 768,
+        "vocab_size": 4096,
+        "max_positions": 64,
+    }
