@@ -1,10 +1,12 @@
 """The stage-1 loss against the original: intermediates, losses, every gradient."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden_stage1 import (
     STAGE1,
@@ -12,6 +14,7 @@ from golden_stage1 import (
     assert_values,
     batch_of,
     load_case,
+    load_params,
     model,
     params,
     rules,
@@ -142,3 +145,57 @@ def test_intermediates(name):
     )
     for quantity, value in ours.items():
         assert_values(value, case[quantity], quantity)
+
+
+def decayed_paths():
+    """Our paths of the arrays that the original decays, `temp` among them."""
+    groups = json.loads((STAGE1 / "optim_groups.json").read_text())
+    decayed = {n for group in groups if group["weight_decay"] for n in group["params"]}
+    assert "temp" in decayed
+    return {
+        path
+        for rule in rules()
+        for sources, paths in zip(
+            rule.source_names(), rule.target_paths(), strict=False
+        )
+        if decayed.intersection(sources)
+        for path in paths
+    }
+
+
+def test_five_steps_of_adamw():
+    """Losses of each step and the weights after the last, key biases excepted."""
+    record = load_case("train5")
+    cases = [load_case("case_base"), load_case("case_dup")]
+    trained = {
+        path: weight
+        for path, weight in names.flatten(params()).items()
+        if not path.startswith("visual_encoder/")
+    }
+    frozen = {p: w for p, w in names.flatten(params()).items() if p not in trained}
+    decayed = decayed_paths()
+    rates = jnp.asarray(record["lr"], jnp.float32)
+    optimizer = optax.adamw(
+        lambda count: rates[count], b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05,
+        mask={path: path in decayed for path in trained},
+    )
+
+    @jax.jit
+    def update(weights, gradients, state):
+        updates, state = optimizer.update(gradients, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    state, run = optimizer.init(trained), compiled_gradient(ORIGINAL)
+    for step, loss in enumerate(record["loss"]):
+        read = lambda name, s=step: jnp.asarray(record[name][s], jnp.int32)
+        negatives = Negatives(image=read("neg_image_idx"), text=read("neg_text_idx"))
+        tree = names.nest(trained | frozen)
+        batch = full_batch(cases[step % 2])
+        (_, metrics), gradients = run(tree, batch, negatives)
+        assert_values(metrics["loss"], loss, f"step {step}")
+        flat = names.flatten(gradients)
+        trained, state = update(trained, {path: flat[path] for path in trained}, state)
+    expected = names.flatten(load_params("train5_weights.safetensors"))
+    for path, weight in trained.items():
+        if not path.endswith("key/bias"):
+            assert_values(weight, expected[path], path)
