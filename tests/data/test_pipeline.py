@@ -2,6 +2,11 @@
 
 import itertools
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import ml_collections
 import numpy as np
@@ -19,6 +24,8 @@ from generated import (
 from blip2_jax.data.config import data_config
 from blip2_jax.data.faults import TooManyBroken
 from blip2_jax.data.pipeline import training_batches
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -88,6 +95,38 @@ def test_the_stream_does_not_depend_on_workers(options):
 
 def test_a_restart_continues_the_same_stream(options):
     assert_same(take(options, count=6)[4:], take(options, count=2, start_step=4))
+
+
+LOADS = """
+import multiprocessing, sys, time
+from blip2_jax.data.pipeline import training_batches
+if __name__ == "__main__":
+    source = {"kind": "shapes", "split": "train", "size": 100}
+    options = {"train": [source], "tokenizer": {"qformer": "shapes:bert"}, "workers": 1}
+    stream = training_batches(options, "image_text", seed=0, batch_size=2)
+    next(stream)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    (tmp_path / "loads.py").write_text(LOADS)
+    run = subprocess.Popen(
+        [sys.executable, str(tmp_path / "loads.py")], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    try:
+        assert run.stdout is not None
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+    finally:
+        run.kill()
+        run.wait()
+    assert len(workers) == 1
+    deadline = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlives its run"
+        time.sleep(0.1)
 
 
 def test_processes_share_the_global_batch(options):
