@@ -14,12 +14,14 @@ the field `convention`:
                  beams still open at the last step join the finished ones.
 
 The two differ in the repetition penalty's history too: `start_history` in
-`blip2_jax.api` builds it.
+`programs.py` builds it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 CONVENTIONS = ("transformers5", "original")
 
@@ -125,6 +127,21 @@ def original(
         convention="original",
         **settings,
     )
+
+
+def change(config: DecodingConfig, settings: Mapping[str, Any]) -> DecodingConfig:
+    """The configuration with some fields changed; sampling turns beams off.
+
+    Raises:
+      ValueError: a name that is no field, or a value out of range.
+    """
+    names = [field.name for field in dataclasses.fields(config)]
+    for name in settings:
+        if name not in names:
+            raise ValueError(f"no setting {name!r}: there are {', '.join(names)}")
+    if settings.get("sample"):
+        settings = {"num_beams": 1, **settings}
+    return dataclasses.replace(config, **settings)
 
 
 # Li et al. 2023, appendix, and the evaluation files of the authors' code.

@@ -18,9 +18,7 @@ __all__ = ["NAMES", "load_generated", "model", "params", "tokenizer"]
 def tokenizer(name: str) -> LanguageTokenizer:
     """The stand-in tokenizer of the golden models: it splits at spaces."""
     words = json.loads((GOLDENS / name / "llm_vocab.json").read_text())
-    return LanguageTokenizer(
-        word_tokenizer(words, encoder_decoder=isinstance(words, list) and "t5" in name)
-    )
+    return LanguageTokenizer(word_tokenizer(words, encoder_decoder="t5" in name))
 
 
 def word_tokenizer(words, encoder_decoder: bool) -> PreTrainedTokenizerFast:

@@ -7,11 +7,12 @@ import functools
 
 import golden_stage1
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from blip2_jax.generation import original
-from blip2_jax.generation.programs import generate_stage1
+from blip2_jax.generation.programs import read_stage1, write_stage1
 
 RUNS = {
     "greedy_min10_max30": {},
@@ -22,18 +23,19 @@ RUNS = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def run(images, config):
-    raw = golden_stage1.config()
-    return generate_stage1(
-        golden_stage1.model(),
-        golden_stage1.params(),
-        images,
-        config,
-        start_id=raw.qformer.vocab_size - 1,
-        eos_id=3,
-        pad_id=0,
-    )
+START_ID = golden_stage1.config().qformer.vocab_size - 1  # [DEC]
+
+
+@jax.jit
+def read(params, images):
+    start = jnp.full((images.shape[0], 1), START_ID)
+    return read_stage1(golden_stage1.model(), params, images, start)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def write(params, read, config):
+    model = golden_stage1.model()
+    return write_stage1(model, params, read, config, eos_id=3, pad_id=0)
 
 
 @pytest.mark.parametrize("tag", RUNS)
@@ -41,7 +43,9 @@ def test_captions_equal_the_original(tag):
     golden = golden_stage1.load_case("itg_generate")
     _, least, most = tag.split("_")
     config = original(int(most[3:]), int(least[3:]), **RUNS[tag])
-    found = run(golden["image"].transpose(0, 2, 3, 1), config)
+    params = golden_stage1.params()
+    start = read(params, golden["image"].transpose(0, 2, 3, 1))
+    found = write(params, start, config)
     np.testing.assert_array_equal(found.ids[:, 0], golden[tag][:, 1:])
     if tag + "_scores" in golden:
         np.testing.assert_allclose(

@@ -12,7 +12,11 @@ import pytest
 
 from blip2_jax.data.prompts import generation_prompts
 from blip2_jax.generation import original
-from blip2_jax.generation.programs import generate_stage2
+from blip2_jax.generation.programs import (
+    read_stage2,
+    start_history,
+    write_stage2,
+)
 
 TAGS = {
     name: list(golden_language.load_generated(name)[1])
@@ -49,17 +53,25 @@ def prompts_of(call):
     return [samples.get("prompt", "")] * 4
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def run(name, params, images, ids, mask, config, eos_id):
+@functools.partial(jax.jit, static_argnums=0)
+def read(name, params, images, ids, mask):
+    return read_stage2(golden_language.model(name), params, images, ids, mask)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def write(name, params, read, history, config, eos_id):
     model = golden_language.model(name)
-    return generate_stage2(model, params, images, ids, mask, config, eos_id=eos_id)
+    return write_stage2(model, params, read, config, eos_id=eos_id, history=history)
 
 
 def generate(name, images, prompts, config):
     tokenizer = golden_language.tokenizer(name)
     params = golden_language.params(name)
     ids, mask = generation_prompts(tokenizer, prompts)
-    return run(name, params, images, ids, mask, config, tokenizer.end_id)
+    language_model = golden_language.model(name).config.language_model
+    history = start_history(language_model, ids, mask, config.convention)
+    start = read(name, params, images, ids, mask)
+    return write(name, params, start, history, config, tokenizer.end_id)
 
 
 @pytest.mark.parametrize(("name", "tag"), CASES)

@@ -1,0 +1,338 @@
+"""A trained model to use: caption, answer, generate, match, features.
+
+    model = blip2_jax.load("runs/stage2")
+    model.caption(["a.jpg", "b.jpg"], num_beams=5)
+
+Images are paths, PIL images or arrays [height, width, 3] of bytes, one or a list (or
+an array) of them; results come as lists or arrays with a row for each. Inputs are
+padded to a few sizes, so that few programs are compiled; a row's result does not
+depend on the other rows.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
+from numpy import ndarray as Array
+
+from blip2_jax import features as passes
+from blip2_jax import inputs
+from blip2_jax.data import prompts as prompting
+from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer, clean_question
+from blip2_jax.generation.config import ANSWER, DecodingConfig, change
+from blip2_jax.generation.writers import (
+    LanguageWriter,
+    QFormerWriter,
+    Writer,
+    write_texts,
+)
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+
+TEXT_STEP = 8  # texts are padded to multiples of so many tokens
+CAPTION = DecodingConfig(num_beams=5)
+MODES = ("image", "text", "multimodal")
+
+_PASSES = {
+    function.__name__: jax.jit(function, static_argnums=0)
+    for function in (
+        passes.image_features,
+        passes.text_features,
+        passes.multimodal_features,
+        passes.match_scores,
+    )
+}
+
+
+class Match(NamedTuple):
+    """How well images and texts fit, row by row.
+
+    Attributes:
+      itc: cosine of the text and the query nearest to it (contrastive head).
+      itm: probability of a match (matching head, which reads both together).
+    """
+
+    itc: Float[Array, " B"]
+    itm: Float[Array, " B"]
+
+
+class Blip2:
+    """A model with its parameters and tokenizers.
+
+    Attributes:
+      batch_size: rows of the largest compiled program; more rows go through in turn.
+    """
+
+    def __init__(
+        self,
+        model: Blip2Stage1 | Blip2Stage2,
+        params: PyTree,
+        *,
+        qformer_tokenizer: QFormerTokenizer | None = None,
+        language_tokenizer: LanguageTokenizer | None = None,
+        prompt: str = "",
+        question_prompt: str = "",
+        batch_size: int = 32,
+    ):
+        """Put a model together; `load` does so from a run.
+
+        Args:
+          model: of either stage.
+          params: its parameters, on any devices.
+          qformer_tokenizer: of texts that the Q-Former reads or writes (stage 1).
+          language_tokenizer: of the language model (stage 2).
+          prompt: put before captions unless `caption` is told another.
+          question_prompt: template of questions; "" takes the paper's.
+          batch_size: see the class.
+        """
+        self.model, self.params, self.batch_size = model, params, batch_size
+        self.prompt, self._question_prompt = prompt, question_prompt
+        self._qformer_tokenizer = qformer_tokenizer
+        self._language_tokenizer = language_tokenizer
+
+    def caption(
+        self,
+        images: Any = None,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        features: Any = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[Any]:
+        """Describe images.
+
+        Args:
+          images: see the module's head.
+          prompt: how captions begin, one for all or one an image; None takes the
+            model's own.
+          features: in place of images, [P, D] or [B, P, D], for a model that was
+            trained on features.
+          seed: of `sample=True`.
+          **settings: fields of `DecodingConfig`; `num_beams` is 5 unless sampling.
+
+        Returns:
+          A string an image; a list of strings with `num_return_sequences` > 1.
+
+        Raises:
+          ValueError: wrong inputs or settings; the message says what was expected.
+        """
+        prompts = self.prompt if prompt is None else prompt
+        config = change(CAPTION, settings)
+        return self._generate(images, features, prompts, config, seed)
+
+    def answer(
+        self,
+        images: Any = None,
+        questions: str | Sequence[str] = (),
+        *,
+        features: Any = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[Any]:
+        """Answer questions about images, asked as in training; see `caption`.
+
+        One image may have many questions, or one question many images.
+        """
+        self._need_stage(2, "answer")
+        asked = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
+        prompts = [self._template().format(question) for question in asked]
+        config = change(ANSWER, settings)
+        return self._generate(images, features, prompts, config, seed, asked)
+
+    def generate(
+        self,
+        images: Any = None,
+        prompts: str | Sequence[str] = "",
+        *,
+        features: Any = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[Any]:
+        """Continue prompts (instructions, dialogues) about images; see `caption`."""
+        self._need_stage(2, "generate")
+        config = change(CAPTION, settings)
+        return self._generate(images, features, prompts, config, seed)
+
+    def match(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        *,
+        features: Any = None,
+    ) -> Match:
+        """Score image-text pairs, row by row; a single image or text stands for all."""
+        self._need_stage(1, "match")
+        pixels = self._images(images, features)
+        texts = inputs.as_texts(texts, "texts")
+        pixels, texts = inputs.align(images=pixels, texts=texts)
+        scores = self._batched("match_scores", pixels, *self._tokens(texts))
+        return Match(scores["itc"], scores["itm"])
+
+    def features(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        *,
+        mode: str = "multimodal",
+        features: Any = None,
+    ) -> dict[str, Array]:
+        """Embeddings of images, texts, or images and texts together.
+
+        Args:
+          images: see the module's head; not read in mode "text".
+          texts: not read in mode "image".
+          mode: "image": `image_embeds` [B,Q,D] and `image_embeds_proj` (stage 1:
+            [B,Q,C], unit vectors; stage 2: what the language model reads);
+            "text": `text_embeds` [B,T,D], `text_embeds_proj` [B,T,C] ([CLS] first)
+            and `text_mask` [B,T]; "multimodal": `multimodal_embeds` [B,Q,D].
+          features: as in `caption`.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r}: there are {', '.join(MODES)}")
+        if mode == "image":
+            return self._batched("image_features", self._images(images, features))
+        self._need_stage(1, f"features with mode={mode!r}")
+        texts = inputs.as_texts(texts, "texts")
+        ids, mask = self._tokens(texts)
+        if mode == "text":
+            longest = int(mask.sum(axis=1).max())
+            found = self._batched("text_features", ids, mask) | {"text_mask": mask}
+            return {name: values[:, :longest] for name, values in found.items()}
+        pixels = self._images(images, features)
+        pixels, ids, mask = inputs.align(images=pixels, texts=ids, masks=mask)
+        return self._batched("multimodal_features", pixels, ids, mask)
+
+    def _generate(
+        self,
+        images: Any,
+        features: Any,
+        prompts: str | Sequence[str],
+        config: DecodingConfig,
+        seed: int,
+        questions: list[str] | None = None,
+    ) -> list[Any]:
+        writer = self._writer()
+        pixels = self._images(images, features)
+        pixels, prompts, questions = _aligned(pixels, prompts, questions)
+        rows = writer.rows(prompts, questions)
+        texts = write_texts(
+            writer, pixels, rows, config, seed=seed, batch_size=self.batch_size
+        )
+        return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
+
+    def _writer(self) -> Writer:
+        """The decoder with the tokenizer it needs."""
+        if isinstance(self.model, Blip2Stage1):
+            return QFormerWriter(self.model, self.params, self._qformer())
+        if self._language_tokenizer is None:
+            raise ValueError("this model was put together without a language_tokenizer")
+        return LanguageWriter(
+            self.model, self.params, self._language_tokenizer, self._qformer_tokenizer
+        )
+
+    def _qformer(self) -> QFormerTokenizer:
+        if self._qformer_tokenizer is None:
+            raise ValueError("this model was put together without a qformer_tokenizer")
+        return self._qformer_tokenizer
+
+    def _template(self) -> str:
+        """How questions are asked: as in training, or as the paper does."""
+        if self._question_prompt:
+            return self._question_prompt
+        tokenizer = self._language_tokenizer
+        if tokenizer is not None and tokenizer.family == "decoder_only":
+            return prompting.QUESTION_PROMPT
+        return prompting.SHORT_ANSWER_PROMPT
+
+    def _images(self, images: Any, features: Any) -> Shaped[Array, "B ..."]:
+        """What the model's `encode_image` takes, of whichever was given."""
+        return inputs.as_model_images(self.model.config.vision, images, features)
+
+    def _tokens(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+        """[CLS] text [SEP], whole, padded to a bucket."""
+        tokenizer, most = self._qformer(), self.model.config.qformer.max_positions
+        longest = max(len(tokenizer.encode_words(text)) + 2 for text in texts)
+        if longest > most:
+            raise ValueError(f"a text has {longest} tokens, the Q-Former reads {most}")
+        return tokenizer.encode(texts, inputs.bucket(longest, TEXT_STEP, most))
+
+    def _batched(self, name: str, *rows: Shaped[Array, "B ..."]) -> dict[str, Array]:
+        """A compiled pass over all rows, a chunk at a time."""
+        parts = []
+        for where, size in inputs.chunks(len(rows[0]), self.batch_size):
+            part = [inputs.padded(array[where], size) for array in rows]
+            found = jax.device_get(_PASSES[name](self.model, self.params, *part))
+            count = where.stop - where.start
+            parts.append({key: values[:count] for key, values in found.items()})
+        return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+
+    def _need_stage(self, stage: int, what: str) -> None:
+        """Refuse what the other stage's models do."""
+        is_stage1 = isinstance(self.model, Blip2Stage1)
+        if is_stage1 == (stage == 1):
+            return
+        if is_stage1:
+            raise ValueError(
+                f"{what} needs a language model, and this is a stage-1 model: it can "
+                "caption, match and give features"
+            )
+        raise ValueError(
+            f"{what} needs the heads of stage 1, and this is a stage-2 model: it can "
+            "caption, answer, generate and give features with mode='image'"
+        )
+
+
+def load(
+    path: str | pathlib.Path,
+    *,
+    which: str | int = "best",
+    precision: str | None = None,
+    batch_size: int = 32,
+) -> Blip2:
+    """Open a model that this package trained.
+
+    Args:
+      path: the run's directory (`--workdir` of training).
+      which: checkpoint: "best" (by evaluation; the last if there was none), "last" or
+        a step.
+      precision: "float32" or "bfloat16"; None as in training.
+      batch_size: rows of the largest compiled program.
+
+    Raises:
+      FileNotFoundError: no such directory.
+      ValueError: it holds no run, or a run of another kind.
+      CheckpointError, WeightsError: its parameters cannot be read.
+    """
+    from blip2_jax.training.runs import open_run  # not needed to use a model at hand
+
+    run = open_run(pathlib.Path(path), which, precision)
+    return Blip2(
+        run.model,
+        run.params,
+        qformer_tokenizer=run.qformer_tokenizer,
+        language_tokenizer=run.language_tokenizer,
+        prompt=run.prompt,
+        question_prompt=run.question_prompt,
+        batch_size=batch_size,
+    )
+
+
+def _aligned(
+    pixels: Shaped[Array, "n ..."],
+    prompts: str | Sequence[str],
+    questions: list[str] | None,
+) -> tuple[Shaped[Array, "B ..."], list[str], list[str] | None]:
+    texts = inputs.as_texts(prompts, "prompts")
+    if questions is None:
+        return *inputs.align(images=pixels, prompts=texts), None
+    pixels, texts, questions = inputs.align(
+        images=pixels, prompts=texts, questions=questions
+    )
+    return pixels, texts, questions

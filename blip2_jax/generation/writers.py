@@ -1,0 +1,230 @@
+"""Texts in, texts out: a model's decoder together with its tokenizer.
+
+A writer turns prompts into rows of ids, runs the two compiled programs of
+`programs.py` and reads the result back. Both kinds look alike from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key, PyTree, Shaped
+from numpy import ndarray as Array
+
+from blip2_jax.data.prompts import generation_prompts
+from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer
+from blip2_jax.generation import programs
+from blip2_jax.generation.config import DecodingConfig
+from blip2_jax.generation.decoder import Decoded
+from blip2_jax.inputs import chunks, padded
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.presets import OPTConfig
+
+PROMPT_STEP = 8  # prompts are padded to multiples of so many tokens
+
+_read_stage1 = jax.jit(programs.read_stage1, static_argnums=0)
+_read_stage2 = jax.jit(programs.read_stage2, static_argnums=0)
+_write_stage1 = jax.jit(
+    programs.write_stage1, static_argnums=(0, 3), static_argnames=("eos_id", "pad_id")
+)
+_write_stage2 = jax.jit(
+    programs.write_stage2, static_argnums=(0, 3), static_argnames="eos_id"
+)
+
+Rows = tuple[Shaped[Array, "B ..."], ...]
+
+
+class Writer(Protocol):
+    """What `Blip2` needs to write texts about images."""
+
+    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+        """Token arrays, a row for each prompt (and question)."""
+        ...
+
+    def write(
+        self,
+        images: Shaped[Array, "B ..."],
+        rows: Rows,
+        config: DecodingConfig,
+        keys: Key[Array, " B"] | None,
+    ) -> Decoded:
+        """New tokens for images (or features) and rows."""
+        ...
+
+    def text(self, ids: Shaped[Array, " N"]) -> str:
+        """What tokens say."""
+        ...
+
+
+class QFormerWriter:
+    """A stage-1 model: the Q-Former writes captions itself."""
+
+    def __init__(self, model: Blip2Stage1, params: PyTree, tokenizer: QFormerTokenizer):
+        self._model, self._params, self._tokenizer = model, params, tokenizer
+
+    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+        """[DEC] and the prompt, which must be as long for all rows.
+
+        Raises:
+          ValueError: prompts of unequal numbers of tokens.
+        """
+        del questions  # a stage-1 model is asked none
+        tokenizer = self._tokenizer
+        start = [[tokenizer.start_id, *tokenizer.encode_words(p)] for p in prompts]
+        if len({len(row) for row in start}) > 1:
+            raise ValueError(
+                "a stage-1 model takes prompts of equal length only: give one for all"
+            )
+        return (np.array(start, np.int32),)
+
+    def write(
+        self,
+        images: Shaped[Array, "B ..."],
+        rows: Rows,
+        config: DecodingConfig,
+        keys: Key[Array, " B"] | None,
+    ) -> Decoded:
+        """See `Writer`.
+
+        Raises:
+          ValueError: prompt and new tokens exceed the Q-Former's positions.
+        """
+        (start,) = rows
+        most = self._model.config.qformer.max_positions
+        if start.shape[1] + config.max_new_tokens > most:
+            raise ValueError(
+                f"{start.shape[1]} prompt tokens and max_new_tokens="
+                f"{config.max_new_tokens} exceed this Q-Former's {most} positions"
+            )
+        read = _read_stage1(self._model, self._params, images, start)
+        return _write_stage1(
+            self._model, self._params, read, config, history=start, keys=keys,
+            eos_id=self._tokenizer.end_id, pad_id=self._tokenizer.pad_id,
+        )  # fmt: skip
+
+    def text(self, ids: Shaped[Array, " N"]) -> str:
+        """What tokens say."""
+        return self._tokenizer.decode(ids)
+
+
+class LanguageWriter:
+    """A stage-2 model: its language model writes."""
+
+    def __init__(
+        self,
+        model: Blip2Stage2,
+        params: PyTree,
+        tokenizer: LanguageTokenizer,
+        qformer_tokenizer: QFormerTokenizer | None = None,
+    ):
+        """Check that tokenizer and model go together.
+
+        Args:
+          qformer_tokenizer: for models whose Q-Former reads the question.
+
+        Raises:
+          ValueError: the tokenizer is of the other family, or has more words.
+        """
+        language_model = model.config.language_model
+        decoder_only = isinstance(language_model, OPTConfig)
+        family = "decoder_only" if decoder_only else "encoder_decoder"
+        if tokenizer.family != family:
+            raise ValueError(
+                f"a {family} model with a tokenizer for {tokenizer.family}"
+            )
+        if tokenizer.vocab_size > language_model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} words, the language model "
+                f"{language_model.vocab_size}"
+            )
+        self._model, self._params, self._tokenizer = model, params, tokenizer
+        self._qformer_tokenizer = qformer_tokenizer
+
+    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+        """Prompt ids and mask, and those of the questions where the model reads them.
+
+        Raises:
+          ValueError: no questions, or no tokenizer for them, where they are needed.
+        """
+        _, mask = generation_prompts(self._tokenizer, prompts)
+        length = -(-mask.shape[1] // PROMPT_STEP) * PROMPT_STEP
+        rows = generation_prompts(self._tokenizer, prompts, length)
+        if not self._model.question_in_qformer:
+            return rows
+        if questions is None or self._qformer_tokenizer is None:
+            raise ValueError(
+                "this model's Q-Former reads the question: use `answer`, with a "
+                "Q-Former tokenizer"
+            )
+        longest = max(len(self._qformer_tokenizer.encode_words(q)) for q in questions)
+        length = -(-(longest + 2) // PROMPT_STEP) * PROMPT_STEP
+        return (*rows, *self._qformer_tokenizer.encode(questions, length))
+
+    def write(
+        self,
+        images: Shaped[Array, "B ..."],
+        rows: Rows,
+        config: DecodingConfig,
+        keys: Key[Array, " B"] | None,
+    ) -> Decoded:
+        """See `Writer`.
+
+        Raises:
+          ValueError: queries, prompt and new tokens exceed OPT's positions.
+        """
+        ids, mask, *question = rows
+        language_model = self._model.config.language_model
+        assert language_model is not None
+        history = programs.start_history(language_model, ids, mask, config.convention)
+        read = _read_stage2(
+            self._model, self._params, images, ids, mask, tuple(question) or None
+        )
+        return _write_stage2(
+            self._model, self._params, read, config, history=history, keys=keys,
+            eos_id=self._tokenizer.end_id,
+        )  # fmt: skip
+
+    def text(self, ids: Shaped[Array, " N"]) -> str:
+        """What tokens say."""
+        return self._tokenizer.decode(ids)
+
+
+def write_texts(
+    writer: Writer,
+    images: Shaped[Array, "B ..."],
+    rows: Rows,
+    config: DecodingConfig,
+    *,
+    seed: int,
+    batch_size: int,
+) -> list[list[str]]:
+    """Texts for any number of images, `num_return_sequences` each, best first.
+
+    Args:
+      writer: the model.
+      images: or features.
+      rows: from `writer.rows`, aligned with the images.
+      config: static settings.
+      seed: of sampling; a row's draws depend on it and on the row's number.
+      batch_size: rows of the largest compiled program.
+    """
+    texts = []
+    for where, size in chunks(len(images), batch_size):
+        part, *part_rows = [padded(array[where], size) for array in (images, *rows)]
+        keys = _row_keys(seed, where.start, size) if config.sample else None
+        found = jax.device_get(writer.write(part, tuple(part_rows), config, keys))
+        for row in range(where.stop - where.start):
+            pairs = zip(found.ids[row], found.lengths[row], strict=True)
+            texts.append([writer.text(ids[:length]) for ids, length in pairs])
+    return texts
+
+
+def _row_keys(seed: int, start: int, count: int) -> Key[Array, " b"]:
+    """A key for each row of the whole call, whatever the batches."""
+    rows = jnp.arange(start, start + count)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
