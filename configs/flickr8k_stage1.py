@@ -25,6 +25,7 @@ PATHS = {
     "words": "tokenizers/flickr8k",  # of the language model, see flickr8k_opt_text.py
     "stage1": "runs/f8k_stage1",
     "opt": "runs/f8k_opt",
+    "stage2": "runs/f8k_stage2",
 }
 
 

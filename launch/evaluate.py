@@ -1,0 +1,95 @@
+"""Evaluate: `python launch/evaluate.py --model RUN --task retrieval|captioning|vqa`.
+
+`--data` is a source spec as JSON, a list of them, or a file that holds either; without
+it the run's own evaluation sources are used. `--config configs/eval/X.py` is a whole
+evaluation in one file, and `--config.decoding.num_beams=3` changes any of its keys.
+Writes one JSON record, and predictions beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # configs import each other
+DEFAULT = ROOT / "configs" / "eval" / "default.py"
+
+
+def define_flags() -> flags.FlagValues:
+    """The command line's flags, apart from those of other commands."""
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", str(DEFAULT), "The evaluation: a file with get_config().",
+        flag_values=own, lock_config=True,
+    )  # fmt: skip
+    for name, what in (
+        ("model", "Directory of a run."),
+        ("task", "retrieval, captioning or vqa."),
+        ("data", "Source spec(s): JSON, or a file of it."),
+        ("out", "The record to write."),
+    ):
+        flags.DEFINE_string(name, None, what, flag_values=own)
+    flags.DEFINE_bool("debug", False, "Show where an error was raised.", own)
+    return own
+
+
+def main(argv: list[str]) -> int:
+    """Parse, evaluate, print; what the user can mend becomes one sentence."""
+    try:
+        given = define_flags()
+        rest = given(argv)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected argument {rest[1]!r}")
+        return run(requested(given))
+    except (flags.Error, ValueError, OSError, KeyError, AttributeError) as error:
+        if "--debug" in argv:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+        return 1
+
+
+def requested(given: flags.FlagValues) -> ConfigDict:
+    """The configuration with what the short flags say."""
+    config = given.config.copy_and_resolve_references()
+    with config.unlocked():
+        for name in ("model", "task", "out"):
+            if given[name].value is not None:
+                config[name] = given[name].value
+        if given.data is not None:
+            config.data = read_specs(given.data)
+    return config
+
+
+def read_specs(text: str) -> tuple[dict[str, Any], ...]:
+    """Source specs from JSON, or from a file that holds it."""
+    is_json = text.lstrip()[:1] in ("{", "[")
+    try:
+        specs = json.loads(text if is_json else pathlib.Path(text).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--data is no JSON: {error}") from error
+    return tuple(specs) if isinstance(specs, list) else (specs,)
+
+
+def run(config: ConfigDict) -> int:
+    """Evaluate and print the scores; returns the exit code."""
+    logging.set_verbosity(logging.ERROR)  # orbax tells of every file
+    from blip2_jax.evaluation.command import evaluate_run
+
+    record, path = evaluate_run(config)
+    for name, value in record["scores"].items():
+        print(f"{name:>16}  {value:.2f}")
+    if record["notice"]:
+        print(record["notice"])
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

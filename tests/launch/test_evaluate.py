@@ -1,0 +1,84 @@
+"""`launch/evaluate.py` on run directories: records, predictions, refusals."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+from tiny_runs import make_run
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from launch.evaluate import main
+
+DATA = {"kind": "shapes", "split": "test", "size": 6}
+
+
+@pytest.fixture(scope="module", params=["stage1", "stage2"])
+def run(request, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp(request.param) / "run", request.param)
+
+
+def evaluate(run, task, out, *more):
+    """The exit code, and the record if there is one."""
+    arguments = ["evaluate.py", "--model", str(run.directory), "--task", task]
+    arguments += ["--data", json.dumps(DATA), "--out", str(out)]
+    arguments += ["--config.decoding.max_new_tokens=4", "--config.tokenizer=python"]
+    code = main([*arguments, *more])
+    return code, json.loads(out.read_text()) if out.exists() else None
+
+
+def test_retrieval(run, tmp_path, capsys):
+    code, record = evaluate(
+        run, "retrieval", tmp_path / "new" / "r.json", "--config.rerank=3"
+    )
+    if run.config.task == "stage2":
+        assert (code, record) == (1, None)
+        assert "needs a stage-1 run" in capsys.readouterr().err
+        return
+    assert code == 0
+    assert {"itc_i2t_r1", "itm_t2i_r10", "itm_r_mean"} <= set(record["scores"])
+    assert record["settings"]["data"] == [DATA]
+    assert record["records"] == 6
+    assert "itc_i2t_r1" in capsys.readouterr().out
+
+
+def test_captioning(run, tmp_path):
+    code, record = evaluate(run, "captioning", tmp_path / "c.json")
+    assert code == 0
+    assert {"bleu_4", "cider", "rouge_l"} <= set(record["scores"])
+    assert "split by this package" in record["notice"]
+    predictions = json.loads((tmp_path / "c.predictions.json").read_text())
+    assert [set(each) for each in predictions] == [{"image_id", "key", "caption"}] * 6
+
+
+def test_questions(run, tmp_path, capsys):
+    code, record = evaluate(run, "vqa", tmp_path / "q.json")
+    if run.config.task == "stage1":
+        assert (code, record) == (1, None)
+        assert "needs a language model" in capsys.readouterr().err
+        return
+    assert code == 0
+    assert 0 <= record["scores"]["exact_match"] <= 100
+    answers = json.loads((tmp_path / "q.predictions.json").read_text())
+    assert all(set(each) == {"question_id", "answer"} for each in answers)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--task", "wups"], "there are retrieval, captioning, vqa"),
+        (["--model", "no/such/run"], "no/such/run is not a run directory"),
+        (["--data", "{broken"], "--data is no JSON"),
+        (["--data", "no_such.json"], "no_such.json"),
+        (["--config.rerunk=3"], "rerunk"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_input_gives_one_sentence_and_exit_code_1(run, more, message, capsys):
+    arguments = ["evaluate.py", "--model", str(run.directory), "--task", "captioning"]
+    assert main([*arguments, *more]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said
+    assert len(said.splitlines()) == 1
+    assert not list(run.directory.glob("evaluation_*"))
