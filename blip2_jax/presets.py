@@ -145,6 +145,22 @@ FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
 FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
 
 
+# The shapes world: trained by this package, on a laptop (`make demo`).
+SHAPES_VIT = ViTConfig(
+    width=128, depth=4, heads=4, mlp_dim=512, image_size=64, patch_size=16,
+    activation="quick_gelu", key_bias=True,
+)
+SHAPES_QFORMER = QFormerConfig(
+    width=128, depth=4, heads=4, mlp_dim=512, num_queries=8, vocab_size=191,
+    max_positions=64, projection_dim=64, dropout=0.0,
+)
+SHAPES_OPT = OPTConfig(128, 3, 4, 512, vocab_size=452, max_positions=64, dropout=0.0)
+SHAPES_T5 = T5Config(
+    128, 2, 4, 256, head_width=32, vocab_size=158, relative_buckets=16,
+    relative_max_distance=32, dropout=0.0,
+)
+
+
 def at_resolution(vision: ViTConfig, image_size: int) -> ViTConfig:
     """The same tower for another image size (its positions are interpolated)."""
     return dataclasses.replace(vision, image_size=image_size)
@@ -173,7 +189,17 @@ def _released() -> dict[str, Blip2Config]:
     }
 
 
-PRESETS: dict[str, Blip2Config] = _released()
+def _small() -> dict[str, Blip2Config]:
+    """The models of the shapes world, which this package trains itself."""
+    return {
+        "shapes": Blip2Config(SHAPES_VIT, SHAPES_QFORMER),
+        "shapes_opt": Blip2Config(SHAPES_VIT, SHAPES_QFORMER, SHAPES_OPT),
+        "shapes_t5": Blip2Config(SHAPES_VIT, SHAPES_QFORMER, SHAPES_T5),
+    }
+
+
+RELEASED: tuple[str, ...] = tuple(_released())
+PRESETS: dict[str, Blip2Config] = _released() | _small()
 
 
 def preset(name: str) -> Blip2Config:
@@ -183,5 +209,6 @@ def preset(name: str) -> Blip2Config:
       KeyError: no such preset; the message lists those there are.
     """
     if name not in PRESETS:
-        raise KeyError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        known = ", ".join(sorted(PRESETS))
+        raise KeyError(f"unknown preset {name!r}; there are {known}")
     return PRESETS[name]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from blip2_jax import objectives
 from blip2_jax.models.contrast import ContrastModel
 
-MIN_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.004
 
 
 @dataclasses.dataclass(frozen=True)

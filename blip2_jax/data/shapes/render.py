@@ -8,7 +8,8 @@ from jaxtyping import Float, UInt8
 from blip2_jax.data.shapes.world import PLACES, Scene, Thing
 
 IMAGE_SIZE = 64
-_RADIUS = {"small": 6.0 / 64, "large": 11.5 / 64}  # shares of the picture's side
+_RADIUS = {"small": 7.5 / 64, "large": 12.5 / 64}  # shares of the picture's side
+_SLACK = 2.5 / 64  # how far a centre may leave the middle of its quarter
 _RGB = {
     "red": (215, 35, 35), "green": (40, 165, 60), "blue": (45, 75, 220),
     "yellow": (240, 225, 50), "purple": (150, 50, 180), "orange": (245, 140, 20),
@@ -36,9 +37,8 @@ def _coverage(
 ) -> Float[np.ndarray, "S S"]:
     """The share of each pixel that the thing covers."""
     radius = _RADIUS[thing.size]
-    slack = 0.25 - radius - 1 / 64  # how far the centre may leave the quarter's middle
-    x = axis[None, :] - (0.25 + 0.5 * thing.column + slack * thing.dx)
-    y = axis[:, None] - (0.25 + 0.5 * thing.row + slack * thing.dy)
+    x = axis[None, :] - (0.25 + 0.5 * thing.column + _SLACK * thing.dx)
+    y = axis[:, None] - (0.25 + 0.5 * thing.row + _SLACK * thing.dy)
     distance = _DISTANCES[thing.shape](x / radius, y / radius) * radius * size
     return np.clip(0.5 - distance, 0.0, 1.0)
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from blip2_jax.data.shapes.captions import captions
 from blip2_jax.data.shapes.questions import questions
 from blip2_jax.data.shapes.render import render
-from blip2_jax.data.shapes.world import scene, split_of
+from blip2_jax.data.shapes.world import MAX_THINGS, scene, split_of
 from blip2_jax.data.sources.base import ImageKind, Question, Record, Source
 
 
@@ -23,6 +23,7 @@ class ShapesSource(Source):
       texts: "captions", "questions" or "both".
       images: False leaves the pictures out (pre-training of language models).
       start: the first scene; a multiple of the split's group.
+      things: only scenes of so many things; 0: one, two, three and four in turn.
 
     Raises:
       ValueError: unknown split, kind of texts, or a group that is cut.
@@ -35,6 +36,7 @@ class ShapesSource(Source):
         texts: Literal["captions", "questions", "both"] = "captions",
         images: bool = True,
         start: int = 0,
+        things: int = 0,
     ):
         self.group_size = split_of(split).group
         if texts not in ("captions", "questions", "both"):
@@ -42,17 +44,20 @@ class ShapesSource(Source):
         if start % self.group_size or size % self.group_size:
             raise ValueError(
                 f"start {start} and size {size} must be multiples of "
-                f"{self.group_size}, the size of a group of near-duplicates in {split!r}"
+                f"{self.group_size}, as {split!r} groups its near-duplicates"
             )
+        if things not in range(MAX_THINGS + 1):
+            raise ValueError(f"things is 0 to {MAX_THINGS}, not {things}")
         self.name = f"shapes:{split}"
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
-        self._split, self._size, self._texts, self._start = split, size, texts, start
+        self._split, self._size, self._texts = split, size, texts
+        self._start, self._things = start, things
 
     def __len__(self) -> int:
         return self._size
 
     def record(self, index: int) -> Record:
-        number = self._start + index
+        number = self._number(index)
         asked = () if self._texts == "captions" else questions(self._split, number)
         told = () if self._texts == "questions" else captions(self._split, number)
         return Record(
@@ -69,4 +74,13 @@ class ShapesSource(Source):
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[np.ndarray, "height width 3"]:
-        return render(scene(self._split, self._start + index))
+        return render(scene(self._split, self._number(index)))
+
+    def _number(self, index: int) -> int:
+        """The scene's number in its split: every fourth group has `things` things."""
+        number = self._start + index
+        if not self._things:
+            return number
+        group, member = divmod(number, self.group_size)
+        group = group * MAX_THINGS + self._things - 1
+        return group * self.group_size + member

@@ -25,6 +25,9 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 RELATIONS = ("left of", "right of", "above", "below")
 
+MAX_THINGS = 4
+_ATTRIBUTES = (("size", SIZES), ("color", COLORS), ("shape", SHAPES))
+
 Triple = tuple[str, str, str]  # size, colour, shape
 
 
@@ -166,12 +169,12 @@ def _allowed(candidate: Scene, held_out: bool) -> bool:
 
 def _base_scene(options: Split, number: int, rng: np.random.Generator) -> Scene:
     """Counts 1, 2, 3, 4 take turns; so do the held-out triples in their split."""
-    count = 1 + number % 4
+    count = 1 + number % MAX_THINGS
     triples = SEEN
     first: list[Triple] = []
     if options.held_out:
         triples = ALL_TRIPLES
-        first = [_HELD_OUT_ORDER[(number // 4) % len(_HELD_OUT_ORDER)]]
+        first = [_HELD_OUT_ORDER[(number // MAX_THINGS) % len(_HELD_OUT_ORDER)]]
     chosen = list(first)
     while len(chosen) < count:
         triple = triples[rng.integers(len(triples))]
@@ -187,15 +190,20 @@ def _base_scene(options: Split, number: int, rng: np.random.Generator) -> Scene:
 
 
 def _vary(base: Scene, rng: np.random.Generator) -> Scene:
-    """Change one attribute, exchange one between two things, or move things."""
+    """Half of the time another attribute, else an exchange or a move.
+
+    Shapes, the hardest to see, change more often than sizes and colours together.
+    """
     things = list(base.things)
     which = int(rng.integers(len(things)))
-    kind = int(rng.integers(3)) if len(things) > 1 else int(rng.integers(2)) * 2
-    if kind == 0:
-        things[which] = _change_attribute(things[which], rng)
-    elif kind == 1:
+    chance = rng.random()
+    if chance < 0.5:
+        name, values = _ATTRIBUTES[rng.choice(3, p=(0.2, 0.2, 0.6))]
+        value = values[rng.integers(len(values))]
+        things[which] = dataclasses.replace(things[which], **{name: value})
+    elif chance < 0.75 and len(things) > 1:
         other = (which + 1 + int(rng.integers(len(things) - 1))) % len(things)
-        name = ("size", "color", "shape")[rng.integers(3)]
+        name, _ = _ATTRIBUTES[rng.integers(3)]
         one, two = getattr(things[which], name), getattr(things[other], name)
         things[which] = dataclasses.replace(things[which], **{name: two})
         things[other] = dataclasses.replace(things[other], **{name: one})
@@ -207,10 +215,3 @@ def _vary(base: Scene, rng: np.random.Generator) -> Scene:
                 things[position] = dataclasses.replace(thing, place=vacated)
         things[which] = dataclasses.replace(things[which], place=target)
     return dataclasses.replace(base, things=tuple(things))
-
-
-def _change_attribute(thing: Thing, rng: np.random.Generator) -> Thing:
-    name, values = (
-        ("size", SIZES), ("color", COLORS), ("shape", SHAPES)
-    )[rng.integers(3)]  # fmt: skip
-    return dataclasses.replace(thing, **{name: values[rng.integers(len(values))]})
