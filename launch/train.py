@@ -1,7 +1,9 @@
 """Train: `python launch/train.py --config configs/X.py [--config.a.b=c] --workdir DIR`.
 
 The same command continues a run that was stopped. `--dry_run` shows five decoded
-samples of the configured data and trains nothing.
+samples of the configured data and trains nothing; `--multihost` is for a run of several
+processes; `--debug` shows where an error was raised. The exit code is 0 when the run is
+complete, 128 + the signal when it saved and left (143: SIGTERM), 1 after an error.
 """
 
 from __future__ import annotations
@@ -9,52 +11,71 @@ from __future__ import annotations
 import difflib
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # configs import each other
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: a file with get_config().", lock_config=True
-)
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show five samples; train nothing.")
-MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several processes of a run.")
-DEBUG = flags.DEFINE_bool("debug", False, "Show where an error was raised.")
+
+# What a user can mend: the message of such an error says enough without a trace.
+USERS_ERRORS = (
+    flags.Error, ValueError, OSError, LookupError, AttributeError, ImportError,
+    RuntimeError,
+)  # fmt: skip
+
+
+def define_flags() -> flags.FlagValues:
+    """The command line's flags, apart from those of other commands."""
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "The experiment: a file with get_config().",
+        flag_values=own, lock_config=True,
+    )  # fmt: skip
+    flags.DEFINE_string("workdir", None, "The run's directory.", flag_values=own)
+    for name, what in (
+        ("dry_run", "Show five samples; train nothing."),
+        ("multihost", "This is one of several processes of a run."),
+        ("debug", "Show where an error was raised."),
+    ):
+        flags.DEFINE_bool(name, False, what, flag_values=own)
+    return own
 
 
 def main(argv: list[str]) -> int:
-    """Parse, train, and turn what the user can mend into one sentence."""
+    """Parse and train; what the user can mend becomes one sentence."""
+    given = define_flags()
     try:
-        parse(argv)
-        return run()
-    except Exception as error:
-        if ("--debug" in argv) or not is_users(error):
+        parse(given, argv)
+        return run(given)
+    except USERS_ERRORS as error:
+        if "--debug" in argv:
             raise
-        print(f"error: {sentence(error, argv)}", file=sys.stderr)
+        print(f"error: {sentence(error, given, argv)}", file=sys.stderr)
         return 1
 
 
-def parse(argv: list[str]) -> None:
+def parse(given: flags.FlagValues, argv: list[str]) -> None:
     """Read the command line.
 
     Raises:
-      flags.Error, AttributeError, KeyError, ImportError: from flags and configuration.
+      flags.Error, LookupError, AttributeError, ...: from flags and configuration.
     """
-    rest = flags.FLAGS(argv)
+    rest = given(argv)
     if len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}")
-    if CONFIG.value is None:
+    if given["config"].value is None:
         raise flags.Error("--config is missing, e.g. --config configs/stage1_vitg.py")
-    if not WORKDIR.value and not DRY_RUN.value:
+    given["config"].value.lock()  # a file that could not be read says so here
+    if not given["workdir"].value and not given["dry_run"].value:
         raise flags.Error("--workdir is missing: the directory of the run")
 
 
-def run() -> int:
+def run(given: flags.FlagValues) -> int:
     """Do what the flags say; returns the exit code."""
     logging.set_verbosity(logging.ERROR)  # orbax tells of every file
-    config = CONFIG.value
-    if DRY_RUN.value:
+    config = given["config"].value
+    if given["dry_run"].value:
         from blip2_jax.data.dry_run import dry_run
 
         dry_run(config)
@@ -63,47 +84,39 @@ def run() -> int:
 
     from blip2_jax.training.loop import train
 
-    if MULTIHOST.value:
+    if given["multihost"].value:
         jax.distributed.initialize()
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    return train(config, WORKDIR.value)
+    return train(config, given["workdir"].value)
 
 
-def is_users(error: Exception) -> bool:
-    """Whether an error is about what was asked for, and its message says enough."""
-    kinds = (flags.Error, ValueError, OSError, KeyError, AttributeError, RuntimeError)
-    return isinstance(error, kinds)
-
-
-def sentence(error: Exception, argv: list[str]) -> str:
+def sentence(error: Exception, given: flags.FlagValues, argv: list[str]) -> str:
     """What went wrong, without the trace."""
-    unknown = unknown_key(argv)
-    if isinstance(error, AttributeError | KeyError) and unknown:
-        return unknown
-    if isinstance(error, KeyError):
-        return str(error.args[0])
+    if isinstance(error, AttributeError | LookupError):
+        if unknown := unknown_key(given["config"].value, argv):
+            return unknown
+        return f"{type(error).__name__}: {error} (--debug shows where)"
     return " ".join(str(error).split())
 
 
-def unknown_key(argv: list[str]) -> str | None:
+def unknown_key(config: Any, argv: list[str]) -> str | None:
     """Names the first `--config.a.b=` that the configuration lacks, and a near one."""
-    try:
-        config = CONFIG.value
-    except Exception:
-        return None
-    for argument in argv:
-        if not argument.startswith("--config."):
-            continue
-        key = argument.removeprefix("--config.").split("=")[0]
+    arguments = [item for item in argv if item.startswith("--config.")]
+    for key in (item.removeprefix("--config.").split("=")[0] for item in arguments):
         node = config
         for part in key.split("."):
-            name = part.split("[")[0]
-            if name not in node:
-                near = difflib.get_close_matches(name, list(node), n=1)
+            name, _, index = part.partition("[")
+            if node is None or name not in node:
+                near = difflib.get_close_matches(name, list(node or ()), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 return f"config has no key {key!r}{hint}"
             node = node[name]
+            if index:
+                number = int(index.rstrip("]"))
+                if number >= len(node):
+                    return f"config has no key {key!r}: {name} has {len(node)} entries"
+                node = node[number]
     return None
 
 

@@ -9,6 +9,7 @@ is not named here is an error, here and on the command line
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from typing import Any
@@ -194,6 +195,8 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key} is {value}; it must not be negative")
     if not config.data.train:
         raise ConfigError("config.data.train names no source of data")
+    if config.logging.wandb and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("config.logging.wandb is set: pip install wandb")
     if config.evaluation.every and not config.evaluation.sources:
         raise ConfigError(
             "config.evaluation.every is set but config.evaluation.sources is empty"

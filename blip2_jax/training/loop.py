@@ -92,7 +92,6 @@ class Loop:
             )
             self.terminal = Terminal(run.config.steps, run.start)
         self.negatives = replay.open_log(run.config, run.directory, run.start)
-        self.replayed = replay.read(run.config.replay)
         for line in run.report:
             self.say(line)
 
@@ -121,7 +120,7 @@ class Loop:
             rows = next(self.run.batches)
         with jax.transfer_guard("disallow"):
             batch = sharding.global_batch(rows, self.run.mesh)
-            negatives = self.replayed.get(step)
+            negatives = self.run.negatives.get(step)
             if negatives is not None:
                 whole = sharding.replicated(self.run.mesh)
                 negatives = jax.device_put(negatives, whole)

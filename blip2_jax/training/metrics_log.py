@@ -45,7 +45,11 @@ class MetricsLog:
             self._tensorboard.add_event(
                 Event(wall_time=time.time(), step=start_step + 1, session_log=start)
             )
-        self._wandb = _start_wandb(wandb) if wandb is not None else None
+        self._wandb = None
+        if wandb is not None:
+            import wandb as weights_and_biases  # an extra, not a requirement
+
+            self._wandb = weights_and_biases.init(**wandb)
 
     def write(self, step: int, values: Values) -> None:
         """Append the values of a step; NaN and infinity are written as JSON null."""
@@ -92,16 +96,6 @@ def read_metrics(run_dir: str | pathlib.Path) -> list[dict[str, float]]:
 
 def _or_none(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
-
-
-def _start_wandb(options: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise RuntimeError(
-            "config.logging.wandb is set but wandb is not installed: pip install wandb"
-        ) from error
-    return wandb.init(**options)
 
 
 class Terminal:

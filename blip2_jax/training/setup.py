@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from blip2_jax import sharding
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.evaluation.evaluators import Evaluator, make_evaluator
+from blip2_jax.objectives import Negatives
 from blip2_jax.training import config as configuration
-from blip2_jax.training import frozen, initialise
+from blip2_jax.training import frozen, initialise, replay
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.config import ConfigError
 from blip2_jax.training.optimizer import make_optimizer
@@ -47,6 +48,7 @@ class Run:
       batches: from `start` on.
       checkpoints: of this directory.
       evaluator: scores of all parameters; None where evaluation is off.
+      negatives: by step, to be used in place of draws.
       report: lines for the user: where the parameters came from.
     """
 
@@ -62,6 +64,7 @@ class Run:
     batches: TrainingBatches
     checkpoints: Checkpoints
     evaluator: Evaluator | None
+    negatives: dict[int, Negatives]
     report: list[str]
 
     def trees(self) -> dict[str, Tree]:
@@ -102,6 +105,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, values.step if values else 0)
     evaluator = make_evaluator(config, task)
+    negatives = replay.read(config.replay)
     constants, manifest = initialise.load_frozen_parameters(
         config, task, shapes.frozen, mesh
     )
@@ -129,6 +133,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         batches=batches,
         checkpoints=open_checkpoints(config, directory),
         evaluator=evaluator,
+        negatives=negatives,
         report=[_sizes(mesh, values, constants), *values.report],
     )
 

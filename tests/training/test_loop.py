@@ -8,6 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+import toy_task
 
 from blip2_jax.training import loop as loops
 from blip2_jax.training import tasks
@@ -17,16 +18,15 @@ from blip2_jax.training.frozen import WeightsError
 from blip2_jax.training.guards import NonFiniteLoss
 from blip2_jax.training.loop import train
 from blip2_jax.training.metrics_log import read_metrics
-from tests.training import toy
 
 
 @pytest.fixture(autouse=True)
-def toy_task(monkeypatch):
-    monkeypatch.setitem(tasks.TASKS, "stage1", toy.make_toy)
+def stage1_is_a_toy(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "stage1", toy_task.make_toy)
 
 
 def toy_config(**changes):
-    config = toy.toy_config().unlock()
+    config = toy_task.get_config().unlock()
     config.update_from_flattened_dict(changes)
     return config.lock()
 
@@ -135,7 +135,7 @@ def test_other_data_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     def make_bad(config):
-        task = toy.make_toy(config)
+        task = toy_task.make_toy(config)
 
         def loss(params, batch, key, replay=None):
             value, metrics = task.loss(params, batch, key)

@@ -1,9 +1,10 @@
-"""A task that compiles in a second, on real data with real workers.
+"""A task that compiles in a second, on real data: stage 1 with a linear model.
 
-`python -m tests.training.toy --config ... --workdir ...` is `launch/train.py` with
-stage 1 replaced by a linear model whose loss is noisy, so that every step's key counts.
+As a script it is `launch/train.py` with that task, and it is a config file too:
+`python toy_task.py --config toy_task.py --workdir DIR`.
 """
 
+import pathlib
 import sys
 
 import jax
@@ -14,18 +15,17 @@ from blip2_jax.models.dropout import dropout
 from blip2_jax.training import tasks
 from blip2_jax.training.config import default_config
 
-SIZE = 16
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-def toy_config() -> ConfigDict:
-    """20 steps of the toy, with data workers."""
+def get_config() -> ConfigDict:
+    """20 steps, no workers, a checkpoint every 5."""
     config = default_config("stage1").unlock()
     config.steps, config.batch_size, config.log_every = 20, 8, 1
     config.optimizer.warmup_steps = 2
-    config.frozen = ("^visual_encoder/",)
     config.frozen_sources.vision = "random"
     config.data.train = ({"kind": "shapes", "split": "train", "size": 64},)
-    config.data.image.size = SIZE
+    config.data.image.size = 16
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.max_text_length = 12
     config.data.workers = 0
@@ -34,7 +34,7 @@ def toy_config() -> ConfigDict:
 
 
 def make_toy(config: ConfigDict) -> tasks.Task:
-    """Regress one pooled text feature from one pooled image feature."""
+    """Regress features of a text from features of its image; dropout makes noise."""
 
     def init_params(key: jax.Array) -> dict:
         return {
@@ -60,18 +60,9 @@ def make_toy(config: ConfigDict) -> tasks.Task:
     )
 
 
-def install() -> None:
-    """Let every configuration of stage 1 train the toy in this process."""
-    tasks.TASKS["stage1"] = make_toy
-
-
-def get_config() -> ConfigDict:
-    """For `--config tests/training/toy.py`."""
-    return toy_config()
-
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     from launch import train
 
-    install()
+    tasks.TASKS["stage1"] = make_toy
     sys.exit(train.main(sys.argv))
