@@ -99,8 +99,9 @@ def load_frozen_parameters(
 
 
 def tower_weights(spec: str) -> Arrays:
-    """The weights of a tower: a file, or the newest checkpoint of a run's directory."""
-    return run_arrays(spec) if pathlib.Path(spec).is_dir() else open_weights(spec)
+    """The weights of a tower: of a file, or of the newest checkpoint of a run."""
+    is_run = (pathlib.Path(spec) / "checkpoints").is_dir()
+    return run_arrays(spec) if is_run else open_weights(spec)
 
 
 def initialise(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) -> Start:
