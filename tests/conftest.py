@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -12,6 +13,10 @@ import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
+
+# transformers imports torchvision where it finds it, and breaks where the build does
+# not fit torch. No test needs it.
+sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 

@@ -21,13 +21,13 @@ class Stage2Options:
     Attributes:
       frozen_dropout: dropout in the language model too; the original leaves its
         frozen language models in training mode. Default: only the Q-Former drops.
-      per_shard_mean: average within each of this many shards of the batch first, as
+      num_shards: average within each of this many shards of the batch first, as
         the original's ranks do; 1 = the mean over all target tokens.
       label_smoothing: of the targets; the original has none.
     """
 
     frozen_dropout: bool = False
-    per_shard_mean: int = 1
+    num_shards: int = 1
     label_smoothing: float = 0.0
 
 
@@ -62,6 +62,6 @@ def stage2_loss(
         method="training_logits",
     )
     loss = lm_loss(
-        logits, targets, mask, options.label_smoothing, options.per_shard_mean
+        logits, targets, mask, options.label_smoothing, options.num_shards
     )
     return loss, {"loss": loss, "loss_lm": jax.lax.stop_gradient(loss)}
