@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import pathlib
 import sys
-from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -25,12 +24,16 @@ USERS_ERRORS = (
 )  # fmt: skip
 
 
-def define_flags() -> flags.FlagValues:
-    """The command line's flags, apart from those of other commands."""
+def define_flags(argv: list[str]) -> flags.FlagValues:
+    """The command line's flags, apart from those of other commands.
+
+    Args:
+      argv: the command line; the keys of `--config.KEY` in it become flags.
+    """
     own = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "The experiment: a file with get_config().",
-        flag_values=own, lock_config=True,
+        flag_values=own, lock_config=True, sys_argv=argv,
     )  # fmt: skip
     flags.DEFINE_string("workdir", None, "The run's directory.", flag_values=own)
     for name, what in (
@@ -44,14 +47,14 @@ def define_flags() -> flags.FlagValues:
 
 def main(argv: list[str]) -> int:
     """Parse and train; what the user can mend becomes one sentence."""
-    given = define_flags()
+    given = define_flags(argv)
     try:
         parse(given, argv)
         return run(given)
     except USERS_ERRORS as error:
         if "--debug" in argv:
             raise
-        print(f"error: {sentence(error, given, argv)}", file=sys.stderr)
+        print(f"error: {sentence(error, argv)}", file=sys.stderr)
         return 1
 
 
@@ -91,26 +94,34 @@ def run(given: flags.FlagValues) -> int:
     return train(config, given["workdir"].value)
 
 
-def sentence(error: Exception, given: flags.FlagValues, argv: list[str]) -> str:
+def sentence(error: Exception, argv: list[str]) -> str:
     """What went wrong, without the trace."""
     if isinstance(error, AttributeError | LookupError):
-        if unknown := unknown_key(given["config"].value, argv):
+        if unknown := unknown_key(argv):
             return unknown
         return f"{type(error).__name__}: {error} (--debug shows where)"
     return " ".join(str(error).split())
 
 
-def unknown_key(config: Any, argv: list[str]) -> str | None:
+def unknown_key(argv: list[str]) -> str | None:
     """Names the first `--config.a.b=` that the configuration lacks, and a near one."""
+    plain = [item for item in argv if not item.startswith("--config.")]
+    given = define_flags(plain)
+    given(plain)
+    config = given["config"].value
     arguments = [item for item in argv if item.startswith("--config.")]
     for key in (item.removeprefix("--config.").split("=")[0] for item in arguments):
         node = config
         for part in key.split("."):
             name, _, index = part.partition("[")
-            if node is None or name not in node:
-                near = difflib.get_close_matches(name, list(node or ()), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                return f"config has no key {key!r}{hint}"
+            if name not in node:
+                near = difflib.get_close_matches(name, list(node), n=1)
+                hint = (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else f"there are {', '.join(sorted(node))}"
+                )
+                return f"config has no key {key!r}; {hint}"
             node = node[name]
             if index:
                 number = int(index.rstrip("]"))

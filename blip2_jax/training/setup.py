@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -99,8 +100,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     shapes = initialise.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    create = lambda trainable: create_state(trainable, optimizer)
-    target = _with_layout(jax.eval_shape(create, shapes.trainable), mesh)
+    target = _target(optimizer, shapes.trainable, mesh)
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, values.step if values else 0)
@@ -113,9 +113,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         verify_sources(directory, manifest, batches.fingerprint)
     if values is None:
         start = initialise.initialise(config, task, shapes.trainable, mesh)
-        layout = jax.tree.map(lambda leaf: leaf.sharding, target)
-        state = jax.jit(create, out_shardings=layout)(start.trainable)
-        values = _Values(0, state, start.carried, start.report)
+        values = begin(start, optimizer, target)
     if not continues:
         write_run(config, directory, manifest, batches.fingerprint)
     return Run(
@@ -180,6 +178,16 @@ def restore(
     )
 
 
+def begin(
+    start: initialise.Start, optimizer: optax.GradientTransformation, target: TrainState
+) -> _Values:
+    """The state before the first step, laid out as the target is."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, target)
+    create = lambda trainable: create_state(trainable, optimizer)
+    state = jax.jit(create, out_shardings=layout)(start.trainable)
+    return _Values(0, state, start.carried, start.report)
+
+
 def open_batches(config: ConfigDict, task: Task, start: int) -> TrainingBatches:
     """The training stream of this process, from a step on."""
     return training_batches(
@@ -241,8 +249,11 @@ def _sizes(mesh: Mesh, values: _Values, constants: Tree) -> str:
     return f"{mesh.size} {mesh.devices.flat[0].device_kind} ({axes}); {counts}"
 
 
-def _with_layout(state: TrainState, mesh: Mesh) -> TrainState:
-    """Shapes of a state that know where they live."""
+def _target(
+    optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
+) -> TrainState:
+    """Shapes of the state, that know where they live."""
+    state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=place

@@ -19,7 +19,7 @@ TINY = TRAINING / "tiny.py"
         ((f"--config={TINY}", "--no_workdir"), "Unknown command line flag"),
         ((f"--config={TINY}",), "--workdir is missing"),
         (("--config.stpes=3",), "config has no key 'stpes'; did you mean 'steps'?"),
-        (("--config.optimizer.lr=3",), "config has no key 'optimizer.lr'"),
+        (("--config.optimizer.lr=3",), "'optimizer.lr'; there are accumulate, b1"),
         (("--config.data.train[0].siez=3",), "did you mean 'size'?"),
         (("--config.data.train[3].size=3",), "train has 1 entries"),
         (("--config.steps=many",), "--config.steps=many"),
