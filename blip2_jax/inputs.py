@@ -13,6 +13,7 @@ from numpy import ndarray as Array
 from PIL import Image
 
 from blip2_jax.data.images import decode_image, evaluation_image, to_rgb
+from blip2_jax.data.sources.base import BrokenSample
 from blip2_jax.presets import FeaturesConfig, ViTConfig
 
 T = TypeVar("T")
@@ -26,14 +27,16 @@ def as_pixels(image: Any) -> UInt8[Array, "height width 3"]:
 
     Raises:
       FileNotFoundError: no such file.
-      BrokenSample: a file that is no image.
-      TypeError, ValueError: anything else; the message says what was given.
+      TypeError, ValueError: a file that is no image, or something else altogether.
     """
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image)
         if not path.is_file():
             raise FileNotFoundError(f"no image file {str(path)!r}")
-        return decode_image(path.read_bytes(), str(path))
+        try:
+            return decode_image(path.read_bytes(), str(path))
+        except BrokenSample as error:
+            raise ValueError(str(error)) from None
     if isinstance(image, Image.Image):
         return np.asarray(to_rgb(image))
     if not hasattr(image, "__array__"):

@@ -1,7 +1,8 @@
 """Convention `transformers5` against the installed transformers, id for id.
 
 The torch model computes the logits here, so that only decoding is compared. Its
-`generate` gets the same random prefix embeddings, as BLIP-2 uses it.
+`generate` is called as `Blip2ForConditionalGeneration` does: with embeddings of the
+prefix, and for OPT with the prompt's ids too, which the repetition penalty counts.
 """
 
 import jax
@@ -38,7 +39,7 @@ def tiny_t5():
     return transformers.T5ForConditionalGeneration(config)
 
 
-def build(family, seed, padded):
+def build(family, seed):
     torch.manual_seed(seed)
     model = (tiny_opt if family == "opt" else tiny_t5)().eval()
     with torch.no_grad():  # ends of sequence at many lengths
@@ -46,9 +47,9 @@ def build(family, seed, padded):
         head[EOS] += 0.7 * head.std() * torch.randn(head.shape[1])
     prefix = torch.randn(ROWS, PREFIX, WIDTH)
     mask = torch.ones(ROWS, PREFIX, dtype=torch.long)
-    if padded:
-        mask[1::2, :2] = 0  # on the left
-    return model, prefix, mask
+    mask[1::2, :2] = 0  # padding on the left
+    prompt = torch.randint(4, VOCAB, (ROWS, PREFIX))
+    return model, prefix, mask, prompt.masked_fill(mask == 0, 1)
 
 
 def torch_logits(model, prefix, mask, rows, past):
@@ -111,24 +112,24 @@ SETTINGS = {
 def test_ids_and_scores_are_equal(family, name):
     settings = {"max_new_tokens": 10, **SETTINGS[name]}
     config = DecodingConfig(**settings)
-    # Without token ids of the prompt, OPT's penalty there skips as many new tokens as
-    # the prompt has padding; BLIP-2 passes the ids (see test_huggingface.py).
-    padded = family == "t5" or config.repetition_penalty == 1.0
     for seed in range(2):
-        model, prefix, mask = build(family, seed, padded)
+        model, prefix, mask, prompt = build(family, seed)
         theirs = model.generate(
             inputs_embeds=prefix,
             attention_mask=mask,
             return_dict_in_generate=True,
             output_scores=True,
             do_sample=False,
+            **({"input_ids": prompt} if family == "opt" else {}),
             **settings,
         )
-        history = np.full((ROWS, 1), 0 if family == "t5" else -1, np.int32)
+        history = np.zeros((ROWS, 1), np.int32)  # T5's start token
+        if family == "opt":
+            history = np.where(mask.numpy(), prompt.numpy(), -1)
         found = ours(model, prefix, mask, config, history)
         results = config.num_return_sequences
         ids = theirs.sequences.reshape(ROWS, results, -1).numpy()
-        ids = ids[:, :, 1:] if family == "t5" else ids
+        ids = ids[:, :, history.shape[1] :]
         for row in np.ndindex(ROWS, results):
             length = found.lengths[row]
             np.testing.assert_array_equal(found.ids[row][:length], ids[row][:length])
