@@ -1,8 +1,8 @@
-"""python launch/train.py --config configs/shapes_tower_image.py --workdir runs/tower_image
+"""python launch/train.py --config configs/shapes_tower_image.py --workdir runs/image
 
 The frozen image encoder of the shapes world: pictures against their captions, without
 any label. Half of a batch shows one thing only, where nothing but its attributes can
-tell near-duplicates apart; `launch/pack_towers.py` makes the shipped file of the run.
+tell near-duplicates apart; `launch/pack_tower.py` makes the shipped file of the run.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("contrast").unlock()
     config.batch_size = 128
-    config.steps = 2000
+    config.steps = 1200
     config.precision = "float32"
     config.model.preset = "shapes"
     config.model.scan = False

@@ -15,7 +15,7 @@ def get_config(family: str = "opt") -> ConfigDict:
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("language_model").unlock()
     config.batch_size = 128
-    config.steps = 1500
+    config.steps = 800
     config.precision = "float32"
     config.model.preset = f"shapes_{family}"
     config.model.scan = False

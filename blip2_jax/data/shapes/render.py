@@ -19,27 +19,32 @@ _JITTER = 10.0  # levels of 255 by which a colour varies from scene to scene
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "S S 3"]:
-    """Draw a scene on a grey ground whose tone, like every colour, varies a little."""
+    """Draw a scene on a grey ground whose tone, like every colour, varies a little.
+
+    `size` (even) is the picture's side in pixels.
+    """
     rng = np.random.default_rng(scene.look)
     ground = 128.0 + rng.uniform(-15, 15) + rng.uniform(-5, 5, 3)
     jitter = rng.uniform(-_JITTER, _JITTER, (len(PLACES), 3))
     picture = np.broadcast_to(ground, (size, size, 3)).astype(np.float32)
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    half = size // 2
     for thing in scene.things:
-        alpha = _coverage(thing, axis, size)[..., None]
+        rows = slice(thing.row * half, (thing.row + 1) * half)
+        columns = slice(thing.column * half, (thing.column + 1) * half)
+        alpha = _coverage(thing, half)[..., None]
         color = np.asarray(_RGB[thing.color]) + jitter[PLACES.index(thing.place)]
-        picture = picture * (1 - alpha) + alpha * color.astype(np.float32)
+        quarter = picture[rows, columns]
+        picture[rows, columns] = quarter + alpha * (color.astype(np.float32) - quarter)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _coverage(
-    thing: Thing, axis: Float[np.ndarray, " S"], size: int
-) -> Float[np.ndarray, "S S"]:
-    """The share of each pixel that the thing covers."""
+def _coverage(thing: Thing, half: int) -> Float[np.ndarray, "H H"]:
+    """The share of each pixel of its quarter that the thing covers."""
     radius = _RADIUS[thing.size]
-    x = axis[None, :] - (0.25 + 0.5 * thing.column + _SLACK * thing.dx)
-    y = axis[:, None] - (0.25 + 0.5 * thing.row + _SLACK * thing.dy)
-    distance = _DISTANCES[thing.shape](x / radius, y / radius) * radius * size
+    axis = (np.arange(half, dtype=np.float32) + 0.5) / (2 * half) - 0.25
+    x = (axis[None, :] - _SLACK * thing.dx) / radius
+    y = (axis[:, None] - _SLACK * thing.dy) / radius
+    distance = _DISTANCES[thing.shape](x, y) * radius * 2 * half
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 

@@ -23,6 +23,7 @@ class ShapesSource(Source):
       texts: "captions", "questions" or "both".
       images: False leaves the pictures out (pre-training of language models).
       start: the first scene; a multiple of the split's group.
+      count: how many captions, and how many questions, a scene has.
       things: only scenes of so many things; 0: one, two, three and four in turn.
 
     Raises:
@@ -37,6 +38,7 @@ class ShapesSource(Source):
         images: bool = True,
         start: int = 0,
         things: int = 0,
+        count: int = 5,
     ):
         self.group_size = split_of(split).group
         if texts not in ("captions", "questions", "both"):
@@ -51,15 +53,18 @@ class ShapesSource(Source):
         self.name = f"shapes:{split}"
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
         self._split, self._size, self._texts = split, size, texts
-        self._start, self._things = start, things
+        self._start, self._things, self._count = start, things, count
 
     def __len__(self) -> int:
         return self._size
 
     def record(self, index: int) -> Record:
         number = self._number(index)
-        asked = () if self._texts == "captions" else questions(self._split, number)
-        told = () if self._texts == "questions" else captions(self._split, number)
+        asked, told = [], []
+        if self._texts != "captions":
+            asked = questions(self._split, number, self._count)
+        if self._texts != "questions":
+            told = captions(self._split, number, self._count)
         return Record(
             key=f"{self._split}/{number}",
             image_id=index,

@@ -1,0 +1,39 @@
+"""python launch/train.py --config configs/shapes_stage1.py --workdir runs/shapes_stage1
+
+Stage 1 on the shapes world: the Q-Former learns to contrast, match and caption behind
+the frozen image encoder that ships with the package. Part of `make demo`.
+"""
+
+from ml_collections import ConfigDict
+
+from blip2_jax.training.config import default_config
+
+SCENES = 40_000
+
+
+def get_config() -> ConfigDict:
+    """The run's configuration."""
+    config = default_config("stage1").unlock()
+    config.batch_size = 64
+    config.steps = 500
+    config.model.preset = "shapes"
+    config.model.scan = False
+    config.frozen_sources.vision = "shapes:vision"
+    config.objective = ConfigDict(
+        {"full_itc_gradient": True, "itm_every": 2, "itg_every": 2}
+    )
+
+    config.data.train = (
+        {"kind": "shapes", "split": "train", "size": SCENES, "count": 2},
+    )
+    config.data.image = ConfigDict({"size": 64, "augment": False})
+    config.data.tokenizer.qformer = "shapes:bert"
+    config.data.max_text_length = 24
+    config.data.workers = 1
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip = 1.0
+    config.checkpoint.every = 1000
+    config.log_every = 25
+    return config.lock()

@@ -1,0 +1,46 @@
+"""python launch/train.py --config configs/shapes_stage2_opt.py --workdir runs/shapes_2
+
+Stage 2 on the shapes world, captions and questions mixed, in front of the frozen OPT
+that ships with the package. It continues a stage-1 run, by default
+`runs/shapes_stage1`; another stands behind the file's name:
+`configs/shapes_stage2_opt.py:DIR`. Part of `make demo`.
+"""
+
+from ml_collections import ConfigDict
+
+from blip2_jax.training.config import default_config
+from configs import shapes_stage1
+
+
+def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> ConfigDict:
+    """The run's configuration; `family` is "opt" or "t5"."""
+    config = default_config("stage2").unlock()
+    config.batch_size = 64
+    config.steps = 600
+    config.model.preset = f"shapes_{family}"
+    config.model.scan = False
+    config.init.from_run = stage1
+    config.frozen_sources.vision = "shapes:vision"
+    config.frozen_sources.language_model = f"shapes:{family}"
+
+    config.data.train = (
+        {
+            "kind": "shapes",
+            "split": "train",
+            "size": shapes_stage1.SCENES,
+            "texts": "both",
+            "count": 2,
+        },
+    )
+    config.data.question_share = 0.6
+    config.data.image = ConfigDict({"size": 64, "augment": False})
+    config.data.tokenizer.language_model = f"shapes:{family}"
+    config.data.max_text_length = 26
+    config.data.workers = 1
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip = 1.0
+    config.checkpoint.every = 1000
+    config.log_every = 25
+    return config.lock()

@@ -1,0 +1,131 @@
+"""The whole recipe on a small world: `python launch/demo.py --workdir runs/demo`.
+
+Trains stage 1, then stage 2 in front of an OPT and of a T5, examines all three on
+scenes whose combinations of attributes occur in no training data, prints one table
+and writes `report.html` and `results.json` beside the runs. A run that is there
+already is continued, or used as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import app, flags, logging
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # configs import each other
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where runs and report go.")
+PRECISION = flags.DEFINE_enum(
+    "precision", "bfloat16", ("bfloat16", "float32"), "Of matmul inputs in training."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
+STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies every number of steps.")
+SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
+
+LANGUAGE_MODELS = ("opt", "t5")
+
+
+def main(argv: list[str]) -> None:
+    """Train, examine, report."""
+    logging.set_verbosity(logging.ERROR)
+    directory = pathlib.Path(WORKDIR.value).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    seconds = train_all(directory)
+    start = time.monotonic()
+    exam, results = examine(directory)
+    seconds["evaluation"] = time.monotonic() - start
+    seconds["all"] = time.monotonic() - begin
+    write(directory, exam, results, seconds)
+
+
+def train_all(directory: pathlib.Path) -> dict[str, float]:
+    """The three runs in turn; returns how long each took, in seconds."""
+    import configs.shapes_stage1
+    import configs.shapes_stage2_opt
+    import configs.shapes_stage2_t5
+    from blip2_jax.training.loop import train
+
+    stage1 = str(directory / "stage1")
+    plans = {
+        "stage1": configs.shapes_stage1.get_config(),
+        "stage2_opt": configs.shapes_stage2_opt.get_config(stage1),
+        "stage2_t5": configs.shapes_stage2_t5.get_config(stage1),
+    }
+    seconds = {}
+    for name, config in plans.items():
+        with config.unlocked():
+            config.precision, config.seed = PRECISION.value, SEED.value
+            config.steps = max(1, round(config.steps * STEPS.value))
+        print(f"\n{name}: {config.steps} steps of {config.batch_size}", flush=True)
+        start = time.monotonic()
+        code = train(config, directory / name)
+        if code:
+            sys.exit(code)
+        seconds[name] = time.monotonic() - start
+    return seconds
+
+
+def examine(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """All scores on held-out scenes, with the right, blank and shuffled pictures."""
+    import blip2_jax
+    from blip2_jax.evaluation import shapes
+
+    print("\nexamining held-out scenes", flush=True)
+    exam = shapes.make_exam("heldout", SCENES.value)
+    stage1 = blip2_jax.load(directory / "stage1", batch_size=100)
+    results: dict[str, Any] = {"majority": shapes.majority_answers(exam)}
+    for which in shapes.PICTURES:
+        results[f"retrieval/{which}"] = shapes.retrieve(stage1, exam, which)
+        results[f"matching/{which}"] = shapes.matching_accuracy(stage1, exam, which)
+        results[f"stage1/captions/{which}"] = shapes.caption_scores(
+            stage1, exam, which
+        )
+    results["maps"] = shapes.query_maps(stage1, exam)
+    for name in LANGUAGE_MODELS:
+        model = blip2_jax.load(directory / f"stage2_{name}", batch_size=100)
+        for which in shapes.PICTURES:
+            results[f"{name}/captions/{which}"] = shapes.caption_scores(
+                model, exam, which
+            )
+            results[f"{name}/answers/{which}"] = shapes.answer_scores(
+                model, exam, which
+            )
+    return exam, results
+
+
+def write(
+    directory: pathlib.Path, exam: Any, results: dict[str, Any], seconds: dict[str, Any]
+) -> None:
+    """The table to the terminal, and everything to files."""
+    from blip2_jax.evaluation import report
+    from blip2_jax.training.metrics_log import read_metrics
+
+    table = report.make_table(results)
+    print("\n" + report.as_text(table))
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"\n{spent} on {os.cpu_count()} cores")
+    numbers = {
+        "precision": PRECISION.value,
+        "seed": SEED.value,
+        "seconds": seconds,
+        "scores": {row.name: row.model for row in table},
+    }
+    (directory / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    curves = {
+        name: read_metrics(directory / name)
+        for name in ("stage1", *(f"stage2_{name}" for name in LANGUAGE_MODELS))
+    }
+    page = report.make_page(exam, results, table, curves, spent)
+    (directory / "report.html").write_text(page)
+    print(f"report: {directory / 'report.html'}")
+
+
+if __name__ == "__main__":
+    app.run(main)
