@@ -56,11 +56,11 @@ def check_finite(
     keys: Sequence[str],
     last_checkpoint: int | None,
 ) -> None:
-    """Raise when a loss of this step is NaN or infinite.
+    """Raise when a loss or the gradient of this step is NaN or infinite.
 
     Args:
       step: the number of the step, from 1.
-      metrics: its metrics; those named `loss...` are looked at.
+      metrics: its metrics; `grad_norm` and those named `loss...` are looked at.
       keys: which samples the batch held.
       last_checkpoint: the newest step saved, if any.
 
@@ -70,7 +70,7 @@ def check_finite(
     wrong = [
         f"{name} = {value}"
         for name, value in metrics.items()
-        if name.startswith("loss") and not math.isfinite(value)
+        if name.startswith(("loss", "grad_norm")) and not math.isfinite(value)
     ]
     if wrong:
         saved = "none" if last_checkpoint is None else str(last_checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import sys
 import time
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 
 import jax
 
-# Dense bf16 peak of one jax device, FLOP/s, by what its `device_kind` contains;
-# sources in docs of NVIDIA and Google Cloud. A TPU v2 or v3 device is half a chip.
+# Dense bf16 (V100, T4: fp16) peak of one jax device, FLOP/s, by whole words of its
+# `device_kind`, from the makers' data sheets. A TPU v2 or v3 device is half a chip.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -21,6 +22,7 @@ PEAK_FLOPS = {
     "T4": 65e12,
     "TPU v6 lite": 918e12,
     "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v4": 275e12,
     "TPU v3": 61.5e12,
@@ -31,7 +33,10 @@ PEAK_FLOPS = {
 def peak_flops(device: jax.Device) -> float | None:
     """The device's dense bf16 peak in FLOP/s; None where it is not in the table."""
     kind = device.device_kind
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+    return next(
+        (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", kind)),
+        None,
+    )
 
 
 def peak_memory_bytes() -> int:

@@ -1,0 +1,53 @@
+"""Rates, utilisation and peaks."""
+
+import dataclasses
+import time
+
+import jax
+import pytest
+
+from blip2_jax.training import meters
+
+
+@dataclasses.dataclass
+class Device:
+    device_kind: str
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("cpu", None),
+    ],
+)
+def test_peaks_by_device(kind, peak):
+    assert meters.peak_flops(Device(kind)) == peak
+
+
+def test_waiting_is_a_share_and_pauses_do_not_count(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(meters, "peak_flops", lambda device: 1e6)
+    meter = meters.Meter(batch_size=16, flops_per_image=1e4)
+    with meter.waiting():
+        now[0] += 1
+    now[0] += 3
+    with meter.paused():
+        now[0] += 100
+    meter.count_step()
+    meter.count_step()
+    values = meter.read()
+    per_chip = 2 * 16 / 4 / jax.device_count()
+    assert values["images_per_second_per_chip"] == pytest.approx(per_chip)
+    assert values["data_wait_share"] == pytest.approx(0.25)
+    assert values["seconds_per_step"] == pytest.approx(2.0)
+    assert values["mfu"] == pytest.approx(per_chip * 1e4 / 1e6)
+    assert values["peak_memory_gb"] > 0
+    assert "mfu" not in meters.Meter(16, None).read()
