@@ -1,0 +1,65 @@
+"""The reader of captions: what it takes from a text, and what it calls right."""
+
+import pytest
+
+from blip2_jax.data.shapes.captions import read
+from blip2_jax.data.shapes.world import Scene, Thing
+
+RING = ("small", "red", "ring")
+STAR = ("large", "blue", "star")
+SCENE = Scene((Thing(*RING, "top left"), Thing(*STAR, "top right")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a small red ring at the top left and a large blue star at the top right",
+        "top right a large blue star, top left small red ring",
+        "there is a small red ring to the left of a large blue star",
+        "large blue star right of small red ring",
+        "A small red ring, a large blue star",
+    ],
+)
+def test_true_captions(text):
+    assert read(text).names(SCENE)
+    assert read(text).describes(SCENE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a small red ring at the top left and a large blue star at the bottom right",
+        "small red ring right of large blue star",
+        "top right a small red ring, top left a large blue star",
+    ],
+)
+def test_right_things_in_wrong_places(text):
+    assert read(text).names(SCENE)
+    assert not read(text).describes(SCENE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a small red ring",
+        "a large red ring left of a large blue star",
+        "small red ring, large blue star, small red ring",
+        "small red ring, large blue star, small green cross",
+        "red ring and blue star",
+    ],
+)
+def test_wrong_things(text):
+    assert not read(text).names(SCENE)
+
+
+def test_facts_of_both_orders_of_places():
+    after = read("a small red ring at the top left, large blue star top right")
+    before = read("top left a small red ring and at the top right a large blue star")
+    assert after == before
+    assert after.places == ((RING, "top left"), (STAR, "top right"))
+
+
+def test_relations_have_one_name():
+    facts = read("small red ring over large blue star")
+    assert facts.relations == ((RING, "above", STAR),)
