@@ -1,15 +1,15 @@
 """python launch/train.py --config configs/flickr8k_stage1.py --workdir runs/f8k_stage1
 
-Stage 1 from scratch on the 6,000 training photos of Flickr8k, each with five captions.
-The image encoder is an ImageNet MobileNetV2 whose features (49 x 1280 a photo) were
-computed once; the Q-Former is a small one, and its words are BERT's.
+Stage 1 on the 6,000 training photos of Flickr8k, each with five captions, with nothing
+pre-trained but the image encoder: all three objectives, after `flickr8k_itc.py` has
+begun with the contrast. The encoder is an ImageNet MobileNetV2 whose features (49 x
+1280 a photo) were computed once; the Q-Former is a small one, its words are BERT's.
 
 Paths are given behind the file's name, "NAME=PATH" joined by commas:
 `configs/flickr8k_stage1.py:data=DIR,features=DIR,tokenizer=DIR`.
   data       {train,val,test}-*.tar in img2dataset layout
   features   {train,val,test}/ with features.npy and keys.json
   tokenizer  bert-base-uncased: a directory with vocab.txt
-The features come from any encoder; ours from a MobileNetV2 before its pooling.
 """
 
 from ml_collections import ConfigDict
@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from blip2_jax.training.config import default_config
 
 PHOTOS = 5999
-EPOCHS = 25  # passes over the photos, each time with one of five captions
+EPOCHS = 5  # passes over the photos, each time with one of five captions
 PATHS = {
     "data": "data/flickr8k",
     "features": "features/flickr8k",
     "tokenizer": "tokenizers/bert-base-uncased",
     "words": "tokenizers/flickr8k",  # of the language model, see flickr8k_opt_text.py
+    "itc": "runs/f8k_itc",
     "stage1": "runs/f8k_stage1",
     "opt": "runs/f8k_opt",
     "stage2": "runs/f8k_stage2",
@@ -42,13 +43,14 @@ def get_config(paths: str = "") -> ConfigDict:
             "qformer": small_qformer(),
         }
     )
+    config.init.from_run = path["itc"]
     config.frozen = ()  # features take the image encoder's place
     config.objective = ConfigDict(
         {
             "full_itc_gradient": True,
             "image_tokens": 10,
-            "itm_every": 8,
-            "itg_every": 16,  # at this width the vocabulary's product is the dearest
+            "itm_every": 2,
+            "itg_every": 8,  # at this width the vocabulary's product is the dearest
         }
     )
 
@@ -57,12 +59,12 @@ def get_config(paths: str = "") -> ConfigDict:
     config.data.max_text_length = 18
     config.data.workers = 0
 
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.final_learning_rate = 1e-5
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.final_learning_rate = 5e-6
     config.optimizer.warmup_steps = 60
     config.optimizer.clip = 1.0
 
-    config.evaluation.every = config.steps // 5
+    config.evaluation.every = config.steps // 2
     config.evaluation.batch_size = 250
     config.evaluation.sources = (photos(path, "val"),)
     config.evaluation.rerank = 0

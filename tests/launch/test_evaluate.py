@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from launch.evaluate import main
 
-DATA = {"kind": "shapes", "split": "test", "size": 6}
+DATA = {"kind": "shapes", "split": "validation", "size": 6, "texts": "both"}
 
 
 @pytest.fixture(scope="module", params=["stage1", "stage2"])
@@ -19,19 +19,24 @@ def run(request, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp(request.param) / "run", request.param)
 
 
-def evaluate(run, task, out, *more):
+def call(arguments, monkeypatch):
+    """The command's exit code; config_flags reads `sys.argv` itself."""
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    return main(sys.argv)
+
+
+def evaluate(monkeypatch, run, task, out, *more):
     """The exit code, and the record if there is one."""
-    arguments = ["evaluate.py", "--model", str(run.directory), "--task", task]
+    arguments = ["--model", str(run.directory), "--task", task]
     arguments += ["--data", json.dumps(DATA), "--out", str(out)]
     arguments += ["--config.decoding.max_new_tokens=4", "--config.tokenizer=python"]
-    code = main([*arguments, *more])
+    code = call([*arguments, *more], monkeypatch)
     return code, json.loads(out.read_text()) if out.exists() else None
 
 
-def test_retrieval(run, tmp_path, capsys):
-    code, record = evaluate(
-        run, "retrieval", tmp_path / "new" / "r.json", "--config.rerank=3"
-    )
+def test_retrieval(run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "new" / "r.json"
+    code, record = evaluate(monkeypatch, run, "retrieval", out, "--config.rerank=3")
     if run.config.task == "stage2":
         assert (code, record) == (1, None)
         assert "needs a stage-1 run" in capsys.readouterr().err
@@ -43,17 +48,19 @@ def test_retrieval(run, tmp_path, capsys):
     assert "itc_i2t_r1" in capsys.readouterr().out
 
 
-def test_captioning(run, tmp_path):
-    code, record = evaluate(run, "captioning", tmp_path / "c.json")
+def test_captioning(run, tmp_path, monkeypatch):
+    out = tmp_path / "c.json"
+    code, record = evaluate(monkeypatch, run, "captioning", out, "--config.page=2")
     assert code == 0
     assert {"bleu_4", "cider", "rouge_l"} <= set(record["scores"])
     assert "split by this package" in record["notice"]
     predictions = json.loads((tmp_path / "c.predictions.json").read_text())
+    assert (tmp_path / "c.html").read_text().count("<figure>") == 2
     assert [set(each) for each in predictions] == [{"image_id", "key", "caption"}] * 6
 
 
-def test_questions(run, tmp_path, capsys):
-    code, record = evaluate(run, "vqa", tmp_path / "q.json")
+def test_questions(run, tmp_path, capsys, monkeypatch):
+    code, record = evaluate(monkeypatch, run, "vqa", tmp_path / "q.json")
     if run.config.task == "stage1":
         assert (code, record) == (1, None)
         assert "needs a language model" in capsys.readouterr().err
@@ -75,9 +82,11 @@ def test_questions(run, tmp_path, capsys):
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
-def test_bad_input_gives_one_sentence_and_exit_code_1(run, more, message, capsys):
-    arguments = ["evaluate.py", "--model", str(run.directory), "--task", "captioning"]
-    assert main([*arguments, *more]) == 1
+def test_bad_input_gives_one_sentence_and_exit_code_1(
+    run, more, message, capsys, monkeypatch
+):
+    arguments = ["--model", str(run.directory), "--task", "captioning"]
+    assert call([*arguments, *more], monkeypatch) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said
     assert len(said.splitlines()) == 1
