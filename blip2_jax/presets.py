@@ -60,6 +60,9 @@ class QFormerConfig:
     projection_dim: int = 256  # the width of the ITC space
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1
+    # Of fresh matrices, those of the projections behind it included. BERT's suits its
+    # width; narrow ones hardly hear the image at first unless it is about width**-0.5.
+    initial_std: float = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +154,8 @@ SHAPES_VIT = ViTConfig(
     activation="quick_gelu", key_bias=True,
 )
 SHAPES_QFORMER = QFormerConfig(
-    width=128, depth=4, heads=4, mlp_dim=512, num_queries=8, vocab_size=191,
-    max_positions=64, projection_dim=64, dropout=0.0,
+    width=128, depth=3, heads=4, mlp_dim=256, num_queries=8, vocab_size=191,
+    max_positions=64, projection_dim=64, dropout=0.0, initial_std=0.08,
 )
 SHAPES_OPT = OPTConfig(128, 3, 4, 512, vocab_size=452, max_positions=64, dropout=0.0)
 SHAPES_T5 = T5Config(

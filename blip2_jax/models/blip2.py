@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from blip2_jax.models.layers import layer_norm, normal
+from blip2_jax.models.layers import INITIAL_STD, layer_norm, normal
 from blip2_jax.models.qformer import ImageKeyValues, QFormer
 from blip2_jax.models.vit import VisionTransformer, normalize_images
 from blip2_jax.presets import Blip2Config, FeaturesConfig
@@ -91,4 +92,16 @@ def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
     else:
         shape = (1, vision.image_size, vision.image_size, 3)
     images = jnp.zeros(shape, model.dtype)
-    return model.init(key, images, method="touch")["params"]
+    params = model.init(key, images, method="touch")["params"]
+    std = model.config.qformer.initial_std
+    return params if std == INITIAL_STD else _rescale(params, std / INITIAL_STD)
+
+
+def _rescale(params: PyTree, factor: float) -> PyTree:
+    """Multiplies the fresh matrices of the Q-Former and of what projects from it."""
+
+    def rescale(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
+        trained = path[0].key == "qformer" or path[0].key.endswith("projection")
+        return leaf * factor if trained and path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(rescale, params)
