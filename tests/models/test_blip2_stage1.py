@@ -52,7 +52,9 @@ def test_a_model_of_features_has_no_tower():
     shapes = lambda tree: {k: jax.tree.map(jnp.shape, tree[k]) for k in fresh}
     assert shapes(fresh) == shapes(params())
 
-    encode = lambda x: features_model.apply({"params": {}}, x, method="encode_image")
+    encode = lambda x: features_model.apply(
+        {"params": params()}, x, method="encode_image"
+    )
     half = jax.eval_shape(encode, jnp.zeros((2, 17, 48), jnp.float16))
     assert (half.shape, half.dtype) == ((2, 17, 48), jnp.float32)
     with pytest.raises(ValueError, match=r"features \[B, 17, 48\]"):
