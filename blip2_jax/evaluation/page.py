@@ -72,7 +72,8 @@ def draw_shown(
     """
     pictures = {}
     for spec in specs:
-        source = build_source(spec.get("texts") or spec)
+        of_texts = spec.get("texts")
+        source = build_source(of_texts if isinstance(of_texts, Mapping) else spec)
         pictures |= {key: (source, index) for index, key in enumerate(source.keys())}
     drawn = [each for each in records if each.image_id in captions]
     random.Random(seed).shuffle(drawn)

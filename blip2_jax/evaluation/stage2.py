@@ -99,18 +99,19 @@ def evaluate_answers(
     settings: Settings | None = None,
     max_questions: int = 0,
 ) -> Answered:
-    """Ask every question that has an answer, and score the replies.
+    """Ask every question, and score the replies to those with people's answers.
 
     Args:
       writer: see there.
-      data: its records' questions, with people's answers. A question whose image
-        cannot be read is not asked; the image is counted by `data.faults`.
+      data: its records' questions. A question whose image cannot be read is not
+        asked; the image is counted by `data.faults`.
       batch_size: questions at a time.
       settings: of decoding, for `writer.answer`.
       max_questions: ask only the first so many; 0: all.
 
     Returns:
-      "exact_match" always; "vqa_accuracy" where every question has ten answers.
+      "exact_match" in percent and, where every question has ten answers,
+      "vqa_accuracy", also by kind of answer; no scores without people's answers.
 
     Raises:
       ValueError: there are no questions.
@@ -119,7 +120,6 @@ def evaluate_answers(
         (place, question)
         for place, record in enumerate(data.records)
         for question in record.questions
-        if question.answers
     ][: max_questions or None]
     if not asked:
         raise ValueError("question answering needs questions, and there are none")
@@ -132,11 +132,19 @@ def evaluate_answers(
         for index, question, reply in zip(found, questions, replies, strict=True):
             name = question.question_id
             answers.append((index if name is None else name, reply))
-            scored.append(AnsweredQuestion(reply, question.answers))
-    scores = {"exact_match": exact_match(scored)}
-    if all(len(question.references) >= VQA_ANSWERS for question in scored):
-        scores["vqa_accuracy"] = vqa_accuracy(scored)["accuracy"]
-    return Answered(scores, answers)
+            if question.answers:
+                scored.append(AnsweredQuestion(reply, question.answers, question.kind))
+    return Answered(answer_scores(scored), answers)
+
+
+def answer_scores(questions: Sequence[AnsweredQuestion]) -> dict[str, float]:
+    """Exact match, and VQA accuracy where it means something; {} of nothing."""
+    if not questions:
+        return {}
+    scores = {"exact_match": exact_match(questions)}
+    if all(len(question.references) >= VQA_ANSWERS for question in questions):
+        scores |= {f"vqa_{name}": v for name, v in vqa_accuracy(questions).items()}
+    return scores
 
 
 class Stage2Evaluator:
@@ -163,7 +171,9 @@ class Stage2Evaluator:
           ValueError: neither captions nor questions.
         """
         self._captions = any(record.captions for record in data.records)
-        self._questions = any(record.questions for record in data.records)
+        self._questions = any(
+            question.answers for record in data.records for question in record.questions
+        )
         if not (self._captions or self._questions):
             raise ValueError("the evaluation's records have no captions or questions")
         self._make_writer, self._data, self._batch_size = make_writer, data, batch_size

@@ -6,9 +6,11 @@ import pytest
 from blip2_jax.data.sources.base import Question, Record
 from blip2_jax.evaluation.stage2 import (
     Stage2Evaluator,
+    answer_scores,
     evaluate_answers,
     evaluate_captions,
 )
+from blip2_jax.evaluation.vqa import AnsweredQuestion
 
 CAPTIONS = ("a red dog runs on grass", "two men play ball", "a girl climbs a wall")
 
@@ -79,6 +81,28 @@ def test_answers():
     assert result.answers == [(1, CAPTIONS[1]), (2, CAPTIONS[1]), (3, CAPTIONS[2])]
     with pytest.raises(ValueError, match="questions"):
         evaluate_answers(Writer(), Data())
+
+
+def test_questions_without_answers_are_asked_and_not_scored():
+    data = Data(questions=True)
+    data.records = [
+        Record("0", 0, (), (Question("q0", (), "a"), Question("q0", (), "b")))
+    ]
+    result = evaluate_answers(Writer(), data)
+    assert result.scores == {}
+    assert result.answers == [("a", CAPTIONS[0]), ("b", CAPTIONS[0])]
+
+
+def test_answers_by_kind():
+    questions = [
+        AnsweredQuestion("yes", ("yes",) * 10, "yes/no"),
+        AnsweredQuestion("3", ("2",) * 10, "number"),
+    ]
+    assert answer_scores(questions) == {
+        "exact_match": 50, "vqa_accuracy": 50,
+        "vqa_accuracy_yes/no": 100, "vqa_accuracy_number": 0,
+    }  # fmt: skip
+    assert answer_scores([AnsweredQuestion("a", ("a",))]) == {"exact_match": 100}
 
 
 def test_the_evaluator_does_what_there_is_to_do():

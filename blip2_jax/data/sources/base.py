@@ -26,11 +26,15 @@ class ImageKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about an image and its answers (one drawn a step in training)."""
+    """A question about an image and its answers (one drawn a step in training).
+
+    `kind` ("yes/no", "number", "other" in VQA) is for scores apart.
+    """
 
     text: str
     answers: tuple[str, ...]
     question_id: int | str | None = None
+    kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

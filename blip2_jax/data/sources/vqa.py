@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
@@ -85,24 +85,31 @@ class VqaSource(Source):
         return self._images, self._rows[key]
 
 
-def _answers(path: str, field: str) -> dict[int | str, tuple[str, ...]]:
+class _Answers(NamedTuple):
+    given: tuple[str, ...] = ()
+    kind: str = ""
+
+
+def _answers(path: str, field: str) -> dict[int | str, _Answers]:
     if field not in ("answers", "multiple_choice_answer"):
         raise ValueError(f"answer {field!r}: answers or multiple_choice_answer")
     answers = {}
     for row in _rows(path, "annotations"):
         agreed = field == "multiple_choice_answer"
         given = [row[field]] if agreed else [item["answer"] for item in row[field]]
-        answers[row["question_id"]] = tuple(given)
+        kind = row.get("answer_type", "")
+        answers[row["question_id"]] = _Answers(tuple(given), kind)
     return answers
 
 
 def _records(
-    path: str, answers: Mapping[int | str, tuple[str, ...]], image_name: str
+    path: str, answers: Mapping[int | str, _Answers], image_name: str
 ) -> list[Record]:
     images: dict[int, list[Question]] = {}
     for row in _rows(path, "questions"):
         question_id = row["question_id"]
-        question = Question(row["question"], answers.get(question_id, ()), question_id)
+        given, kind = answers.get(question_id, _Answers())
+        question = Question(row["question"], given, question_id, kind)
         images.setdefault(row["image_id"], []).append(question)
     return [
         Record(image_name.format(image), index, (), tuple(questions), image)
