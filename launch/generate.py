@@ -83,7 +83,8 @@ class Given:
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """The lines to print."""
     given = read(arguments)
-    import blip2_jax  # after the cheap checks: JAX takes its time
+    settings = read_settings(arguments)
+    import blip2_jax
 
     model = blip2_jax.load(
         arguments.model, which=arguments.which, precision=arguments.precision
@@ -91,13 +92,13 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.text:
         yield from match(model, given, arguments.text)
         return
-    chosen = {name: getattr(arguments, name) for name in SETTINGS}
-    settings = {name: value for name, value in chosen.items() if value is not None}
-    settings |= {"sample": arguments.sample, "seed": arguments.seed}
     if arguments.question:
+        settings |= {"seed": arguments.seed}
         yield from answer(model, given, arguments.question, settings)
         return
-    texts = model.caption(prompt=arguments.prompt, **given.repeated(1), **settings)
+    texts = model.caption(
+        prompt=arguments.prompt, seed=arguments.seed, **given.repeated(1), **settings
+    )
     for name, text in zip(given.names, texts, strict=True):
         yield from (f"{name}: {one}" for one in _listed(text))
 
@@ -113,6 +114,17 @@ def read(arguments: argparse.Namespace) -> Given:
 
     rows = [as_pixels(path) for path in arguments.image]
     return Given(arguments.image, rows, "images")
+
+
+def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, checked before the model is loaded."""
+    from blip2_jax.generation.config import DecodingConfig, change
+
+    chosen = {name: getattr(arguments, name) for name in SETTINGS}
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    settings |= {"sample": True} if arguments.sample else {}
+    change(DecodingConfig(num_beams=5), settings)
+    return settings
 
 
 def answer(

@@ -131,6 +131,7 @@ class LanguageWriter:
           ValueError: the tokenizer is of the other family, or has more words.
         """
         language_model = model.config.language_model
+        assert language_model is not None
         decoder_only = isinstance(language_model, OPTConfig)
         family = "decoder_only" if decoder_only else "encoder_decoder"
         if tokenizer.family != family:

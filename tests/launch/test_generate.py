@@ -76,6 +76,7 @@ def test_questions_or_texts_about_every_image(run, photos, capsys):
         ({"--num_beams": "0"}, "num_beams=0: expected at least 1"),
     ],
 )
+@pytest.mark.parametrize("run", ["stage1"], indirect=True)
 def test_bad_input_gives_one_sentence_and_exit_code_1(
     run, photos, change, message, capsys
 ):
@@ -88,9 +89,8 @@ def test_bad_input_gives_one_sentence_and_exit_code_1(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("run", ["stage1"], indirect=True)
 def test_a_question_for_a_stage1_model_is_refused(run, photos, capsys):
-    if run.config.task != "stage1":
-        pytest.skip("a stage-2 model answers")
     arguments = ["--model", str(run.directory), "--image", photos[0]]
     assert main([*arguments, "--question", "why"]) == 1
     assert "needs a language model" in capsys.readouterr().err
