@@ -15,12 +15,18 @@ def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("stage1").unlock()
     config.batch_size = 64
-    config.steps = 500
+    config.steps = 600
     config.model.preset = "shapes"
     config.model.scan = False
     config.frozen_sources.vision = "shapes:vision"
     config.objective = ConfigDict(
-        {"full_itc_gradient": True, "itm_every": 2, "itg_every": 2}
+        {
+            "full_itc_gradient": True,
+            "itm_weight": 2.0,
+            "itm_every": 2,
+            "itg_every": 2,
+            "negative_hardness": 0.2,  # near-duplicates are hard enough
+        }
     )
 
     config.data.train = (
@@ -31,7 +37,7 @@ def get_config() -> ConfigDict:
     config.data.max_text_length = 24
     config.data.workers = 1
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
     config.checkpoint.every = 1000

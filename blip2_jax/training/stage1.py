@@ -37,6 +37,9 @@ class Stage1Options:
     # Training sees so many of an image's tokens, chosen at random (as FLIP, Li et al.
     # 2023, does): cheaper steps, and less to learn by heart in a small set. 0: all.
     image_tokens: int = 0
+    # Negatives are drawn from the softmax of this times the similarities: 1 is the
+    # original; less mixes easier ones in, where near-duplicates would be all there is.
+    negative_hardness: float = 1.0
     # ITM and ITG learn from every n-th row of the batch, ITC from all: small batches
     # for the costly objectives, large ones for the contrast. The original: 1.
     itm_every: int = 1
@@ -94,7 +97,9 @@ def stage1_loss(
     if options.itm_weight:
         if negatives is None:
             negatives = objectives.sample_hard_negatives(
-                negatives_key, encoded.image_to_text, encoded.text_to_image,
+                negatives_key,
+                encoded.image_to_text * options.negative_hardness,
+                encoded.text_to_image * options.negative_hardness,
                 encoded.positives,
             )
         itm, accuracy = _itm(
