@@ -11,7 +11,7 @@ from blip2_jax.data.shapes.captions import read
 from blip2_jax.evaluation import report_pictures as pictures
 from blip2_jax.evaluation.shapes import Exam, Retrieval
 
-NAMES = {"stage1": "Q-Former (stage 1)", "opt": "OPT", "t5": "T5"}
+NAMES = {"stage1": "Q-Former", "opt": "OPT", "t5": "T5"}
 SHOWN_SCENES, SHOWN_SEARCHES, SHOWN_MAPS = 12, 8, 8
 
 _STYLE = """
@@ -65,9 +65,11 @@ def make_table(results: Mapping[str, Any]) -> list[Row]:
     for key, name in NAMES.items():
         captions = f"{key}/captions"
         rows.append(
-            row(f"{name}: caption's attributes", captions, lambda c: c.attributes, 0.0)
+            row(f"{name}: captions, things", captions, lambda c: c.attributes, 0.0)
         )
-        rows.append(row("  and all places", captions, lambda c: c.everything, 0.0))
+        rows.append(
+            row(f"{name}: and places", captions, lambda c: c.everything, 0.0)
+        )
         if f"{key}/answers/right" in results:
             guess = results["majority"].accuracy
             rows.append(
@@ -78,10 +80,10 @@ def make_table(results: Mapping[str, Any]) -> list[Row]:
 
 def as_text(table: Sequence[Row]) -> str:
     """The table for a terminal."""
-    head = f"{'held-out scenes':36}{'guess':>8}{'blank':>8}{'shuffled':>10}{'model':>8}"
+    head = f"{'held-out scenes':38}{'guess':>8}{'blank':>8}{'shuffled':>10}{'model':>8}"
     lines = [head, "-" * len(head)]
     lines += [
-        f"{r.name:36}{_percent(r.guess):>8}{_percent(r.blank):>8}"
+        f"{r.name:38}{_percent(r.guess):>8}{_percent(r.blank):>8}"
         f"{_percent(r.shuffled):>10}{_percent(r.model):>8}"
         for r in table
     ]
