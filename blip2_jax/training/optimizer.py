@@ -32,11 +32,11 @@ def make_optimizer(
     Args:
       options: `b1`, `b2`, `eps`, `weight_decay`, `clip` (global norm; 0: none),
         `layer_decay` (see `layer_rates`; 1: none), `accumulate` (batches per update),
-        and, where present, `original_decay` (also decay the temperature).
+        `original_decay` (the temperature decays too).
       schedule: rate of each step, a step being one batch.
       params: the trainable tree; only paths and shapes are read.
     """
-    pattern = NO_DECAY_ORIGINAL if options.get("original_decay") else NO_DECAY
+    pattern = NO_DECAY_ORIGINAL if options["original_decay"] else NO_DECAY
     flat = flatten(params)
     decays = unflatten({path: not re.fullmatch(pattern, path) for path in flat})
     chain = []

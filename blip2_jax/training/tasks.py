@@ -171,7 +171,7 @@ def _stage1(config: ConfigDict) -> Task:
 
 def _stage2(config: ConfigDict) -> Task:
     sizes = model_config(config.model)
-    family = _family(sizes)
+    family = _family(_language_sizes(sizes))
     model = Blip2Stage2(sizes, **_how(config))
     options = _options(Stage2Options, config.objective)
     return Task(
@@ -212,9 +212,8 @@ def _contrast(config: ConfigDict) -> Task:
 
 def _language_model(config: ConfigDict) -> Task:
     """A language model, to be frozen later, learns from text alone."""
-    sizes = model_config(config.model)
-    family = _family(sizes)
-    model = build_language_model(sizes.language_model, **_how(config))
+    sizes = _language_sizes(model_config(config.model))
+    model = build_language_model(sizes, **_how(config))
     if config.objective:
         raise ValueError("config.objective has no options in task language_model")
 
@@ -240,7 +239,7 @@ def _language_model(config: ConfigDict) -> Task:
         model=model,
         init_params=init,
         loss=loss,
-        batch_format=f"text_{family}",
+        batch_format=f"text_{_family(sizes)}",
         tokenizers=("language_model",),
     )
 
@@ -253,14 +252,19 @@ def _how(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _family(sizes: presets.Blip2Config) -> str:
-    """The batch format of the language model's family."""
+def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
+    """The language model of a configuration that must have one."""
     if sizes.language_model is None:
         raise ValueError(
             "this task needs a language model: choose a preset that has one, or set "
             "config.model.overrides.language_model"
         )
-    is_decoder = isinstance(sizes.language_model, presets.OPTConfig)
+    return sizes.language_model
+
+
+def _family(language: presets.LanguageModelConfig) -> str:
+    """The batch format of a language model's family."""
+    is_decoder = isinstance(language, presets.OPTConfig)
     return "decoder" if is_decoder else "encoder_decoder"
 
 

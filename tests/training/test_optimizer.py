@@ -13,7 +13,7 @@ from blip2_jax.training.partition import flatten
 
 OPTIONS = {
     "b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.05, "clip": 0.0,
-    "layer_decay": 1.0, "accumulate": 1,
+    "layer_decay": 1.0, "accumulate": 1, "original_decay": False,
 }
 
 
