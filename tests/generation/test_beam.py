@@ -23,15 +23,27 @@ def run(language, rows, config, history=None):
     return jax.device_get(program(jnp.asarray(rows), config))
 
 
-def log_probs(language, row, past, steps):
+@functools.cache
+def scorer(language, steps):
+    """Log-probabilities of whole sequences, each token given those before it."""
     next_logits, first_logits = language
-    if not past:
-        logits = first_logits(jnp.array([row]))[0]
-    else:
-        history = np.full((1, 1, steps), -1, np.int32)
-        history[0, 0, : len(past)] = past
-        logits = next_logits(jnp.array([row]), jnp.asarray(history), len(past))[0, 0]
-    return np.asarray(jax.nn.log_softmax(logits))
+
+    @jax.jit
+    def token_log_probs(row, ids):
+        ids = ids[None, None]
+        logits = [first_logits(row[None])[0]]
+        for time in range(1, steps):
+            past = jnp.where(jnp.arange(steps) < time, ids, -1)
+            logits.append(next_logits(row[None], past, time)[0, 0])
+        log_probs = jax.nn.log_softmax(jnp.stack(logits))
+        return jnp.take_along_axis(log_probs, ids[0, 0, :, None], axis=1)[:, 0]
+
+    def total(row, ids):
+        padded = np.zeros(steps, np.int32)
+        padded[: len(ids)] = ids
+        return token_log_probs(jnp.int32(row), padded)[: len(ids)].sum()
+
+    return total
 
 
 def test_visible_slots_follow_the_ancestors():
@@ -58,10 +70,7 @@ def test_wide_beams_find_the_most_likely_sequence():
         for ids in itertools.product(range(vocab), repeat=steps):
             cut = ids[: ids.index(EOS) + 1] if EOS in ids else ids
             if cut not in totals:
-                totals[cut] = sum(
-                    log_probs(language, row, cut[:t], steps)[token]
-                    for t, token in enumerate(cut)
-                )
+                totals[cut] = scorer(language, steps)(row, cut)
         best = max(totals, key=totals.get)
         length = found.lengths[row, 0]
         assert tuple(found.ids[row, 0, :length]) == best
@@ -86,10 +95,7 @@ def test_scores_are_those_of_the_returned_sequences(convention, length_penalty):
         ids = found.ids[row, rank, : found.lengths[row, rank]].tolist()
         assert len(ids) == steps or ids[-1] == EOS
         assert (found.ids[row, rank, len(ids) :] == PAD).all()
-        total = sum(
-            log_probs(language, row, ids[:t], steps)[token]
-            for t, token in enumerate(ids)
-        )
+        total = scorer(language, steps)(row, ids)
         unended = ids[-1] != EOS and convention == "original"
         length = len(ids) + (1 if unended else 0)
         np.testing.assert_allclose(

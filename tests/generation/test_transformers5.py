@@ -5,6 +5,8 @@ The torch model computes the logits here, so that only decoding is compared. Its
 prefix, and for OPT with the prompt's ids too, which the repetition penalty counts.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,30 +69,32 @@ def torch_logits(model, prefix, mask, rows, past):
         return model(inputs_embeds=embeds, attention_mask=seen).logits[:, -1]
 
 
-def ours(model, prefix, mask, config, history):
-    pad = model.config.pad_token_id
+MODEL = []  # of the test that is running: model, prefix embeddings, mask
 
+
+def next_logits(rows, past, time):
     def callback(rows, past, time):
         batch, beams, _ = past.shape
         past = torch.tensor(np.array(past[..., : int(time) + 1])).long().flatten(0, 1)
-        rows = np.repeat(np.array(rows), beams)
-        logits = torch_logits(model, prefix, mask, rows, past)
+        logits = torch_logits(*MODEL, np.repeat(np.array(rows), beams), past)
         return logits.reshape(batch, beams, VOCAB).float().numpy()
 
-    def next_logits(rows, past, time):
-        shape = jax.ShapeDtypeStruct((*past.shape[:2], VOCAB), jnp.float32)
-        return jax.pure_callback(callback, shape, rows, past, time)
+    shape = jax.ShapeDtypeStruct((*past.shape[:2], VOCAB), jnp.float32)
+    return jax.pure_callback(callback, shape, rows, past, time)
 
-    decoder = history_decoder(next_logits, eos_id=EOS, pad_id=pad)
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def run(rows, first, history, pad_id, config):
+    decoder = history_decoder(next_logits, eos_id=EOS, pad_id=pad_id)
+    return decode(decoder, first, rows, config, history=history)
+
+
+def ours(model, prefix, mask, config, history):
+    MODEL[:] = model, prefix, mask
     nothing = torch.zeros(ROWS, 0, dtype=torch.long)
-    first = torch_logits(model, prefix, mask, np.arange(ROWS), nothing)
-    run = jax.jit(
-        lambda rows, first, history: decode(
-            decoder, first, rows, config, history=history
-        )
-    )
-    found = run(jnp.arange(ROWS), jnp.asarray(first.numpy()), jnp.asarray(history))
-    return jax.device_get(found)
+    first = torch_logits(*MODEL, np.arange(ROWS), nothing).numpy()
+    pad_id = model.config.pad_token_id
+    return jax.device_get(run(np.arange(ROWS), first, history, pad_id, config))
 
 
 SETTINGS = {
