@@ -22,7 +22,7 @@ sys.path.append(str(ROOT))  # configs import each other
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where runs and report go.")
 PRECISION = flags.DEFINE_enum(
-    "precision", "bfloat16", ("bfloat16", "float32"), "Of matmul inputs in training."
+    "precision", "float32", ("bfloat16", "float32"), "Of matmul inputs in training."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
 STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies every number of steps.")
