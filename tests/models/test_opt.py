@@ -88,7 +88,7 @@ def test_scan_unrolled_and_remat_are_equal(name):
     expected = forward(OPT(config), init(config), ids, mask)
     for remat in ("none", "full"):
         found = forward(OPT(config, jnp.float32, False, remat), init(config), ids, mask)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        assert_values(found, expected, remat)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

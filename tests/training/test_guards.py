@@ -8,7 +8,15 @@ import pytest
 from blip2_jax.training.guards import NonFiniteLoss, check_finite, stop_on_signal
 
 
-def test_the_first_signal_asks_and_the_second_acts():
+@pytest.fixture
+def interrupts():
+    """Python's own handler of Ctrl-C; a job in the background starts without one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_asks_and_the_second_acts(interrupts):
     with stop_on_signal() as stop:
         assert stop.signal is None and stop.exit_code == 0
         os.kill(os.getpid(), signal.SIGINT)
