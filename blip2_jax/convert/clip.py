@@ -5,6 +5,8 @@ One `in_proj` holds queries, keys and values, biases included.
 
 from __future__ import annotations
 
+from typing import Any
+
 from blip2_jax.convert.names import Rule, linear, norm, patch_kernel, split
 from blip2_jax.presets import ViTConfig
 
@@ -17,7 +19,7 @@ def clip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Ru
       source: what stands before the source's names, such as "visual_encoder.".
       target: what stands before our paths, such as "visual_encoder/".
     """
-    layers = {"layers": range(config.depth), "stack": True}
+    layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
     theirs, ours = f"{source}transformer.resblocks.{{}}", f"{target}blocks"
     attention = f"{ours}/attention"
     joined = lambda leaf: tuple(

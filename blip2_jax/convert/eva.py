@@ -5,6 +5,8 @@ One `qkv.weight` holds queries, keys and values; the keys have no bias.
 
 from __future__ import annotations
 
+from typing import Any
+
 from blip2_jax.convert.names import (
     Rule,
     leading_axes,
@@ -24,7 +26,7 @@ def eva_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rul
       source: what stands before the source's names, such as "visual_encoder.".
       target: what stands before our paths, such as "visual_encoder/".
     """
-    layers = {"layers": range(config.depth), "stack": True}
+    layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
     theirs, ours = f"{source}blocks.{{}}", f"{target}blocks"
     attention = f"{ours}/attention"
     kernels = tuple(f"{attention}/{part}/kernel" for part in ("query", "key", "value"))

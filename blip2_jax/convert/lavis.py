@@ -5,6 +5,8 @@ The language models of stage 2 keep the names of their own project, behind a pre
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array
 
@@ -66,7 +68,7 @@ def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[
     """The Q-Former's text branch: embeddings, feed-forward, language-model head."""
     embeddings, head = f"{source}bert.embeddings", f"{source}cls.predictions"
     word = f"{embeddings}.word_embeddings.weight"
-    tied = {"aliases": (f"{head}.decoder.weight",)}
+    tied: dict[str, Any] = {"aliases": (f"{head}.decoder.weight",)}
     layers, layer = range(config.depth), f"{source}bert.encoder.layer.{{}}"
     return [
         Rule(word, "qformer/embeddings/word", **tied),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from blip2_jax.convert.names import TRANSPOSE, Rule, linear, norm
 from blip2_jax.presets import OPTConfig
 
@@ -32,7 +34,7 @@ def opt_rules(config: OPTConfig, source: str = "", target: str = "") -> list[Rul
 
 
 def _block_rules(config: OPTConfig, theirs: str, ours: str) -> list[Rule]:
-    layers = {"layers": range(config.depth), "stack": True}
+    layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
     parts = {"q": "query", "k": "key", "v": "value", "out": "output"}
     attention = [
         rule

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from blip2_jax.convert.names import TRANSPOSE, Rule, linear, norm
 from blip2_jax.presets import T5Config
 
@@ -33,7 +35,7 @@ def t5_rules(config: T5Config, source: str = "", target: str = "") -> list[Rule]
 
 def _stack_rules(source: str, target: str, depth: int, side: str) -> list[Rule]:
     """Encoder or decoder; only the first block holds the relative bias."""
-    layers = {"layers": range(depth), "stack": True, "bias": False}
+    layers: dict[str, Any] = {"layers": range(depth), "stack": True, "bias": False}
     theirs, ours = f"{source}.block.{{}}.layer", f"{target}/blocks"
     branches = [("attention", "SelfAttention", ATTENTION)]
     if side == "decoder":
