@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -66,6 +67,12 @@ def evaluate_retrieval(
     return result
 
 
+@functools.lru_cache(maxsize=1)
+def _compiled_metrics(loss: Loss) -> Callable[..., Mapping[str, Any]]:
+    """The task's metrics, compiled once for all evaluations of a run."""
+    return jax.jit(lambda params, batch: loss(params, batch, None)[1])
+
+
 def evaluate_losses(
     loss: Loss, params: PyTree, batches: Iterator[Mapping[str, Any]]
 ) -> dict[str, float]:
@@ -83,7 +90,7 @@ def evaluate_losses(
       "loss", "loss_itc", "loss_itm", "loss_itg", "itm_accuracy" (in percent) and
       "itm_prior_entropy", which an ITM loss must beat; {} without a whole batch.
     """
-    compiled = jax.jit(lambda params, batch: loss(params, batch, None)[1])
+    compiled = _compiled_metrics(loss)
     values: dict[str, list[float]] = defaultdict(list)
     for rows in batches:
         if not rows["valid"].all():
