@@ -16,16 +16,22 @@ from blip2_jax.presets import Blip2Config, QFormerConfig, ViTConfig
 STAGE1 = GOLDENS / "stage1_a"
 
 
+def vision(raw: dict) -> ViTConfig:
+    """Sizes of a golden model's image encoder."""
+    vit = raw["vit"]
+    mlp_dim = int(vit["width"] * vit["mlp_ratio"])
+    return ViTConfig(
+        vit["width"], vit["depth"], vit["heads"], mlp_dim, raw["img"], vit["patch"]
+    )
+
+
 @functools.cache
 def config() -> Blip2Config:
     """Sizes of the golden model."""
     raw = json.loads((STAGE1 / "config.json").read_text())["config"]
-    vit, qformer = raw["vit"], raw["qformer"]
+    qformer = raw["qformer"]
     return Blip2Config(
-        ViTConfig(
-            vit["width"], vit["depth"], vit["heads"],
-            int(vit["width"] * vit["mlp_ratio"]), raw["img"], vit["patch"],
-        ),
+        vision(raw),
         QFormerConfig(
             qformer["hidden"], qformer["layers"], qformer["heads"],
             qformer["intermediate"], qformer["cross_freq"], raw["n_query"],

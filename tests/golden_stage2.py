@@ -6,6 +6,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 from conftest import GOLDENS
+from golden_stage1 import vision
 from safetensors.numpy import load_file
 
 from blip2_jax.convert import lavis, names
@@ -16,7 +17,6 @@ from blip2_jax.presets import (
     OPTConfig,
     QFormerConfig,
     T5Config,
-    ViTConfig,
 )
 
 NAMES = ("stage2_opt_a", "stage2_opt350_a", "stage2_t5_a")
@@ -31,12 +31,9 @@ CASES = [
 def config(name: str) -> Blip2Config:
     """Sizes of a golden model."""
     raw = json.loads((GOLDENS / name / "config.json").read_text())["config"]
-    vit, qformer, llm = raw["vit"], raw["qformer"], raw["llm"]
+    qformer, llm = raw["qformer"], raw["llm"]
     return Blip2Config(
-        ViTConfig(
-            vit["width"], vit["depth"], vit["heads"],
-            int(vit["width"] * vit["mlp_ratio"]), raw["img"], vit["patch"],
-        ),
+        vision(raw),
         QFormerConfig(
             qformer["hidden"], qformer["layers"], qformer["heads"],
             qformer["intermediate"], num_queries=raw["n_query"],
