@@ -33,6 +33,7 @@ class DataConfig:
       image: size and augmentation.
       tokenizer: of the Q-Former and of the language model.
       max_text_length: length that texts (and encoder prompts) are cut and padded to.
+      max_target_length: of an encoder-decoder's targets; 0: as `max_text_length`.
       prefix_split: captions of an encoder-decoder are split at a random word into
         prompt and target: "auto" does so for encoder-decoders, "prefix" always,
         "none" never (the original's code).
@@ -40,6 +41,11 @@ class DataConfig:
       question_share: of records that have both, the share that shows a question and
         its answer in place of a caption.
       question_prompt: template of a question; "" takes the paper's for the model.
+      context_share: of a language model's own documents, the share that begins with
+        another caption of the record: what follows can be understood from it, as
+        later from the queries.
+      texts_per_document: captions and answers that such a document holds in a row
+        (decoder-only models).
       keep_end: a caption that is cut keeps its end token (the original: False).
       workers: processes that load data; 0 loads in threads of this process.
       prefetch: batches ahead, a worker.
@@ -50,10 +56,13 @@ class DataConfig:
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     max_text_length: int = 32
+    max_target_length: int = 0
     prefix_split: Literal["auto", "prefix", "none"] = "auto"
     prompt: str = ""
     question_share: float = 0.0
     question_prompt: str = ""
+    context_share: float = 0.0
+    texts_per_document: int = 1
     keep_end: bool = True
     workers: int = 0
     prefetch: int = 2
@@ -64,9 +73,11 @@ class DataConfig:
             raise ValueError(
                 f"prefix_split {self.prefix_split!r}: auto, prefix or none"
             )
-        for name in ("question_share", "max_broken_share"):
+        for name in ("question_share", "context_share", "max_broken_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not in 0 .. 1")
+        if self.texts_per_document < 1:
+            raise ValueError(f"texts_per_document {self.texts_per_document} is below 1")
         if self.question_prompt and "{}" not in self.question_prompt:
             raise ValueError(f"question_prompt {self.question_prompt!r} has no {{}}")
 

@@ -21,13 +21,20 @@ from blip2_jax.data.text import (
 
 @dataclasses.dataclass(frozen=True)
 class DrawnText:
-    """What a model is told and what it shall say: a caption, or an answer."""
+    """What a model is told and what it shall say: a caption, or an answer.
+
+    A document of a language model has a `context` before that, another caption of the
+    same record, and may have `more` texts behind it.
+    """
 
     prompt: str
     target: str
+    context: str = ""
+    more: tuple[DrawnText, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.prompt} {self.target}".strip()
+        parts = (self.context, self.prompt, self.target, *map(str, self.more))
+        return " ".join(part for part in parts if part)
 
 
 class TextFormat:
@@ -76,6 +83,24 @@ class TextFormat:
         Raises:
           BrokenSample: the record has neither.
         """
+        if self.reads_images or rng is None:
+            return self._text(record, rng)
+        return self._document(record, rng)
+
+    def _document(self, record: Record, rng: np.random.Generator) -> DrawnText:
+        """Texts of a record, for a share of records behind another of its captions."""
+        context, captions, share = "", list(record.captions), self._config.context_share
+        if share and captions and rng.random() < share:
+            drawn = captions.pop(_choice(len(captions), rng))
+            context = self._cleaned(drawn, record)
+            if captions:
+                record = dataclasses.replace(record, captions=tuple(captions))
+        first, *more = (
+            self._text(record, rng) for _ in range(self._config.texts_per_document)
+        )
+        return dataclasses.replace(first, context=context, more=tuple(more))
+
+    def _text(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
         asks = rng is not None and rng.random() < self._config.question_share
         if record.questions and (asks or not record.captions):
             return self._question(record, rng)
@@ -96,43 +121,50 @@ class TextFormat:
     def _caption(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
         if not record.captions:
             raise BrokenSample("no text", record.key)
-        caption = clean_caption(record.captions[_choice(len(record.captions), rng)])
-        if not caption:
-            raise BrokenSample("empty caption", record.key)
+        drawn = record.captions[_choice(len(record.captions), rng)]
+        caption = self._cleaned(drawn, record)
         prompt = self._config.prompt.strip()
         if self._splits and rng is not None:
             prefix, caption = prompts.draw_prefix(caption, rng)
             prompt = f"{prompt} {prefix}".strip()
         return DrawnText(prompt, caption)
 
+    @staticmethod
+    def _cleaned(caption: str, record: Record) -> str:
+        cleaned = clean_caption(caption)
+        if not cleaned:
+            raise BrokenSample("empty caption", record.key)
+        return cleaned
+
     def arrays(self, texts: Sequence[DrawnText]) -> dict[str, np.ndarray]:
-        """The task's token arrays, [B, max_text_length] each."""
+        """The task's token arrays, [B, max_text_length] each (see `DataConfig`)."""
         length = self._config.max_text_length
         if self._family == "image_text":
             ids, mask = self._qformer.encode([str(text) for text in texts], length)
             return {"text_ids": ids, "text_mask": mask}
         if self._family == "decoder":
             return _stack([self._decoder_row(text, length) for text in texts])
-        return _stack(
-            [
-                prompts.encoder_decoder_example(
-                    self._language_model,
-                    text.prompt,
-                    text.target,
-                    input_length=length,
-                    target_length=length,
-                )
-                for text in texts
-            ]
-        )
+        return _stack([self._encoder_decoder_row(text, length) for text in texts])
 
     def _decoder_row(self, text: DrawnText, length: int) -> prompts.DecoderOnlyExample:
-        # A language model alone learns prompts as well: all of its text is target.
-        alone = not self.reads_images
-        prompt, target = ("", str(text)) if alone else (text.prompt, text.target)
+        if not self.reads_images:
+            told = [(each.prompt, each.target) for each in (text, *text.more)]
+            return prompts.document_example(
+                self._language_model, text.context, told, length
+            )
         return prompts.decoder_only_example(
-            self._language_model, prompt, target, length, keep_end=self._config.keep_end
-        )
+            self._language_model, text.prompt, text.target, length,
+            keep_end=self._config.keep_end,
+        )  # fmt: skip
+
+    def _encoder_decoder_row(
+        self, text: DrawnText, length: int
+    ) -> prompts.EncoderDecoderExample:
+        return prompts.encoder_decoder_example(
+            self._language_model, f"{text.context} {text.prompt}".strip(), text.target,
+            input_length=length,
+            target_length=self._config.max_target_length or length,
+        )  # fmt: skip
 
     @property
     def _qformer(self) -> QFormerTokenizer:

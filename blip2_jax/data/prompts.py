@@ -59,20 +59,47 @@ def decoder_only_example(
     Raises:
       ValueError: the prompt alone fills `length`.
     """
-    if tokenizer.bos_id is None:
-        raise ValueError("decoder-only examples need a decoder-only model's tokenizer")
+    _need_decoder_only(tokenizer)
     start = _prompt_ids(tokenizer, prompt)
     room = length - len(start) - (1 if keep_end else 0)
     if room < 0 or (prompt and room < 1):
         raise ValueError(
             f"{prompt!r} is {len(start)} tokens: no room for a text in {length}"
         )
-    words = tokenizer.encode_words((" " if prompt else "") + text.strip())
+    words = _text_ids(tokenizer, prompt, text)
     row = [*start, *words[:room], tokenizer.end_id][:length]
-    ids, mask = pad_rows([row], length, tokenizer.pad_id)
-    target_mask = mask.copy()
-    target_mask[0, : len(start) if prompt else 0] = False
-    return DecoderOnlyExample(ids[0], mask[0], target_mask[0])
+    target = [not prompt] * len(start) + [True] * (len(row) - len(start))
+    return _decoder_only_row(tokenizer, row, target, length)
+
+
+def document_example(
+    tokenizer: LanguageTokenizer,
+    context: str,
+    texts: Sequence[tuple[str, str]],
+    length: int,
+) -> DecoderOnlyExample:
+    """[context; BOS; prompt; text; newline; BOS; ...], padded on the right to `length`.
+
+    What a decoder-only model reads before it meets pictures: texts of which each can
+    be understood from the context, in the places where queries will stand. Neither
+    context nor prompts are targets, every BOS is. Texts that do not fit whole are left
+    out, but for the first, which is cut.
+
+    Args:
+      context: "" for none.
+      texts: prompts ("" for none) with what follows them.
+    """
+    _need_decoder_only(tokenizer)
+    row = tokenizer.encode_words(context.strip())
+    target = [False] * len(row)
+    for number, (prompt, text) in enumerate(texts):
+        start = _prompt_ids(tokenizer, prompt)
+        words = [*_text_ids(tokenizer, prompt, text), tokenizer.end_id]
+        if number and len(row) + len(start) + len(words) > length:
+            break
+        row += [*start, *words]
+        target += [True] + [False] * (len(start) - 1) + [True] * len(words)
+    return _decoder_only_row(tokenizer, row[:length], target[:length], length)
 
 
 def encoder_decoder_example(
@@ -134,6 +161,25 @@ def split_prefix(text: str, words: int) -> tuple[str, str]:
 def draw_prefix(text: str, rng: np.random.Generator) -> tuple[str, str]:
     """Split at a word boundary uniform over 0 .. words - 1: never an empty rest."""
     return split_prefix(text, int(rng.integers(max(len(text.split()), 1))))
+
+
+def _need_decoder_only(tokenizer: LanguageTokenizer) -> None:
+    if tokenizer.bos_id is None:
+        raise ValueError("decoder-only examples need a decoder-only model's tokenizer")
+
+
+def _decoder_only_row(
+    tokenizer: LanguageTokenizer, row: list[int], target: list[bool], length: int
+) -> DecoderOnlyExample:
+    ids, mask = pad_rows([row], length, tokenizer.pad_id)
+    target_mask = np.zeros(length, bool)
+    target_mask[: len(target)] = target
+    return DecoderOnlyExample(ids[0], mask[0], target_mask)
+
+
+def _text_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:
+    """A text's tokens; behind a prompt its first word has a space before it."""
+    return tokenizer.encode_words((" " if prompt else "") + text.strip())
 
 
 def _prompt_ids(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:

@@ -40,7 +40,12 @@ POSITION_STD = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
-    """A bidirectional pre-norm transformer over token ids."""
+    """A bidirectional pre-norm transformer over token ids.
+
+    Depth 0 leaves the words alone, without order or context: then the image tokens
+    that meet them must name each attribute by itself, and the tower learns directions
+    for "red" and for "ring", not for red rings.
+    """
 
     vocab_size: int
     width: int = 128
@@ -83,6 +88,8 @@ class TextTower(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.word = self.param("word", normal(), (c.vocab_size, c.width))
+        if not c.depth:
+            return
         self.position = self.param("position", normal(), (c.max_positions, c.width))
         block = TextBlock(c, self.dtype, parent=None)
         self.stack = Stack(block, c.depth, self.scan)
@@ -94,6 +101,8 @@ class TextTower(nn.Module):
     def __call__(
         self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
+        if not self.config.depth:
+            return self.word[ids].astype(self.dtype)
         x = self.word[ids] + self.position[: ids.shape[1]]
         x, _ = self.stack(self.blocks, x.astype(self.dtype), masks.padding(mask))
         return x

@@ -23,7 +23,9 @@ from generated import (
 
 from blip2_jax.data.config import data_config
 from blip2_jax.data.faults import TooManyBroken
+from blip2_jax.data.formats import TextFormat
 from blip2_jax.data.pipeline import training_batches
+from blip2_jax.data.sources.base import Record
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -99,7 +101,9 @@ def test_a_restart_continues_the_same_stream(options):
 
 LOADS = """
 import multiprocessing, sys, time
+from blip2_jax.data.formats import TextFormat
 from blip2_jax.data.pipeline import training_batches
+from blip2_jax.data.sources.base import Record
 if __name__ == "__main__":
     source = {"kind": "shapes", "split": "train", "size": 100}
     options = {"train": [source], "tokenizer": {"qformer": "shapes:bert"}, "workers": 1}
@@ -160,8 +164,34 @@ def test_decoder_batches(options, tmp_path):
     assert (batch["text_ids"][batch["text_mask"]] == 4).sum() == 6  # every end is there
     alone = take(options, "text_decoder", count=1)[0]
     assert "image" not in alone
-    np.testing.assert_array_equal(alone["target_mask"], alone["text_mask"])
     np.testing.assert_array_equal(alone["text_ids"], batch["text_ids"])
+    # The first token is a target where something stands before it.
+    np.testing.assert_array_equal(
+        alone["target_mask"][:, 1:], batch["target_mask"][:, 1:]
+    )
+
+
+@pytest.mark.parametrize(
+    "golden, task_format, count",
+    [("stage2_opt_a", "text_decoder", 2), ("stage2_t5_a", "text_encoder_decoder", 1)],
+)
+def test_documents_begin_with_another_caption(
+    options, tmp_path, golden, task_format, count
+):
+    options = with_language_model(
+        options, tmp_path, golden, max_text_length=40, prefix_split="none",
+        context_share=1.0, texts_per_document=count,
+    )  # fmt: skip
+    formats = TextFormat(data_config(options), task_format)
+    record = Record("key", 0, captions=("a cat", "the dog"))
+    drawn = [formats.draw(record, np.random.default_rng(n)) for n in range(20)]
+    assert {text.context for text in drawn} == {"a cat", "the dog"}
+    for text in drawn:
+        said = [each.target for each in (text, *text.more)]
+        assert len(said) == count and text.context not in said
+    first = formats.arrays(drawn)["input_ids" if count == 1 else "text_ids"][0]
+    context = formats.tokenizer.encode_words(drawn[0].context)
+    assert first[: len(context)].tolist() == context
 
 
 @pytest.mark.parametrize("split, prefixes", [("auto", True), ("none", False)])

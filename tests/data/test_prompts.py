@@ -55,6 +55,20 @@ def test_a_prompt_must_leave_room(opt):
         prompts.decoder_only_example(opt, "a photo of the", "cat", 5)
 
 
+def test_documents_have_targets_behind_their_context(opt):
+    texts = [("a photo of", "the dog"), ("", "a cat"), ("", "a dog of the cat")]
+    example = prompts.document_example(opt, "a cat of the dog", texts, 18)
+    row, target = example.text_ids[example.text_mask], example.target_mask
+    begins = (row == opt.bos_id).nonzero()[0]
+    assert begins[0] == len(opt.encode_words("a cat of the dog")) and len(begins) == 2
+    assert not target[: begins[0]].any() and target[begins].all()
+    assert opt.decode(example.text_ids[target]).split() == "the dog a cat".split()
+    alone = prompts.document_example(opt, "", texts[1:2], 18)
+    single = prompts.decoder_only_example(opt, "", "a cat", 18)
+    np.testing.assert_array_equal(alone.text_ids, single.text_ids)
+    np.testing.assert_array_equal(alone.target_mask, single.target_mask)
+
+
 def test_encoder_decoder_examples_equal_the_original(goldens, t5):
     folder = goldens / "stage2_t5_a"
     for case in ("base", "emptyprompt_unfrozen"):
