@@ -1,8 +1,10 @@
 """python launch/train.py --config configs/shapes_tower_image.py --workdir runs/image
 
-The frozen image encoder of the shapes world: pictures against their captions, without
-any label. Half of a batch shows one thing only, where nothing but its attributes can
-tell near-duplicates apart; `launch/pack_tower.py` makes the shipped file of the run.
+The frozen image encoder of the shapes world: pictures against their captions' words,
+without any label. Most of a batch shows one thing only, where nothing but its
+attributes can tell near-duplicates apart, and half of the pictures are grey, so that
+a shape is the same shape in every colour, those that it never had included.
+`launch/pack_tower.py` makes the shipped file of the run.
 """
 
 from ml_collections import ConfigDict
@@ -15,15 +17,21 @@ SCENES = 40_000
 def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("contrast").unlock()
-    config.batch_size = 128
-    config.steps = 1200
+    config.batch_size = 64
+    config.steps = 3000
     config.precision = "float32"
     config.model.preset = "shapes"
     config.model.scan = False
 
-    world = {"kind": "shapes", "split": "train", "size": SCENES, "weight": 0.5}
-    config.data.train = (world, world | {"things": 1})
-    config.data.image = ConfigDict({"size": 64, "augment": False})
+    # Words alone, without a text transformer: an image token that is near to "red"
+    # and to "ring" says two things, not one thing about red rings.
+    config.objective = ConfigDict({"text_depth": 0, "initial_std": 0.08})
+    world = {"kind": "shapes", "split": "train", "size": SCENES}
+    config.data.train = (
+        world | {"weight": 0.3},
+        world | {"weight": 0.7, "things": 1},
+    )
+    config.data.image = ConfigDict({"size": 64, "augment": False, "gray": 0.5})
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.max_text_length = 24
     config.data.workers = 1

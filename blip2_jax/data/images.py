@@ -31,6 +31,8 @@ class ImageConfig:
         transform in training too.
       min_scale: smallest share of the area that a crop keeps.
       flip: probability of a mirror image.
+      gray: probability of a grey training image, half of them inverted, whatever
+        `augment` says: shapes are then learned for themselves, not colour by colour.
       reduced_decode: let JPEGs be decoded at half, quarter, ... size while every
         crop still has `size` pixels a side.
     """
@@ -39,6 +41,7 @@ class ImageConfig:
     augment: bool = True
     min_scale: float = 0.5
     flip: float = 0.5
+    gray: float = 0.0
     reduced_decode: bool = True
 
     @property
@@ -108,7 +111,9 @@ def training_image(
     config: ImageConfig,
     rng: np.random.Generator,
 ) -> UInt8[Array, "S S 3"]:
-    """Random resized crop (area min_scale .. 1, aspect 3/4 .. 4/3) and flip."""
+    """Random resized crop (area min_scale .. 1, aspect 3/4 .. 4/3), flip, grey."""
+    if config.gray and rng.random() < config.gray:
+        pixels = _gray(pixels, inverted=bool(rng.integers(2)))
     if not config.augment:
         return evaluation_image(pixels, config.size)
     height, width = pixels.shape[:2]
@@ -139,6 +144,14 @@ def crop_box(
     box_height = min(height, max(round(width / _RATIO[0]), 1))
     box_width = min(width, max(round(height * _RATIO[1]), 1))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _gray(
+    pixels: UInt8[Array, "height width 3"], inverted: bool
+) -> UInt8[Array, "height width 3"]:
+    """Luma in all three channels."""
+    luma = np.asarray(Image.fromarray(pixels).convert("L"))
+    return np.repeat((255 - luma if inverted else luma)[..., None], 3, axis=2)
 
 
 def _resize(image: Image.Image, size: int) -> UInt8[Array, "S S 3"]:

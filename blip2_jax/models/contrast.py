@@ -24,6 +24,7 @@ from blip2_jax.models.layers import (
     dense,
     layer_norm,
     normal,
+    scale_matrices,
 )
 from blip2_jax.models.precision import einsum_fp32
 from blip2_jax.models.stack import Stack
@@ -157,15 +158,27 @@ class ContrastModel(nn.Module):
         return best.sum(axis=-1) / mask.sum(axis=-1)
 
 
-def init_params(model: ContrastModel, key: PRNGKeyArray) -> PyTree:
+def init_params(
+    model: ContrastModel, key: PRNGKeyArray, std: float = INITIAL_STD
+) -> PyTree:
     """Fresh fp32 parameters; works under `jax.eval_shape`.
 
     Random as the towers' own, but for the larger `POSITION_STD` of the image.
+
+    Args:
+      model: the two towers.
+      key: of the draw.
+      std: of all matrices but the patch embedding, whose input is wide enough.
     """
     size = model.vision.image_size
     images = jnp.zeros((1, size, size, 3), model.dtype)
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
     params = model.init(key, images, ids, mask)["params"]
+    if std != INITIAL_STD:
+        params = scale_matrices(
+            params,
+            lambda path: 1.0 if "patch_embedding" in path else std / INITIAL_STD,
+        )
     tower = params["visual_encoder"]
     positions = tower["position_embedding"] * (POSITION_STD / INITIAL_STD)
     return params | {"visual_encoder": tower | {"position_embedding": positions}}

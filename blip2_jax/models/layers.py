@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.models.attention import attention
 from blip2_jax.models.precision import precision_of
 
 INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
+MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -31,6 +33,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def normal(std: float = INITIAL_STD) -> nn.initializers.Initializer:
     """Initialiser: normal with standard deviation `std`."""
     return nn.initializers.normal(std)
+
+
+def scale_matrices(
+    params: PyTree, factor: Callable[[tuple[str, ...]], float]
+) -> PyTree:
+    """Parameters with every kernel and token table times `factor(path)`."""
+
+    def scale(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = tuple(str(entry.key) for entry in path)
+        return leaf * factor(names) if names[-1] in MATRICES else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def dense(

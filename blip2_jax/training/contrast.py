@@ -12,19 +12,28 @@ from jaxtyping import Array, Float, PyTree
 
 from blip2_jax import objectives
 from blip2_jax.models.contrast import ContrastModel
+from blip2_jax.models.layers import INITIAL_STD
 
 MIN_TEMPERATURE = 0.004
 
 
 @dataclasses.dataclass(frozen=True)
 class ContrastOptions:
-    """Choices of the loss, and the sizes of the text tower, which is thrown away."""
+    """Choices of the loss, and the sizes of the text tower, which is thrown away.
+
+    Attributes:
+      label_smoothing: mass spread over all pairs.
+      projection_dim: width of the space where the towers meet.
+      text_width, text_depth, text_heads: of the text tower; see `TextTowerConfig`.
+      initial_std: of fresh matrices; a narrow model starts faster at width**-0.5.
+    """
 
     label_smoothing: float = 0.0
     projection_dim: int = 64
     text_width: int = 128
     text_depth: int = 2
     text_heads: int = 4
+    initial_std: float = INITIAL_STD
 
 
 def contrast_loss(

@@ -21,8 +21,12 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.contrast import ContrastModel, TextTowerConfig
 from blip2_jax.models.contrast import init_params as init_contrast
 from blip2_jax.models.language_model import build_language_model
-from blip2_jax.objectives import lm_loss
 from blip2_jax.training.contrast import ContrastOptions, contrast_loss
+from blip2_jax.training.language import (
+    LanguageModelOptions,
+    initial_language_model,
+    language_loss,
+)
 from blip2_jax.training.stage1 import Stage1Options, stage1_loss
 from blip2_jax.training.stage2 import Stage2Options, stage2_loss
 
@@ -201,7 +205,7 @@ def _contrast(config: ConfigDict) -> Task:
     return Task(
         name="contrast",
         model=model,
-        init_params=lambda key: init_contrast(model, key),
+        init_params=lambda key: init_contrast(model, key, options.initial_std),
         loss=lambda params, batch, key, replay=None: contrast_loss(
             model, params, batch, options
         ),
@@ -214,31 +218,25 @@ def _language_model(config: ConfigDict) -> Task:
     """A language model, to be frozen later, learns from text alone."""
     sizes = _language_sizes(model_config(config.model))
     model = build_language_model(sizes, **_how(config))
-    if config.objective:
-        raise ValueError("config.objective has no options in task language_model")
+    options = _options(LanguageModelOptions, config.objective)
 
     def init(key: jax.Array) -> dict[str, Any]:
         ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
         batch = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
         batch |= dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
         variables = model.init(key, None, batch, method="training_logits")
-        return {"language_model": variables["params"]}
-
-    def loss(
-        params: Params, batch: Batch, key: jax.Array | None, replay: Any = None
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        logits, targets, mask = model.apply(
-            {"params": params["language_model"]}, None, batch, key,
-            method="training_logits",
+        params = initial_language_model(
+            variables["params"], sizes, options.initial_std
         )
-        value = lm_loss(logits, targets, mask)
-        return value, {"loss": value, "loss_lm": value}
+        return {"language_model": params}
 
     return Task(
         name="language_model",
         model=model,
         init_params=init,
-        loss=loss,
+        loss=lambda params, batch, key, replay=None: language_loss(
+            model, params, batch, key
+        ),
         batch_format=f"text_{_family(sizes)}",
         tokenizers=("language_model",),
     )

@@ -138,3 +138,21 @@ def test_crops_keep_their_promises(height, width):
             assert 0.74 < crop_width / crop_height < 1.35 and areas[-1] > 0.48
     if height == width:
         assert 0.65 < np.mean(areas) < 0.8
+
+
+def test_grey_images_have_one_channel_and_half_are_inverted():
+    pixels = np.asarray(picture(3).resize((32, 32)))
+    luma = np.asarray(Image.fromarray(pixels).convert("L"))
+    config = ImageConfig(size=len(pixels), augment=False, gray=1.0)
+    drawn = [
+        training_image(pixels, config, np.random.default_rng(n)) for n in range(40)
+    ]
+    plain = [np.array_equal(image[..., 0], luma) for image in drawn]
+    inverted = [np.array_equal(image[..., 0], 255 - luma) for image in drawn]
+    assert all(a != b for a, b in zip(plain, inverted, strict=True))
+    assert 8 < sum(plain) < 32
+    assert all((image == image[..., :1]).all() for image in drawn)
+    never = training_image(
+        pixels, ImageConfig(size=len(pixels), augment=False), np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(never, pixels)

@@ -1,0 +1,44 @@
+"""The towers that meet token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip2_jax.models.contrast import ContrastModel, TextTowerConfig, init_params
+from blip2_jax.presets import ViTConfig
+
+VISION = ViTConfig(16, 1, 2, 32, image_size=8, patch_size=4)
+
+
+def make(depth):
+    text = TextTowerConfig(vocab_size=20, width=16, depth=depth, heads=2, mlp_dim=32)
+    model = ContrastModel(VISION, text, projection_dim=8, scan=False)
+    return model, init_params(model, jax.random.key(0), 0.2)
+
+
+@pytest.mark.parametrize("depth, same", [(0, True), (1, False)])
+def test_words_without_a_transformer_have_no_order(depth, same):
+    model, params = make(depth)
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    ids = jnp.array([[3, 7, 5, 0], [5, 3, 7, 0]])
+    mask = ids > 0
+    scores = model.apply({"params": params}, images, ids, mask)
+    assert scores.shape == (2, 2) and bool((abs(scores) <= 1).all())
+    assert np.allclose(scores[:, 0], scores[:, 1], atol=1e-6) == same
+
+
+def test_padding_is_not_read():
+    model, params = make(1)
+    images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    ids, mask = jnp.array([[3, 7, 0, 0], [3, 7, 9, 9]]), jnp.arange(4)[None] < 2
+    scores = model.apply({"params": params}, images, ids, jnp.repeat(mask, 2, axis=0))
+    np.testing.assert_allclose(scores[0, 0], scores[0, 1], atol=1e-6)
+
+
+def test_deviation_of_fresh_matrices():
+    _, params = make(1)
+    kernel = params["vision_projection"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), 0.2, rtol=0.2)
+    patches = params["visual_encoder"]["patch_embedding"]["kernel"]
+    np.testing.assert_allclose(patches.std(), 0.02, rtol=0.2)
