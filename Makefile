@@ -24,7 +24,7 @@ $(STAMP): setup.py
 demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.html
 	$(BIN)/python launch/demo.py --workdir $(DEMO_DIR)
 
-test: $(STAMP) lint  ## lint and the fast tests (under 20 minutes on 2 cores)
+test: $(STAMP) lint types  ## lint, types and the fast tests (under 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
 
 test-slow: $(STAMP)  ## the longer tests

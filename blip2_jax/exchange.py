@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
@@ -27,7 +28,7 @@ def batch_axes() -> tuple[str, ...]:
 
 
 def gather_rows(
-    rows: Shaped[Array, "B ..."], index: Int[Array, "B"]
+    rows: Shaped[Array, "B ..."], index: Int[Array | np.ndarray, "B"]
 ) -> Shaped[Array, "B ..."]:
     """`rows[index]` with memory of one shard per device.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -20,19 +19,19 @@ def image_features(
 
     In stage 2 `image_embeds_proj` [B,Q,E] is what the language model reads.
     """
-    call = functools.partial(model.apply, {"params": params})
-    features = call(images, method="encode_image")
+    apply = bind(model, params)
+    features = apply("encode_image", images)
     if isinstance(model, Blip2Stage2):
-        queries = call(features, method="encode_queries")
+        queries = apply("encode_queries", features)
         return {
             "image_embeds": queries,
-            "image_embeds_proj": call(queries, method="project"),
+            "image_embeds_proj": apply("project", queries),
         }
-    image = call(features, method="image_keys_values")
-    queries, _ = call(image, method="query_pass")
+    image = apply("image_keys_values", features)
+    queries, _ = apply("query_pass", image)
     return {
         "image_embeds": queries,
-        "image_embeds_proj": call(queries, method="project_queries"),
+        "image_embeds_proj": apply("project_queries", queries),
     }
 
 
@@ -40,11 +39,11 @@ def text_features(
     model: Blip2Stage1, params: PyTree, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> dict[str, Array]:
     """`text_embeds` [B,T,D] and their unit `text_embeds_proj` [B,T,C]; [CLS] first."""
-    call = functools.partial(model.apply, {"params": params})
-    hidden = call(ids, mask, method="text_pass")
+    apply = bind(model, params)
+    hidden = apply("text_pass", ids, mask)
     return {
         "text_embeds": hidden,
-        "text_embeds_proj": call(hidden, method="project_text"),
+        "text_embeds_proj": apply("project_text", hidden),
     }
 
 
@@ -56,10 +55,10 @@ def multimodal_features(
     mask: Bool[Array, "B T"],
 ) -> dict[str, Array]:
     """`multimodal_embeds` [B,Q,D]: the queries' output with the text beside them."""
-    call = functools.partial(model.apply, {"params": params})
-    features = call(images, method="encode_image")
-    image = call(features, method="image_keys_values")
-    hidden = call(ids, mask, image, method="multimodal_pass")
+    apply = bind(model, params)
+    features = apply("encode_image", images)
+    image = apply("image_keys_values", features)
+    hidden = apply("multimodal_pass", ids, mask, image)
     return {"multimodal_embeds": hidden[:, : model.config.qformer.num_queries]}
 
 
@@ -71,17 +70,17 @@ def match_scores(
     mask: Bool[Array, "B T"],
 ) -> dict[str, Float[Array, " B"]]:
     """Row by row, `itc`: the largest cosine over queries; `itm`: P(match)."""
-    call = functools.partial(model.apply, {"params": params})
-    image = call(call(images, method="encode_image"), method="image_keys_values")
-    queries, _ = call(image, method="query_pass")
-    words = call(ids, mask, method="text_pass")[:, 0]
+    apply = bind(model, params)
+    image = apply("image_keys_values", apply("encode_image", images))
+    queries, _ = apply("query_pass", image)
+    words = apply("text_pass", ids, mask)[:, 0]
     cosines = jnp.einsum(
         "bqc,bc->bq",
-        call(queries, method="project_queries"),
-        call(words, method="project_text"),
+        apply("project_queries", queries),
+        apply("project_text", words),
         precision=jax.lax.Precision.HIGHEST,
     )
-    hidden = call(ids, mask, image, method="multimodal_pass")
+    hidden = apply("multimodal_pass", ids, mask, image)
     hidden = hidden[:, : model.config.qformer.num_queries]
-    match = jax.nn.softmax(call(hidden, method="itm_logits"), axis=-1)[:, 1]
+    match = jax.nn.softmax(apply("itm_logits", hidden), axis=-1)[:, 1]
     return {"itc": cosines.max(axis=1), "itm": match}

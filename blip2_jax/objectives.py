@@ -12,6 +12,7 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.precision import einsum_fp32
@@ -28,8 +29,8 @@ class Negatives:
     replay it.
     """
 
-    image: Int[Array, " B"]
-    text: Int[Array, " B"]
+    image: Int[Array | np.ndarray, " B"]
+    text: Int[Array | np.ndarray, " B"]
 
 
 def weighted_mean(

@@ -1,9 +1,10 @@
 """python launch/train.py --config configs/flickr8k_opt_text.py --workdir runs/f8k_opt
 
 A small OPT that learns the language of captions: the training captions of Flickr8k
-as text alone. It is the frozen language model of `flickr8k_stage2.py`. Its vocabulary
-comes from the same captions, by `python -m blip2_jax.data.bpe`. Paths as in
-`flickr8k_stage1.py`, of which it needs `data` and `words`.
+as text alone, half of them behind another caption of the same photo, so that it learns
+to go by what stands before. It is the frozen language model of `flickr8k_stage2.py`.
+Its vocabulary comes from the same captions, by `python -m blip2_jax.data.bpe`. Paths
+as in `flickr8k_stage1.py`, of which it needs `data` and `words`.
 """
 
 from ml_collections import ConfigDict
@@ -11,23 +12,25 @@ from ml_collections import ConfigDict
 from blip2_jax.training.config import default_config
 from configs.flickr8k_stage1 import PHOTOS, read_paths
 
-EPOCHS = 20  # passes over the photos, each time with one of five captions
+EPOCHS = 10  # passes over the photos, each time with one of five captions
 
 
 def get_config(paths: str = "") -> ConfigDict:
     """The run's configuration."""
     path = read_paths(paths)
     config = default_config("language_model").unlock()
-    config.batch_size = 128
+    config.batch_size = 64
     config.steps = EPOCHS * PHOTOS // config.batch_size
     config.precision = "float32"
     config.model.preset = "pretrain_opt2.7b"
     config.model.overrides = ConfigDict({"language_model": small_opt()})
+    config.objective = ConfigDict({"initial_std": 0.07})
 
     captions = {"kind": "tars", "paths": f"{path['data']}/train-*.tar"}
     config.data.train = (captions,)
     config.data.tokenizer.language_model = path["words"]
-    config.data.max_text_length = 20
+    config.data.context_share = 0.5
+    config.data.max_text_length = 36
 
     config.optimizer.learning_rate = 2e-3
     config.optimizer.final_learning_rate = 2e-5

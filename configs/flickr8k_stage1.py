@@ -49,6 +49,7 @@ def get_config(paths: str = "") -> ConfigDict:
         {
             "full_itc_gradient": True,
             "image_tokens": 10,
+            "negative_hardness": 0.2,
             "itm_every": 2,
             "itg_every": 8,  # at this width the vocabulary's product is the dearest
         }
@@ -88,6 +89,7 @@ def small_qformer() -> dict[str, float]:
         "cross_attention_every": 1,
         "num_queries": 8,
         "projection_dim": 128,
+        "initial_std": 0.06,
     }
 
 

@@ -2,8 +2,8 @@
 
 The frozen image encoder of the shapes world: pictures against their captions' words,
 without any label. Most of a batch shows one thing only, where nothing but its
-attributes can tell near-duplicates apart, and half of the pictures are grey, so that
-a shape is the same shape in every colour, those that it never had included.
+attributes can tell near-duplicates apart, and half of the pictures are shades
+of one tint, so that a shape is the same in every colour, one it never had included.
 `launch/pack_tower.py` makes the shipped file of the run.
 """
 
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("contrast").unlock()
     config.batch_size = 64
-    config.steps = 3000
+    config.steps = 2500
     config.precision = "float32"
     config.model.preset = "shapes"
     config.model.scan = False
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         world | {"weight": 0.3},
         world | {"weight": 0.7, "things": 1},
     )
-    config.data.image = ConfigDict({"size": 64, "augment": False, "gray": 0.5})
+    config.data.image = ConfigDict({"size": 64, "augment": False, "monochrome": 0.5})
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.max_text_length = 24
     config.data.workers = 1

@@ -1,7 +1,9 @@
 """python launch/train.py --config configs/shapes_tower_opt.py --workdir runs/tower_opt
 
-The frozen decoder-only language model of the shapes world: captions, questions and
-answers, without any picture.
+The frozen decoder-only language model of the shapes world, from its texts alone. It
+reads documents: the description of a scene, then captions, questions and answers that
+can be understood from it. So it learns to look things up in what stands before, which
+is what the queries of stage 2 will ask of it.
 """
 
 from ml_collections import ConfigDict
@@ -14,29 +16,31 @@ SCENES = 200_000
 def get_config(family: str = "opt") -> ConfigDict:
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("language_model").unlock()
-    config.batch_size = 128
-    config.steps = 800
+    config.batch_size = 32
+    config.steps = 3600
     config.precision = "float32"
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
 
-    config.data.train = (
-        {
-            "kind": "shapes",
-            "split": "train",
-            "size": SCENES,
-            "texts": "both",
-            "images": False,
-        },
-    )
-    config.data.question_share = 0.5
+    config.objective = ConfigDict({"initial_std": 0.08})
+
+    world = {
+        "kind": "shapes", "split": "train", "size": SCENES, "texts": "both",
+        "count": 8, "images": False,
+    }  # fmt: skip
+    # With two things around, every question is about which of them.
+    config.data.train = (world | {"weight": 0.6}, world | {"weight": 0.4, "things": 2})
+    config.data.question_share = 0.6
+    config.data.question_prompt = "{}"
+    config.data.context_share = 0.85
+    config.data.texts_per_document = 5
     config.data.tokenizer.language_model = f"shapes:{family}"
-    config.data.max_text_length = 26
+    config.data.max_text_length = 76
     config.data.workers = 1
 
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_steps = 200
     config.optimizer.final_learning_rate = 1e-4
     config.optimizer.clip = 1.0
-    config.checkpoint.every = 500
+    config.checkpoint.every = 1000
     return config.lock()

@@ -1,7 +1,8 @@
 """python launch/train.py --config configs/shapes_tower_t5.py --workdir runs/tower_t5
 
-The frozen encoder-decoder of the shapes world: the rest of a caption after its first
-words, and answers after questions, without any picture.
+As `shapes_tower_opt.py`, an encoder-decoder: the encoder reads a description and a
+question, or a description and the first words of a caption; the decoder answers, or
+finishes the caption.
 """
 
 from ml_collections import ConfigDict
@@ -11,4 +12,10 @@ from configs import shapes_tower_opt
 
 def get_config() -> ConfigDict:
     """The run's configuration."""
-    return shapes_tower_opt.get_config("t5")
+    config = shapes_tower_opt.get_config("t5").unlock()
+    config.batch_size = 64
+    config.steps = 3000
+    config.data.texts_per_document = 1
+    config.data.max_text_length = 48
+    config.data.max_target_length = 26
+    return config.lock()

@@ -67,18 +67,18 @@ def parse(given: flags.FlagValues, argv: list[str]) -> None:
     rest = given(argv)
     if len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}")
-    if given["config"].value is None:
+    if given.config is None:
         raise flags.Error("--config is missing, e.g. --config configs/stage1_vitg.py")
-    given["config"].value.lock()  # a file that could not be read says so here
-    if not given["workdir"].value and not given["dry_run"].value:
+    given.config.lock()  # a file that could not be read says so here
+    if not given.workdir and not given.dry_run:
         raise flags.Error("--workdir is missing: the directory of the run")
 
 
 def run(given: flags.FlagValues) -> int:
     """Do what the flags say; returns the exit code."""
     logging.set_verbosity(logging.ERROR)  # orbax tells of every file
-    config = given["config"].value
-    if given["dry_run"].value:
+    config = given.config
+    if given.dry_run:
         from blip2_jax.data.dry_run import dry_run
 
         dry_run(config)
@@ -87,11 +87,11 @@ def run(given: flags.FlagValues) -> int:
 
     from blip2_jax.training.loop import train
 
-    if given["multihost"].value:
+    if given.multihost:
         jax.distributed.initialize()
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    return train(config, given["workdir"].value)
+    return train(config, given.workdir)
 
 
 def sentence(error: Exception, argv: list[str]) -> str:
@@ -108,7 +108,7 @@ def unknown_key(argv: list[str]) -> str | None:
     plain = [item for item in argv if not item.startswith("--config.")]
     given = define_flags(plain)
     given(plain)
-    config = given["config"].value
+    config = given.config
     arguments = [item for item in argv if item.startswith("--config.")]
     for key in (item.removeprefix("--config.").split("=")[0] for item in arguments):
         node = config

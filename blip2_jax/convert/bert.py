@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from blip2_jax.convert import lavis, names
+from blip2_jax.convert.names import Array
 from blip2_jax.presets import QFormerConfig
 
 NEW_WORDS = ("qformer/embeddings/word", "qformer/head/bias")

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxtyping import Array
-
 from blip2_jax.convert.lavis_stage2 import stage2_rules
-from blip2_jax.convert.names import Arrays, Rule, Transform
+from blip2_jax.convert.names import Array, Arrays, Rule, Transform
 from blip2_jax.presets import Blip2Config, ViTConfig
 
 # What the original says, and what they say; in this order, wherever it stands.

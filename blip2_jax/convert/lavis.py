@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
 
 from blip2_jax.convert.clip import clip_rules
 from blip2_jax.convert.eva import eva_rules
@@ -80,7 +79,7 @@ def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[
     ]
 
 
-def position_ids(config: QFormerConfig) -> dict[str, Array]:
+def position_ids(config: QFormerConfig) -> dict[str, np.ndarray]:
     """The buffer that a complete LAVIS state dict also holds."""
     return {POSITION_IDS: np.arange(config.max_positions, dtype=np.int64)[None]}
 

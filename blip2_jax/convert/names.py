@@ -18,9 +18,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
+Array = jax.Array | np.ndarray
 Arrays = tuple[Array, ...]
 
 
@@ -197,7 +200,8 @@ def to_source(params: PyTree, rules: Iterable[Rule]) -> dict[str, Array]:
     Raises:
       KeyError: the tree lacks a path of the table.
     """
-    ours, source = flatten(params), {}
+    ours = flatten(params)
+    source: dict[str, Array] = {}
     for rule in rules:
         source |= rule.to_source(ours)
     return source

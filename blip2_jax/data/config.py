@@ -42,8 +42,8 @@ class DataConfig:
         its answer in place of a caption.
       question_prompt: template of a question; "" takes the paper's for the model.
       context_share: of a language model's own documents, the share that begins with
-        another caption of the record: what follows can be understood from it, as
-        later from the queries.
+        the record's description, or with another of its captions: what follows can
+        be understood from it, as later from the queries.
       texts_per_document: captions and answers that such a document holds in a row
         (decoder-only models).
       keep_end: a caption that is cut keeps its end token (the original: False).

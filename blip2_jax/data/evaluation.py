@@ -93,6 +93,11 @@ class EvaluationSet:
             self.faults.add(1, [(fault.cause, fault.key)])
             return None
 
+    def stacked(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Images of this set as one array, `blank` in place of the broken ones."""
+        assert self.blank is not None  # sets that hold images have one
+        return np.stack([self.blank if image is None else image for image in images])
+
     def image_batches(
         self, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
@@ -113,9 +118,8 @@ class EvaluationSet:
         if self.image_name is None:
             raise ValueError("the sources of this evaluation hold no images")
         images = [None if i is None else self.image(i) for i in indices]
-        filled = [self.blank if image is None else image for image in images]
         return {
-            self.image_name: np.stack(filled),
+            self.image_name: self.stacked(images),
             "index": np.array([index or 0 for index in indices], np.int32),
             "valid": np.array([image is not None for image in images]),
         }

@@ -88,13 +88,22 @@ class TextFormat:
         return self._document(record, rng)
 
     def _document(self, record: Record, rng: np.random.Generator) -> DrawnText:
-        """Texts of a record, for a share of records behind another of its captions."""
+        """Texts of a record, for a share of records behind what they tell of.
+
+        That is the record's description, which may then come again as a caption
+        (a model learns to read by repeating), or one of its captions, which may not.
+        """
         context, captions, share = "", list(record.captions), self._config.context_share
-        if share and captions and rng.random() < share:
-            drawn = captions.pop(_choice(len(captions), rng))
-            context = self._cleaned(drawn, record)
-            if captions:
-                record = dataclasses.replace(record, captions=tuple(captions))
+        if share and rng.random() < share:
+            if record.description:
+                context = record.description
+                captions.append(context)
+            elif captions:
+                context = captions.pop(_choice(len(captions), rng))
+            context = self._cleaned(context, record)
+            record = dataclasses.replace(
+                record, captions=tuple(captions) or record.captions
+            )
         first, *more = (
             self._text(record, rng) for _ in range(self._config.texts_per_document)
         )

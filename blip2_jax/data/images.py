@@ -31,8 +31,9 @@ class ImageConfig:
         transform in training too.
       min_scale: smallest share of the area that a crop keeps.
       flip: probability of a mirror image.
-      gray: probability of a grey training image, half of them inverted, whatever
-        `augment` says: shapes are then learned for themselves, not colour by colour.
+      monochrome: probability that a training image loses its colours for shades of
+        one tint, half of them inverted, whatever `augment` says: shapes are then
+        learned for themselves, not colour by colour.
       reduced_decode: let JPEGs be decoded at half, quarter, ... size while every
         crop still has `size` pixels a side.
     """
@@ -41,7 +42,7 @@ class ImageConfig:
     augment: bool = True
     min_scale: float = 0.5
     flip: float = 0.5
-    gray: float = 0.0
+    monochrome: float = 0.0
     reduced_decode: bool = True
 
     @property
@@ -53,6 +54,7 @@ class ImageConfig:
 
 
 _RATIO = (3 / 4, 4 / 3)
+_TINT = 0.5  # of a tint's weakest channel, beside a strongest one of 1
 
 
 def decode_image(
@@ -111,9 +113,9 @@ def training_image(
     config: ImageConfig,
     rng: np.random.Generator,
 ) -> UInt8[Array, "S S 3"]:
-    """Random resized crop (area min_scale .. 1, aspect 3/4 .. 4/3), flip, grey."""
-    if config.gray and rng.random() < config.gray:
-        pixels = _gray(pixels, inverted=bool(rng.integers(2)))
+    """Random resized crop (area min_scale .. 1, aspect 3/4 .. 4/3), flip, tint."""
+    if config.monochrome and rng.random() < config.monochrome:
+        pixels = _monochrome(pixels, rng)
     if not config.augment:
         return evaluation_image(pixels, config.size)
     height, width = pixels.shape[:2]
@@ -146,12 +148,14 @@ def crop_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def _gray(
-    pixels: UInt8[Array, "height width 3"], inverted: bool
+def _monochrome(
+    pixels: UInt8[Array, "height width 3"], rng: np.random.Generator
 ) -> UInt8[Array, "height width 3"]:
-    """Luma in all three channels."""
+    """Luma, or its inverse, in shades of a tint that no grey picture has."""
     luma = np.asarray(Image.fromarray(pixels).convert("L"))
-    return np.repeat((255 - luma if inverted else luma)[..., None], 3, axis=2)
+    luma = 255 - luma if rng.integers(2) else luma
+    tint = rng.permutation([1.0, _TINT, rng.uniform(_TINT, 1.0)])
+    return np.rint(luma[..., None] * tint).astype(np.uint8)
 
 
 def _resize(image: Image.Image, size: int) -> UInt8[Array, "S S 3"]:

@@ -100,8 +100,13 @@ def stack_rows(
     batch["_key"] = [row.key for row in rows]
     batch["_text"] = [str(row.text) for row in rows]
     if image_key:
-        batch[image_key] = np.stack([row.image for row in rows])
+        batch[image_key] = np.stack([_image(row) for row in rows])
     return batch
+
+
+def _image(row: Row) -> np.ndarray:
+    assert row.image is not None  # every row has one where the batch is to have them
+    return row.image
 
 
 def image_name(sources: Sequence[Source], wanted: bool) -> str | None:

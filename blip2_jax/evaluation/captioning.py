@@ -98,7 +98,7 @@ def caption_scores(
     return CaptionScores(scores, tokenizer, skipped)
 
 
-def _choose_tokenizer(tokenizer: Tokenizer) -> str:
+def _choose_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     if tokenizer not in ("auto", "java", "python"):
         raise ValueError(f"unknown tokenizer {tokenizer!r}: auto, java or python")
     has_java = shutil.which("java") is not None

@@ -36,7 +36,7 @@ class Gallery:
         """Images, in order; one that cannot be read is blank, and counted by `data`."""
         for start in range(0, len(self.records), batch_size):
             images = [data.image(place) for place in self.records[start:][:batch_size]]
-            yield np.stack([data.blank if x is None else x for x in images])
+            yield data.stacked(images)
 
 
 def make_gallery(

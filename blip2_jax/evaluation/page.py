@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 from PIL import Image
 
-from blip2_jax.data.sources.base import BrokenSample, Record
+from blip2_jax.data.sources.base import BrokenSample, Record, Source
 from blip2_jax.data.sources.registry import build_source
 
 _STYLE = """
@@ -70,7 +70,7 @@ def draw_shown(
       count: how many; fewer where fewer can be read.
       seed: of the draw.
     """
-    pictures = {}
+    pictures: dict[str, tuple[Source, int]] = {}
     for spec in specs:
         of_texts = spec.get("texts")
         source = build_source(of_texts if isinstance(of_texts, Mapping) else spec)

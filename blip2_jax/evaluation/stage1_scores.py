@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
+from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer import ImageKeyValues
 
@@ -43,7 +44,7 @@ class Stage1Scorer:
     def __init__(self, model: Blip2Stage1, params: PyTree, batch_size: int = 64):
         self.batch_size = batch_size
         self._model = model
-        self._variables = {"params": params}
+        self._params = params
 
     def encode_images(
         self, images: Iterable[Shaped[Array, "B ..."]]
@@ -56,7 +57,7 @@ class Stage1Scorer:
         features, queries = [], []
         for batch in images:
             count = len(batch)
-            outputs = _encode_images(self._model, self._variables, self._padded(batch))
+            outputs = _encode_images(self._model, self._params, self._padded(batch))
             features.append(np.asarray(outputs[0])[:count])
             queries.append(np.asarray(outputs[1])[:count])
         return EncodedImages(np.concatenate(features), np.concatenate(queries))
@@ -68,7 +69,7 @@ class Stage1Scorer:
         vectors = [
             np.asarray(
                 _encode_texts(
-                    self._model, self._variables, self._padded(ids[rows]),
+                    self._model, self._params, self._padded(ids[rows]),
                     self._padded(mask[rows]),
                 )
             )[: len(rows)]
@@ -86,11 +87,11 @@ class Stage1Scorer:
 
         The image's cross-attention keys and values are computed once.
         """
-        image = _image_keys_values(self._model, self._variables, features[None])
+        image = _image_keys_values(self._model, self._params, features[None])
         logits = [
             np.asarray(
                 _match(
-                    self._model, self._variables, image, self._padded(ids[rows]),
+                    self._model, self._params, image, self._padded(ids[rows]),
                     self._padded(mask[rows]),
                 )
             )[: len(rows)]
@@ -132,34 +133,37 @@ class Stage1Scorer:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_images(model: Blip2Stage1, variables: PyTree, images: Any) -> Any:
-    features = model.apply(variables, images, method="encode_image")
-    image = model.apply(variables, features, method="image_keys_values")
-    hidden, _ = model.apply(variables, image, method="query_pass")
-    return features, model.apply(variables, hidden, method="project_queries")
+def _encode_images(model: Blip2Stage1, params: PyTree, images: Any) -> Any:
+    apply = bind(model, params)
+    features = apply("encode_image", images)
+    image = apply("image_keys_values", features)
+    hidden, _ = apply("query_pass", image)
+    return features, apply("project_queries", hidden)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_texts(model: Blip2Stage1, variables: PyTree, ids: Any, mask: Any) -> Any:
-    hidden = model.apply(variables, ids, mask, method="text_pass")
-    return model.apply(variables, hidden[:, 0], method="project_text")
+def _encode_texts(model: Blip2Stage1, params: PyTree, ids: Any, mask: Any) -> Any:
+    apply = bind(model, params)
+    hidden = apply("text_pass", ids, mask)
+    return apply("project_text", hidden[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _image_keys_values(
-    model: Blip2Stage1, variables: PyTree, features: Any
+    model: Blip2Stage1, params: PyTree, features: Any
 ) -> ImageKeyValues:
-    return model.apply(variables, features, method="image_keys_values")
+    return bind(model, params)("image_keys_values", features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _match(
-    model: Blip2Stage1, variables: PyTree, image: ImageKeyValues, ids: Any, mask: Any
+    model: Blip2Stage1, params: PyTree, image: ImageKeyValues, ids: Any, mask: Any
 ) -> Any:
     """One image's keys and values [1, ...] against B texts."""
     image = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (ids.shape[0], *x.shape[1:])), image
     )
-    hidden = model.apply(variables, ids, mask, image, method="multimodal_pass")
+    apply = bind(model, params)
+    hidden = apply("multimodal_pass", ids, mask, image)
     queries = hidden[:, : model.config.qformer.num_queries]
-    return model.apply(variables, queries, method="itm_logits")
+    return apply("itm_logits", queries)

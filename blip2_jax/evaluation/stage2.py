@@ -185,7 +185,8 @@ class Stage2Evaluator:
 
         Words are split in Python: the numbers do not depend on the machine's Java.
         """
-        writer, result = self._make_writer(params), {}
+        writer = self._make_writer(params)
+        result: dict[str, float] = {}
         if self._captions:
             captioned = evaluate_captions(
                 writer, self._data, batch_size=self._batch_size,
@@ -208,7 +209,7 @@ def _readable(
     key = "features" if data.image_name == "features" else "images"
     for start in range(0, len(places), batch_size):
         indices = range(start, min(start + batch_size, len(places)))
-        images = {index: data.image(places[index]) for index in indices}
-        found = [index for index, image in images.items() if image is not None]
+        images = ((index, data.image(places[index])) for index in indices)
+        found = {index: image for index, image in images if image is not None}
         if found:
-            yield found, {key: np.stack([images[index] for index in found])}
+            yield list(found), {key: np.stack(list(found.values()))}

@@ -7,6 +7,7 @@ the W best by score. The W best others stay open.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -74,7 +75,7 @@ def beam_search(
             state.generated,
             visible_slots(state.ancestors, last),
         )
-        return choose(state.replace(generated=generated), logits)
+        return choose(dataclasses.replace(state, generated=generated), logits)
 
     def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.time < config.max_new_tokens) & ~state.done.all()
@@ -142,7 +143,8 @@ def _step(
     done = worst >= best_open / _attainable_length(length, config)
     if config.early_stopping is True:
         done = jnp.ones_like(done)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         time=state.time + 1,
         sequences=select_beams(candidates.sequences, kept),
         scores=scores,
@@ -179,4 +181,4 @@ def _add_open_beams(state: _State, config: DecodingConfig) -> _State:
     rated = state.scores / length**config.length_penalty
     rated = jnp.where(state.done[:, None], -jnp.inf, rated)
     finished, scores = _merge(state, state.sequences, rated)
-    return state.replace(finished=finished, finished_scores=scores)
+    return dataclasses.replace(state, finished=finished, finished_scores=scores)

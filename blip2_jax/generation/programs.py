@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decode import decode
 from blip2_jax.generation.decoder import Decoded, Decoder
+from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.cache import Prefix, init_generated
@@ -37,11 +39,11 @@ def read_stage1(
       images: uint8 or normalised images, or features (`encode_image`).
       start_ids: [DEC], and the words that the texts are to begin with.
     """
-    call = functools.partial(model.apply, {"params": params})
-    features = call(images, method="encode_image")
-    image = call(features, method="image_keys_values")
-    _, query_cache = call(image, method="query_pass")
-    return call(start_ids, query_cache, method="prefill")
+    apply = bind(model, params)
+    features = apply("encode_image", images)
+    image = apply("image_keys_values", features)
+    _, query_cache = apply("query_pass", image)
+    return apply("prefill", start_ids, query_cache)
 
 
 def write_stage1(
@@ -68,7 +70,7 @@ def write_stage1(
       keys: one random key a row, for sampling.
     """
     logits, prefix = read
-    step = functools.partial(model.apply, {"params": params}, method="decode_step")
+    step = functools.partial(bind(model, params), "decode_step")
     decoder = Decoder(init_generated, step, eos_id, pad_id)
     return decode(decoder, logits, prefix, config, history=history, keys=keys)
 
@@ -92,10 +94,10 @@ def read_stage2(
       prompt_mask: True = a real token.
       question: Q-Former ids and mask, where the model reads a question there.
     """
-    call = functools.partial(model.apply, {"params": params})
-    features = call(images, method="encode_image")
-    queries = call(features, *(question or ()), method="encode_queries")
-    return call(queries, prompt_ids, prompt_mask, method="prefill")
+    apply = bind(model, params)
+    features = apply("encode_image", images)
+    queries = apply("encode_queries", features, *(question or ()))
+    return apply("prefill", queries, prompt_ids, prompt_mask)
 
 
 def write_stage2(
@@ -120,10 +122,10 @@ def write_stage2(
       keys: one random key a row, for sampling.
     """
     assert model.config.language_model is not None
-    call = functools.partial(model.apply, {"params": params})
+    apply = bind(model, params)
     decoder = Decoder(
-        functools.partial(call, method="init_generated"),
-        functools.partial(call, method="decode_step"),
+        functools.partial(apply, "init_generated"),
+        functools.partial(apply, "decode_step"),
         eos_id,
         model.config.language_model.pad_id,
     )
@@ -132,8 +134,8 @@ def write_stage2(
 
 def start_history(
     language_model: LanguageModelConfig,
-    prompt_ids: Int[Array, "B T"],
-    prompt_mask: Bool[Array, "B T"],
+    prompt_ids: Int[Array | np.ndarray, "B T"],
+    prompt_mask: Bool[Array | np.ndarray, "B T"],
     convention: str,
 ) -> Int[Array, "B H"]:
     """The tokens that the repetition penalty counts from the start; -1 for none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -60,7 +61,8 @@ def sample(
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         gained = jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
         ids = jnp.where(state.ended, decoder.pad_id, ids)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             time=state.time + 1,
             sequences=state.sequences.at[:, :, state.time].set(ids),
             scores=state.scores + jnp.where(state.ended, 0.0, gained),
@@ -76,7 +78,7 @@ def sample(
             state.generated,
             visible_slots(ancestors, last),
         )
-        return choose(state.replace(generated=generated), logits)
+        return choose(dataclasses.replace(state, generated=generated), logits)
 
     def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.time < steps) & ~state.ended.all()
@@ -96,6 +98,7 @@ def _draw(
     """The next tokens; a row's draws depend on its own key and logits only."""
     if not config.sample:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    assert keys is not None  # `decode` has checked
     logits = keep_top_k(logits / config.temperature, config.top_k)
     logits = keep_top_p(logits, config.top_p)
     now = jax.vmap(jax.random.fold_in, (0, None))(keys, time)

@@ -51,7 +51,7 @@ class Writer(Protocol):
         images: Shaped[Array, "B ..."],
         rows: Rows,
         config: DecodingConfig,
-        keys: Key[Array, " B"] | None,
+        keys: Key[jax.Array, " B"] | None,
     ) -> Decoded:
         """New tokens for images (or features) and rows."""
         ...
@@ -87,7 +87,7 @@ class QFormerWriter:
         images: Shaped[Array, "B ..."],
         rows: Rows,
         config: DecodingConfig,
-        keys: Key[Array, " B"] | None,
+        keys: Key[jax.Array, " B"] | None,
     ) -> Decoded:
         """See `Writer`.
 
@@ -171,7 +171,7 @@ class LanguageWriter:
         images: Shaped[Array, "B ..."],
         rows: Rows,
         config: DecodingConfig,
-        keys: Key[Array, " B"] | None,
+        keys: Key[jax.Array, " B"] | None,
     ) -> Decoded:
         """See `Writer`.
 
@@ -225,7 +225,7 @@ def write_texts(
     return texts
 
 
-def _row_keys(seed: int, start: int, count: int) -> Key[Array, " b"]:
+def _row_keys(seed: int, start: int, count: int) -> Key[jax.Array, " b"]:
     """A key for each row of the whole call, whatever the batches."""
     rows = jnp.arange(start, start + count)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)

@@ -87,6 +87,7 @@ def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
     Each stage has a method `touch(images)` that runs all of its parts once.
     """
     vision = model.config.vision
+    shape: tuple[int, ...]
     if isinstance(vision, FeaturesConfig):
         shape = (1, vision.num_tokens, vision.width)
     else:

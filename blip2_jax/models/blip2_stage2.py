@@ -59,8 +59,8 @@ class Blip2Stage2(Blip2Base):
           key: dropout; None = none.
 
         Raises:
-          ValueError: a question for a model that does not read it, or none for one
-            that does.
+          ValueError: a question for a model that does not read it, none for one
+            that does, or one without its mask.
         """
         if (question_ids is not None) != self.question_in_qformer:
             told = "got none" if question_ids is None else "got one"
@@ -70,6 +70,8 @@ class Blip2Stage2(Blip2Base):
         image = self.image_keys_values(features)
         if question_ids is None:
             return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
+        if question_mask is None:
+            raise ValueError("question_ids came without question_mask")
         hidden = self.qformer.multimodal_pass(
             self.query_tokens, question_ids, question_mask, image, key=key
         )

@@ -220,10 +220,10 @@ class QFormer(nn.Module):
         written = []
         caches = (prefix.key, prefix.value, generated.key, generated.value)
         for layer, key, value, *slots in zip(self.layer, *caches, strict=True):
-            x, slots = layer.decode(
+            x, extended = layer.decode(
                 x, time, (key, value), prefix.mask, tuple(slots), visible
             )
-            written.append(slots)
+            written.append(extended)
         return self.lm_logits(x), Generated(*zip(*written, strict=True))
 
     def _text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:

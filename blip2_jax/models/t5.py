@@ -44,7 +44,8 @@ class T5Stack(nn.Module):
         self.stack = Stack(block, self.depth, scan=self.scan, remat=self.remat)
         x, mask = jnp.zeros((1, 1, config.width), self.dtype), jnp.ones((1, 1), bool)
         bias = jnp.zeros((1, config.heads, 1, 1))
-        example, method = (x, padding(mask), bias), "encode"
+        example: tuple[Array, ...] = (x, padding(mask), bias)
+        method = "encode"
         if self.causal:
             example, method = (*example, x, mask), "decode"
         self.blocks = self.param(
@@ -160,12 +161,12 @@ class T5(nn.Module):
         encoded = self.encode(inputs_embeds, mask)
         seen = jnp.ones((mask.shape[0], 1), bool)
         start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
-        hidden, ((key, value), cross) = self.decoder(
+        hidden, ((key, value), (cross_key, cross_value)) = self.decoder(
             start, causal(seen), self.decoder.bias(distances(1)), encoded, mask,
             method="prefill",
         )
         position = jnp.ones(mask.shape[0], jnp.int32)
-        prefix = Prefix(key, value, seen, position, *cross, cross_mask=mask)
+        prefix = Prefix(key, value, seen, position, cross_key, cross_value, mask)
         return self.logits(hidden)[:, 0], prefix
 
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:

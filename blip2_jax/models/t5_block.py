@@ -177,6 +177,7 @@ class T5Block(nn.Module):
         attended, kept = attend(self.attention_norm(x))
         x = x + dropout(attended, rate, keys[0])
         if cross is not None:
+            assert cross_mask is not None  # handed over together
             query = self.cross_attention.project_query(self.cross_attention_norm(x))
             context = attention(
                 query, *cross, mask=padding(cross_mask), scale=SCALE,

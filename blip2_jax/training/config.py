@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -281,6 +282,7 @@ def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
 
 
 def _flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
+    items: Iterable[tuple[Any, Any]]
     if isinstance(plain, dict) and plain:
         items = plain.items()
     elif isinstance(plain, list) and any(isinstance(item, dict) for item in plain):

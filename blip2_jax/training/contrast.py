@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from blip2_jax import objectives
+from blip2_jax.models.bind import bind
 from blip2_jax.models.contrast import ContrastModel
 from blip2_jax.models.layers import INITIAL_STD
 
@@ -53,8 +54,8 @@ def contrast_loss(
     Returns:
       The loss, and fp32 scalars `loss`, `accuracy` (image to text), `temperature`.
     """
-    similarity = model.apply(
-        {"params": params}, batch["image"], batch["text_ids"], batch["text_mask"]
+    similarity = bind(model, params)(
+        "__call__", batch["image"], batch["text_ids"], batch["text_mask"]
     )
     temperature = jnp.maximum(params["temperature"], MIN_TEMPERATURE)
     scores = similarity / temperature

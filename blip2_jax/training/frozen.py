@@ -93,7 +93,7 @@ def digest(array: np.ndarray) -> str:
     array = np.atleast_1d(np.ascontiguousarray(array))
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return hashlib.sha256(array.view(np.uint8)).hexdigest()
+    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
 
 
 def load_frozen(
@@ -169,7 +169,7 @@ def verify(expected: Manifest, found: Manifest) -> None:
 
 def _identity(manifest: Manifest, path: str) -> tuple[Any, ...] | None:
     entry = manifest.get(path)
-    return entry and (entry["digest"], *entry["shape"])
+    return None if entry is None else (entry["digest"], *entry["shape"])
 
 
 def _describe(manifest: Manifest, path: str) -> str:

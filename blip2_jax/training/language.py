@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from blip2_jax.models.bind import bind
 from blip2_jax.models.layers import INITIAL_STD, scale_matrices
 from blip2_jax.objectives import lm_loss
 from blip2_jax.presets import LanguageModelConfig, OPTConfig, T5Config
@@ -40,10 +41,9 @@ def language_loss(
     Returns:
       The fp32 loss, and the metrics `loss`, `loss_lm`.
     """
-    logits, targets, mask = model.apply(
-        {"params": params["language_model"]}, None, batch, key,
-        method="training_logits",
-    )  # fmt: skip
+    logits, targets, mask = bind(model, params["language_model"])(
+        "training_logits", None, batch, key
+    )
     value = lm_loss(logits, targets, mask)
     return value, {"loss": value, "loss_lm": value}
 
@@ -62,8 +62,9 @@ def initial_language_model(
         return params
 
     def factor(names: tuple[str, ...]) -> float:
-        narrow = isinstance(sizes, T5Config) and names[-2] == "query"
-        return std / INITIAL_STD * (sizes.head_width**-0.5 if narrow else 1.0)
+        if isinstance(sizes, T5Config) and names[-2] == "query":
+            return std / INITIAL_STD * sizes.head_width**-0.5
+        return std / INITIAL_STD
 
     params = scale_matrices(params, factor)
     if isinstance(sizes, OPTConfig):

@@ -44,8 +44,8 @@ def _shared(config: ConfigDict) -> None:
     config.optimizer.b1, config.optimizer.b2 = 0.9, 0.98
     config.data.image.size = 224
     config.data.train = (
-        annotations("coco_karpathy_train.json", "data/coco/images"),
-        annotations("vg_caption.json", "data/vg/images"),
+        annotation_json("coco_karpathy_train.json", "data/coco/images"),
+        annotation_json("vg_caption.json", "data/vg/images"),
         {"kind": "tars", "paths": "data/cc3m/*.tar"},
         {"kind": "tars", "paths": "data/cc12m/*.tar"},
         {"kind": "tars", "paths": "data/sbu/*.tar"},
@@ -53,12 +53,12 @@ def _shared(config: ConfigDict) -> None:
     )
     config.evaluation.every = 5000
     config.evaluation.sources = (
-        annotations("coco_karpathy_val.json", "data/coco/images"),
+        annotation_json("coco_karpathy_val.json", "data/coco/images"),
     )
     config.evaluation.max_examples = 1000
     config.compilation_cache = "runs/compiled"
 
 
-def annotations(name: str, images: str) -> dict[str, Any]:
+def annotation_json(name: str, images: str) -> dict[str, Any]:
     """A source of annotation JSON beside a folder of images."""
     return {"kind": "annotations", "path": f"data/annotations/{name}", "images": images}

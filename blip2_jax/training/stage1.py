@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax import objectives
 from blip2_jax.exchange import batch_axes, gather_rows
+from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.dropout import split_key
 from blip2_jax.models.qformer import ImageKeyValues, QueryCache
@@ -125,7 +126,7 @@ def _itc(
     options: Stage1Options,
 ) -> tuple[Float[Array, ""], Encoded]:
     """Image-text contrast, and what the other objectives use again."""
-    apply = _bind(model, params)
+    apply = bind(model, params)
     query_key, text_key, token_key = split_key(key, 3)
     source = batch["features"] if "features" in batch else batch["image"]
     features = apply("encode_image", source)
@@ -172,7 +173,7 @@ def _itm(
     The three pairs of a row stand next to each other, so that a batch divided over
     devices stays where it is.
     """
-    apply = _bind(model, params)
+    apply = bind(model, params)
     every = options.itm_every
     ids, mask = batch["text_ids"], batch["text_mask"]
     text = negatives.text[::every]
@@ -200,7 +201,7 @@ def _paired_images(
     devices the frozen features travel, and are normed and projected where they are
     used: no communication in the backward pass.
     """
-    apply = _bind(model, params)
+    apply = bind(model, params)
     every, features = options.itm_every, encoded.features
     if not options.share_kv or batch_axes():
         sampled = gather_rows(features, negatives.image)[::every]
@@ -225,7 +226,7 @@ def _itg(
     start_id: int,
 ) -> Float[Array, ""]:
     """Captions from the cached queries: [DEC] stands in place of [CLS]."""
-    apply = _bind(model, params)
+    apply = bind(model, params)
     every = options.itg_every
     mask = batch["text_mask"][::every]
     ids = batch["text_ids"][::every].at[:, 0].set(start_id)
@@ -249,9 +250,3 @@ def _some_tokens(
 def _triples(*parts: Array) -> Array:
     """Three arrays [B, ...], interleaved: [3B, ...]."""
     return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
-
-
-def _bind(model: Blip2Stage1, params: PyTree) -> Any:
-    return lambda method, *args, **kwargs: model.apply(
-        {"params": params}, *args, method=method, **kwargs
-    )

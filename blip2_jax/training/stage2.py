@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.dropout import split_key
 from blip2_jax.objectives import lm_loss
@@ -54,12 +55,11 @@ def stage2_loss(
       The fp32 loss, and the metrics `loss`, `loss_lm`.
     """
     key, language_key = split_key(key, 2)
-    logits, targets, mask = model.apply(
-        {"params": params},
+    logits, targets, mask = bind(model, params)(
+        "training_logits",
         batch,
         key=key,
         language_key=language_key if options.frozen_dropout else None,
-        method="training_logits",
     )
     loss = lm_loss(
         logits, targets, mask, options.label_smoothing, options.num_shards

@@ -116,9 +116,9 @@ def make_train_step(
     place = jax.lax.with_sharding_constraint
 
     def step(state: TrainState, frozen: Any, batch: Any, replay: Any):
-        gathered = place((state.trainable, frozen), working)
+        gathered, constants = place((state.trainable, frozen), working)
         loss, metrics, gradients = loss_and_gradients(
-            task, *gathered, batch, step_key(seed, state.step), replay
+            task, gathered, constants, batch, step_key(seed, state.step), replay
         )
         gradients = place(gradients, state_layout.trainable)
         updates, optimizer_state = optimizer.update(

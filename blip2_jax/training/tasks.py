@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from blip2_jax import presets
+from blip2_jax.data.config import Format
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -73,7 +74,7 @@ class Task:
     model: Any
     init_params: Callable[[jax.Array], dict[str, Any]]
     loss: Loss
-    batch_format: str
+    batch_format: Format
     tokenizers: tuple[str, ...]
 
 
@@ -217,6 +218,7 @@ def _contrast(config: ConfigDict) -> Task:
 def _language_model(config: ConfigDict) -> Task:
     """A language model, to be frozen later, learns from text alone."""
     sizes = _language_sizes(model_config(config.model))
+    decoder_only = _family(sizes) == "decoder"
     model = build_language_model(sizes, **_how(config))
     options = _options(LanguageModelOptions, config.objective)
 
@@ -237,7 +239,7 @@ def _language_model(config: ConfigDict) -> Task:
         loss=lambda params, batch, key, replay=None: language_loss(
             model, params, batch, key
         ),
-        batch_format=f"text_{_family(sizes)}",
+        batch_format="text_decoder" if decoder_only else "text_encoder_decoder",
         tokenizers=("language_model",),
     )
 
@@ -260,7 +262,7 @@ def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
     return sizes.language_model
 
 
-def _family(language: presets.LanguageModelConfig) -> str:
+def _family(language: presets.LanguageModelConfig) -> Format:
     """The batch format of a language model's family."""
     is_decoder = isinstance(language, presets.OPTConfig)
     return "decoder" if is_decoder else "encoder_decoder"

@@ -23,6 +23,7 @@ from blip2_jax.data.shapes.world import (
     Triple,
     group,
     related,
+    scene,
     split_of,
 )
 
@@ -34,6 +35,7 @@ WORDINGS = {
 }
 _RELATION_OF = {word: name for name, words in WORDINGS.items() for word in words}
 _MAX_WORDS = 22  # so that no caption is longer than 24 tokens with its marks
+_MAX_DESCRIPTION_WORDS = 26  # four things with their places take 23 at least
 
 
 def captions(split: str, index: int, count: int = 5) -> list[str]:
@@ -50,16 +52,31 @@ def captions(split: str, index: int, count: int = 5) -> list[str]:
     return found
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def description(split: str, index: int) -> str:
+    """One text that says of every thing of a scene what it is and where it stands."""
+    rng = np.random.default_rng([3, split_of(split).number, index])
+    this = scene(split, index)
+    things = [this.things[i] for i in rng.permutation(len(this.things))]
+    while True:
+        text = (_by_places, _by_places_first)[rng.integers(2)](things, rng)
+        if _count_words(text) <= _MAX_DESCRIPTION_WORDS:
+            return text
+
+
+def caption(seen: Scene, rng: np.random.Generator) -> str:
     """One caption: every thing, with its place or its relation to the one before."""
-    things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+    things = [seen.things[i] for i in rng.permutation(len(seen.things))]
     writers = [_by_places, _by_places_first]
     if len(things) > 1:
         writers += [_by_relations, _by_relations]
     while True:
         text = writers[rng.integers(len(writers))](things, rng)
-        if len(re.findall(r"\w+|,", text)) <= _MAX_WORDS:
+        if _count_words(text) <= _MAX_WORDS:
             return text
+
+
+def _count_words(text: str) -> int:
+    return len(re.findall(r"\w+|,", text))
 
 
 def _by_places(things: list[Thing], rng: np.random.Generator) -> str:

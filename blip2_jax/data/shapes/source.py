@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from blip2_jax.data.shapes.captions import captions
+from blip2_jax.data.shapes.captions import captions, description
 from blip2_jax.data.shapes.questions import questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import MAX_THINGS, scene, split_of
@@ -21,7 +21,8 @@ class ShapesSource(Source):
       split: "train", "validation" (unseen scenes of seen things) or "heldout".
       size: how many scenes, from `start` on; a multiple of the split's group.
       texts: "captions", "questions" or "both".
-      images: False leaves the pictures out (pre-training of language models).
+      images: False leaves the pictures out (pre-training of language models); each
+        record then has a description.
       start: the first scene; a multiple of the split's group.
       count: how many captions, and how many questions, a scene has.
       things: only scenes of so many things; 0: one, two, three and four in turn.
@@ -52,6 +53,7 @@ class ShapesSource(Source):
             raise ValueError(f"things is 0 to {MAX_THINGS}, not {things}")
         self.name = f"shapes:{split}"
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
+        self._sees = images
         self._split, self._size, self._texts = split, size, texts
         self._start, self._things, self._count = start, things, count
 
@@ -74,6 +76,7 @@ class ShapesSource(Source):
                 for position, q in enumerate(asked)
             ),
             original_id=number,
+            description="" if self._sees else description(self._split, number),
         )
 
     def load_image(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -199,7 +200,7 @@ def _vary(base: Scene, rng: np.random.Generator) -> Scene:
     chance = rng.random()
     if chance < 0.5:
         name, values = _ATTRIBUTES[rng.choice(3, p=(0.2, 0.2, 0.6))]
-        value = values[rng.integers(len(values))]
+        value: Any = values[rng.integers(len(values))]
         things[which] = dataclasses.replace(things[which], **{name: value})
     elif chance < 0.75 and len(things) > 1:
         other = (which + 1 + int(rng.integers(len(things) - 1))) % len(things)

@@ -48,6 +48,8 @@ class Record:
       captions: human captions, as stored (not cleaned).
       questions: questions about the image.
       original_id: the data set's own image id, for scoring against its references.
+      description: a text that tells all there is to see, where the source has one; a
+        language model's own documents begin with it.
     """
 
     key: str
@@ -55,6 +57,7 @@ class Record:
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     original_id: int | str | None = None
+    description: str = ""
 
 
 class BrokenSample(Exception):
