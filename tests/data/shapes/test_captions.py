@@ -2,8 +2,8 @@
 
 import pytest
 
-from blip2_jax.data.shapes.captions import read
-from blip2_jax.data.shapes.world import Scene, Thing
+from blip2_jax.data.shapes.captions import description, read
+from blip2_jax.data.shapes.world import Scene, Thing, scene
 
 RING = ("small", "red", "ring")
 STAR = ("large", "blue", "star")
@@ -63,3 +63,10 @@ def test_facts_of_both_orders_of_places():
 def test_relations_have_one_name():
     facts = read("small red ring over large blue star")
     assert facts.relations == ((RING, "above", STAR),)
+
+
+def test_descriptions_name_everything_and_every_place():
+    for index in range(40):
+        facts, seen = read(description("train", index)), scene("train", index)
+        assert facts.describes(seen)
+        assert len(facts.places) == len(seen.things)
