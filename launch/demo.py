@@ -28,6 +28,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives."
 STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies every number of steps.")
 SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
 
+EXAM_START = 10_000  # the scenes before it were looked at while recipes were made
 LANGUAGE_MODELS = ("opt", "t5")
 
 
@@ -78,7 +79,7 @@ def examine(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     from blip2_jax.evaluation import shapes
 
     print("\nexamining held-out scenes", flush=True)
-    exam = shapes.make_exam("heldout", SCENES.value)
+    exam = shapes.make_exam("heldout", SCENES.value, start=EXAM_START)
     stage1 = blip2_jax.load(directory / "stage1", batch_size=100)
     results: dict[str, Any] = {"majority": shapes.majority_answers(exam)}
     for which in shapes.PICTURES:

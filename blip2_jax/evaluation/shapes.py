@@ -53,14 +53,17 @@ class Exam:
         return self.images
 
 
-def make_exam(split: str = "heldout", count: int = 100, per_scene: int = 6) -> Exam:
-    """The first scenes of a split, with `per_scene` questions each."""
-    scenes = tuple(scene(split, index) for index in range(count))
+def make_exam(
+    split: str = "heldout", count: int = 100, per_scene: int = 6, start: int = 0
+) -> Exam:
+    """Scenes of a split from `start` (even) on, with `per_scene` questions each."""
+    numbers = range(start, start + count)
+    scenes = tuple(scene(split, index) for index in numbers)
     return Exam(
         scenes,
         np.stack([render(each) for each in scenes]),
-        tuple(captions(split, index, 1)[0] for index in range(count)),
-        tuple(tuple(questions(split, index, per_scene)) for index in range(count)),
+        tuple(captions(split, index, 1)[0] for index in numbers),
+        tuple(tuple(questions(split, index, per_scene)) for index in numbers),
     )
 
 

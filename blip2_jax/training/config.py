@@ -128,6 +128,7 @@ def _init() -> ConfigDict:
 def _optimizer(task: str) -> ConfigDict:
     return ConfigDict(
         {
+            "name": "adamw",  # the paper's; "muon" for matrices learns in fewer steps
             "learning_rate": 1e-4,
             "warmup_steps": 2000,
             "warmup_start_learning_rate": 1e-6,

@@ -1,4 +1,4 @@
-"""AdamW whose weight decay and rates are chosen by parameter path.
+"""AdamW, or Muon, whose weight decay and rates are chosen by parameter path.
 
 Which parameters decay is a matter of names, never of rank: the towers keep their
 layers stacked, so that a bias is a matrix there.
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from blip2_jax.training.partition import flatten, unflatten
 from blip2_jax.training.schedule import Schedule
@@ -22,19 +23,27 @@ NO_DECAY = r"(.*/)?(bias|scale|temperature)"
 # The original decays its 0-d temperature, because it skips 1-d arrays only.
 NO_DECAY_ORIGINAL = r"(.*/)?(bias|scale)"
 TOWER = "visual_encoder"
+# What Muon orthogonalises: the matrices inside of blocks.
+MUON = r"(.*/)?(blocks|layer_[0-9]+)/.*kernel"
+MUON_RMS = 0.2  # of an update, about Adam's: rates mean the same for both
+OPTIMIZERS = ("adamw", "muon")
 
 
 def make_optimizer(
     options: Mapping[str, Any], schedule: Schedule, params: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-    """AdamW over the trainable parameters.
+    """The optimizer of the trainable parameters.
 
     Args:
-      options: `b1`, `b2`, `eps`, `weight_decay`, `clip` (global norm; 0: none),
-        `layer_decay` (see `layer_rates`; 1: none), `accumulate` (batches per update),
-        `original_decay` (the temperature decays too).
+      options: `name`, one of `OPTIMIZERS` (the paper's is "adamw"), `b1`, `b2`,
+        `eps`, `weight_decay`, `clip` (global norm; 0: none), `layer_decay` (see
+        `layer_rates`; 1: none), `accumulate` (batches per update), `original_decay`
+        (the temperature decays too).
       schedule: rate of each step, a step being one batch.
       params: the trainable tree; only paths and shapes are read.
+
+    Raises:
+      ValueError: no optimizer of this name.
     """
     pattern = NO_DECAY_ORIGINAL if options["original_decay"] else NO_DECAY
     flat = flatten(params)
@@ -43,7 +52,7 @@ def make_optimizer(
     if options["clip"]:
         chain.append(optax.clip_by_global_norm(options["clip"]))
     chain += [
-        optax.scale_by_adam(options["b1"], options["b2"], options["eps"]),
+        _direction(options),
         optax.add_decayed_weights(options["weight_decay"], mask=decays),
     ]
     if options["layer_decay"] != 1:
@@ -55,6 +64,58 @@ def make_optimizer(
         multi = optax.MultiSteps(optimizer, every_k_schedule=accumulate)
         return optax.GradientTransformation(multi.init, multi.update)
     return optimizer
+
+
+def _direction(options: Mapping[str, Any]) -> optax.GradientTransformation:
+    """From gradients to updates of about unit size."""
+    if options["name"] not in OPTIMIZERS:
+        raise ValueError(
+            f"config.optimizer.name is {options['name']!r}; it must be one of "
+            f"{', '.join(OPTIMIZERS)}"
+        )
+    adam = optax.scale_by_adam(options["b1"], options["b2"], options["eps"])
+    return adam if options["name"] == "adamw" else _by_path(MUON, _muon(), adam)
+
+
+def _muon() -> optax.GradientTransformation:
+    """Momentum, orthogonalised (Jordan 2024), at Adam's size (Liu et al. 2025)."""
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    orthogonalise = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: axes, updates)
+    )
+    resize = optax.stateless(
+        lambda updates, _: jax.tree.map(
+            lambda u: u * (MUON_RMS * max(u.shape[-2:]) ** 0.5), updates
+        )
+    )
+    return optax.chain(orthogonalise, resize)
+
+
+def _by_path(
+    pattern: str, inside: optax.GradientTransformation, rest: Any
+) -> optax.GradientTransformation:
+    """`inside` for parameters whose path matches, `rest` for the others."""
+
+    def parts(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+        chosen: list[dict[str, Any]] = [{}, {}]
+        for path, leaf in flatten(tree).items():
+            chosen[0 if re.fullmatch(pattern, path) else 1][path] = leaf
+        return [unflatten(part) for part in chosen]
+
+    def init(params: Any) -> tuple[Any, ...]:
+        pairs = zip((inside, rest), parts(params), strict=True)
+        return tuple(each.init(part) for each, part in pairs)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params  # neither looks at them
+        triples = zip((inside, rest), parts(updates), state, strict=True)
+        done = [each.update(part, old) for each, part, old in triples]
+        merged: dict[str, Any] = {}
+        for new, _ in done:
+            merged |= flatten(new)
+        return unflatten(merged), tuple(new_state for _, new_state in done)
+
+    return optax.GradientTransformation(init, update)
 
 
 def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:

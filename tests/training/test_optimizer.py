@@ -12,6 +12,7 @@ from blip2_jax.training.optimizer import layer_rates, make_optimizer
 from blip2_jax.training.partition import flatten
 
 OPTIONS = {
+    "name": "adamw",
     "b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.05, "clip": 0.0,
     "layer_decay": 1.0, "accumulate": 1, "original_decay": False,
 }
@@ -137,3 +138,26 @@ def test_clip_bounds_the_global_norm():
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
     np.testing.assert_allclose(moments[0], 0.1 * 0.5, rtol=1e-5)
 
+
+
+def test_muon_orthogonalises_the_matrices_of_blocks_and_nothing_else():
+    params = tower(depth=2, width=8)
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    gradients = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+    muon = update(params, gradients, name="muon", weight_decay=0.0)
+    adam = update(params, gradients, name="adamw", weight_decay=0.0)
+    matrix = "visual_encoder/blocks/attention/query/kernel"
+    for path, before in flatten(params).items():
+        if path != matrix:
+            np.testing.assert_array_equal(muon[path], adam[path], err_msg=path)
+            continue
+        for layer in range(2):
+            change = (before - muon[path])[layer]
+            values = np.linalg.svd(change, compute_uv=False)
+            assert values.max() / values.min() < 2.5, "about orthogonal"
+            np.testing.assert_allclose(change.std(), 0.2, rtol=0.25)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match="'sgd'; it must be one of adamw, muon"):
+        update(tower(), zeros(tower()), name="sgd")
