@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import flickr8k_stage1
 
-EPOCHS = 25  # passes over the photos, each time with one of five captions
+EPOCHS = 14  # passes over the photos, each time with one of five captions
 
 
 def get_config(paths: str = "") -> ConfigDict:

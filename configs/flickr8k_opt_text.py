@@ -32,6 +32,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.data.context_share = 0.5
     config.data.max_text_length = 36
 
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.final_learning_rate = 2e-5
     config.optimizer.warmup_steps = 50

@@ -60,6 +60,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.data.max_text_length = 18
     config.data.workers = 0
 
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-4
     config.optimizer.final_learning_rate = 5e-6
     config.optimizer.warmup_steps = 60

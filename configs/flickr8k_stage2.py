@@ -46,6 +46,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.data.max_text_length = 20
     config.data.workers = 0
 
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.final_learning_rate = 1e-5
     config.optimizer.warmup_steps = 50

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.qformer = "shapes:bert"
-    config.data.max_text_length = 24
+    config.data.max_text_length = 28
     config.data.workers = 1
 
     config.optimizer.learning_rate = 2e-3

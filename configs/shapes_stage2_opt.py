@@ -36,7 +36,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     config.data.question_prompt = "{}"
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.language_model = f"shapes:{family}"
-    config.data.max_text_length = 26
+    config.data.max_text_length = 28
     config.data.workers = 1
 
     config.optimizer.learning_rate = 1e-3

@@ -17,7 +17,7 @@ def get_config(family: str = "opt") -> ConfigDict:
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("language_model").unlock()
     config.batch_size = 32
-    config.steps = 3600
+    config.steps = 3000
     config.precision = "float32"
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
@@ -38,9 +38,10 @@ def get_config(family: str = "opt") -> ConfigDict:
     config.data.max_text_length = 76
     config.data.workers = 1
 
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 200
-    config.optimizer.final_learning_rate = 1e-4
+    config.optimizer.final_learning_rate = 4e-5
     config.optimizer.clip = 1.0
     config.checkpoint.every = 1000
     return config.lock()

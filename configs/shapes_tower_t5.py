@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config.steps = 3000
     config.data.texts_per_document = 1
     config.data.max_text_length = 48
-    config.data.max_target_length = 26
+    config.data.max_target_length = 28
     return config.lock()

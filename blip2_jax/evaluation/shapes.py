@@ -20,7 +20,7 @@ from blip2_jax.data.shapes.questions import Question, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import Scene, scene
 
-CAPTION_TOKENS = 26
+CAPTION_TOKENS = 28
 ANSWER_TOKENS = 6
 RERANKED = 16  # candidates that the matching head sees, of those nearest by ITC
 PICTURES = ("right", "blank", "shuffled")

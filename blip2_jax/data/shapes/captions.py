@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,8 +35,9 @@ WORDINGS = {
     "below": ("below", "under"),
 }
 _RELATION_OF = {word: name for name, words in WORDINGS.items() for word in words}
-_MAX_WORDS = 22  # so that no caption is longer than 24 tokens with its marks
-_MAX_DESCRIPTION_WORDS = 26  # four things with their places take 23 at least
+# Four things with their places take 23 at least; 28 tokens with the marks.
+_MAX_WORDS = 26
+Writer = Callable[[list[Thing], np.random.Generator], str]
 
 
 def captions(split: str, index: int, count: int = 5) -> list[str]:
@@ -55,22 +57,23 @@ def captions(split: str, index: int, count: int = 5) -> list[str]:
 def description(split: str, index: int) -> str:
     """One text that says of every thing of a scene what it is and where it stands."""
     rng = np.random.default_rng([3, split_of(split).number, index])
-    this = scene(split, index)
-    things = [this.things[i] for i in rng.permutation(len(this.things))]
-    while True:
-        text = (_by_places, _by_places_first)[rng.integers(2)](things, rng)
-        if _count_words(text) <= _MAX_DESCRIPTION_WORDS:
-            return text
+    writer = (_by_places, _by_places_first)[rng.integers(2)]
+    return _short(writer, scene(split, index), rng)
 
 
 def caption(seen: Scene, rng: np.random.Generator) -> str:
     """One caption: every thing, with its place or its relation to the one before."""
-    things = [seen.things[i] for i in rng.permutation(len(seen.things))]
     writers = [_by_places, _by_places_first]
-    if len(things) > 1:
-        writers += [_by_relations, _by_relations]
+    if len(seen.things) > 1:
+        writers.append(_by_relations)
+    return _short(writers[rng.integers(len(writers))], seen, rng)
+
+
+def _short(writer: Writer, seen: Scene, rng: np.random.Generator) -> str:
+    """What a writer makes of the things in a random order, in few words."""
+    things = [seen.things[i] for i in rng.permutation(len(seen.things))]
     while True:
-        text = writers[rng.integers(len(writers))](things, rng)
+        text = writer(things, rng)
         if _count_words(text) <= _MAX_WORDS:
             return text
 
