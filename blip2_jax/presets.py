@@ -148,14 +148,15 @@ FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
 FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
 
 
-# The shapes world: trained by this package, on a laptop (`make demo`).
+# The shapes world: trained by this package, on a laptop (`make demo`). An image token
+# covers one place of a scene.
 SHAPES_VIT = ViTConfig(
-    width=128, depth=4, heads=4, mlp_dim=512, image_size=64, patch_size=16,
+    width=128, depth=4, heads=4, mlp_dim=512, image_size=64, patch_size=32,
     activation="quick_gelu", key_bias=True,
 )
 SHAPES_QFORMER = QFormerConfig(
-    width=128, depth=3, heads=4, mlp_dim=256, num_queries=8, vocab_size=191,
-    max_positions=64, projection_dim=64, dropout=0.0, initial_std=0.08,
+    width=128, depth=3, heads=4, mlp_dim=256, cross_attention_every=1, num_queries=8,
+    vocab_size=191, max_positions=64, projection_dim=64, dropout=0.0, initial_std=0.08,
 )
 # Looking things up takes layers, not width: deep and narrow.
 SHAPES_OPT = OPTConfig(128, 5, 4, 256, vocab_size=452, max_positions=96, dropout=0.0)

@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
         {
             "full_itc_gradient": True,
             "itm_weight": 2.0,
-            "itm_every": 2,
-            "itg_every": 2,
+            "itm_every": 4,
+            "itg_every": 1,
             "negative_hardness": 0.2,  # near-duplicates are hard enough
         }
     )
@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.data.max_text_length = 28
     config.data.workers = 1
 
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
