@@ -39,7 +39,8 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     config.data.max_text_length = 28
     config.data.workers = 1
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
     config.checkpoint.every = 1000

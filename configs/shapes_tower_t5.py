@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """The run's configuration."""
     config = shapes_tower_opt.get_config("t5").unlock()
     config.batch_size = 64
-    config.steps = 3000
+    config.steps = 1000
     config.data.texts_per_document = 1
     config.data.max_text_length = 48
     config.data.max_target_length = 28
