@@ -17,7 +17,7 @@ from configs.flickr8k_stage1 import (
     vision_features,
 )
 
-EPOCHS = 10  # passes over the photos, each time with one of five captions
+EPOCHS = 7  # passes over the photos, each time with one of five captions
 
 
 def get_config(paths: str = "") -> ConfigDict:
