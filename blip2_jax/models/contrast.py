@@ -173,12 +173,10 @@ def init_params(
     size = model.vision.image_size
     images = jnp.zeros((1, size, size, 3), model.dtype)
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
-    params = model.init(key, images, ids, mask)["params"]
-    if std != INITIAL_STD:
-        params = scale_matrices(
-            params,
-            lambda path: 1.0 if "patch_embedding" in path else std / INITIAL_STD,
-        )
+    params = scale_matrices(
+        model.init(key, images, ids, mask)["params"],
+        lambda path: 1.0 if "patch_embedding" in path else std / INITIAL_STD,
+    )
     tower = params["visual_encoder"]
     positions = tower["position_embedding"] * (POSITION_STD / INITIAL_STD)
     return params | {"visual_encoder": tower | {"position_embedding": positions}}

@@ -101,9 +101,7 @@ def test_a_restart_continues_the_same_stream(options):
 
 LOADS = """
 import multiprocessing, sys, time
-from blip2_jax.data.formats import TextFormat
 from blip2_jax.data.pipeline import training_batches
-from blip2_jax.data.sources.base import Record
 if __name__ == "__main__":
     source = {"kind": "shapes", "split": "train", "size": 100}
     options = {"train": [source], "tokenizer": {"qformer": "shapes:bert"}, "workers": 1}

@@ -53,7 +53,6 @@ class ShapesSource(Source):
             raise ValueError(f"things is 0 to {MAX_THINGS}, not {things}")
         self.name = f"shapes:{split}"
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
-        self._sees = images
         self._split, self._size, self._texts = split, size, texts
         self._start, self._things, self._count = start, things, count
 
@@ -67,6 +66,7 @@ class ShapesSource(Source):
             asked = questions(self._split, number, self._count)
         if self._texts != "questions":
             told = captions(self._split, number, self._count)
+        sees = self.image_kind is ImageKind.PIXELS
         return Record(
             key=f"{self._split}/{number}",
             image_id=index,
@@ -76,7 +76,7 @@ class ShapesSource(Source):
                 for position, q in enumerate(asked)
             ),
             original_id=number,
-            description="" if self._sees else description(self._split, number),
+            description="" if sees else description(self._split, number),
         )
 
     def load_image(
