@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from blip2_jax.training.config import default_config
 
 PHOTOS = 5999
-EPOCHS = 5  # passes over the photos, each time with one of five captions
+EPOCHS = 12  # passes over the photos, each time with one of five captions
 PATHS = {
     "data": "data/flickr8k",
     "features": "features/flickr8k",
@@ -50,7 +50,7 @@ def get_config(paths: str = "") -> ConfigDict:
             "full_itc_gradient": True,
             "image_tokens": 10,
             "negative_hardness": 0.2,
-            "itm_every": 2,
+            "itm_every": 1,
             "itg_every": 8,  # at this width the vocabulary's product is the dearest
         }
     )

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.data.workers = 1
 
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
     config.checkpoint.every = 1000

@@ -1,9 +1,10 @@
 """python launch/train.py --config configs/shapes_tower_image.py --workdir runs/image
 
 The frozen image encoder of the shapes world: pictures against their captions' words,
-without any label. Most of a batch shows one thing only, where nothing but its
-attributes can tell near-duplicates apart, and half of the pictures are shades
-of one tint, so that a shape is the same in every colour, one it never had included.
+without any label. Half of a batch shows one thing only, where nothing but its
+attributes can tell near-duplicates apart, and half of the pictures lose colours to
+shades of one tint, so that a shape is the same in every colour, one it never had
+included.
 `launch/pack_tower.py` makes the shipped file of the run.
 """
 
@@ -24,12 +25,15 @@ def get_config() -> ConfigDict:
     config.model.scan = False
 
     # Words alone, without a text transformer: an image token that is near to "red"
-    # and to "ring" says two things, not one thing about red rings.
-    config.objective = ConfigDict({"text_depth": 0, "initial_std": 0.08})
+    # and to "ring" says two things, not one thing about red rings. But each word with
+    # its neighbours, so that one token says both, and where.
+    config.objective = ConfigDict(
+        {"text_depth": 0, "text_window": 3, "initial_std": 0.08}
+    )
     world = {"kind": "shapes", "split": "train", "size": SCENES}
     config.data.train = (
-        world | {"weight": 0.3},
-        world | {"weight": 0.7, "things": 1},
+        world | {"weight": 0.5},
+        world | {"weight": 0.5, "things": 1},
     )
     config.data.image = ConfigDict({"size": 64, "augment": False, "monochrome": 0.5})
     config.data.tokenizer.qformer = "shapes:bert"

@@ -55,6 +55,11 @@ class TextFormat:
         self._family = name.removeprefix("text_")
         self.tokenizer = self._load_tokenizer()
         decoder = self._family == "decoder"
+        if config.texts_per_document > 1 and name != "text_decoder":
+            raise ValueError(
+                f"texts_per_document is {config.texts_per_document}, but a {name} "
+                "example has one text; only text_decoder's hold several"
+            )
         self._question_prompt = config.question_prompt or (
             prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
         )

@@ -33,7 +33,8 @@ class ImageConfig:
       flip: probability of a mirror image.
       monochrome: probability that a training image loses its colours for shades of
         one tint, half of them inverted, whatever `augment` says: shapes are then
-        learned for themselves, not colour by colour.
+        learned for themselves, not colour by colour. Half of these images lose all
+        colour, the others some.
       reduced_decode: let JPEGs be decoded at half, quarter, ... size while every
         crop still has `size` pixels a side.
     """
@@ -151,11 +152,14 @@ def crop_box(
 def _monochrome(
     pixels: UInt8[Array, "height width 3"], rng: np.random.Generator
 ) -> UInt8[Array, "height width 3"]:
-    """Luma, or its inverse, in shades of a tint that no grey picture has."""
+    """Luma, or its inverse, in a tint that no grey picture has; or on the way."""
     luma = np.asarray(Image.fromarray(pixels).convert("L"))
     luma = 255 - luma if rng.integers(2) else luma
     tint = rng.permutation([1.0, _TINT, rng.uniform(_TINT, 1.0)])
-    return np.rint(luma[..., None] * tint).astype(np.uint8)
+    share = rng.choice([1.0, rng.random()])
+    return np.rint(share * luma[..., None] * tint + (1 - share) * pixels).astype(
+        np.uint8
+    )
 
 
 def _resize(image: Image.Image, size: int) -> UInt8[Array, "S S 3"]:

@@ -8,10 +8,13 @@ softmax) plus that cosine. All others score -100.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import rich.console
+import rich.progress
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
@@ -50,7 +53,8 @@ def rerank(cosine: Float[Array, "N M"], match: MatchImage, k: int) -> Scores:
     """Score the k best of every row of both directions by the matching head.
 
     A pair wanted by both directions is scored once, and an image's pairs are scored
-    together, so that its cross-attention keys and values are computed once.
+    together, so that its cross-attention keys and values are computed once. A terminal
+    shows how far it is.
 
     Args:
       cosine: from `similarity`.
@@ -64,8 +68,14 @@ def rerank(cosine: Float[Array, "N M"], match: MatchImage, k: int) -> Scores:
     for_image = _top(cosine, k)
     for_text = _top(cosine.T, k).T
     score = np.full(cosine.shape, NOT_RANKED, np.float32)
-    for image, wanted in enumerate(for_image | for_text):
-        texts = np.flatnonzero(wanted)
+    wanted = for_image | for_text
+    for image in rich.progress.track(
+        range(len(wanted)),
+        "re-ranking",
+        console=rich.console.Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+    ):
+        texts = np.flatnonzero(wanted[image])
         if len(texts):
             score[image, texts] = match(image, texts) + cosine[image, texts]
     return Scores(

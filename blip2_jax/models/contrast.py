@@ -34,18 +34,23 @@ from blip2_jax.presets import ViTConfig
 # A caption differs from its near-duplicate in one word of twenty; only a low
 # temperature makes that difference of means count.
 INITIAL_TEMPERATURE = 0.015
-# Of the image's positions at the start. Beside patch embeddings of deviation one the
-# usual 0.02 is not seen for a long time, and shapes are made of several patches.
-POSITION_STD = 0.3
+# Of the image's positions at the start. Patch embeddings have deviation one and grow;
+# beside them the usual 0.02 is not seen for a long time.
+POSITION_STD = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
     """A bidirectional pre-norm transformer over token ids.
 
-    Depth 0 leaves the words alone, without order or context: then the image tokens
-    that meet them must name each attribute by itself, and the tower learns directions
-    for "red" and for "ring", not for red rings.
+    Depth 0 leaves the words alone: then the image tokens that meet them must name each
+    attribute by itself, and the tower learns directions for "red" and for "ring", not
+    for red rings. With a window a word stands for the mean of those around it, still
+    without any network: then one image token must name all of "top left small red
+    ring", each of them by itself.
+
+    Attributes:
+      window: of depth 0, how many words on either side.
     """
 
     vocab_size: int
@@ -53,6 +58,7 @@ class TextTowerConfig:
     depth: int = 2
     heads: int = 4
     mlp_dim: int = 256
+    window: int = 0
     max_positions: int = 64
     layer_norm_eps: float = 1e-6
 
@@ -102,11 +108,23 @@ class TextTower(nn.Module):
     def __call__(
         self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        if not self.config.depth:
-            return self.word[ids].astype(self.dtype)
+        c = self.config
+        if not c.depth:
+            return window_means(self.word[ids], mask, c.window).astype(self.dtype)
         x = self.word[ids] + self.position[: ids.shape[1]]
         x, _ = self.stack(self.blocks, x.astype(self.dtype), masks.padding(mask))
         return x
+
+
+def window_means(
+    x: Float[Array, "B T D"], mask: Bool[Array, "B T"], radius: int
+) -> Float[Array, "B T D"]:
+    """Each token's mean with those real ones that are at most `radius` away."""
+    place = jnp.arange(x.shape[1])
+    near = (jnp.abs(place[:, None] - place) <= radius) & mask[:, None]
+    near = near | jnp.eye(x.shape[1], dtype=bool)
+    weights = near / near.sum(axis=-1, keepdims=True)
+    return einsum_fp32("bts,bsd->btd", weights, x)
 
 
 class ContrastModel(nn.Module):

@@ -25,7 +25,8 @@ class ContrastOptions:
     Attributes:
       label_smoothing: mass spread over all pairs.
       projection_dim: width of the space where the towers meet.
-      text_width, text_depth, text_heads: of the text tower; see `TextTowerConfig`.
+      text_width, text_depth, text_heads, text_window: of the text tower; see
+        `TextTowerConfig`.
       initial_std: of fresh matrices; a narrow model starts faster at width**-0.5.
     """
 
@@ -34,6 +35,7 @@ class ContrastOptions:
     text_width: int = 128
     text_depth: int = 2
     text_heads: int = 4
+    text_window: int = 0
     initial_std: float = INITIAL_STD
 
 

@@ -200,7 +200,7 @@ def _contrast(config: ConfigDict) -> Task:
     text = TextTowerConfig(
         vocab_size=sizes.qformer.vocab_size, width=options.text_width,
         depth=options.text_depth, heads=options.text_heads,
-        mlp_dim=2 * options.text_width,
+        mlp_dim=2 * options.text_width, window=options.text_window,
     )
     model = ContrastModel(sizes.vision, text, options.projection_dim, **_how(config))
     return Task(

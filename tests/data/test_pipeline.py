@@ -192,6 +192,14 @@ def test_documents_begin_with_another_caption(
     assert first[: len(context)].tolist() == context
 
 
+def test_an_encoder_decoder_has_one_text_in_a_document(options, tmp_path):
+    options = with_language_model(
+        options, tmp_path, "stage2_t5_a", texts_per_document=2
+    )
+    with pytest.raises(ValueError, match="texts_per_document is 2, but a text_enc"):
+        TextFormat(data_config(options), "text_encoder_decoder")
+
+
 @pytest.mark.parametrize("split, prefixes", [("auto", True), ("none", False)])
 def test_encoder_decoder_batches(options, tmp_path, split, prefixes):
     options = with_language_model(options, tmp_path, "stage2_t5_a", prefix_split=split)

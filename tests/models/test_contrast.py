@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.models.contrast import ContrastModel, TextTowerConfig, init_params
+from blip2_jax.models.contrast import (
+    ContrastModel,
+    TextTowerConfig,
+    init_params,
+    window_means,
+)
 from blip2_jax.presets import ViTConfig
 
 VISION = ViTConfig(16, 1, 2, 32, image_size=8, patch_size=4)
@@ -26,6 +31,14 @@ def test_words_without_a_transformer_have_no_order(depth, same):
     scores = model.apply({"params": params}, images, ids, mask)
     assert scores.shape == (2, 2) and bool((abs(scores) <= 1).all())
     assert np.allclose(scores[:, 0], scores[:, 1], atol=1e-6) == same
+
+
+def test_a_window_takes_the_mean_of_the_words_around():
+    words = jnp.arange(1.0, 7.0).reshape(1, 6, 1)
+    mask = jnp.array([[1, 1, 1, 1, 1, 0]], bool)
+    found = window_means(words, mask, 1)[0, :, 0]
+    np.testing.assert_allclose(found[:5], [1.5, 2, 3, 4, 4.5], atol=1e-6)
+    np.testing.assert_array_equal(window_means(words, mask, 0), words)
 
 
 def test_padding_is_not_read():
