@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from blip2_jax.training.config import default_config
 
 PHOTOS = 5999
-EPOCHS = 12  # passes over the photos, each time with one of five captions
+EPOCHS = 10  # passes over the photos, each time with one of five captions
 PATHS = {
     "data": "data/flickr8k",
     "features": "features/flickr8k",
@@ -48,7 +48,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.objective = ConfigDict(
         {
             "full_itc_gradient": True,
-            "image_tokens": 10,
+            "image_tokens": 16,
             "negative_hardness": 0.2,
             "itm_every": 1,
             "itg_every": 8,  # at this width the vocabulary's product is the dearest
@@ -61,8 +61,8 @@ def get_config(paths: str = "") -> ConfigDict:
     config.data.workers = 0
 
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.final_learning_rate = 5e-6
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.final_learning_rate = 1e-5
     config.optimizer.warmup_steps = 60
     config.optimizer.clip = 1.0
 

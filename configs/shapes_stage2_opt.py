@@ -16,7 +16,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("stage2").unlock()
     config.batch_size = 64
-    config.steps = 400
+    config.steps = 450
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
     config.init.from_run = stage1
@@ -40,7 +40,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     config.data.workers = 1
 
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
     config.checkpoint.every = 1000

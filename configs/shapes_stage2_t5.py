@@ -11,4 +11,6 @@ from configs import shapes_stage2_opt
 
 def get_config(stage1: str = "runs/shapes_stage1") -> ConfigDict:
     """The run's configuration."""
-    return shapes_stage2_opt.get_config(stage1, "t5")
+    config = shapes_stage2_opt.get_config(stage1, "t5").unlock()
+    config.steps = 150  # more bring nothing before that T5 has learned to read
+    return config.lock()
