@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.max_text_length = 28
-    config.data.workers = 1
+    config.data.workers = 0  # one process a core is fastest on two cores
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3

@@ -37,7 +37,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.language_model = f"shapes:{family}"
     config.data.max_text_length = 28
-    config.data.workers = 1
+    config.data.workers = 0  # one process a core is fastest on two cores
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3

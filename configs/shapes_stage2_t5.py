@@ -12,5 +12,5 @@ from configs import shapes_stage2_opt
 def get_config(stage1: str = "runs/shapes_stage1") -> ConfigDict:
     """The run's configuration."""
     config = shapes_stage2_opt.get_config(stage1, "t5").unlock()
-    config.steps = 150  # more bring nothing before that T5 has learned to read
+    config.steps = 150  # a T5 that hardly reads yet: the minutes go to OPT
     return config.lock()
