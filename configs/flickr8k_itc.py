@@ -19,6 +19,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.steps = EPOCHS * flickr8k_stage1.PHOTOS // config.batch_size
     config.objective.itm_weight = 0.0
     config.objective.itg_weight = 0.0
+    config.objective.image_tokens = 10
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.final_learning_rate = 1e-4
     config.evaluation.every = config.steps // 5
