@@ -25,7 +25,7 @@ PRECISION = flags.DEFINE_enum(
     "precision", "float32", ("bfloat16", "float32"), "Of matmul inputs in training."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
-STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies every number of steps.")
+STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies all numbers of steps.")
 SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
 
 EXAM_START = 10_000  # the scenes before it were looked at while recipes were made
@@ -63,7 +63,9 @@ def train_all(directory: pathlib.Path) -> dict[str, float]:
     for name, config in plans.items():
         with config.unlocked():
             config.precision, config.seed = PRECISION.value, SEED.value
-            config.steps = max(1, round(config.steps * STEPS.value))
+            config.steps = max(2, round(config.steps * STEPS.value))
+            warmup = round(config.optimizer.warmup_steps * STEPS.value)
+            config.optimizer.warmup_steps = min(warmup, config.steps - 1)
         print(f"\n{name}: {config.steps} steps of {config.batch_size}", flush=True)
         start = time.monotonic()
         code = train(config, directory / name)

@@ -104,7 +104,7 @@ def test_both_stages_continue_bit_for_bit(tmp_path, task):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     config, changes = f"{TINY}:{task}", []
     if task != "stage1":
-        run(TRAIN, f"{TINY}:stage1", tmp_path / "stage1", "steps=4")
+        run(TRAIN, f"{TINY}:stage1", tmp_path / "stage1", "steps=8")
         changes = [f"init.from_run={tmp_path / 'stage1'}"]
     run(TRAIN, config, whole, *changes, "data.workers=2")
     run_and_kill(12, TRAIN, config, killed, *changes, "data.workers=2")
