@@ -21,6 +21,7 @@ from blip2_jax.data.config import DataConfig
 
 TASKS = ("stage1", "stage2", "contrast", "language_model")
 PRECISIONS = ("bfloat16", "float32")
+OPTIMIZERS = ("adamw", "muon")
 
 # Keys whose change leaves the sequence of losses as it was, up to rounding: a run
 # may be continued with other values. Every other key is part of what the run *is*.
@@ -180,6 +181,7 @@ def validate(config: ConfigDict) -> None:
     """
     _one_of("task", config.task, TASKS)
     _one_of("precision", config.precision, PRECISIONS)
+    _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
     _one_of("evaluation.mode", config.evaluation.mode, ("max", "min"))
     for key in (
         "steps",

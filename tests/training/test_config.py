@@ -56,6 +56,7 @@ def test_the_stored_form_reads_back_equal(task, tmp_path):
     [
         ("task", "stage3", "config.task is 'stage3'; it must be one of stage1"),
         ("precision", "float16", "config.precision is 'float16'"),
+        ("optimizer.name", "sgd", "'sgd'; it must be one of adamw, muon"),
         ("steps", 0, "config.steps is 0; it must be 1 or more"),
         ("data.workers", -1, "config.data.workers is -1; it must not be negative"),
         ("evaluation.every", 5, "config.evaluation.sources is empty"),

@@ -156,8 +156,3 @@ def test_muon_orthogonalises_the_matrices_of_blocks_and_nothing_else():
             values = np.linalg.svd(change, compute_uv=False)
             assert values.max() / values.min() < 2.5, "about orthogonal"
             np.testing.assert_allclose(change.std(), 0.2, rtol=0.25)
-
-
-def test_an_unknown_optimizer_is_named():
-    with pytest.raises(ValueError, match="'sgd'; it must be one of adamw, muon"):
-        update(tower(), zeros(tower()), name="sgd")

@@ -48,34 +48,24 @@ def _coverage(thing: Thing, half: int) -> Float[np.ndarray, "H H"]:
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
-def _polygon(corners: Float[np.ndarray, "N 2"]):
-    """Signed distance to a simple polygon (negative inside)."""
+def _star(x: np.ndarray, y: np.ndarray, points: int, inner: float) -> np.ndarray:
+    """Signed distance to a star (negative inside): corners at 1 and, between, `inner`.
 
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        x, y = np.broadcast_arrays(x, y)
-        squared = np.full(x.shape, np.inf, np.float32)
-        inside = np.zeros(x.shape, bool)
-        for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, 0), strict=True):
-            ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
-            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-            gap = (px - ex * along) ** 2 + (py - ey * along) ** 2
-            squared = np.minimum(squared, gap)
-            if ay != by:
-                crosses = (ay > y) != (by > y)
-                inside ^= crosses & (px < ex * py / ey)
-        return np.where(inside, -1, 1) * np.sqrt(squared)
-
-    return distance
+    Folded into half of one of its sectors, where it has a single edge. A regular
+    polygon is a star whose inner corners are the middles of its sides.
+    """
+    half = np.pi / points
+    angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
+    radius = np.hypot(x, y)
+    px, py = radius * np.cos(angle) - 1, radius * np.sin(angle)  # from the corner
+    ex, ey = inner * np.cos(half) - 1, inner * np.sin(half)  # the edge
+    along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+    gap = np.hypot(px - ex * along, py - ey * along)
+    return np.where(ex * py < ey * px, gap, -gap)
 
 
-def _regular(points: int, inner: float | None = None) -> Float[np.ndarray, "N 2"]:
-    """Corners of a regular polygon, or of a star with the given inner radius."""
-    count = points if inner is None else 2 * points
-    angle = 2 * np.pi * np.arange(count) / count - np.pi / 2
-    radius = np.ones(count)
-    if inner is not None:
-        radius[1::2] = inner
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return 1.1 * _star(x / 1.1, (y - 0.2) / 1.1, 3, 0.5)
 
 
 def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -87,8 +77,8 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 _DISTANCES = {
     "circle": lambda x, y: np.hypot(x, y) - 0.95,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.85,
-    "triangle": _polygon(_regular(3) * 1.1 + np.array([0.0, 0.2])),
-    "star": _polygon(_regular(5, inner=0.42) * 1.08),
+    "triangle": _triangle,
+    "star": lambda x, y: 1.08 * _star(x / 1.08, y / 1.08, 5, 0.42),
     "cross": _cross,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
 }
