@@ -30,7 +30,8 @@ img { image-rendering: pixelated; border-radius: 6px; display: block; }
 .right::before { content: "\\2713 "; color: #15803d; font-weight: 700; }
 .wrong::before { content: "\\2717 "; color: #b91c1c; font-weight: 700; }
 .curves { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1em; }
-.maps { display: flex; gap: .5em; align-items: center; margin-bottom: .6em; }
+.maps { display: flex; flex-wrap: wrap; gap: .4em; align-items: center;
+  margin-bottom: .6em; }
 .maps figure { margin: 0; } figcaption { font-size: .75em; color: #667; }
 """
 
@@ -205,14 +206,14 @@ def _maps(exam: Exam, maps: Any) -> str:
         image = exam.images[index]
         figures = [f"<figure>{pictures.image_tag(image, 96)}</figure>"]
         figures += [
-            f"<figure>{pictures.image_tag(pictures.overlay(image, one), 96)}"
-            f"<figcaption>query {number + 1}</figcaption></figure>"
+            f"<figure>{pictures.image_tag(pictures.overlay(image, one), 64)}"
+            f"<figcaption>{number + 1}</figcaption></figure>"
             for number, one in enumerate(maps[index])
         ]
         rows.append(f"<div class=maps>{''.join(figures)}</div>")
     return (
-        "<p>Cross-attention of the last block that reads the image, heads averaged; "
-        f"bright where a query looks.</p>{''.join(rows)}"
+        "<p>Cross-attention of each query in the last block that reads the image, its "
+        f"heads averaged; bright where it looks.</p>{''.join(rows)}"
     )
 
 
