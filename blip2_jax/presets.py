@@ -155,13 +155,13 @@ SHAPES_VIT = ViTConfig(
     activation="quick_gelu", key_bias=True,
 )
 SHAPES_QFORMER = QFormerConfig(
-    width=128, depth=3, heads=4, mlp_dim=256, cross_attention_every=1, num_queries=8,
+    width=128, depth=3, heads=4, mlp_dim=256, cross_attention_every=1, num_queries=20,
     vocab_size=191, max_positions=64, projection_dim=64, dropout=0.0, initial_std=0.08,
 )
 # Looking things up takes layers, not width: deep and narrow.
 SHAPES_OPT = OPTConfig(128, 5, 4, 256, vocab_size=452, max_positions=96, dropout=0.0)
 SHAPES_T5 = T5Config(
-    128, 3, 4, 192, head_width=32, decoder_depth=2, vocab_size=158, relative_buckets=16,
+    128, 5, 4, 192, head_width=32, decoder_depth=2, vocab_size=166, relative_buckets=16,
     relative_max_distance=32, dropout=0.0,
 )
 

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("stage1").unlock()
     config.batch_size = 64
-    config.steps = 600
+    config.steps = 450
     config.model.preset = "shapes"
     config.model.scan = False
     config.frozen_sources.vision = "shapes:vision"
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     )
 
     config.data.train = (
-        {"kind": "shapes", "split": "train", "size": SCENES, "count": 2},
+        {"kind": "shapes", "split": "train", "size": SCENES, "count": 1},
     )
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.qformer = "shapes:bert"

@@ -16,7 +16,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("stage2").unlock()
     config.batch_size = 64
-    config.steps = 450
+    config.steps = 350
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
     config.init.from_run = stage1
@@ -29,7 +29,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
             "split": "train",
             "size": shapes_stage1.SCENES,
             "texts": "both",
-            "count": 2,
+            "count": 1,
         },
     )
     config.data.question_share = 0.6

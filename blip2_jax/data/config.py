@@ -44,8 +44,8 @@ class DataConfig:
       context_share: of a language model's own documents, the share that begins with
         the record's description, or with another of its captions: what follows can
         be understood from it, as later from the queries.
-      texts_per_document: captions and answers that such a document holds in a row
-        (decoder-only models).
+      texts_per_document: captions and answers that such a document holds, one after
+        the other (decoder-only) or as blanks to fill, one to so many (T5).
       keep_end: a caption that is cut keeps its end token (the original: False).
       workers: processes that load data; 0 loads in threads of this process.
       prefetch: batches ahead, a worker.

@@ -32,6 +32,11 @@ class DrawnText:
     context: str = ""
     more: tuple[DrawnText, ...] = ()
 
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """Every prompt with what follows it."""
+        return [(each.prompt, each.target) for each in (self, *self.more)]
+
     def __str__(self) -> str:
         parts = (self.context, self.prompt, self.target, *map(str, self.more))
         return " ".join(part for part in parts if part)
@@ -55,10 +60,10 @@ class TextFormat:
         self._family = name.removeprefix("text_")
         self.tokenizer = self._load_tokenizer()
         decoder = self._family == "decoder"
-        if config.texts_per_document > 1 and name != "text_decoder":
+        if config.texts_per_document > 1 and self.reads_images:
             raise ValueError(
-                f"texts_per_document is {config.texts_per_document}, but a {name} "
-                "example has one text; only text_decoder's hold several"
+                f"texts_per_document is {config.texts_per_document}, but an example "
+                f"of {name} has one text; only those without pictures hold several"
             )
         self._question_prompt = config.question_prompt or (
             prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
@@ -105,13 +110,14 @@ class TextFormat:
                 captions.append(context)
             elif captions:
                 context = captions.pop(_choice(len(captions), rng))
-            context = self._cleaned(context, record)
+            context = self._cleaned(context, record) if context else ""
             record = dataclasses.replace(
                 record, captions=tuple(captions) or record.captions
             )
-        first, *more = (
-            self._text(record, rng) for _ in range(self._config.texts_per_document)
-        )
+        count = self._config.texts_per_document
+        if self._family == "encoder_decoder":  # single texts are unlike several
+            count = 1 + int(rng.integers(count))
+        first, *more = (self._text(record, rng) for _ in range(count))
         return dataclasses.replace(first, context=context, more=tuple(more))
 
     def _text(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
@@ -162,9 +168,8 @@ class TextFormat:
 
     def _decoder_row(self, text: DrawnText, length: int) -> prompts.DecoderOnlyExample:
         if not self.reads_images:
-            told = [(each.prompt, each.target) for each in (text, *text.more)]
             return prompts.document_example(
-                self._language_model, text.context, told, length
+                self._language_model, text.context, text.told, length
             )
         return prompts.decoder_only_example(
             self._language_model, text.prompt, text.target, length,
@@ -174,8 +179,8 @@ class TextFormat:
     def _encoder_decoder_row(
         self, text: DrawnText, length: int
     ) -> prompts.EncoderDecoderExample:
-        return prompts.encoder_decoder_example(
-            self._language_model, f"{text.context} {text.prompt}".strip(), text.target,
+        return prompts.blanks_example(
+            self._language_model, text.context, text.told,
             input_length=length,
             target_length=self._config.max_target_length or length,
         )  # fmt: skip

@@ -115,17 +115,57 @@ def encoder_decoder_example(
     The prompt is a question, a fixed text or the first words of a caption (prefix
     language model); an empty one leaves the end token alone, as in the original.
     """
-    if tokenizer.family != "encoder_decoder":
-        raise ValueError("these examples need an encoder-decoder's tokenizer")
-    rows = (
-        (tokenizer.encode_words(prompt), input_length),
-        (tokenizer.encode_words(target), target_length),
+    return _encoder_decoder_rows(
+        tokenizer, tokenizer.encode_words(prompt), tokenizer.encode_words(target),
+        input_length, target_length,
+    )  # fmt: skip
+
+
+def blanks_example(
+    tokenizer: LanguageTokenizer,
+    context: str,
+    texts: Sequence[tuple[str, str]],
+    *,
+    input_length: int,
+    target_length: int,
+) -> EncoderDecoderExample:
+    """Several texts of one record, each a blank to fill, as T5 was pre-trained.
+
+    The encoder reads [context; prompt; <extra_id_0>; prompt; <extra_id_1>; ...; end],
+    the decoder writes [<extra_id_0>; text; <extra_id_1>; text; ...; end] (Raffel et al.
+    2020, section 3.1.4). One text alone has no such marks: it is what the model will
+    be asked for later. Texts that do not fit whole are left out, but for the first.
+
+    Args:
+      context: "" for none.
+      texts: prompts ("" for none) with what follows them.
+
+    Raises:
+      ValueError: more texts than the tokenizer has marks, or a decoder-only one.
+    """
+    if len(texts) == 1:
+        ((prompt, text),) = texts
+        return encoder_decoder_example(
+            tokenizer, f"{context} {prompt}".strip(), text,
+            input_length=input_length, target_length=target_length,
+        )  # fmt: skip
+    if len(texts) > len(tokenizer.blank_ids):
+        raise ValueError(
+            f"{len(texts)} texts in a document, but the tokenizer has "
+            f"{len(tokenizer.blank_ids)} marks <extra_id_0>, <extra_id_1>, ..."
+        )
+    inputs, targets = tokenizer.encode_words(context.strip()), list[int]()
+    for mark, (prompt, text) in zip(tokenizer.blank_ids, texts, strict=False):
+        asked = [*tokenizer.encode_words(prompt), mark]
+        answer = [mark, *tokenizer.encode_words(text)]
+        fits = len(inputs) + len(asked) < input_length
+        if targets and not (fits and len(targets) + len(answer) < target_length):
+            continue
+        inputs += asked
+        targets += answer
+    return _encoder_decoder_rows(
+        tokenizer, inputs, targets, input_length, target_length
     )
-    (inputs, input_mask), (targets, target_mask) = (
-        pad_rows([[*words[: length - 1], tokenizer.end_id]], length, tokenizer.pad_id)
-        for words, length in rows
-    )
-    return EncoderDecoderExample(inputs[0], input_mask[0], targets[0], target_mask[0])
 
 
 def generation_prompts(
@@ -175,6 +215,25 @@ def _decoder_only_row(
     target_mask = np.zeros(length, bool)
     target_mask[: len(target)] = target
     return DecoderOnlyExample(ids[0], mask[0], target_mask)
+
+
+def _encoder_decoder_rows(
+    tokenizer: LanguageTokenizer,
+    inputs: list[int],
+    targets: list[int],
+    input_length: int,
+    target_length: int,
+) -> EncoderDecoderExample:
+    """Both rows with their end token, cut and padded."""
+    if tokenizer.family != "encoder_decoder":
+        raise ValueError("these examples need an encoder-decoder's tokenizer")
+    (input_ids, input_mask), (target_ids, target_mask) = (
+        pad_rows([[*words[: length - 1], tokenizer.end_id]], length, tokenizer.pad_id)
+        for words, length in ((inputs, input_length), (targets, target_length))
+    )
+    return EncoderDecoderExample(
+        input_ids[0], input_mask[0], target_ids[0], target_mask[0]
+    )
 
 
 def _text_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:

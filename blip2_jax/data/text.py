@@ -6,6 +6,7 @@ state, so one tokenizer may serve many threads.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -115,6 +116,8 @@ class LanguageTokenizer(_FastTokenizer):
         "encoder_decoder" (texts end with the end-of-sequence token).
       bos_id: first token of every text, None for encoder-decoders.
       end_id: the token that ends a generated text.
+      blank_ids: of <extra_id_0>, <extra_id_1>, ..., T5's marks of what is left out;
+        empty for tokenizers that have none.
       pad_id, vocab_size.
     """
 
@@ -123,6 +126,7 @@ class LanguageTokenizer(_FastTokenizer):
         framed = tokenizer("a")["input_ids"]
         self.vocab_size = len(tokenizer)
         self.bos_id: int | None = None
+        self.blank_ids = self._blank_ids()
         if framed[0] == tokenizer.bos_token_id:
             self.family: Family = "decoder_only"
             self.bos_id = framed[0]
@@ -136,6 +140,11 @@ class LanguageTokenizer(_FastTokenizer):
                 "(decoder-only) or its end token after it (encoder-decoder); "
                 f"'a' became {framed}"
             )
+
+    def _blank_ids(self) -> list[int]:
+        marks = (f"<extra_id_{number}>" for number in itertools.count())
+        found = map(self._backend.token_to_id, marks)
+        return list(itertools.takewhile(lambda token: token is not None, found))
 
     def _newline_id(self, tokenizer: Any) -> int:
         ids = self.encode_words("\n")

@@ -141,6 +141,7 @@ def _optimizer(task: str) -> ConfigDict:
             "clip": 0.0,  # of the global norm; 0: none, as in the original
             "original_decay": False,  # the original decays the temperature too
             "layer_decay": 1.0,  # per block of an image encoder that is trained
+            "rate_factors": (),  # pairs (pattern of paths, factor of their rate)
             "accumulate": 1,  # steps whose gradients are averaged (not in stage 1)
         }
     )

@@ -7,7 +7,7 @@ layers stacked, so that a bias is a matrix there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,10 +36,13 @@ def make_optimizer(
     Args:
       options: `name`, "adamw" (the paper's) or "muon", `b1`, `b2`, `eps`,
         `weight_decay`, `clip` (global norm; 0: none), `layer_decay` (see
-        `layer_rates`; 1: none), `accumulate` (batches per update), `original_decay`
-        (the temperature decays too).
+        `layer_rates`; 1: none), `rate_factors` (see `path_rates`), `accumulate`
+        (batches per update), `original_decay` (the temperature decays too).
       schedule: rate of each step, a step being one batch.
       params: the trainable tree; only paths and shapes are read.
+
+    Raises:
+      ValueError: a pattern of `rate_factors` matches no parameter.
     """
     pattern = NO_DECAY_ORIGINAL if options["original_decay"] else NO_DECAY
     flat = flatten(params)
@@ -53,6 +56,8 @@ def make_optimizer(
     ]
     if options["layer_decay"] != 1:
         chain.append(_scale_by(layer_rates(params, options["layer_decay"])))
+    if options["rate_factors"]:
+        chain.append(_scale_by(path_rates(params, options["rate_factors"])))
     accumulate = options["accumulate"]
     chain.append(optax.scale_by_learning_rate(lambda n: schedule(n * accumulate)))
     optimizer = optax.chain(*chain)
@@ -134,6 +139,34 @@ def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
         return np.asarray(decay ** (depth + 1) if in_tower else 1.0, np.float32)
 
     return unflatten({path: factor(path, leaf) for path, leaf in flat.items()})
+
+
+def path_rates(
+    params: Mapping[str, Any], factors: Sequence[tuple[str, float]]
+) -> dict[str, Any]:
+    """Rate factors of parameters whose whole path matches a pattern; 1 elsewhere.
+
+    T5's attention, whose logits are not divided by the root of the head width, needs
+    one: its queries are smaller by that factor, and Adafactor, which T5 was trained
+    with, changes a matrix in proportion to its size. Updates of a fixed size saturate
+    the attention.
+
+    Args:
+      factors: pairs (regular expression, factor); of several that match, all count.
+
+    Raises:
+      ValueError: a pattern matches no parameter.
+    """
+    rates = dict.fromkeys(flatten(params), 1.0)
+    for pattern, factor in factors:
+        matching = [path for path in rates if re.fullmatch(pattern, path)]
+        if not matching:
+            raise ValueError(
+                f"config.optimizer.rate_factors: {pattern!r} matches no parameter"
+            )
+        for path in matching:
+            rates[path] *= factor
+    return unflatten({path: np.float32(rate) for path, rate in rates.items()})
 
 
 def _scale_by(factors: Any) -> optax.GradientTransformation:

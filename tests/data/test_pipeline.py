@@ -25,7 +25,7 @@ from blip2_jax.data.config import data_config
 from blip2_jax.data.faults import TooManyBroken
 from blip2_jax.data.formats import TextFormat
 from blip2_jax.data.pipeline import training_batches
-from blip2_jax.data.sources.base import Record
+from blip2_jax.data.sources.base import Question, Record
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -192,12 +192,36 @@ def test_documents_begin_with_another_caption(
     assert first[: len(context)].tolist() == context
 
 
-def test_an_encoder_decoder_has_one_text_in_a_document(options, tmp_path):
+def test_a_record_with_questions_alone_has_no_context(options, tmp_path):
+    options = with_language_model(options, tmp_path, "stage2_opt_a", context_share=1.0)
+    formats = TextFormat(data_config(options), "text_decoder")
+    record = Record("key", 0, questions=(Question("a cat ?", ("yes",), "1"),))
+    drawn = formats.draw(record, np.random.default_rng(0))
+    assert (drawn.context, drawn.target) == ("", "yes")
+
+
+def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
+    options |= {
+        "tokenizer": {"language_model": "shapes:t5"}, "texts_per_document": 3,
+    }  # fmt: skip
+    formats = TextFormat(data_config(options), "text_encoder_decoder")
+    record = Record("key", 0, captions=("a red ring",))
+    rng = np.random.default_rng(0)
+    drawn = [formats.draw(record, rng) for _ in range(30)]
+    assert {1 + len(text.more) for text in drawn} == {1, 2, 3}
+    blanks = formats.tokenizer.blank_ids
+    for text, ids in zip(drawn, formats.arrays(drawn)["input_ids"], strict=True):
+        count = len(text.told)
+        marks = [token for token in ids if token in blanks]
+        assert marks == (blanks[:count] if count > 1 else [])
+
+
+def test_an_example_with_a_picture_has_one_text(options, tmp_path):
     options = with_language_model(
         options, tmp_path, "stage2_t5_a", texts_per_document=2
     )
-    with pytest.raises(ValueError, match="texts_per_document is 2, but a text_enc"):
-        TextFormat(data_config(options), "text_encoder_decoder")
+    with pytest.raises(ValueError, match="texts_per_document is 2, but an exa"):
+        TextFormat(data_config(options), "encoder_decoder")
 
 
 @pytest.mark.parametrize("split, prefixes", [("auto", True), ("none", False)])

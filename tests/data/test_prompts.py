@@ -92,6 +92,38 @@ def test_encoder_decoder_examples_equal_the_original(goldens, t5):
             )
 
 
+def test_several_texts_are_blanks_to_fill():
+    tokenizer = load_tokenizer("shapes:t5", language_model=True)
+    texts = [("what color is the star ?", "red"), ("a small", "red star"), ("", "a")]
+
+    def rows(texts, input_length=32, target_length=16):
+        example = prompts.blanks_example(
+            tokenizer, "a red star", texts,
+            input_length=input_length, target_length=target_length,
+        )  # fmt: skip
+        decode = tokenizer._backend.decode
+        return [
+            decode(ids[mask].tolist(), skip_special_tokens=False)
+            for ids, mask in (
+                (example.input_ids, example.input_mask),
+                (example.target_ids, example.target_mask),
+            )
+        ]
+
+    told, filled = rows(texts)
+    assert told == (
+        "a red star what color is the star ?<extra_id_0> a small<extra_id_1>"
+        "<extra_id_2></s>"
+    )
+    assert filled == "<extra_id_0> red<extra_id_1> red star<extra_id_2> a</s>"
+    assert rows(texts[:1]) == ["a red star what color is the star ?</s>", "red</s>"]
+    # The second does not fit the decoder, the third does.
+    assert rows(texts, target_length=5)[1] == "<extra_id_0> red<extra_id_2> a</s>"
+    assert rows(texts, input_length=13)[1] == "<extra_id_0> red<extra_id_2> a</s>"
+    with pytest.raises(ValueError, match="9 texts in a document, but the"):
+        rows([("", "a")] * 9)
+
+
 def test_families_are_not_mixed_up(opt, t5):
     with pytest.raises(ValueError, match="decoder-only"):
         prompts.decoder_only_example(t5, "", "a", 5)

@@ -14,7 +14,7 @@ from blip2_jax.training.partition import flatten
 OPTIONS = {
     "name": "adamw",
     "b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.05, "clip": 0.0,
-    "layer_decay": 1.0, "accumulate": 1, "original_decay": False,
+    "layer_decay": 1.0, "rate_factors": (), "accumulate": 1, "original_decay": False,
 }
 
 
@@ -156,3 +156,17 @@ def test_muon_orthogonalises_the_matrices_of_blocks_and_nothing_else():
             values = np.linalg.svd(change, compute_uv=False)
             assert values.max() / values.min() < 2.5, "about orthogonal"
             np.testing.assert_allclose(change.std(), 0.2, rtol=0.25)
+
+
+def test_rates_of_paths():
+    params, path = tower(), "visual_encoder/blocks/attention/query/kernel"
+    ones = jax.tree.map(jnp.ones_like, params)
+    plain = update(params, ones)
+    slow = update(params, ones, rate_factors=((".*/query/kernel", 0.25),))
+    for name, before in flatten(params).items():
+        factor = 0.25 if name == path else 1.0
+        np.testing.assert_allclose(
+            before - slow[name], factor * (before - plain[name]), rtol=1e-5
+        )
+    with pytest.raises(ValueError, match="'query' matches no parameter"):
+        update(params, ones, rate_factors=(("query", 0.25),))

@@ -33,6 +33,7 @@ _ASKING = "what how many is are there where color shape size thing things yes no
 _CAPTIONING = "a an at the in and , ? . 0 1 2 3 4"
 _PROMPTING = "Question : Answer Short answer a photo of"
 _MARKS = string.punctuation + string.digits
+_BLANKS = 8  # marks of left-out text that T5 has
 
 
 def words() -> list[str]:
@@ -99,6 +100,7 @@ def t5() -> Tokenizer:
         single="$A </s>", pair="$A </s> $B:1 </s>:1", special_tokens=[("</s>", 1)]
     )
     tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([f"<extra_id_{number}>" for number in range(_BLANKS)])
     return tokenizer
 
 
