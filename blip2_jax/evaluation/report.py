@@ -212,8 +212,8 @@ def _maps(exam: Exam, maps: Any) -> str:
         ]
         rows.append(f"<div class=maps>{''.join(figures)}</div>")
     return (
-        "<p>Cross-attention of each query in the last block that reads the image, its "
-        f"heads averaged; bright where it looks.</p>{''.join(rows)}"
+        "<p>Cross-attention of each query, blocks and heads averaged; bright where it "
+        f"looks.</p>{''.join(rows)}"
     )
 
 
