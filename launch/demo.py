@@ -25,7 +25,7 @@ PRECISION = flags.DEFINE_enum(
     "precision", "float32", ("bfloat16", "float32"), "Of matmul inputs in training."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
-STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies all numbers of steps.")
+STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies steps and warm-ups.")
 SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
 
 EXAM_START = 10_000  # the scenes before it were looked at while recipes were made

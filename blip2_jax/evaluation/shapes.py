@@ -214,7 +214,7 @@ def query_maps(model: Blip2, exam: Exam, count: int = 12) -> Float[Array, "n Q G
 
     The cross-attention, its blocks and heads averaged; the share that goes to the
     class token is left out, so a map's sum is at most 1. (The last block alone would
-    say little: contrast reads what it adds, captions read the queries before it.)
+    say little: captions read the queries before it.)
     """
     variables = {"params": model.params}
     features = model.model.apply(variables, exam.images[:count], method="encode_image")
