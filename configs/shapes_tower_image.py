@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 
 from blip2_jax.training.config import default_config
 
-SCENES = 40_000
+SCENES = 800_000  # hardly one is seen twice
 
 
 def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("contrast").unlock()
     config.batch_size = 64
-    config.steps = 2500
+    config.steps = 10_000
     config.precision = "float32"
     config.model.preset = "shapes"
     config.model.scan = False
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.objective = ConfigDict(
         {"text_depth": 0, "text_window": 3, "initial_std": 0.08}
     )
-    world = {"kind": "shapes", "split": "train", "size": SCENES}
+    world = {"kind": "shapes", "split": "train", "size": SCENES, "count": 1}
     config.data.train = (
         world | {"weight": 0.5},
         world | {"weight": 0.5, "things": 1},
@@ -38,11 +38,11 @@ def get_config() -> ConfigDict:
     config.data.image = ConfigDict({"size": 64, "augment": False, "monochrome": 0.5})
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.max_text_length = 28
-    config.data.workers = 1
+    config.data.workers = 0  # one process a core is fastest on two cores
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.final_learning_rate = 2e-5
+    config.optimizer.final_learning_rate = 1e-5
     config.optimizer.clip = 1.0
-    config.checkpoint.every = 500
+    config.checkpoint.every = 1000
     return config.lock()

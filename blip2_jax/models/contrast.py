@@ -34,9 +34,11 @@ from blip2_jax.presets import ViTConfig
 # A caption differs from its near-duplicate in one word of twenty; only a low
 # temperature makes that difference of means count.
 INITIAL_TEMPERATURE = 0.015
-# Of the image's positions at the start. Patch embeddings have deviation one and grow;
-# beside them the usual 0.02 is not seen for a long time.
-POSITION_STD = 2.0
+# Of the image's positions and of the patch kernel at the start. What the blocks add to
+# a token grows to a deviation of about twenty; places that began at the usual 0.02
+# would hardly be seen beside it, and queries that attend by place could not be learned.
+POSITION_STD = 10.0
+PATCH_STD = 0.04
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,19 +183,19 @@ def init_params(
 ) -> PyTree:
     """Fresh fp32 parameters; works under `jax.eval_shape`.
 
-    Random as the towers' own, but for the larger `POSITION_STD` of the image.
+    Random as the towers' own, but for `POSITION_STD` and `PATCH_STD` of the image.
 
     Args:
       model: the two towers.
       key: of the draw.
-      std: of all matrices but the patch embedding, whose input is wide enough.
+      std: of all matrices but the patch embedding.
     """
     size = model.vision.image_size
     images = jnp.zeros((1, size, size, 3), model.dtype)
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
     params = scale_matrices(
         model.init(key, images, ids, mask)["params"],
-        lambda path: 1.0 if "patch_embedding" in path else std / INITIAL_STD,
+        lambda path: (PATCH_STD if "patch_embedding" in path else std) / INITIAL_STD,
     )
     tower = params["visual_encoder"]
     positions = tower["position_embedding"] * (POSITION_STD / INITIAL_STD)

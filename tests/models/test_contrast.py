@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from blip2_jax.models.contrast import (
+    PATCH_STD,
+    POSITION_STD,
     ContrastModel,
     TextTowerConfig,
     init_params,
@@ -54,4 +56,6 @@ def test_deviation_of_fresh_matrices():
     kernel = params["vision_projection"]["kernel"]
     np.testing.assert_allclose(kernel.std(), 0.2, rtol=0.2)
     patches = params["visual_encoder"]["patch_embedding"]["kernel"]
-    np.testing.assert_allclose(patches.std(), 0.02, rtol=0.2)
+    np.testing.assert_allclose(patches.std(), PATCH_STD, rtol=0.2)
+    positions = params["visual_encoder"]["position_embedding"]
+    np.testing.assert_allclose(positions.std(), POSITION_STD, rtol=0.2)

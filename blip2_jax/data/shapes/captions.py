@@ -55,23 +55,30 @@ def captions(split: str, index: int, count: int = 5) -> list[str]:
 
 
 def description(split: str, index: int) -> str:
-    """One text that says of every thing of a scene what it is and where it stands."""
+    """One text that says of every thing of a scene what it is and where it stands.
+
+    The things come in any order: who reads it has to look things up.
+    """
     rng = np.random.default_rng([3, split_of(split).number, index])
     writer = (_by_places, _by_places_first)[rng.integers(2)]
-    return _short(writer, scene(split, index), rng)
+    things = scene(split, index).things
+    return _short(writer, [things[i] for i in rng.permutation(len(things))], rng)
 
 
 def caption(seen: Scene, rng: np.random.Generator) -> str:
-    """One caption: every thing, with its place or its relation to the one before."""
+    """One caption: every thing, with its place or its relation to the one before.
+
+    The things come as one reads a page: from the left, the upper row first.
+    """
     writers = [_by_places, _by_places_first]
     if len(seen.things) > 1:
         writers.append(_by_relations)
-    return _short(writers[rng.integers(len(writers))], seen, rng)
+    things = sorted(seen.things, key=lambda thing: (thing.row, thing.column))
+    return _short(writers[rng.integers(len(writers))], things, rng)
 
 
-def _short(writer: Writer, seen: Scene, rng: np.random.Generator) -> str:
-    """What a writer makes of the things in a random order, in few words."""
-    things = [seen.things[i] for i in rng.permutation(len(seen.things))]
+def _short(writer: Writer, things: list[Thing], rng: np.random.Generator) -> str:
+    """What a writer makes of the things in few words."""
     while True:
         text = writer(things, rng)
         if _count_words(text) <= _MAX_WORDS:

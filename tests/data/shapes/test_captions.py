@@ -2,8 +2,8 @@
 
 import pytest
 
-from blip2_jax.data.shapes.captions import description, read
-from blip2_jax.data.shapes.world import Scene, Thing, scene
+from blip2_jax.data.shapes.captions import captions, description, read
+from blip2_jax.data.shapes.world import PLACES, Scene, Thing, scene
 
 RING = ("small", "red", "ring")
 STAR = ("large", "blue", "star")
@@ -70,3 +70,20 @@ def test_descriptions_name_everything_and_every_place():
         facts, seen = read(description("train", index)), scene("train", index)
         assert facts.describes(seen)
         assert len(facts.places) == len(seen.things)
+
+
+def test_captions_name_things_in_reading_order():
+    for index in range(40):
+        things = scene("train", index).things
+        expected = sorted(things, key=lambda thing: (thing.row, thing.column))
+        for text in captions("train", index):
+            assert read(text).things == tuple(thing.triple for thing in expected)
+
+
+def test_descriptions_name_things_in_any_order():
+    orders = set()
+    for index in range(80):
+        things = {thing.triple: thing.place for thing in scene("train", index).things}
+        named = [things[triple] for triple in read(description("train", index)).things]
+        orders.add(named == sorted(named, key=PLACES.index))
+    assert orders == {True, False}
