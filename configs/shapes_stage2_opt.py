@@ -16,7 +16,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("stage2").unlock()
     config.batch_size = 64
-    config.steps = 350
+    config.steps = 900
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
     config.init.from_run = stage1
@@ -32,7 +32,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
             "count": 1,
         },
     )
-    config.data.question_share = 0.6
+    config.data.question_share = 0.4
     config.data.question_prompt = "{}"
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.language_model = f"shapes:{family}"
@@ -41,6 +41,8 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
+    # Gently, or it unlearns to compose: things never seen would be named as others.
+    config.optimizer.rate_factors = (("qformer/.*", 0.5),)
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
     config.checkpoint.every = 1000
