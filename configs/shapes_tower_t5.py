@@ -5,7 +5,7 @@ questions and first words of captions with a blank behind each; the decoder fill
 blanks in, as T5 does in its pre-training.
 
 The weights that ship with the package had the run three times, each from what the one
-before left (`init.from_weights`): then with seeds 1 and 2, a rate of 3e-3, and 2,500
+before left (`init.from_weights`): then with seeds 1 and 2, a rate of 3e-3, and 1,500
 steps the last time.
 """
 
