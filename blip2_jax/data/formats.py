@@ -49,7 +49,8 @@ class TextFormat:
         """Load the tokenizer that the format needs.
 
         Raises:
-          ValueError: unknown format, or a tokenizer of the wrong family.
+          ValueError: unknown format, a tokenizer of the wrong family, or more texts
+            in a document than fit the format or have marks.
           FileNotFoundError: the tokenizer is not there.
         """
         if name not in FORMATS:
@@ -65,6 +66,8 @@ class TextFormat:
                 f"texts_per_document is {config.texts_per_document}, but an example "
                 f"of {name} has one text; only those without pictures hold several"
             )
+        if not decoder and name != "image_text":
+            prompts.check_marks(self._language_model, config.texts_per_document)
         self._question_prompt = config.question_prompt or (
             prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
         )

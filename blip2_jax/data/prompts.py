@@ -149,11 +149,7 @@ def blanks_example(
             tokenizer, f"{context} {prompt}".strip(), text,
             input_length=input_length, target_length=target_length,
         )  # fmt: skip
-    if len(texts) > len(tokenizer.blank_ids):
-        raise ValueError(
-            f"{len(texts)} texts in a document, but the tokenizer has "
-            f"{len(tokenizer.blank_ids)} marks <extra_id_0>, <extra_id_1>, ..."
-        )
+    check_marks(tokenizer, len(texts))
     inputs, targets = tokenizer.encode_words(context.strip()), list[int]()
     for mark, (prompt, text) in zip(tokenizer.blank_ids, texts, strict=False):
         asked = [*tokenizer.encode_words(prompt), mark]
@@ -166,6 +162,20 @@ def blanks_example(
     return _encoder_decoder_rows(
         tokenizer, inputs, targets, input_length, target_length
     )
+
+
+def check_marks(tokenizer: LanguageTokenizer, count: int) -> None:
+    """Each of `count` texts needs a mark of its own; a single one needs none.
+
+    Raises:
+      ValueError: the tokenizer has fewer.
+    """
+    marks = len(tokenizer.blank_ids)
+    if count > max(marks, 1):
+        raise ValueError(
+            f"{count} texts in a document, but the tokenizer has {marks} marks "
+            "<extra_id_0>, <extra_id_1>, ..."
+        )
 
 
 def generation_prompts(

@@ -216,6 +216,14 @@ def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
         assert marks == (blanks[:count] if count > 1 else [])
 
 
+def test_more_texts_than_marks_are_refused_before_training(options):
+    options |= {
+        "tokenizer": {"language_model": "shapes:t5"}, "texts_per_document": 9,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"9 texts in a document, but .* 8 marks"):
+        TextFormat(data_config(options), "text_encoder_decoder")
+
+
 def test_an_example_with_a_picture_has_one_text(options, tmp_path):
     options = with_language_model(
         options, tmp_path, "stage2_t5_a", texts_per_document=2
