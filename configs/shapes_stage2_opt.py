@@ -41,7 +41,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
-    # Gently, or it unlearns to compose: things never seen would be named as others.
+    # Gently: at the full rate more things of unseen kinds were named as others.
     config.optimizer.rate_factors = (("qformer/.*", 0.5),)
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0

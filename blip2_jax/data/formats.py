@@ -66,7 +66,7 @@ class TextFormat:
                 f"texts_per_document is {config.texts_per_document}, but an example "
                 f"of {name} has one text; only those without pictures hold several"
             )
-        if not decoder and name != "image_text":
+        if self._family == "encoder_decoder":
             prompts.check_marks(self._language_model, config.texts_per_document)
         self._question_prompt = config.question_prompt or (
             prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT

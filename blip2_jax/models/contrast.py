@@ -35,8 +35,8 @@ from blip2_jax.presets import ViTConfig
 # temperature makes that difference of means count.
 INITIAL_TEMPERATURE = 0.015
 # Of the image's positions and of the patch kernel at the start. What the blocks add to
-# a token grows to a deviation of about twenty; places that began at the usual 0.02
-# would hardly be seen beside it, and queries that attend by place could not be learned.
+# a token grows to a deviation of about twenty; even positions that begin at ten end as
+# a twentieth of the variance of the shapes world's tokens.
 POSITION_STD = 10.0
 PATCH_STD = 0.04
 
