@@ -11,7 +11,6 @@ depend on the other rows.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,11 @@ from numpy import ndarray as Array
 from blip2_jax import features as passes
 from blip2_jax import inputs
 from blip2_jax.data import prompts as prompting
-from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer, clean_question
+from blip2_jax.data.text import (
+    LanguageTokenizer,
+    QFormerTokenizer,
+    clean_question,
+)
 from blip2_jax.generation.config import ANSWER, DecodingConfig, change
 from blip2_jax.generation.writers import (
     LanguageWriter,
@@ -78,6 +81,7 @@ class Blip2:
         prompt: str = "",
         question_prompt: str = "",
         batch_size: int = 32,
+        absent: Sequence[str] = (),
     ):
         """Put a model together; `load` does so from a run.
 
@@ -89,7 +93,9 @@ class Blip2:
           prompt: put before captions unless `caption` is told another.
           question_prompt: template of questions; "" takes the paper's.
           batch_size: see the class.
+          absent: patterns of parameter paths without values (`Opened.absent`).
         """
+        self._absent = tuple(absent)
         self.model, self.params, self.batch_size = model, params, batch_size
         self.prompt, self._question_prompt = prompt, question_prompt
         self._qformer_tokenizer = qformer_tokenizer
@@ -228,6 +234,11 @@ class Blip2:
     def _writer(self) -> Writer:
         """The decoder with the tokenizer it needs."""
         if isinstance(self.model, Blip2Stage1):
+            if self._absent:
+                raise ValueError(
+                    "this stage-1 model came without the head that writes captions "
+                    "(Hugging Face keeps none): it can match and give features"
+                )
             return QFormerWriter(self.model, self.params, self._qformer())
         if self._language_tokenizer is None:
             raise ValueError("this model was put together without a language_tokenizer")
@@ -287,41 +298,6 @@ class Blip2:
             f"{what} needs the heads of stage 1, and this is a stage-2 model: it can "
             "caption, answer, generate and give features with mode='image'"
         )
-
-
-def load(
-    path: str | pathlib.Path,
-    *,
-    which: str | int = "best",
-    precision: str | None = None,
-    batch_size: int = 32,
-) -> Blip2:
-    """Open a model that this package trained.
-
-    Args:
-      path: the run's directory (`--workdir` of training).
-      which: checkpoint: "best" (by evaluation; the last if there was none), "last" or
-        a step.
-      precision: "float32" or "bfloat16"; None as in training.
-      batch_size: rows of the largest compiled program.
-
-    Raises:
-      FileNotFoundError: no such directory.
-      ValueError: it holds no run, or a run of another kind.
-      CheckpointError, WeightsError: its parameters cannot be read.
-    """
-    from blip2_jax.training.runs import open_run  # not needed to use a model at hand
-
-    run = open_run(pathlib.Path(path), which, precision)
-    return Blip2(
-        run.model,
-        run.params,
-        qformer_tokenizer=run.qformer_tokenizer,
-        language_tokenizer=run.language_tokenizer,
-        prompt=run.prompt,
-        question_prompt=run.question_prompt,
-        batch_size=batch_size,
-    )
 
 
 def _aligned(

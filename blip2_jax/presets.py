@@ -8,7 +8,8 @@ released ones and the small ones that this package trains itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,15 @@ class T5Config:
 
 LanguageModelConfig = OPTConfig | T5Config
 
+# Parts of a model by the name of their kind, as configurations and files spell it.
+PARTS: dict[str, type] = {
+    "features": FeaturesConfig,
+    "vit": ViTConfig,
+    "qformer": QFormerConfig,
+    "opt": OPTConfig,
+    "t5": T5Config,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Blip2Config:
@@ -217,3 +227,40 @@ def preset(name: str) -> Blip2Config:
         known = ", ".join(sorted(PRESETS))
         raise KeyError(f"unknown preset {name!r}; there are {known}")
     return PRESETS[name]
+
+
+def to_plain(config: Blip2Config) -> dict[str, Any]:
+    """The sizes as JSON can hold them; every part says its kind."""
+    kinds = {kind: name for name, kind in PARTS.items()}
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) in kinds:
+            value = {"kind": kinds[type(value)], **dataclasses.asdict(value)}
+        plain[field.name] = value
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any]) -> Blip2Config:
+    """The inverse of `to_plain`.
+
+    Raises:
+      ValueError: an unknown kind or field; the message names it.
+    """
+    values: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            sizes = dict(value)
+            kind = sizes.pop("kind", None)
+            if kind not in PARTS:
+                known = ", ".join(PARTS)
+                raise ValueError(f"{name}.kind is {kind!r}; there are {known}")
+            try:
+                value = PARTS[kind](**sizes)
+            except TypeError as error:
+                raise ValueError(f"{name}: {error}") from error
+        values[name] = value
+    try:
+        return Blip2Config(**values)
+    except TypeError as error:
+        raise ValueError(f"sizes of a model: {error}") from error

@@ -43,3 +43,34 @@ def clip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Ru
         *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", **layers),
         *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", **layers),
     ]
+
+
+def clip_huggingface_rules(config: ViTConfig, target: str = "") -> list[Rule]:
+    """The tower as transformers' `CLIPModel` names it."""
+    layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
+    theirs, ours = "vision_model.encoder.layers.{}", f"{target}blocks"
+    embeddings = "vision_model.embeddings"
+    parts = {"q": "query", "k": "key", "v": "value", "out": "output"}
+    return [
+        Rule(f"{embeddings}.class_embedding", f"{target}class_token"),
+        Rule(
+            f"{embeddings}.position_embedding.weight", f"{target}position_embedding"
+        ),
+        Rule(
+            f"{embeddings}.patch_embedding.weight",
+            f"{target}patch_embedding/kernel",
+            patch_kernel(config.patch_size),
+        ),
+        *norm("vision_model.pre_layrnorm", f"{target}pre_norm"),  # their spelling
+        *norm(f"{theirs}.layer_norm1", f"{ours}/attention_norm", **layers),
+        *(
+            rule
+            for part, name in parts.items()
+            for rule in linear(
+                f"{theirs}.self_attn.{part}_proj", f"{ours}/attention/{name}", **layers
+            )
+        ),
+        *norm(f"{theirs}.layer_norm2", f"{ours}/mlp_norm", **layers),
+        *linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/up", **layers),
+        *linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/down", **layers),
+    ]

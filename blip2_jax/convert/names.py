@@ -15,7 +15,8 @@ their dtype; numpy arrays, jax arrays and tracers (`jax.eval_shape`) all do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,12 +118,12 @@ class Rule:
 
     def to_ours(self, source: Mapping[str, Array]) -> dict[str, Array]:
         """Our arrays by path, of a source that has all of this rule's arrays."""
-        layers = [
+        layers = (
             self.transform.to_ours(tuple(source[name] for name in names))
             for names in self.source_names()
-        ]
+        )
         if self.stack:
-            layers = [tuple(_stack(arrays) for arrays in zip(*layers, strict=True))]
+            return _by_name(self.target_paths(), [_stack(layers, len(self._layers()))])
         return _by_name(self.target_paths(), layers)
 
     def to_source(self, ours: Mapping[str, Array]) -> dict[str, Array]:
@@ -252,8 +253,24 @@ def _fill(names: tuple[str, ...], layer: int | None) -> tuple[str, ...]:
     return names if layer is None else tuple(name.format(layer) for name in names)
 
 
-def _stack(arrays: Sequence[Array]) -> Array:
-    return arrays[0].__array_namespace__().stack(arrays)
+def _stack(layers: Iterator[Arrays], count: int) -> Arrays:
+    """Arrays of each layer, one after the other, along a new leading axis.
+
+    Of numpy arrays no more than one layer is held beside the result.
+    """
+    first = next(layers)
+    if not isinstance(first[0], np.ndarray):
+        every = zip(first, *layers, strict=True)
+        return tuple(group[0].__array_namespace__().stack(group) for group in every)
+    stacked = tuple(np.empty((count, *array.shape), array.dtype) for array in first)
+    for number, arrays in enumerate(itertools.chain([first], layers)):
+        for whole, array in zip(stacked, arrays, strict=True):
+            if array.dtype != whole.dtype:
+                raise ValueError(
+                    f"layer {number} is {array.dtype}, those before it {whole.dtype}"
+                )
+            whole[number] = array
+    return stacked
 
 
 def _by_name(

@@ -86,16 +86,18 @@ class QFormerTokenizer(_FastTokenizer):
     """BERT's tokenizer with [DEC], the start of a generated text, as one more id.
 
     Attributes: pad_id, cls_id, sep_id, start_id ([DEC]), end_id ([SEP]) and
-    vocab_size (BERT's and one).
+    vocab_size (BERT's and one; what stands behind [DEC] does not count).
     """
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer)
         self.cls_id: int = _required(tokenizer, "cls_token_id")
         self.sep_id: int = _required(tokenizer, "sep_token_id")
-        self.start_id = len(tokenizer)
+        # Hugging Face's tokenizers of BLIP-2 have [DEC] already.
+        known = tokenizer.get_vocab().get("[DEC]")
+        self.start_id = len(tokenizer) if known is None else known
         self.end_id = self.sep_id
-        self.vocab_size = len(tokenizer) + 1
+        self.vocab_size = self.start_id + 1
 
     def encode(
         self, texts: Sequence[str], length: int
@@ -181,7 +183,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer  # slow to import, not needed by sources
 
-    directory = _directory(spec)
+    directory = tokenizer_directory(spec)
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     expected = _vocabulary_size(directory)
     if len(tokenizer) < expected:
@@ -191,7 +193,12 @@ def load_tokenizer(
     return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
 
 
-def _directory(spec: str) -> pathlib.Path:
+def tokenizer_directory(spec: str) -> pathlib.Path:
+    """Where the files of a tokenizer lie.
+
+    Raises:
+      FileNotFoundError: no such directory, or no vocabulary in it.
+    """
     directory = pathlib.Path(spec)
     if spec.startswith("shapes:"):
         directory = SHAPES_TOKENIZERS / spec.removeprefix("shapes:")

@@ -78,7 +78,8 @@ def default_config(task: str = "stage1") -> ConfigDict:
 
     config.model = _model()
     config.init = _init()
-    # Weights that are never trained: a safetensors file in this package's names, the
+    # Weights that are never trained: a file or folder of their own project (EVA-CLIP,
+    # CLIP, OPT, T5; docs/conversion.md), one that launch/convert.py wrote, the
     # directory of the run that made them, "shapes:vision", "shapes:opt", "shapes:t5"
     # (shipped), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
@@ -121,7 +122,7 @@ def _init() -> ConfigDict:
         {
             "from_run": "",  # a run directory of this package, e.g. of stage 1
             "which": "last",  # "last", "best" or a step of that run
-            "from_weights": (),  # safetensors files in this package's names
+            "from_weights": (),  # files or folders: ours, BERT, LAVIS, Hugging Face
         }
     )
 

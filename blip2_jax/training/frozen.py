@@ -1,13 +1,12 @@
 """Weights from files, and the record of which ones a run was given.
 
 A run's checkpoints do not hold its frozen parameters. They are named instead: a
-manifest lists the digest of every array as its file held it, and a run that continues
-with other weights is stopped.
+manifest lists the digest of every array as its origin held it, and a run that continues
+with other weights is stopped. Files may move, and may be converted in between.
 """
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,55 +14,31 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import safe_open
 
 from blip2_jax import sharding
+from blip2_jax.convert.folder import Manifest, entry
+from blip2_jax.convert.weights import open_arrays
+from blip2_jax.presets import Blip2Config
 from blip2_jax.training.partition import Tree, flatten, unflatten
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "weights"
-Manifest = dict[str, dict[str, Any]]
 
 
 class WeightsError(ValueError):
     """Weights that are missing, of another shape, or not those of the run."""
 
 
-class WeightsFile(Mapping[str, np.ndarray]):
-    """The arrays of a safetensors file, or of a directory of them, read when asked for.
-
-    Names are this package's "/"-joined parameter paths.
-    """
-
-    def __init__(self, path: str | pathlib.Path) -> None:
-        path = pathlib.Path(path)
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not files or not files[0].exists():
-            raise WeightsError(f"{path} is no safetensors file or directory of them")
-        self._file_of: dict[str, pathlib.Path] = {}
-        for file in files:
-            with safe_open(file, "np") as content:
-                self._file_of |= dict.fromkeys(content.keys(), file)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        with safe_open(self._file_of[name], "np") as content:
-            return content.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-
-def open_weights(spec: str) -> WeightsFile:
-    """The weights that a specification names.
+def open_weights(spec: str, sizes: Blip2Config) -> Mapping[str, np.ndarray]:
+    """The weights that a specification names, read when asked for.
 
     Args:
-      spec: a path, or "shapes:vision", "shapes:opt", "shapes:t5" (shipped).
+      spec: "shapes:vision", "shapes:opt", "shapes:t5" (shipped); or a file or folder
+        in this package's names or in those of another project (`convert.weights`).
+      sizes: of the model that they are for.
     """
     if spec.startswith("shapes:"):
-        return WeightsFile(SHIPPED / f"{spec.removeprefix('shapes:')}.safetensors")
-    return WeightsFile(spec)
+        spec = str(SHIPPED / f"{spec.removeprefix('shapes:')}.safetensors")
+    return open_arrays(spec, sizes)
 
 
 class RandomWeights(Mapping[str, np.ndarray]):
@@ -86,14 +61,6 @@ class RandomWeights(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._arrays)
-
-
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of the values in row-major, little-endian bytes."""
-    array = np.atleast_1d(np.ascontiguousarray(array))
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
 
 
 def load_frozen(
@@ -126,10 +93,7 @@ def load_frozen(
             raise WeightsError(
                 f"{path} is {array.shape} in {name}, the model needs {flat[path].shape}"
             )
-        manifest[path] = {
-            "source": name, "digest": digest(array), "shape": list(array.shape),
-            "dtype": str(array.dtype),
-        }
+        manifest[path] = entry(sources[name], path, array) | {"source": name}
         loaded[path] = sharding.put(array.astype(dtype), layout[path])
     return unflatten(loaded), manifest
 

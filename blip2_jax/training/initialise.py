@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from blip2_jax import sharding
+from blip2_jax.presets import Blip2Config
 from blip2_jax.training import partition
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.frozen import (
@@ -28,7 +29,7 @@ from blip2_jax.training.frozen import (
     open_weights,
 )
 from blip2_jax.training.partition import Tree, flatten, unflatten
-from blip2_jax.training.tasks import Task, compute_dtype
+from blip2_jax.training.tasks import Task, compute_dtype, model_config
 
 # Which part of the tree each entry of `config.frozen_sources` provides.
 TOWERS = {"vision": "visual_encoder/", "language_model": "language_model/"}
@@ -67,18 +68,33 @@ def load_frozen_parameters(
     """The frozen parameters in the compute dtype on the mesh, and their manifest.
 
     Args:
-      config: `frozen_sources` names the weights of the towers; frozen parts of the
-        rest come from `init`.
-      task: only for sources called "random".
       shapes: `parameter_shapes(...).frozen`.
       mesh: of the run.
+      config, task: see `frozen_sources`.
 
     Raises:
       WeightsError: no source is named, or a source lacks an array.
     """
     if not shapes:
         return {}, {}
-    paths = list(flatten(shapes))
+    sources = frozen_sources(config, task, list(flatten(shapes)))
+    return load_frozen(shapes, sources, compute_dtype(config), mesh)
+
+
+def frozen_sources(
+    config: ConfigDict, task: Task, paths: list[str]
+) -> dict[str, Arrays]:
+    """Where the frozen parameters of these paths are, by name of the source.
+
+    Args:
+      config: `frozen_sources` names the weights of the towers; frozen parts of the
+        rest come from `init`.
+      task: only for sources called "random".
+
+    Raises:
+      WeightsError: no source is named.
+      SourceError: there is nothing, or something else, where one is named.
+    """
     sources: dict[str, Arrays] = {}
     for tower, prefix in TOWERS.items():
         if not any(path.startswith(prefix) for path in paths):
@@ -87,21 +103,22 @@ def load_frozen_parameters(
         if not spec:
             raise WeightsError(
                 f"config.frozen_sources.{tower} is empty, but {prefix} is frozen: name "
-                'its weights (a safetensors file, or "shapes:...")'
+                "its weights (a file or folder of its own project or of this package, "
+                'or "shapes:...")'
             )
         sources[f"{spec} ({tower})" if spec == "random" else spec] = (
             RandomWeights(task.init_params, config.seed, prefix)
-            if spec == "random" else tower_weights(spec)
+            if spec == "random" else tower_weights(spec, model_config(config.model))
         )
     if not all(path.startswith(tuple(TOWERS.values())) for path in paths):
         sources |= given_arrays(config)
-    return load_frozen(shapes, sources, compute_dtype(config), mesh)
+    return sources
 
 
-def tower_weights(spec: str) -> Arrays:
+def tower_weights(spec: str, sizes: Blip2Config) -> Arrays:
     """The weights of a tower: of a file, or of the newest checkpoint of a run."""
     is_run = (pathlib.Path(spec) / "checkpoints").is_dir()
-    return run_arrays(spec) if is_run else open_weights(spec)
+    return run_arrays(spec) if is_run else open_weights(spec, sizes)
 
 
 def initialise(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) -> Start:
@@ -143,7 +160,7 @@ def given_arrays(config: ConfigDict) -> dict[str, Arrays]:
     """Arrays by path, by name of the run or file that `config.init` names."""
     given: dict[str, Arrays] = {}
     for spec in config.init.from_weights:
-        given[spec] = open_weights(spec)
+        given[spec] = open_weights(spec, model_config(config.model))
     if config.init.from_run:
         given[config.init.from_run] = run_arrays(
             config.init.from_run, config.init.which

@@ -111,14 +111,6 @@ def model_config(options: ConfigDict) -> presets.Blip2Config:
     return _override(base, options.overrides.items(), "config.model.overrides")
 
 
-PARTS = {
-    "features": presets.FeaturesConfig,
-    "vit": presets.ViTConfig,
-    "opt": presets.OPTConfig,
-    "t5": presets.T5Config,
-}
-
-
 def _override(base: Any, changes: Any, where: str) -> Any:
     """`dataclasses.replace`, nested; errors name the path of the key."""
     fields = [field.name for field in dataclasses.fields(base)]
@@ -138,12 +130,13 @@ def _part(present: Any, changes: dict[str, Any], path: str) -> Any:
     kind = changes.pop("kind", None)
     if kind is None:
         if present is None:
-            raise ValueError(f"{path} must say its kind: {', '.join(PARTS)}")
+            raise ValueError(f"{path} must say its kind: {', '.join(presets.PARTS)}")
         return _override(present, changes.items(), path)
-    if kind not in PARTS:
-        raise ValueError(f"{path}.kind is {kind!r}; there are {', '.join(PARTS)}")
+    if kind not in presets.PARTS:
+        known = ", ".join(presets.PARTS)
+        raise ValueError(f"{path}.kind is {kind!r}; there are {known}")
     try:
-        return PARTS[kind](**changes)
+        return presets.PARTS[kind](**changes)
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -1,0 +1,65 @@
+"""What kind of weights a source holds, told by the names of its arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from blip2_jax.convert.sources import Source, SourceError
+
+# The first whose pattern some name begins with; a pattern tells its kind from those
+# below it.
+KINDS = {
+    "lavis": r"Qformer\.",
+    "huggingface": r"qformer\.encoder\.layer\.",
+    "blip2_jax": r"[a-z_]+/",
+    "bert": r"bert\.encoder\.layer\.",
+    "eva": r"(visual\.)?blocks\.0\.attn\.q_bias",
+    "clip": r"(visual\.)?transformer\.resblocks\.0\.attn\.in_proj_weight",
+    "clip_huggingface": r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.",
+    "opt": r"(model\.)?decoder\.layers\.0\.fc1\.",
+    "t5": r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",
+}
+DESCRIPTIONS = {
+    "lavis": "LAVIS's BLIP-2",
+    "huggingface": "Hugging Face's BLIP-2",
+    "blip2_jax": "this package's own",
+    "bert": "BERT",
+    "eva": "EVA-CLIP's image encoder",
+    "clip": "OpenAI's CLIP",
+    "clip_huggingface": "Hugging Face's CLIP",
+    "opt": "OPT",
+    "t5": "T5",
+}
+VISION = ("eva", "clip", "clip_huggingface")
+LANGUAGE = ("opt", "t5")
+
+
+def kind_of(source: Source) -> str:
+    """A key of `KINDS`.
+
+    Raises:
+      SourceError: none fits; the message gives some of the names.
+    """
+    for kind, pattern in KINDS.items():
+        if any(re.match(pattern, name) for name in source):
+            return kind
+    raise SourceError(
+        f"{source.path} is none of: {', '.join(DESCRIPTIONS.values())}; it holds "
+        f"{len(source)} arrays such as {', '.join(list(source)[:3])}"
+    )
+
+
+def expect(source: Source, kinds: Iterable[str], what: str) -> str:
+    """`kind_of`, which must be one of `kinds`.
+
+    Raises:
+      SourceError: it is another.
+    """
+    kind, kinds = kind_of(source), tuple(kinds)
+    if kind not in kinds:
+        wanted = " or ".join(DESCRIPTIONS[name] for name in kinds)
+        raise SourceError(
+            f"{source.path} is {DESCRIPTIONS[kind]}; {what} needs {wanted}"
+        )
+    return kind

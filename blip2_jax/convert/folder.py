@@ -1,0 +1,167 @@
+"""This package's own folder of weights: what `convert --to blip2_jax` writes.
+
+    model.json            sizes, tokenizers, prompts
+    manifest.json         for every array its origin, digest, shape and dtype there
+    model*.safetensors    arrays by our paths
+    qformer_tokenizer/, language_tokenizer/
+
+Digests are of the origin's values, before any cast, and are computed once: a reader
+trusts them, so that a run which names this folder starts without hashing gigabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from blip2_jax import presets
+from blip2_jax.convert.arrays import digest
+from blip2_jax.convert.opened import Opened
+from blip2_jax.convert.output import ShardWriter, cast, progress, whole, write_json
+from blip2_jax.convert.sources import Source, SourceError
+
+FORMAT = 1
+MODEL, MANIFEST = "model.json", "manifest.json"
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+Manifest = dict[str, dict[str, Any]]
+TOKENIZERS = ("qformer_tokenizer", "language_tokenizer")
+
+
+class FolderArrays(Mapping[str, np.ndarray]):
+    """The arrays of a folder, with the digests that were taken at conversion."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._source = Source(path)
+        self.manifest: Manifest = json.loads((path / MANIFEST).read_text())
+        if self.manifest.keys() != self._source.keys():
+            differ = sorted(self.manifest.keys() ^ self._source.keys())
+            raise SourceError(f"{path}: manifest and weights differ in {differ[0]}")
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self._source[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Shape of an array, without reading it."""
+        return self._source.shape(path)
+
+    def origin(self, path: str) -> dict[str, Any]:
+        """Source, digest, shape and dtype that an array had before conversion."""
+        return self.manifest[path]
+
+
+def is_folder(path: pathlib.Path) -> bool:
+    """Whether a conversion wrote this folder."""
+    return (path / MODEL).is_file()
+
+
+def write_folder(
+    model: Opened, output: pathlib.Path, dtype: str | None = None
+) -> None:
+    """Write a model; the folder appears when it is complete.
+
+    Args:
+      dtype: of all floating arrays; None keeps each one's own.
+
+    Raises:
+      FileExistsError: the output is there already.
+    """
+    with whole(output) as place:
+        place.mkdir(parents=True)
+        manifest = write_arrays(model.arrays, place, dtype)
+        write_json(place / MANIFEST, manifest)
+        described = describe(model)
+        for role in TOKENIZERS:
+            described[role] = _copy_tokenizer(described[role], place / role)
+        write_json(place / MODEL, described)
+
+
+def write_arrays(
+    arrays: Mapping[str, np.ndarray], place: pathlib.Path, dtype: str | None
+) -> Manifest:
+    """Write arrays one by one; returns what they were."""
+    writer, manifest = ShardWriter(place), Manifest()
+    for path in progress(list(arrays), "converting"):
+        array = arrays[path]
+        manifest[path] = entry(arrays, path, array)
+        if array.dtype.name in FLOATS:
+            array = cast(array, dtype)
+        writer.add(path, array)
+    writer.close()
+    return manifest
+
+
+def entry(
+    arrays: Mapping[str, np.ndarray], path: str, array: np.ndarray
+) -> dict[str, Any]:
+    """Where an array comes from and what it was there; hashed unless that is known."""
+    origin = getattr(arrays, "origin", lambda path: "memory")(path)
+    if isinstance(origin, Mapping):
+        return dict(origin)
+    return {
+        "source": origin, "digest": digest(array), "shape": list(array.shape),
+        "dtype": array.dtype.name,
+    }  # fmt: skip
+
+
+def describe(model: Opened) -> dict[str, Any]:
+    """What `model.json` says."""
+    return {
+        "format": FORMAT,
+        "origin": model.origin,
+        "sizes": presets.to_plain(model.config),
+        "qformer_tokenizer": model.qformer_tokenizer,
+        "language_tokenizer": model.language_tokenizer,
+        "question_prompt": model.question_prompt,
+        "question_in_qformer": model.question_in_qformer,
+        "precision": model.precision,
+        "absent": list(model.absent),
+        "elsewhere": list(model.elsewhere),
+    }
+
+
+def read_folder(path: pathlib.Path) -> Opened:
+    """Open what `write_folder` wrote.
+
+    Raises:
+      SourceError: the folder is damaged, or of a later format.
+    """
+    try:
+        told = json.loads((path / MODEL).read_text())
+        if told.pop("format") != FORMAT:
+            raise SourceError(f"{path} was written by a later version of this package")
+        config = presets.from_plain(told.pop("sizes"))
+        for role in TOKENIZERS:
+            if told[role] and not told[role].startswith("shapes:"):
+                told[role] = str(path / told[role])
+        lists = {name: tuple(told.pop(name)) for name in ("absent", "elsewhere")}
+        return Opened(config, FolderArrays(path), **told, **lists)
+    except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
+        raise SourceError(f"{path} is a damaged folder of weights: {error}") from error
+
+
+def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
+    """Copies a directory's files (not its weights); returns what to record."""
+    if not spec or spec.startswith("shapes:"):
+        return spec
+    target.mkdir()
+    for file in sorted(pathlib.Path(spec).iterdir()):
+        if file.is_file() and file.name in TOKENIZER_FILES:
+            shutil.copy(file, target / file.name)
+    return target.name
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
+)  # fmt: skip

@@ -1,0 +1,178 @@
+"""LAVIS checkpoint files: opened with what they leave out, and written.
+
+A file of LAVIS holds what was trained. The frozen halves of a stage-2 model, and the
+image encoder of a stage-1 model, come from files of their own.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+from blip2_jax.convert import sizes
+from blip2_jax.convert.arrays import ConvertedArrays, Part
+from blip2_jax.convert.lavis import POSITION_IDS, position_ids, stage1_rules
+from blip2_jax.convert.lavis_stage2 import stage2_rules
+from blip2_jax.convert.names import Rule
+from blip2_jax.convert.opened import TEXT_BRANCH, TOWERS, Opened, expected_shapes
+from blip2_jax.convert.output import progress, whole
+from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.towers import language_part, resized, vision_part
+from blip2_jax.presets import Blip2Config, ViTConfig
+
+
+def open_lavis(
+    source: Source,
+    config: Blip2Config | None = None,
+    *,
+    vision: Source | None = None,
+    language_model: Source | None = None,
+    extra: tuple[Part, ...] = (),
+) -> Opened:
+    """A LAVIS file as a model.
+
+    Args:
+      source: of the file.
+      config: sizes; None finds the released model that has these.
+      vision: the image encoder, where the file has none: EVA-CLIP or CLIP.
+      language_model: OPT or T5, of a stage-2 file.
+      extra: further parts, such as a text branch.
+
+    Raises:
+      SourceError: what the model needs is nowhere, or the file holds something else.
+    """
+    config = config or sizes.released_sizes(source)
+    rules = lavis_rules(config)
+    if isinstance(config.vision, ViTConfig):
+        rules = resized(rules, source, config.vision)
+    parts = [Part(source, rules, (POSITION_IDS.replace(".", r"\."),))]
+    if vision is not None:
+        parts.append(vision_part(vision, config.vision))
+    if language_model is not None:
+        if config.language_model is None:
+            raise SourceError(f"{source.path} is of stage 1: it has no language model")
+        parts.append(language_part(language_model, config.language_model))
+    arrays = ConvertedArrays([*parts, *extra])
+    _check_towers(arrays, config, source)
+    arrays.check(expected_shapes(config), carried=TEXT_BRANCH if extra else ())
+    own = {name for rule in rules for name in _targets(rule) if _within(rule, source)}
+    elsewhere = tuple(
+        tower for tower in TOWERS
+        if any(path.startswith(tower) and path not in own for path in arrays)
+    )
+    half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
+    return Opened(
+        config, arrays, "lavis", elsewhere=elsewhere,
+        precision="bfloat16" if half else "float32",
+    )  # fmt: skip
+
+
+def _check_towers(arrays: ConvertedArrays, config: Blip2Config, source: Source) -> None:
+    """A tower that is wholly absent has its own, shorter message."""
+    wanted = [(TOWERS[0], "image encoder", "--vision")]
+    if config.language_model is not None:
+        wanted.append((TOWERS[1], "language model", "--language_model"))
+    for prefix, what, option in wanted:
+        if not any(path.startswith(prefix) for path in arrays):
+            raise SourceError(
+                f"{source.path} holds no {what}, as LAVIS's files of models with a "
+                f"frozen one do: name it ({option})"
+            )
+
+
+def _targets(rule: Rule) -> list[str]:
+    return [path for group in rule.target_paths() for path in group]
+
+
+def _within(rule: Rule, source: Source) -> bool:
+    return all(name in source for group in rule.source_names() for name in group)
+
+
+def write_lavis(
+    model: Opened,
+    output: pathlib.Path,
+    dtype: str | None = None,
+    complete: bool = False,
+) -> list[str]:
+    """Write a model as LAVIS saves it; the file appears when it is complete.
+
+    Args:
+      output: the file, `.pth`.
+      dtype: of all floating arrays; None keeps each one's own.
+      complete: also the frozen towers that came from elsewhere.
+
+    Returns:
+      Lines for the user: what was left out.
+
+    Raises:
+      SourceError: LAVIS has no such model.
+      FileExistsError: the output is there already.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise SourceError(
+            "a LAVIS file is pickled, which needs torch: pip install torch"
+        ) from error
+    if output.suffix != ".pth":
+        raise SourceError(f"a LAVIS file ends with .pth, not {output.name}")
+    with whole(output) as place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        arrays = lavis_arrays(model, complete)
+        tensors = {
+            name: _tensor(_cast(array, dtype)) for name, array in arrays.items()
+        }
+        torch.save({"model": tensors}, place)
+    left = [tower.rstrip("/") for tower in ([] if complete else model.elsewhere)]
+    lines = [f"left out, as LAVIS does: {', '.join(left)} (--complete)"] if left else []
+    if carried := model.carried():
+        lines.append(f"{len(carried)} arrays of the text branch have no place there")
+    return lines
+
+
+def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, np.ndarray]:
+    """The model under LAVIS's names."""
+    source: dict[str, np.ndarray] = {}
+    left_out = () if complete else model.elsewhere
+    rules = lavis_rules(model.config)
+    for rule in progress(rules, "converting"):
+        paths = _targets(rule)
+        if paths[0].startswith(left_out):
+            # The second name of a frozen token table is in their files all the same.
+            if rule.aliases:
+                table = model.arrays[paths[0]]
+                source |= dict.fromkeys(rule.aliases, table)
+            continue
+        source |= rule.to_source({path: model.arrays[path] for path in paths})
+    return source | position_ids(model.config.qformer)
+
+
+def lavis_rules(config: Blip2Config) -> list[Rule]:
+    """LAVIS's table of a model.
+
+    Raises:
+      SourceError: an image encoder that LAVIS does not have.
+    """
+    vision = config.vision
+    if isinstance(vision, ViTConfig) and vision.key_bias != vision.pre_norm:
+        raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP alone")
+    table = stage1_rules if config.language_model is None else stage2_rules
+    return table(config)
+
+
+def _cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
+    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    return array.astype(np.dtype(dtype)) if dtype and floating else array
+
+
+def _tensor(array: np.ndarray):
+    """A torch tensor of the same bits."""
+    import torch
+
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+

@@ -1,0 +1,153 @@
+"""The unimodal models that stages 1 and 2 start from, as parts of a conversion."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from blip2_jax.convert import bert, clip, eva
+from blip2_jax.convert.arrays import Part
+from blip2_jax.convert.detect import VISION, expect
+from blip2_jax.convert.lavis_stage2 import language_model_rules
+from blip2_jax.convert.names import Arrays, Rule, Transform
+from blip2_jax.convert.positions import interpolate_positions
+from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.presets import (
+    FeaturesConfig,
+    LanguageModelConfig,
+    OPTConfig,
+    QFormerConfig,
+    ViTConfig,
+)
+
+# What the files hold beside the blocks that BLIP-2 uses: norms and heads behind the
+# last block, text towers.
+EVA_LEFTOVERS = (
+    r"(fc_)?norm\..*", r"head\..*", r"mask_token", r"lm_head\..*", r"norm\..*",
+)  # fmt: skip
+CLIP_LEFTOVERS = (r"ln_post\..*", r"proj")
+CLIP_HUGGINGFACE_LEFTOVERS = (
+    r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_scale",
+    r"vision_model\.post_layernorm\..*", r"vision_model\.embeddings\.position_ids",
+)  # fmt: skip
+OUTSIDE_VISUAL = r"(?!visual\.).*"  # of a file that holds the text tower too
+OLD_T5_BIAS = (
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
+
+
+def vision_part(source: Source, config: ViTConfig | FeaturesConfig) -> Part:
+    """An image encoder; its positions are resized where `config` has another size.
+
+    Raises:
+      SourceError: it is no image encoder, or not of the kind of `config`.
+    """
+    if not isinstance(config, ViTConfig):
+        raise SourceError(
+            f"{source.path}: this model reads features and has no image encoder"
+        )
+    kind = expect(source, VISION, "the image encoder")
+    if config.pre_norm == (kind == "eva"):
+        wanted = "CLIP" if config.pre_norm else "EVA-CLIP"
+        raise SourceError(f"{source.path} is no {wanted} image encoder")
+    if kind == "clip_huggingface":
+        rules = clip.clip_huggingface_rules(config, "visual_encoder/")
+        last = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
+        leftovers = (*CLIP_HUGGINGFACE_LEFTOVERS, last)
+    else:
+        prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
+        table, blocks, rest = (
+            (eva.eva_rules, r"blocks", EVA_LEFTOVERS)
+            if kind == "eva"
+            else (clip.clip_rules, r"transformer\.resblocks", CLIP_LEFTOVERS)
+        )
+        rules = table(config, prefix, "visual_encoder/")
+        last = rf"{blocks}\.{config.depth}\..*"
+        leftovers = tuple(prefix.replace(".", r"\.") + name for name in (*rest, last))
+        leftovers += (OUTSIDE_VISUAL,) if prefix else ()
+    return Part(source, resized(rules, source, config), leftovers)
+
+
+def resized(
+    rules: Sequence[Rule], source: Source, config: ViTConfig
+) -> list[Rule]:
+    """The table with positions brought to the image size of `config`, if they differ.
+
+    EVA's are resized with aligned centres, CLIP's with aligned corners.
+    """
+    return [
+        _resized(rule, config)
+        if rule.targets == ("visual_encoder/position_embedding",)
+        and rule.sources[0] in source
+        and source.shape(rule.sources[0])[-2] != config.num_tokens
+        else rule
+        for rule in rules
+    ]
+
+
+def _resized(rule: Rule, config: ViTConfig) -> Rule:
+    def to_ours(arrays: Arrays) -> Arrays:
+        (positions,) = rule.transform.to_ours(arrays)
+        if not isinstance(positions, np.ndarray):  # shapes are asked for
+            shape = (config.num_tokens, positions.shape[-1])
+            return (jnp.zeros(shape, positions.dtype),)
+        return (
+            interpolate_positions(
+                positions, config.num_tokens, align_corners=config.pre_norm
+            ),
+        )
+
+    def to_source(arrays: Arrays) -> Arrays:
+        raise ValueError("resized positions do not become what they were")
+
+    return Rule(rule.source, rule.target, Transform(to_ours, to_source))
+
+
+def tied_head(rules: Sequence[Rule], source: Source) -> list[Rule]:
+    """The table of a source that holds no head of T5, for it equals the token table.
+
+    So transformers saves a T5 that was made there and not read from a v1.1 file.
+    """
+    head, table = "lm_head.weight", "shared.weight"
+    return [
+        dataclasses.replace(rule, source=rule.sources[0].replace(head, table))
+        if rule.targets == ("language_model/head/kernel",)
+        and rule.sources[0] not in source
+        else rule
+        for rule in rules
+    ]
+
+
+def language_part(source: Source, config: LanguageModelConfig) -> Part:
+    """A language model.
+
+    Raises:
+      SourceError: it is none, or one of the other family.
+    """
+    family = "opt" if isinstance(config, OPTConfig) else "t5"
+    expect(source, [family], "this model's language model")
+    if family == "t5":
+        rules = tied_head(language_model_rules(config), source)
+        return Part(source, rules, (OLD_T5_BIAS,))
+    rules = language_model_rules(config)
+    if not any(name.startswith("model.") for name in source):
+        rules = [_without_model(rule) for rule in rules]
+    return Part(source, rules, ())
+
+
+def _without_model(rule: Rule) -> Rule:
+    """The older files of OPT leave the first word of every name out."""
+    return dataclasses.replace(rule, source=rule.sources[0].removeprefix("model."))
+
+
+def bert_part(source: Source, config: QFormerConfig, *, queries: bool = True) -> Part:
+    """A BERT, as a Q-Former's start or (`queries` False) as its text branch alone."""
+    expect(source, ["bert"], "a Q-Former's start")
+    rules = bert.bert_rules(config, source, queries=queries)
+    leftovers = bert.LEFTOVERS if queries else (r"bert\..*", *bert.LEFTOVERS)
+    return Part(source, rules, leftovers)
+
+

@@ -1,0 +1,104 @@
+"""`blip2_jax.load`: a model from disk, ready to use."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip2_jax.api import Blip2
+from blip2_jax.convert.names import nest
+from blip2_jax.convert.opened import TOWERS, Opened, expected_shapes
+from blip2_jax.data.text import load_tokenizer
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.opening import Beside, open_model
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def load(
+    path: str | pathlib.Path,
+    *,
+    which: str | int = "best",
+    precision: str | None = None,
+    batch_size: int = 32,
+    **beside: Any,
+) -> Blip2:
+    """Open a model.
+
+    Args:
+      path: the directory of a run of this package (`--workdir` of training), a folder
+        that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, or a LAVIS file.
+      which: checkpoint of a run: "best" (by evaluation; the last if there was none),
+        "last" or a step.
+      precision: "float32" or "bfloat16"; None as in training, or as the file holds
+        its frozen towers (half precision of either kind means bfloat16).
+      batch_size: rows of the largest compiled program.
+      **beside: fields of `opening.Beside`, for what the path does not say: `vision`,
+        `language_model`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
+        `image_size`, ...
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: something else is there: its subclasses SourceError, ConfigError,
+        WeightsError say what; CheckpointError, a run without the checkpoint.
+    """
+    names = [field.name for field in dataclasses.fields(Beside)]
+    for name in beside:
+        if name not in names:
+            known = ", ".join(names)
+            raise ValueError(f"load has no option {name!r}; there are {known}")
+    return from_opened(
+        open_model(path, Beside(**beside), which), precision, batch_size
+    )
+
+
+def from_opened(
+    opened: Opened, precision: str | None = None, batch_size: int = 32
+) -> Blip2:
+    """A model to use, its arrays placed on the first device one by one.
+
+    Towers take the precision's dtype, the rest float32. What a Hugging Face stage-1
+    model lacks is zero; `caption` says so.
+
+    Raises:
+      ValueError: no such precision.
+    """
+    precision = precision or opened.precision
+    if precision not in PRECISIONS:
+        given = ", ".join(PRECISIONS)
+        raise ValueError(f"precision {precision!r}: there are {given}")
+    dtype = jnp.dtype(precision)
+    model = (
+        Blip2Stage1(opened.config, dtype)
+        if opened.stage == 1
+        else Blip2Stage2(
+            opened.config, dtype, question_in_qformer=opened.question_in_qformer
+        )
+    )
+    wanted = expected_shapes(opened.config, opened.question_in_qformer)
+    params = {}
+    for path in [path for path in opened.arrays if path in wanted]:
+        kept = dtype if path.startswith(TOWERS) else np.float32
+        params[path] = jax.device_put(opened.arrays[path].astype(kept))
+    for path in wanted.keys() - params.keys():
+        params[path] = jnp.zeros(wanted[path].shape)
+    return Blip2(
+        model,
+        nest(params),
+        qformer_tokenizer=_tokenizer(opened.qformer_tokenizer, language_model=False),
+        language_tokenizer=_tokenizer(opened.language_tokenizer, language_model=True),
+        prompt=opened.config.prompt,
+        question_prompt=opened.question_prompt,
+        batch_size=batch_size,
+        absent=opened.absent,
+    )
+
+
+def _tokenizer(spec: str, *, language_model: bool) -> Any:
+    return load_tokenizer(spec, language_model=language_model) if spec else None
