@@ -151,8 +151,10 @@ class _Words:
         from transformers import AutoTokenizer
 
         ours = load_tokenizer(spec, language_model=stage2)
+        decoder_only = isinstance(model.config.language_model, OPTConfig)
         self.tokenizer = AutoTokenizer.from_pretrained(
-            str(tokenizer_directory(spec)), local_files_only=True
+            str(tokenizer_directory(spec)),
+            padding_side="left" if decoder_only else "right",
         )
         self.ours = ours
         if stage2:
@@ -173,24 +175,26 @@ class _Words:
 
         vision = model.config.vision
         assert isinstance(vision, ViTConfig)
-        if isinstance(model.config.language_model, OPTConfig):
-            self.tokenizer.padding_side = "left"
         size = {"height": vision.image_size, "width": vision.image_size}
         queries = model.config.qformer.num_queries if model.stage == 2 else None
         processor = Blip2Processor(
             BlipImageProcessorPil(size=size), self.tokenizer, num_query_tokens=queries
         )
         processor.save_pretrained(place)
-        _name_processor(place)
+        _use_older_names(place)
 
 
-def _name_processor(place: pathlib.Path) -> None:
-    """Name the image processor as every version of transformers knows it."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
+# Names of transformers 5, and what earlier versions know the same by.
+_OLDER_NAMES = {
+    "processor_config.json": ("BlipImageProcessorPil", "BlipImageProcessor"),
+    "tokenizer_config.json": ("TokenizersBackend", "PreTrainedTokenizerFast"),
+}
+
+
+def _use_older_names(place: pathlib.Path) -> None:
+    for name, (new, old) in _OLDER_NAMES.items():
         file = place / name
-        if file.is_file():
-            text = file.read_text()
-            file.write_text(text.replace("BlipImageProcessorPil", "BlipImageProcessor"))
+        file.write_text(file.read_text().replace(new, old))
 
 
 def _config(model: Opened, words: _Words, dtype: str) -> Any:

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict, config_dict
 
 import blip2_jax
-from blip2_jax.api import Blip2, load
+from blip2_jax.api import Blip2
 from blip2_jax.data.evaluation import EvaluationSet
 from blip2_jax.data.sources.base import Record
 from blip2_jax.data.text import load_tokenizer
@@ -28,6 +28,7 @@ from blip2_jax.evaluation.stage1 import RetrievalSettings, evaluate_retrieval
 from blip2_jax.evaluation.stage1_scores import text_length
 from blip2_jax.evaluation.stage2 import evaluate_answers, evaluate_captions
 from blip2_jax.evaluation.vqa import submission
+from blip2_jax.loading import load
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.presets import FeaturesConfig
 from blip2_jax.training.config import read_config, to_plain

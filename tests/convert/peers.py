@@ -32,7 +32,7 @@ def text_config(transformers, family):
         )
     return transformers.T5Config(
         vocab_size=presets.SHAPES_T5.vocab_size + 1, d_model=WIDTH, d_kv=8, d_ff=24,
-        num_layers=2, num_decoder_layers=3, num_heads=2,
+        num_layers=3, num_decoder_layers=2, num_heads=2,
         relative_attention_num_buckets=8, relative_attention_max_distance=10,
         feed_forward_proj="gated-gelu", dense_act_fn="gelu", tie_word_embeddings=False,
         decoder_start_token_id=0, bos_token_id=1, initializer_factor=2.0,

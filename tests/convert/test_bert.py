@@ -5,16 +5,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 from golden_stage1 import assert_values
 
-from blip2_jax.convert.bert import start_from_bert
+from blip2_jax.convert import names
+from blip2_jax.convert.arrays import ConvertedArrays
+from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.towers import bert_part
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.presets import Blip2Config, FeaturesConfig, QFormerConfig
 
 SIZES = QFormerConfig(16, 2, 2, 24, num_queries=3, vocab_size=31, max_positions=12)
 MODEL = Blip2Stage1(Blip2Config(FeaturesConfig(4, 8), SIZES))
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,16 @@ def state(bert):
     return {name: value.numpy() for name, value in bert.state_dict().items()}
 
 
-def test_reads_text_as_bert(bert, fresh):
+def start(path, arrays, fresh, sizes=SIZES):
+    """The fresh parameters with what a BERT's file has in place."""
+    source = Source(peers.write_pickle(path / "bert.pth", arrays, wrapper=""))
+    taken = dict(ConvertedArrays([bert_part(source, sizes)]))
+    flat = names.flatten(fresh)
+    assert taken.keys() <= flat.keys()
+    return names.nest(flat | taken)
+
+
+def test_reads_text_as_bert(bert, fresh, tmp_path):
     torch = pytest.importorskip("torch")
     ids = np.random.default_rng(0).integers(0, 30, (2, 5))
     mask = np.array([[1] * 5, [1, 1, 1, 0, 0]])
@@ -58,34 +72,48 @@ def test_reads_text_as_bert(bert, fresh):
         hidden = apply("text_pass", jnp.asarray(ids), jnp.asarray(mask, bool))
         return hidden, apply("lm_logits", hidden)
 
-    params = start_from_bert(fresh, state(bert), SIZES)
+    params = start(tmp_path, state(bert), fresh)
     hidden, logits = run(params)
     real = mask.astype(bool)
     assert_values(hidden[real], out.hidden_states[-1].numpy()[real])
     assert_values(logits[real][:, :30], out.logits.numpy()[real])
 
 
-def test_what_is_taken_copied_and_new(bert, fresh):
-    source = state(bert)
+def test_what_is_taken_copied_and_new(bert, fresh, tmp_path):
     old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma"): array
-        for name, array in source.items()
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): array
+        for name, array in state(bert).items()
     }
-    params = start_from_bert(fresh, old, SIZES)
+    old["cls.seq_relationship.bias"] = np.zeros(2, np.float32)
+    params = start(tmp_path, old, fresh)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, fresh)
     ours, layer = params["qformer"], params["qformer"]["layer_0"]
-    word = ours["embeddings"]["word"]
-    np.testing.assert_array_equal(word[30], fresh["qformer"]["embeddings"]["word"][30])
+    word = state(bert)["bert.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(ours["embeddings"]["word"][:30], word)
+    assert 0 < np.abs(ours["embeddings"]["word"][30]).max() < 0.1
+    assert ours["head"]["bias"][30] == 0
     jax.tree.map(np.testing.assert_array_equal, layer["query_mlp"], layer["text_mlp"])
     before = fresh["qformer"]["layer_0"]["cross_attention"]
     jax.tree.map(np.testing.assert_array_equal, layer["cross_attention"], before)
 
 
-def test_another_bert_is_refused(bert, fresh):
+def test_a_part_that_is_absent_is_not_given(bert, fresh, tmp_path):
     source = state(bert)
     deeper = dataclasses.replace(SIZES, depth=3)
-    with pytest.raises(ValueError, match="layer_2"):
-        start_from_bert(fresh, source, deeper)
+    path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")
+    arrays = ConvertedArrays([bert_part(Source(path), deeper)])
+    assert not any("layer_2" in name for name in arrays)
+    with pytest.raises(SourceError, match=r"layer_2.*no bert\.encoder\.layer\.2"):
+        arrays.check(dict.fromkeys(["qformer/layer_2/text_mlp/up/kernel"]))
+
+
+def test_another_bert_is_refused(bert, tmp_path):
+    source = state(bert)
     source["bert.embeddings.position_embeddings.weight"] = np.ones((9, 16), np.float32)
-    with pytest.raises(ValueError, match="position"):
-        start_from_bert(fresh, source, SIZES)
+    path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")
+    arrays = ConvertedArrays([bert_part(Source(path), SIZES)])
+    expected = names.flatten(jax.eval_shape(lambda: init_params(MODEL, KEY)))
+    with pytest.raises(SourceError, match=r"position is \(9, 16\), .* \(12, 16\)"):
+        arrays.check(expected, absent=(r".*",))

@@ -1,0 +1,200 @@
+"""What cannot be converted says why in one sentence, and leaves nothing behind."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import peers
+import pytest
+from golden_stage1 import STAGE1, config
+from safetensors.numpy import load_file, save_file
+
+from blip2_jax import presets
+from blip2_jax.convert import output
+from blip2_jax.convert.folder import write_folder
+from blip2_jax.convert.huggingface_folder import write_huggingface
+from blip2_jax.convert.lavis_file import write_lavis
+from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.opening import Beside, open_model
+from launch import convert
+
+
+class RunsCode:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+@pytest.fixture
+def huggingface(tmp_path):
+    peers.write_huggingface(tmp_path / "theirs", "opt", shard="40KB")
+    return tmp_path / "theirs"
+
+
+@pytest.fixture
+def stage1(tmp_path):
+    """A LAVIS file of the golden model, and what its sizes are."""
+    arrays = load_file(STAGE1 / "weights.safetensors")
+    path = peers.write_pickle(tmp_path / "stage1.pth", arrays)
+    sizes = peers.write_sizes(tmp_path / "sizes.json", config())
+    return path, Beside(sizes=sizes, qformer_tokenizer="shapes:bert")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_truncated_shard(huggingface):
+    shard = sorted(huggingface.glob("model-*.safetensors"))[1]
+    truncate(shard)
+    with pytest.raises(SourceError, match=f"{shard.name} is no whole safetensors"):
+        open_model(huggingface)
+
+
+def test_a_truncated_torch_file(stage1):
+    truncate(stage1[0])
+    with pytest.raises(SourceError, match=r"stage1\.pth is (no whole torch|refused)"):
+        open_model(*stage1)
+
+
+def test_a_missing_shard(huggingface):
+    shard = sorted(huggingface.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(SourceError, match=rf"lacks 1 of \d shards .* {shard.name}"):
+        open_model(huggingface)
+
+
+def test_an_index_that_names_what_a_shard_lacks(huggingface):
+    index = huggingface / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shard = next(iter(content["weight_map"].values()))
+    index.write_text(json.dumps({"weight_map": {"no_such_array": shard}}))
+    with pytest.raises(SourceError, match=f"{shard} lacks no_such_array"):
+        Source(huggingface)
+
+
+def test_a_pickle_with_code(tmp_path, capsys):
+    peers.torch_and_transformers()
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps({"model": RunsCode()}))
+    with pytest.raises(SourceError, match=r"evil\.pth is refused.*may run code"):
+        open_model(path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_size(stage1):
+    path, _ = stage1
+    with pytest.raises(SourceError, match=r"sizes of no released model.*--sizes"):
+        open_model(path)
+    with pytest.raises(SourceError, match=r"arrays have another size: .*the model"):
+        open_model(path, Beside(sizes="pretrain"))
+
+
+def test_weights_that_are_not_those_of_their_config(huggingface):
+    file = huggingface / "config.json"
+    content = json.loads(file.read_text())
+    content["qformer_config"]["intermediate_size"] = 32
+    file.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=r"query_mlp/.* is \(16, 24\).* \(16, 32\)"):
+        open_model(huggingface)
+
+
+def test_an_unknown_array_is_named(stage1):
+    path, beside = stage1
+    arrays = dict(Source(path)) | {"extra.weight": np.zeros(3, np.float32)}
+    peers.write_pickle(path, arrays)
+    with pytest.raises(SourceError, match=r"1 arrays that this model does not.*extra"):
+        open_model(path, beside)
+
+
+def test_a_missing_array_is_named(stage1):
+    path, beside = stage1
+    arrays = dict(Source(path))
+    del arrays["Qformer.bert.encoder.layer.1.attention.self.key.weight"]
+    peers.write_pickle(path, arrays)
+    with pytest.raises(SourceError, match=r"layer_1/attention/key/kernel \(no Qformer"):
+        open_model(path, beside)
+
+
+def test_a_frozen_tower_that_nobody_named(stage1):
+    path, beside = stage1
+    arrays = {k: v for k, v in Source(path).items() if "visual_encoder" not in k}
+    peers.write_pickle(path, arrays)
+    with pytest.raises(SourceError, match=r"holds no image encoder.*--vision"):
+        open_model(path, beside)
+
+
+def test_a_tower_is_no_model(tmp_path):
+    arrays = {"blocks.0.attn.q_bias": np.zeros(3, np.float32)}
+    path = peers.write_pickle(tmp_path / "eva.pt", arrays, wrapper="")
+    with pytest.raises(SourceError, match="is EVA-CLIP's image encoder: a part"):
+        open_model(path)
+
+
+def test_something_else_altogether(tmp_path):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(SourceError, match=r"is none of: LAVIS's BLIP-2.*such as a"):
+        open_model(tmp_path / "x.safetensors")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        open_model(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=r"no weights in .*empty"):
+        open_model(tmp_path / "empty")
+
+
+def test_a_language_model_that_is_not_known(huggingface):
+    file = huggingface / "config.json"
+    content = json.loads(file.read_text())
+    content["text_config"] = {"model_type": "bloom"}
+    file.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match="'bloom'; there are opt and t5"):
+        open_model(huggingface)
+
+
+def test_interrupted_conversions_leave_nothing(stage1, tmp_path, monkeypatch):
+    opened = open_model(*stage1)
+    written = []
+
+    def stop(self, name, array):
+        written.append(name)
+        if len(written) > 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(output.ShardWriter, "add", stop)
+    for write in (write_folder, write_huggingface):
+        written.clear()
+        with pytest.raises(KeyboardInterrupt):
+            write(opened, tmp_path / "out")
+        assert not list(tmp_path.glob("out*"))
+
+
+def test_what_is_there_is_not_overwritten(stage1, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    opened = open_model(*stage1)
+    for write in (write_folder, write_huggingface):
+        with pytest.raises(FileExistsError, match="out exists already"):
+            write(opened, tmp_path / "out")
+    with pytest.raises(FileExistsError):
+        write_lavis(opened, stage1[0])
+    with pytest.raises(SourceError, match=r"ends with \.pth"):
+        write_lavis(opened, tmp_path / "out.bin")
+
+
+def test_what_transformers_does_not_have(stage1):
+    path, beside = stage1
+    clip = presets.Blip2Config(presets.CLIP_VIT_L, presets.QFORMER_BASE)
+    opened = open_model(path, beside)
+    with pytest.raises(SourceError, match="EVA-CLIP tower alone"):
+        write_huggingface(dataclasses.replace(opened, config=clip), path / "x")
+
+
+def test_the_command_says_one_sentence(stage1, tmp_path, capsys):
+    path, _ = stage1
+    truncate(path)
+    arguments = ["--source", str(path), "--to", "lavis", "--output", "x.pth"]
+    assert convert.main(arguments) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1

@@ -1,0 +1,145 @@
+"""Models of Hugging Face opened as they are: outputs equal to transformers' own."""
+
+import jax
+import numpy as np
+import peers
+import pytest
+from golden_stage1 import assert_values
+from PIL import Image
+
+import blip2_jax
+from blip2_jax import inputs
+from blip2_jax.convert.huggingface_folder import write_huggingface
+from blip2_jax.data.text import load_tokenizer
+from blip2_jax.generation import DecodingConfig
+from blip2_jax.generation.writers import LanguageWriter
+from blip2_jax.models.blip2 import normalize_images
+from blip2_jax.opening import open_model
+
+TEXTS = ["a large red circle", "small blue star left of a large green ring", ""]
+
+
+def pictures(size=(40, 52), count=3):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+    return [Image.fromarray(image).resize(size[::-1]) for image in pixels]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folders by family, each made once: theirs, and the same through ours."""
+    made = {}
+
+    def make(family):
+        if family not in made:
+            path = tmp_path_factory.mktemp(family)
+            model = peers.write_huggingface(path / "theirs", family)
+            write_huggingface(open_model(path / "theirs"), path / "ours")
+            made[family] = path / "ours", model
+        return made[family]
+
+    return make
+
+
+def processed(path, texts, images):
+    """What their processor, read from a folder of ours, makes of the same inputs."""
+    _, transformers = peers.torch_and_transformers()
+    processor = transformers.Blip2Processor.from_pretrained(path)
+    return processor(images=images, text=texts, padding=True, return_tensors="pt")
+
+
+def test_their_processor_sees_the_same_pixels(folder):
+    path, _ = folder("opt")
+    theirs = processed(path, TEXTS, pictures())["pixel_values"].numpy()
+    ours = normalize_images(inputs.as_images(pictures(), 28))
+    np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1), atol=1e-5)
+
+
+SETTINGS = {
+    "greedy": {},
+    "greedy_min": {"min_new_tokens": 6},
+    "greedy_repetition": {"repetition_penalty": 1.5},
+    **{f"beam_{beams}": {"num_beams": beams} for beams in range(2, 6)},
+    **{
+        f"beam_length_{penalty:g}": {"num_beams": 3, "length_penalty": penalty}
+        for penalty in (-1.0, 0.0, 1.0)
+    },
+    "beam_early": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3},
+    "beam_all": {
+        "num_beams": 5, "min_new_tokens": 3, "length_penalty": -1.0,
+        "repetition_penalty": 1.3, "num_return_sequences": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("family", ["opt", "t5"])
+def test_generates_their_ids(folder, family, name):
+    """From pictures and prompts of unequal length to ids, with their `generate`."""
+    path, theirs = folder(family)
+    settings = {"max_new_tokens": 9, **SETTINGS[name]}
+    given = processed(path, TEXTS, pictures())
+    ids = theirs.generate(**given, do_sample=False, **settings).numpy()
+    model = blip2_jax.load(path, precision="float32")
+    tokenizer = load_tokenizer(str(path), language_model=True)
+    writer = LanguageWriter(model.model, model.params, tokenizer)
+    pixels = inputs.as_images(pictures(), 28)
+    config = DecodingConfig(**settings)
+    found = jax.device_get(
+        writer.write(pixels, writer.rows(TEXTS, None), config, None)
+    )
+    ids = ids.reshape(len(TEXTS), config.num_return_sequences, -1)
+    if family == "t5":
+        ids = ids[..., 1:]  # the decoder's start token
+    else:
+        ids = ids[..., given["input_ids"].shape[1] :] if ids.shape[-1] > 9 else ids
+    for row in np.ndindex(found.lengths.shape):
+        length = found.lengths[row]
+        np.testing.assert_array_equal(found.ids[row][:length], ids[row][:length], name)
+        rest = set(ids[row][length:].tolist())
+        assert rest <= {model.model.config.language_model.pad_id, tokenizer.end_id}
+
+
+def test_match_and_features(folder):
+    torch, _ = peers.torch_and_transformers()
+    path, theirs = folder("retrieval")
+    texts, images = TEXTS[:2], pictures(count=2)
+    given = processed(path, texts, images)
+    with torch.no_grad():
+        itm = theirs(**given, use_image_text_matching_head=True).logits_per_image
+        itc = theirs(**given, use_image_text_matching_head=False)
+    model = blip2_jax.load(path)
+    match = model.match(images, texts)
+    assert_values(match.itm, itm.softmax(-1)[:, 1].numpy())
+    assert_values(match.itc, np.diagonal(itc.logits_per_image.numpy()))
+    image = model.features(images, mode="image")
+    assert_values(image["image_embeds_proj"], itc.image_embeds.numpy())
+    text = model.features(texts=texts, mode="text")
+    assert_values(text["text_embeds_proj"][:, 0], itc.text_embeds.numpy())
+    with pytest.raises(ValueError, match="without the head that writes captions"):
+        model.caption(images)
+
+
+@pytest.mark.parametrize("size", [364, 490])
+def test_other_resolutions(tmp_path, size):
+    """Positions of 224 px, brought to another size as the originals do."""
+    torch, transformers = peers.torch_and_transformers()
+    config = peers.huggingface_config(transformers, "opt")
+    config.vision_config.image_size = 224
+    config.vision_config.num_hidden_layers = 1
+    torch.manual_seed(0)
+    theirs = transformers.Blip2ForConditionalGeneration(config).eval()
+    for parameter in theirs.vision_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = blip2_jax.load(tmp_path / "theirs", image_size=size)
+    images = np.random.default_rng(0).normal(size=(1, size, size, 3))
+    images = images.astype(np.float32)
+    with torch.no_grad():
+        expected = theirs.vision_model(
+            torch.tensor(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True
+        ).last_hidden_state
+    found = model.model.apply(
+        {"params": model.params}, images,
+        method=lambda m, x: m.ln_vision(m.encode_image(x)),
+    )
+    assert_values(found, expected.numpy())
