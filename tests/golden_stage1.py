@@ -83,14 +83,3 @@ def batch_of(case: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     if "image_id" in case:
         batch["image_id"] = jnp.asarray(case["image_id"], jnp.int32)
     return batch
-
-
-def assert_values(actual, expected, what: str = "") -> None:
-    """|d| <= 1e-5 + 1e-4 |x|."""
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5, err_msg=what)
-
-
-def assert_gradients(actual, expected, what: str = "") -> None:
-    """|d| <= 1e-4 max|g| + 2e-6."""
-    bound = 1e-4 * np.abs(expected).max() + 2e-6
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=what)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import peers
 import pytest
-from golden_stage1 import assert_values
+from tolerances import assert_values
 
 from blip2_jax.convert import names
 from blip2_jax.convert.arrays import ConvertedArrays

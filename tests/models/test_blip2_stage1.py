@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from golden_stage1 import assert_values, batch_of, config, load_case, model, params
+from golden_stage1 import batch_of, config, load_case, model, params
+from tolerances import assert_values
 
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1

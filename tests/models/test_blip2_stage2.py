@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDENS
-from golden_stage1 import assert_values
+from tolerances import assert_values
 
 from blip2_jax.convert import lavis, names
 from blip2_jax.convert.lavis_stage2 import stage2_rules

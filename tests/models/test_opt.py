@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding import fork, histories, run_steps
-from golden_stage1 import assert_values
+from tolerances import assert_values
 
 from blip2_jax import presets
 from blip2_jax.convert import names

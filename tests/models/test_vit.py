@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_stage1 import assert_values, batch_of, config, load_case, model, params
+from golden_stage1 import batch_of, config, load_case, model, params
+from tolerances import assert_values
 
 from blip2_jax.convert.clip import clip_rules
 from blip2_jax.convert.names import to_ours_complete

@@ -8,18 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_stage1 import (
-    STAGE1,
-    assert_gradients,
-    assert_values,
-    batch_of,
-    load_case,
-    load_params,
-    model,
-    params,
-    rules,
-)
+from golden_stage1 import STAGE1, batch_of, load_case, load_params, model, params, rules
 from safetensors.numpy import load_file
+from tolerances import assert_gradients, assert_values
 
 from blip2_jax import objectives
 from blip2_jax.convert import names

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_stage1 import assert_gradients, assert_values
+from tolerances import assert_gradients, assert_values
 
 from blip2_jax.convert import names
 from blip2_jax.models.blip2 import init_params

@@ -1,0 +1,146 @@
+"""How near to the PyTorch originals is every block? `python benchmarks/parity.py`.
+
+Runs the parity tests (torch and transformers installed: the extra `parity`), which
+compare with numbers of the authors' own code (tests/goldens) and with transformers
+live, and writes the largest error of every block to docs/parity.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "parity.md"
+TESTS = (
+    "tests/models", "tests/training/test_stage1.py", "tests/training/test_stage2.py",
+    "tests/generation", "tests/convert", "tests/test_api.py",
+    "tests/evaluation/test_stage1_scores.py",
+)  # fmt: skip
+
+# Blocks in the order of the page: name, against what, pattern of "test :: what".
+ORIGINAL, TRANSFORMERS = "the original", "transformers"
+BLOCKS = (
+    ("EVA-CLIP ViT, final norm", ORIGINAL, r"test_vit.*eva|stage2.*image_embeds$"),
+    ("CLIP ViT", TRANSFORMERS, r"test_vit.*clip"),
+    ("EVA-CLIP ViT at 364 and 490 px", TRANSFORMERS, r"test_other_resolutions"),
+    ("Q-Former, query pass", ORIGINAL, r"query_output$|stage1\.py.*image_embeds$"),
+    ("Q-Former, text pass", ORIGINAL, r"stage1\.py.*:: text_embeds$"),
+    ("Q-Former, text pass from BERT", TRANSFORMERS, r"test_bert"),
+    ("Q-Former, multimodal pass", ORIGINAL, r"multimodal_embeds$"),
+    ("Contrastive projections, cosine", ORIGINAL, r"_proj$|itc_score$"),
+    ("Matching head", ORIGINAL, r"itm_logits$"),
+    ("Match, features through the API", ORIGINAL, r"test_api.*(match|features)"),
+    ("Match, features through the API", TRANSFORMERS, r"test_match_and_features"),
+    ("Language projection", ORIGINAL, r"stage2.*:: proj$"),
+    ("Language projection", TRANSFORMERS, r"test_equals_huggingface"),
+    ("OPT, logits", ORIGINAL, r"stage2\.py.*stage2_opt_a.*:: logits"),
+    ("OPT, logits", TRANSFORMERS, r"test_opt.*transformers\[pre_norm"),
+    ("OPT-350m layout, logits", ORIGINAL, r"stage2\.py.*opt350_a.*:: logits"),
+    ("OPT-350m layout, logits", TRANSFORMERS, r"test_opt.*transformers\[post_norm"),
+    ("T5, encoder", ORIGINAL, r"encoder_last_hidden"),
+    ("T5, logits", ORIGINAL, r"stage2\.py.*stage2_t5_a.*:: logits"),
+    ("T5, logits", TRANSFORMERS, r"test_t5.*transformers"),
+    ("Stage-1 losses", ORIGINAL, r"training/test_stage1.*(loss|itc|itm|itg)"),
+    ("Stage-1 intermediates", ORIGINAL, r"training/test_stage1.*intermediate"),
+    ("Stage-1 gradients", ORIGINAL, r"training/test_stage1.*gradient"),
+    ("Stage-1 weights after five steps", ORIGINAL, r"training/test_stage1.*five"),
+    ("Stage-2 losses", ORIGINAL, r"training/test_stage2.*loss"),
+    ("Stage-2 gradients", ORIGINAL, r"training/test_stage2.*gradient"),
+    ("Decoding, Q-Former", ORIGINAL, r"goldens_stage1"),
+    ("Decoding, OPT, every mode", ORIGINAL, r"goldens_stage2.*stage2_opt_a"),
+    ("Decoding, OPT-350m, every mode", ORIGINAL, r"goldens_stage2.*opt350"),
+    ("Decoding, T5, every mode", ORIGINAL, r"goldens_stage2.*t5"),
+    ("Decoding from torch's logits", TRANSFORMERS, r"test_transformers5"),
+    ("Picture to text, OPT", TRANSFORMERS, r"loaded_models.*their_ids\[opt"),
+    ("Picture to text, T5", TRANSFORMERS, r"loaded_models.*their_ids\[t5"),
+)
+HEAD = """# Parity with PyTorch
+
+`python benchmarks/parity.py` runs the parity tests and writes this page. "The original"
+are numbers that the authors' code computed with tiny random weights (tests/goldens);
+"transformers" runs beside, version {version}, on weights converted by the tables of
+`blip2_jax/convert`. All in fp32 unless said. Allowed are, for values,
+`1e-5 + 1e-4 |x|`, for gradients `1e-4 max|g| + 2e-6`; ids must be identical.
+
+"""
+
+
+def main() -> int:
+    """Run, collect, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slow", action="store_true", help="the slow tests too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        log = pathlib.Path(directory) / "parity.jsonl"
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *TESTS]
+        command += ["-m", "slow or not slow"] if options.slow else []
+        environment = os.environ | {"BLIP2_JAX_PARITY_LOG": str(log)}
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    page = HEAD.format(version=_version()) + table(lines) + half_table(lines)
+    print(page)
+    if code == 0:
+        PAGE.write_text(page)
+    return code
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """A row for every block; a block without a comparison is an error."""
+    rows = [
+        "| block | against | compared | largest error | of what is allowed |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for name, against, pattern in BLOCKS:
+        found = [
+            line for line in lines
+            if line["kind"] != "bf16"
+            and re.search(pattern, f"{line['test']} :: {line['what']}")
+        ]
+        if not found:
+            raise SystemExit(f"no comparison matches the block {name!r} ({pattern})")
+        numbers = sum(line["count"] for line in found)
+        error = max(line["error"] for line in found)
+        if {line["kind"] for line in found} == {"ids"}:
+            cells = f"{numbers:,} ids | {'identical' if error == 0 else 'DIFFERENT'} |"
+        else:
+            share = max(line["share"] for line in found if line["kind"] != "ids")
+            cells = f"{numbers:,} | {error:.1e} | {share:.0%}"
+        rows.append(f"| {name} | {against} | {cells} |")
+    return "\n".join(rows) + "\n"
+
+
+def half_table(lines: list[dict[str, Any]]) -> str:
+    """bfloat16 of ours beside torch's own, both against torch's fp32."""
+    rows = [
+        "", "## bfloat16", "",
+        "Largest error of a logit against torch's fp32, beside torch's own.", "",
+        "| model | ours | torch |", "| --- | ---: | ---: |",
+    ]  # fmt: skip
+    errors: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line["kind"] == "bf16":
+            name = line["test"].split("[")[1].rstrip("]")
+            errors.setdefault(name, {})[line["what"].split(",")[0]] = line["share"]
+    for name, found in sorted(errors.items()):
+        rows.append(
+            f"| {name} | {found['ours']:.2%} of the largest | {found['torch']:.2%} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
