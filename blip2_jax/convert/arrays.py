@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from blip2_jax.convert.names import Rule
+from blip2_jax.convert.names import Array, Rule
 from blip2_jax.convert.sources import Source, SourceError
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -74,7 +74,8 @@ class ConvertedArrays(Mapping[str, np.ndarray]):
     def __getitem__(self, path: str) -> np.ndarray:
         if path not in self._pending:
             part, rule = self._found[path]
-            self._pending = rule.to_ours(part.source)
+            made = rule.to_ours(part.source)
+            self._pending = {name: np.asarray(value) for name, value in made.items()}
         return self._pending.pop(path)
 
     def __iter__(self) -> Iterator[str]:
@@ -145,7 +146,7 @@ def _shapes(source: Source, rules: list[Rule]) -> dict[str, jax.ShapeDtypeStruct
         for name in names
     }
 
-    def convert(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def convert(arrays: dict[str, jax.Array]) -> dict[str, Array]:
         return {k: v for rule in rules for k, v in rule.to_ours(arrays).items()}
 
     return jax.eval_shape(convert, structs)

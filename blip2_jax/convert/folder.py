@@ -144,8 +144,9 @@ def read_folder(path: pathlib.Path) -> Opened:
         for role in TOKENIZERS:
             if told[role] and not told[role].startswith("shapes:"):
                 told[role] = str(path / told[role])
-        lists = {name: tuple(told.pop(name)) for name in ("absent", "elsewhere")}
-        return Opened(config, FolderArrays(path), **told, **lists)
+        for name in ("absent", "elsewhere"):
+            told[name] = tuple(told[name])
+        return Opened(config, FolderArrays(path), **told)
     except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
         raise SourceError(f"{path} is a damaged folder of weights: {error}") from error
 

@@ -53,14 +53,17 @@ def open_huggingface(
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
     half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
-    role = "language_tokenizer" if config.language_model else "qformer_tokenizer"
     has_words = any((source.path / name).exists() for name in _WORDS)
+    words = str(source.path) if has_words else ""
     return Opened(
-        config, arrays, "huggingface",
+        config,
+        arrays,
+        "huggingface",
         absent=tuple(p for p in absent if not _has(arrays, p)),
         precision="bfloat16" if half else "float32",
-        **{role: str(source.path) if has_words else ""},
-    )  # fmt: skip
+        qformer_tokenizer=words if config.language_model is None else "",
+        language_tokenizer=words if config.language_model else "",
+    )
 
 
 _WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
@@ -111,9 +114,10 @@ def _write_weights(
     for rule in progress(rules, "converting"):
         ours = {path: model.arrays[path] for path in _targets(rule)}
         aliases = set(rule.aliases)  # transformers ties them itself
-        for name, array in rule.to_source(ours).items():
+        for name, theirs in rule.to_source(ours).items():
             if name in aliases:
                 continue
+            array = np.asarray(theirs)
             if name.endswith(_WORD_TABLES):
                 array = _with_rows(array, rows)
             array = cast(array, dtype)
@@ -157,16 +161,17 @@ class _Words:
             padding_side="left" if decoder_only else "right",
         )
         self.ours = ours
+        self.image_id: int | None = None
+        self.rows = self.added = 0
         if stage2:
             self.tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-            self.image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+            self.image_id = self.tokenizer.get_vocab()[IMAGE_TOKEN]
             language_model = model.config.language_model
             assert language_model is not None
-            self.rows = max(language_model.vocab_size, self.image_id + 1)
+            self.rows = max(language_model.vocab_size, len(self.tokenizer))
             self.added = self.rows - language_model.vocab_size
         else:
             self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-            self.image_id, self.rows, self.added = None, 0, 0
 
     def save(self, place: pathlib.Path, model: Opened) -> None:
         """Tokenizer and processor."""

@@ -145,7 +145,8 @@ def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, np.ndarray]
                 table = model.arrays[paths[0]]
                 source |= dict.fromkeys(rule.aliases, table)
             continue
-        source |= rule.to_source({path: model.arrays[path] for path in paths})
+        theirs = rule.to_source({path: model.arrays[path] for path in paths})
+        source |= {name: np.asarray(array) for name, array in theirs.items()}
     return source | position_ids(model.config.qformer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +88,8 @@ def expected_shapes(
         if config.language_model is None
         else Blip2Stage2(config, question_in_qformer=question_in_qformer)
     )
-    return flatten(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    shapes: Any = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return flatten(shapes)  # type: ignore[return-value]
 
 
 def is_text_branch(path: str) -> bool:

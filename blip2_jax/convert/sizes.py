@@ -37,7 +37,7 @@ def huggingface_sizes(source: Source) -> Blip2Config:
         )
     from transformers import Blip2Config as TheirConfig
 
-    theirs = TheirConfig.from_dict(source.config)
+    theirs: Any = TheirConfig.from_dict(source.config)
     vision, qformer = theirs.vision_config, theirs.qformer_config
     retrieval = "itm_head.weight" in source
     return Blip2Config(

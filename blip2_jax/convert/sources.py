@@ -192,12 +192,13 @@ def _files(path: pathlib.Path) -> dict[str, File]:
     for name in INDEXES:
         if (path / name).is_file():
             return _indexed(path / name)
-    for endings in ((SAFETENSORS,), PICKLES):
+    choices: tuple[tuple[str, ...], ...] = ((SAFETENSORS,), PICKLES)
+    for endings in choices:
         found = sorted(file for file in path.iterdir() if file.suffix in endings)
         if found:
             return _by_name(found)
-    endings = ", ".join((SAFETENSORS, *PICKLES))
-    raise SourceError(f"no weights in {path}: nothing there ends with {endings}")
+    known = ", ".join((SAFETENSORS, *PICKLES))
+    raise SourceError(f"no weights in {path}: nothing there ends with {known}")
 
 
 def _by_name(paths: list[pathlib.Path]) -> dict[str, File]:

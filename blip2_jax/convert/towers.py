@@ -56,7 +56,7 @@ def vision_part(source: Source, config: ViTConfig | FeaturesConfig) -> Part:
     if kind == "clip_huggingface":
         rules = clip.clip_huggingface_rules(config, "visual_encoder/")
         last = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
-        leftovers = (*CLIP_HUGGINGFACE_LEFTOVERS, last)
+        leftovers: tuple[str, ...] = (*CLIP_HUGGINGFACE_LEFTOVERS, last)
     else:
         prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
         table, blocks, rest = (
