@@ -10,7 +10,9 @@ VERSION = re.search(
     r'__version__ = "([^"]+)"', (HERE / "blip2_jax" / "__init__.py").read_text()
 ).group(1)
 
-TEST = ["pytest", "pytest-xdist", "ruff", "mypy", "pycocoevalcap"]
+TEST = [
+    "pytest", "pytest-xdist", "ruff", "mypy", "pycocoevalcap", "nbclient", "ipykernel",
+]  # fmt: skip
 
 setup(
     name="blip2_jax",

@@ -48,6 +48,7 @@ _PASSES = {
         passes.text_features,
         passes.multimodal_features,
         passes.match_scores,
+        passes.attention_maps,
     )
 }
 
@@ -212,6 +213,21 @@ class Blip2:
         pixels = self._images(images, features)
         pixels, ids, mask = inputs.align(images=pixels, texts=ids, masks=mask)
         return self._batched("multimodal_features", pixels, ids, mask)
+
+    def attention_maps(
+        self, images: Any = None, *, features: Any = None
+    ) -> Float[Array, "B Q P"]:
+        """Where each query looks in an image: its cross-attention, sums of one.
+
+        Blocks and heads are averaged (the last block alone says little: captions read
+        the queries before it). Of an image encoder's tokens the class token comes
+        first, then the patches row by row.
+
+        Args:
+          images, features: see `caption`.
+        """
+        pixels = self._images(images, features)
+        return self._batched("attention_maps", pixels)["attention"]
 
     def _generate(
         self,

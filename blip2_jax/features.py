@@ -35,6 +35,15 @@ def image_features(
     }
 
 
+def attention_maps(
+    model: Blip2Base, params: PyTree, images: Shaped[Array, "B ..."]
+) -> dict[str, Array]:
+    """`attention` [B,Q,P], fp32: where each query looks, blocks and heads averaged."""
+    apply = bind(model, params)
+    maps = apply("attention_maps", apply("encode_image", images))
+    return {"attention": jnp.stack(maps).mean(axis=(0, 2))}
+
+
 def text_features(
     model: Blip2Stage1, params: PyTree, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> dict[str, Array]:

@@ -212,13 +212,8 @@ def majority_answers(exam: Exam, split: str = "train", count: int = 2000) -> Ans
 def query_maps(model: Blip2, exam: Exam, count: int = 12) -> Float[Array, "n Q G G"]:
     """Where each query looks in the first `count` pictures, over the patch grid.
 
-    The cross-attention, its blocks and heads averaged; the share that goes to the
-    class token is left out, so a map's sum is at most 1. (The last block alone would
-    say little: captions read the queries before it.)
+    The share that goes to the class token is left out: a map's sum is at most 1.
     """
-    variables = {"params": model.params}
-    features = model.model.apply(variables, exam.images[:count], method="encode_image")
-    weights = model.model.apply(variables, features, method="attention_maps")
-    patches = np.asarray(weights, np.float32).mean(axis=(0, 2))[..., 1:]
+    patches = model.attention_maps(exam.images[:count])[..., 1:]
     side = round(patches.shape[-1] ** 0.5)
     return patches.reshape(*patches.shape[:-1], side, side)
