@@ -22,8 +22,8 @@ class Beside:
     """What a file of weights does not say or hold by itself.
 
     Attributes:
-      vision: file or folder of the image encoder (LAVIS).
-      language_model: of the language model (LAVIS, stage 2).
+      vision: file or folder of the image encoder (LAVIS; a run whose source moved).
+      language_model: of the language model, likewise.
       text_branch: a stage-1 file or a BERT, for a stage-2 model that lacks the
         Q-Former's text branch.
       qformer_tokenizer, language_tokenizer: directories, in place of the origin's.
@@ -63,10 +63,12 @@ def open_model(
     if (path / "checkpoints").is_dir():
         from blip2_jax.training.runs import open_trained  # not needed for the others
 
-        _refuse(beside, f"{path}, a run", ("vision", "language_model", "sizes"))
-        return _finish(open_trained(path, which), beside)
+        _refuse(beside, f"{path}, a run", ("text_branch", "sizes"))
+        towers = {"vision": beside.vision, "language_model": beside.language_model}
+        moved = {name: spec for name, spec in towers.items() if spec}
+        return _finish(open_trained(path, which, moved), beside)
     if folder.is_folder(path):
-        _refuse(beside, f"{path}, a converted folder", ("vision", "language_model"))
+        _refuse(beside, f"{path}, a converted folder", tuple(_OWN))
         return _finish(folder.read_folder(path), beside)
     source = Source(path)
     kind = kind_of(source)
@@ -89,6 +91,9 @@ def open_model(
         extra=_text_branch(config, beside),
     )  # fmt: skip
     return _finish(model, beside)
+
+
+_OWN = ("vision", "language_model", "text_branch", "sizes")  # says it all itself
 
 
 def _refuse(beside: Beside, what: str, options: tuple[str, ...]) -> None:

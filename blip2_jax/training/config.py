@@ -27,6 +27,7 @@ OPTIMIZERS = ("adamw", "muon")
 # may be continued with other values. Every other key is part of what the run *is*.
 # `steps` is not here: the schedule depends on it.
 CHANGEABLE = (
+    "frozen_sources",  # files may move; their digests must be the same
     "log_every",
     "mesh",
     "data.workers",

@@ -55,12 +55,17 @@ class RunArrays(Mapping[str, np.ndarray]):
         return self._manifest.get(path, "run")
 
 
-def open_trained(directory: pathlib.Path, which: str | int = "best") -> Opened:
+def open_trained(
+    directory: pathlib.Path,
+    which: str | int = "best",
+    moved: Mapping[str, str] | None = None,
+) -> Opened:
     """A checkpoint of a run with its frozen weights, read where they came from.
 
     Args:
       directory: the run's `--workdir`.
       which: "best", "last" or a step.
+      moved: where frozen weights are now, by key of `config.frozen_sources`.
 
     Raises:
       ConfigError: it holds no run, or one of a task that makes no BLIP-2 model.
@@ -74,6 +79,8 @@ def open_trained(directory: pathlib.Path, which: str | int = "best") -> Opened:
             f"{directory} is a run of task {config.task!r}; a model to use comes from "
             f"{' or '.join(USABLE)}"
         )
+    with config.unlocked():
+        config.frozen_sources.update(moved or {})
     task = make_task(config)
     shapes = initialise.parameter_shapes(config, task)
     trained = _trained(directory, which, config.evaluation.mode, shapes.trainable)

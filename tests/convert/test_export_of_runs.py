@@ -14,7 +14,7 @@ from blip2_jax.convert.sources import Source, SourceError
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
 from blip2_jax.opening import Beside, open_model
-from blip2_jax.training import initialise
+from blip2_jax.training import frozen, initialise
 from blip2_jax.training.setup import set_up
 
 
@@ -134,3 +134,36 @@ def test_a_frozen_tower_of_another_project_trains(tmp_path):
         made.frozen["visual_encoder"]["class_token"],
         opened.arrays["visual_encoder/class_token"],
     )
+
+
+def test_frozen_weights_may_move_but_not_change(tmp_path):
+    make_run(tmp_path / "first", "stage1")
+    first = open_model(tmp_path / "first")
+    write_lavis(first, tmp_path / "a.pth", complete=True)
+    write_folder(first, tmp_path / "other")
+
+    def config_with(source):
+        config = tiny_config("stage1").unlock()
+        config.frozen_sources.vision = str(source)
+        return config
+
+    made = set_up(config_with(tmp_path / "a.pth"), tmp_path / "run")
+    made.checkpoints.save(0, made.trees(), {})
+    made.checkpoints.close()
+    (tmp_path / "a.pth").rename(tmp_path / "b.pth")
+    with pytest.raises(SourceError, match=r"a\.pth"):
+        blip2_jax.load(tmp_path / "run")
+    for source in ("b.pth", "other"):  # moved; converted
+        spec = str(tmp_path / source)
+        blip2_jax.load(tmp_path / "run", vision=spec)
+        set_up(config_with(spec), tmp_path / "run").checkpoints.close()
+
+    arrays = dict(Source(tmp_path / "b.pth"))
+    arrays["visual_encoder.cls_token"] = arrays["visual_encoder.cls_token"] + 1
+    changed = str(peers.write_pickle(tmp_path / "c.pth", arrays))
+    for use in (
+        lambda: set_up(config_with(changed), tmp_path / "run"),
+        lambda: blip2_jax.load(tmp_path / "run", vision=changed),
+    ):
+        with pytest.raises(frozen.WeightsError, match="visual_encoder/class_token was"):
+            use()

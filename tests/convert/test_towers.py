@@ -1,0 +1,177 @@
+"""Unimodal checkpoints under the names their users find them by."""
+
+import dataclasses
+
+import golden_stage1
+import golden_stage2
+import numpy as np
+import peers
+import pytest
+from safetensors.numpy import load_file
+
+from blip2_jax.convert import weights
+from blip2_jax.convert.arrays import ConvertedArrays
+from blip2_jax.convert.detect import DESCRIPTIONS, KINDS, LANGUAGE, VISION, kind_of
+from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.towers import vision_part
+from blip2_jax.presets import EVA_VIT_G, FeaturesConfig, ViTConfig
+
+CLIP = ViTConfig(
+    24,
+    2,
+    4,
+    40,
+    28,
+    activation="quick_gelu",
+    layer_norm_eps=1e-5,
+    key_bias=True,
+    patch_bias=False,
+    pre_norm=True,
+)
+
+
+def eva_arrays():
+    """The golden tower, with what EVA's file has beside it."""
+    arrays = load_file(golden_stage1.STAGE1 / "weights.safetensors")
+    prefix = "visual_encoder."
+    tower = {
+        k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)
+    }
+    depth = golden_stage1.config().vision.depth
+    last = {
+        name.replace("blocks.0.", f"blocks.{depth}."): array
+        for name, array in tower.items() if name.startswith("blocks.0.")
+    }  # fmt: skip
+    return tower | last | {"norm.weight": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize("prefix", ["", "visual."])
+def test_eva(tmp_path, prefix):
+    """LAVIS's file, or EVA's own with its text tower."""
+    arrays = {prefix + name: array for name, array in eva_arrays().items()}
+    if prefix:
+        arrays |= {"text.ln.weight": np.ones(2, np.float32)}
+        arrays |= {"logit_scale": np.ones((), np.float32)}
+    path = peers.write_pickle(tmp_path / "eva.pt", arrays, wrapper="")
+    found = weights.open_arrays(path, golden_stage1.config())
+    expected = golden_stage1.params()["visual_encoder"]
+    flat = golden_stage1.names.flatten({"visual_encoder": expected})
+    peers.assert_same(found, flat)
+
+
+def clip_model():
+    torch, transformers = peers.torch_and_transformers()
+    torch.manual_seed(0)
+    vision = dict(
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+    )
+    text = dict(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        vocab_size=9,
+        max_position_embeddings=7,
+    )
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text)
+    return transformers.CLIPModel(config).eval()
+
+
+def openai(state):
+    """OpenAI's names of transformers' arrays."""
+    named = {}
+    for name, array in state.items():
+        if not name.startswith("vision_model."):
+            continue
+        name = name.removeprefix("vision_model.")
+        for theirs, new in (
+            ("embeddings.class_embedding", "class_embedding"),
+            ("embeddings.patch_embedding.", "conv1."),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+            ("pre_layrnorm.", "ln_pre."), ("post_layernorm.", "ln_post."),
+            ("encoder.layers.", "transformer.resblocks."), ("self_attn.", "attn."),
+            ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("fc1", "c_fc"),
+            ("fc2", "c_proj"),
+        ):  # fmt: skip
+            name = name.replace(theirs, new)
+        named[name] = array
+    joined = {}
+    for name, array in named.items():
+        if ".attn.q_proj." in name:
+            parts = [named[name.replace("q_proj", f"{p}_proj")] for p in "qkv"]
+            joined[name.replace("q_proj.", "in_proj_")] = np.concatenate(parts)
+        elif ".attn.k_proj." not in name and ".attn.v_proj." not in name:
+            joined[name] = array
+    return joined | {"proj": np.ones((3, 3), np.float32)}
+
+
+def test_clip_of_either_kind(tmp_path):
+    model = clip_model()
+    model.save_pretrained(tmp_path / "theirs")
+    config = dataclasses.replace(golden_stage1.config(), vision=CLIP)
+    theirs = weights.open_arrays(tmp_path / "theirs", config)
+    state = {name: array.numpy() for name, array in model.state_dict().items()}
+    path = peers.write_pickle(tmp_path / "clip.pth", openai(state), wrapper="")
+    ours = weights.open_arrays(path, config)
+    assert len(ours) == 21
+    peers.assert_same(ours, theirs)
+
+
+def test_towers_are_told_apart(tmp_path):
+    path = peers.write_pickle(tmp_path / "eva.pt", eva_arrays(), wrapper="")
+    config = golden_stage1.config()
+    clip = dataclasses.replace(config, vision=CLIP)
+    with pytest.raises(SourceError, match="is no CLIP image encoder"):
+        weights.open_arrays(path, clip)
+    with pytest.raises(SourceError, match="reads features"):
+        vision_part(Source(path), FeaturesConfig(2, 3))
+    bigger = dataclasses.replace(config, vision=EVA_VIT_G)
+    arrays = weights.open_arrays(path, bigger)
+    assert "visual_encoder/blocks/attention/output/kernel" not in arrays
+
+
+def test_positions_take_the_size_of_the_model(tmp_path):
+    path = peers.write_pickle(tmp_path / "eva.pt", eva_arrays(), wrapper="")
+    config = golden_stage1.config()
+    vision = dataclasses.replace(config.vision, image_size=2 * config.vision.image_size)
+    arrays = ConvertedArrays([vision_part(Source(path), vision)])
+    name = "visual_encoder/position_embedding"
+    assert arrays.shape(name) == arrays[name].shape == (vision.num_tokens, vision.width)
+
+
+@pytest.mark.parametrize("name", golden_stage2.NAMES)
+def test_language_models(tmp_path, name):
+    """Under transformers' names, with the second names of tied arrays or without."""
+    family = "opt" if "opt" in name else "t5"
+    prefix = f"{family}_model."
+    arrays = {
+        k.removeprefix(prefix): a
+        for k, a in golden_stage2.source(name).items() if k.startswith(prefix)
+    }  # fmt: skip
+    expected = golden_stage1.names.flatten(
+        {"language_model": golden_stage2.params(name)["language_model"]}
+    )
+    tied = {"lm_head.weight"} if family == "opt" else {
+        "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
+    }  # fmt: skip
+    for leave, older in ((set(), False), (tied, False), (tied, True)):
+        kept = {
+            k.removeprefix("model." if older else ""): a
+            for k, a in arrays.items() if k not in leave
+        }  # fmt: skip
+        path = peers.write_pickle(tmp_path / f"{len(kept)}{older}.bin", kept, "")
+        assert kind_of(Source(path)) == family
+        found = weights.open_arrays(path, golden_stage2.config(name))
+        peers.assert_same(found, expected)
+    with pytest.raises(SourceError, match="this model has no language model"):
+        weights.open_arrays(path, golden_stage1.config())
+
+
+def test_every_kind_has_its_words():
+
+    assert DESCRIPTIONS.keys() == KINDS.keys() >= {*VISION, *LANGUAGE}
