@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     config = recipes.stage1()
     config.model.preset = "pretrain"
     config.batch_size = 1680
-    config.frozen_sources.vision = "weights/eva_vit_g.safetensors"
+    config.frozen_sources.vision = "weights/eva_vit_g.pth"
     return config.lock()

@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     config = recipes.stage1()
     config.model.preset = "pretrain_vitL"
     config.batch_size = 2320
-    config.frozen_sources.vision = "weights/clip_vit_l.safetensors"
+    config.frozen_sources.vision = "weights/clip_vit_L.pth"
     return config.lock()

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config = recipes.stage2()
     config.model.preset = "pretrain_flant5xxl"
     config.batch_size = 1520
-    config.frozen_sources.vision = "weights/eva_vit_g.safetensors"
+    config.frozen_sources.vision = "weights/eva_vit_g.pth"
     config.frozen_sources.language_model = "weights/flan-t5-xxl"
-    config.data.tokenizer.language_model = "tokenizers/flan-t5-xxl"
+    config.data.tokenizer.language_model = "weights/flan-t5-xxl"
     return config.lock()

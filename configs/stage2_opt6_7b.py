@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = recipes.stage2()
     config.model.preset = "pretrain_opt6.7b"
     config.batch_size = 1920
-    config.frozen_sources.vision = "weights/eva_vit_g.safetensors"
+    config.frozen_sources.vision = "weights/eva_vit_g.pth"
     config.frozen_sources.language_model = "weights/opt-6.7b"
-    config.data.tokenizer.language_model = "tokenizers/opt-6.7b"
+    config.data.tokenizer.language_model = "weights/opt-6.7b"
     return config.lock()

@@ -1,8 +1,9 @@
 """The paper's two stages of pre-training (sections 3.4 and 4), as configurations.
 
 `configs/stage1_*.py` and `configs/stage2_*.py` start from these and name their models
-and batch sizes. Annotations, images and weights are expected where the functions say;
-the command line can say otherwise (`--config.data.train[0].path=...`).
+and batch sizes. Annotations, images and weights (as LAVIS and Hugging Face publish
+them) are expected where the functions say; the command line can say otherwise
+(`--config.data.train[0].path=...`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ def stage1() -> ConfigDict:
     """250,000 steps from BERT-base; sizes and batch are the caller's. Unlocked."""
     config = default_config("stage1").unlock()
     config.steps = 250_000
-    config.init.from_weights = ("weights/bert-base-uncased.safetensors",)
+    config.init.from_weights = ("weights/bert-base-uncased",)
     # The paper gives no last rate for this stage; the original code has 1e-5.
     config.optimizer.final_learning_rate = 1e-5
     _shared(config)
-    config.data.tokenizer.qformer = "tokenizers/bert-base-uncased"
+    config.data.tokenizer.qformer = "weights/bert-base-uncased"
     return config
 
 
