@@ -27,7 +27,7 @@ from blip2_jax.data.text import (
     QFormerTokenizer,
     clean_question,
 )
-from blip2_jax.generation.config import ANSWER, DecodingConfig, change
+from blip2_jax.generation.config import ANSWER, DecodingConfig, authors, change
 from blip2_jax.generation.writers import (
     LanguageWriter,
     QFormerWriter,
@@ -36,6 +36,7 @@ from blip2_jax.generation.writers import (
 )
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.presets import OPTConfig, T5Config
 
 TEXT_STEP = 8  # texts are padded to multiples of so many tokens
 CAPTION = DecodingConfig(num_beams=5)
@@ -109,6 +110,7 @@ class Blip2:
         *,
         features: Any = None,
         seed: int = 0,
+        decoding: str = "",
         **settings: Any,
     ) -> list[Any]:
         """Describe images.
@@ -120,7 +122,10 @@ class Blip2:
           features: in place of images, [P, D] or [B, P, D], for a model that was
             trained on features.
           seed: of `sample=True`.
-          **settings: fields of `DecodingConfig`; `num_beams` is 5 unless sampling.
+          decoding: "" begins with this package's settings (five beams); "original"
+            with those of the authors' code; "original_coco", "original_nocaps" with
+            those of its evaluations (`generation.authors`).
+          **settings: fields of `DecodingConfig` that differ.
 
         Returns:
           A string an image; a list of strings with `num_return_sequences` > 1.
@@ -129,7 +134,7 @@ class Blip2:
           ValueError: wrong inputs or settings; the message says what was expected.
         """
         prompts = self.prompt if prompt is None else prompt
-        config = change(CAPTION, settings)
+        config = change(self._decoding(decoding, "generate"), settings)
         return self._generate(images, features, prompts, config, seed)
 
     def answer(
@@ -139,6 +144,7 @@ class Blip2:
         *,
         features: Any = None,
         seed: int = 0,
+        decoding: str = "",
         **settings: Any,
     ) -> list[Any]:
         """Answer questions about images, asked as in training; see `caption`.
@@ -148,7 +154,7 @@ class Blip2:
         self._need_stage(2, "answer")
         asked = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
         prompts = [self._template().format(question) for question in asked]
-        config = change(ANSWER, settings)
+        config = change(self._decoding(decoding, "answer"), settings)
         return self._generate(images, features, prompts, config, seed, asked)
 
     def generate(
@@ -158,11 +164,12 @@ class Blip2:
         *,
         features: Any = None,
         seed: int = 0,
+        decoding: str = "",
         **settings: Any,
     ) -> list[Any]:
         """Continue prompts (instructions, dialogues) about images; see `caption`."""
         self._need_stage(2, "generate")
-        config = change(CAPTION, settings)
+        config = change(self._decoding(decoding, "generate"), settings)
         return self._generate(images, features, prompts, config, seed)
 
     def match(
@@ -246,6 +253,20 @@ class Blip2:
             writer, pixels, rows, config, seed=seed, batch_size=self.batch_size
         )
         return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
+
+    def _decoding(self, name: str, what: str) -> DecodingConfig:
+        """The settings that a call begins with."""
+        if not name:
+            return ANSWER if what == "answer" else CAPTION
+        first, _, evaluation = name.partition("_")
+        if first != "original":
+            raise ValueError(
+                f"decoding {name!r}: there are '', 'original', 'original_coco' and "
+                "'original_nocaps'"
+            )
+        sizes = self.model.config.language_model
+        families = {type(None): "qformer", OPTConfig: "opt", T5Config: "t5"}
+        return authors(evaluation or what, families[type(sizes)])
 
     def _writer(self) -> Writer:
         """The decoder with the tokenizer it needs."""

@@ -112,10 +112,11 @@ def test_captions_equal_the_original(monkeypatch):
     calls = json.loads((GOLDENS / "stage2_opt_a" / "generate_meta.json").read_text())
     with np.load(GOLDENS / "stage2_opt_a" / "generate.npz") as golden:
         images = golden_pixels(monkeypatch, golden)
-    found = stage2().caption(
-        images, num_beams=5, max_new_tokens=29, convention="original"
-    )
-    assert found == calls["beam5_lp1"]["text"]
+    assert stage2().caption(images, decoding="original") == calls["beam5_lp1"]["text"]
+    with pytest.raises(ValueError, match="decoding 'lavis': there are '', 'original'"):
+        stage2().caption(images, decoding="lavis")
+    with pytest.raises(ValueError, match="no decoding 'coco' for 'qformer'; there are"):
+        stage1().caption(images, decoding="original_coco")
 
 
 def test_inputs_of_every_kind_give_the_same(tmp_path):

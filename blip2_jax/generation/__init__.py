@@ -6,6 +6,7 @@ from blip2_jax.generation.config import (
     NOCAPS,
     NUCLEUS,
     DecodingConfig,
+    authors,
     original,
 )
 from blip2_jax.generation.decode import decode
@@ -19,6 +20,7 @@ __all__ = [
     "Decoded",
     "Decoder",
     "DecodingConfig",
+    "authors",
     "decode",
     "original",
     "visible_slots",

@@ -129,6 +129,47 @@ def original(
     )
 
 
+def authors(what: str, family: str) -> DecodingConfig:
+    """How the authors' code decodes, as its methods and evaluation files have it.
+
+    Args:
+      what: "generate" or "answer", their methods' own defaults; "coco" or "nocaps",
+        what their caption evaluations pass (a repetition penalty of 1.15, and on COCO
+        a length penalty of 0, which their files do not show).
+      family: "opt", "t5" or "qformer".
+
+    Raises:
+      ValueError: no such setting, or one that the family does not have.
+    """
+    new = family == "t5"
+    table = {
+        ("generate", "qformer"): original(30, 10, num_beams=3),
+        ("generate", "opt"): original(30, num_beams=5),
+        ("generate", "t5"): original(30, new_tokens=True, num_beams=5),
+        ("answer", "opt"): _authors_answer(0.0),
+        ("answer", "t5"): _authors_answer(-1.0),
+    }
+    for each in ("opt", "t5"):
+        table["coco", each] = original(
+            30, 8, new_tokens=new, num_beams=5, repetition_penalty=1.15,
+            length_penalty=0.0,
+        )  # fmt: skip
+        table["nocaps", each] = original(
+            80, 10, new_tokens=new, num_beams=5, repetition_penalty=1.15
+        )
+    if (what, family) not in table:
+        known = ", ".join(name for name, kind in table if kind == family)
+        raise ValueError(
+            f"the authors' code has no decoding {what!r} for {family!r}; "
+            f"there are {known or 'none'}"
+        )
+    return table[what, family]
+
+
+def _authors_answer(length_penalty: float) -> DecodingConfig:
+    return original(10, new_tokens=True, num_beams=5, length_penalty=length_penalty)
+
+
 def change(config: DecodingConfig, settings: Mapping[str, Any]) -> DecodingConfig:
     """The configuration with some fields changed; sampling turns beams off.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from history_decoder import EOS, PAD, history_decoder, random_language
 
-from blip2_jax.generation import DecodingConfig, decode
+from blip2_jax.generation import DecodingConfig, authors, decode
 from blip2_jax.generation.processors import keep_top_k, keep_top_p, penalize_repetition
 
 
@@ -98,3 +98,16 @@ def test_settings_that_exclude_each_other_are_refused_by_name():
         DecodingConfig(convention="hf")
     with pytest.raises(ValueError, match="needs keys"):
         run(random_language(), [0], DecodingConfig(sample=True))
+
+
+def test_the_authors_settings_by_name():
+    assert authors("generate", "opt").max_new_tokens == 29  # the start token counts
+    assert authors("generate", "t5").max_new_tokens == 30
+    coco = authors("coco", "opt")
+    assert (coco.min_new_tokens, coco.repetition_penalty, coco.length_penalty) == (
+        7, 1.15, 0.0
+    )  # fmt: skip
+    assert authors("answer", "t5").length_penalty == -1
+    assert authors("answer", "opt").length_penalty == 0
+    with pytest.raises(ValueError, match="no decoding 'answer' for 'qformer'"):
+        authors("answer", "qformer")
