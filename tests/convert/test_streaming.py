@@ -1,0 +1,86 @@
+"""Conversion holds one stacked array at a time; opening one reads one."""
+
+import tracemalloc
+
+import golden_stage2
+import ml_dtypes
+import numpy as np
+import peers
+import pytest
+
+from blip2_jax.convert.folder import write_folder
+from blip2_jax.convert.names import Rule
+from blip2_jax.convert.opened import Opened
+from blip2_jax.convert.output import ShardWriter
+from blip2_jax.convert.sources import Source
+from blip2_jax.opening import Beside, open_model
+
+LAYERS, SIZE = 16, 2**18
+
+
+class Layers(dict):
+    """Layers that are made when asked for."""
+
+    def __getitem__(self, name):
+        return np.full(SIZE, float(name.split(".")[1]), np.float32)
+
+
+def test_a_stack_holds_one_layer_beside_itself():
+    rule = Rule("h.{}.w", "blocks/w", layers=range(LAYERS), stack=True)
+    tracemalloc.start()
+    (array,) = rule.to_ours(Layers()).values()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(array[:, 0], np.arange(LAYERS))
+    assert peak < array.nbytes + 4 * SIZE * 4
+
+
+def test_layers_of_unequal_dtype_are_refused():
+    rule = Rule("h.{}.w", "blocks/w", layers=range(2), stack=True)
+    source = {"h.0.w": np.ones(2, np.float32), "h.1.w": np.ones(2, np.float16)}
+    with pytest.raises(ValueError, match="layer 1 is float16, those before it float32"):
+        rule.to_ours(source)
+
+
+def test_a_writer_holds_one_shard(tmp_path):
+    tracemalloc.start()
+    writer = ShardWriter(tmp_path, limit=3 * SIZE)
+    for number in range(12):
+        writer.add(f"a{number}", np.full(SIZE, number, np.uint8))
+    writer.close()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * SIZE
+    assert len(list(tmp_path.glob("model-*-of-00004.safetensors"))) == 4
+    assert Source(tmp_path)["a7"][0] == 7
+
+
+def test_one_array_is_read_without_the_others(tmp_path, monkeypatch):
+    arrays = dict(golden_stage2.source("stage2_opt_a"))
+    path = peers.write_pickle(tmp_path / "theirs.pth", arrays)
+    sizes = peers.write_sizes(
+        tmp_path / "sizes.json", golden_stage2.config("stage2_opt_a")
+    )
+    opened = open_model(path, Beside(sizes=sizes))
+    read = []
+    real = Source.__getitem__
+
+    def note(self, name):
+        read.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Source, "__getitem__", note)
+    opened.arrays["ln_vision/scale"]
+    assert read == ["ln_vision.weight"]
+    read.clear()
+    write_folder(opened, tmp_path / "ours")
+    assert len(read) == len(set(read))  # everything once
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cast_is_of_every_floating_array(tmp_path, dtype):
+    arrays = {"a/b": np.ones(3, np.float32), "c": np.ones(2, ml_dtypes.bfloat16)}
+    opened = Opened(golden_stage2.config("stage2_opt_a"), arrays, "test")
+    write_folder(opened, tmp_path / "out", dtype)
+    found = Source(tmp_path / "out")
+    assert {found[name].dtype.name for name in found} == {dtype}
