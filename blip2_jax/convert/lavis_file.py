@@ -15,7 +15,7 @@ from blip2_jax.convert import sizes
 from blip2_jax.convert.arrays import ConvertedArrays, Part
 from blip2_jax.convert.lavis import POSITION_IDS, position_ids, stage1_rules
 from blip2_jax.convert.lavis_stage2 import stage2_rules
-from blip2_jax.convert.names import Rule
+from blip2_jax.convert.names import Array, Rule
 from blip2_jax.convert.opened import TEXT_BRANCH, TOWERS, Opened, expected_shapes
 from blip2_jax.convert.output import progress, whole
 from blip2_jax.convert.sources import Source, SourceError
@@ -122,7 +122,8 @@ def write_lavis(
         place.parent.mkdir(parents=True, exist_ok=True)
         arrays = lavis_arrays(model, complete)
         tensors = {
-            name: _tensor(_cast(array, dtype)) for name, array in arrays.items()
+            name: _tensor(_cast(np.asarray(array), dtype))
+            for name, array in arrays.items()
         }
         torch.save({"model": tensors}, place)
     left = [tower.rstrip("/") for tower in ([] if complete else model.elsewhere)]
@@ -132,9 +133,9 @@ def write_lavis(
     return lines
 
 
-def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, np.ndarray]:
+def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, Array]:
     """The model under LAVIS's names."""
-    source: dict[str, np.ndarray] = {}
+    source: dict[str, Array] = {}
     left_out = () if complete else model.elsewhere
     rules = lavis_rules(model.config)
     for rule in progress(rules, "converting"):
@@ -146,8 +147,8 @@ def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, np.ndarray]
                 source |= dict.fromkeys(rule.aliases, table)
             continue
         theirs = rule.to_source({path: model.arrays[path] for path in paths})
-        source |= {name: np.asarray(array) for name, array in theirs.items()}
-    return source | position_ids(model.config.qformer)
+        source |= theirs
+    return {**source, **position_ids(model.config.qformer)}
 
 
 def lavis_rules(config: Blip2Config) -> list[Rule]:

@@ -1,0 +1,126 @@
+"""Names and shapes of every released checkpoint, at full size, without memory."""
+
+import functools
+import json
+
+import jax
+import peers
+import pytest
+from conftest import GOLDENS
+
+from blip2_jax.convert import lavis
+from blip2_jax.convert.huggingface import huggingface_rules
+from blip2_jax.convert.lavis_file import lavis_arrays, lavis_rules
+from blip2_jax.convert.opened import TOWERS, Opened, expected_shapes
+from blip2_jax.convert.sizes import language_sizes, released_sizes
+from blip2_jax.presets import PRESETS, RELEASED, OPTConfig, preset
+
+VIT_G = [
+    name for name in RELEASED
+    if PRESETS[name].language_model and not PRESETS[name].vision.pre_norm
+]  # fmt: skip
+
+
+@functools.cache
+def keys(name):
+    return json.loads((GOLDENS / f"keys_{name}.json").read_text())
+
+
+def shapes_of(arrays):
+    return {name: list(array.shape) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_what_their_files_hold(name):
+    """A file of LAVIS: without frozen towers, with the second names of tied tables."""
+    config, expected = preset(name), keys(f"{name}_checkpoint")
+    has_tower = any(key.startswith("visual_encoder.") for key in expected)
+    elsewhere = TOWERS[1:] if has_tower else TOWERS
+
+    def write(arrays):
+        model = Opened(config, arrays, "test", elsewhere=elsewhere)
+        return lavis_arrays(model)
+
+    found = jax.eval_shape(write, expected_shapes(config))
+    assert shapes_of(found) == expected
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_name_there_and_back(name):
+    """Complete: theirs -> ours gives every parameter, ours -> theirs every name."""
+    config = preset(name)
+    rules = lavis_rules(config)
+    theirs = {
+        key: jax.ShapeDtypeStruct(tuple(shape), "float16")
+        for key, shape in keys(name).items() if key != lavis.POSITION_IDS
+    }  # fmt: skip
+
+    def convert(arrays):
+        return {k: v for rule in rules for k, v in rule.to_ours(arrays).items()}
+
+    def back(arrays):
+        return {k: v for rule in rules for k, v in rule.to_source(arrays).items()}
+
+    ours = jax.eval_shape(convert, theirs)
+    assert shapes_of(ours) == shapes_of(expected_shapes(config))
+    assert jax.eval_shape(back, ours) == theirs
+
+
+class Shapes(dict):
+    """A source of which shapes alone are known."""
+
+    path = "keys.json"
+
+    def shape(self, name):
+        return tuple(self[name])
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_files_are_recognised(name):
+    """By shapes; without its tower a 364-px file of stage 1 cannot be told apart."""
+    assert released_sizes(Shapes(keys(name))).vision == preset(name).vision
+    found = released_sizes(Shapes(keys(f"{name}_checkpoint")))
+    assert found.language_model == preset(name).language_model
+    assert found.vision == preset(name).vision
+
+
+def meta_model(name):
+    """Their model of this size, without memory."""
+    torch, transformers = peers.torch_and_transformers()
+    config = preset(name)
+    sizes = config.language_model
+    if isinstance(sizes, OPTConfig):
+        text = transformers.OPTConfig(
+            hidden_size=sizes.width, num_hidden_layers=sizes.depth,
+            num_attention_heads=sizes.heads, ffn_dim=sizes.mlp_dim,
+            word_embed_proj_dim=sizes.width, vocab_size=sizes.vocab_size,
+        )
+    else:
+        text = transformers.T5Config(
+            d_model=sizes.width, d_kv=64, d_ff=sizes.mlp_dim, num_layers=sizes.depth,
+            num_heads=sizes.heads, feed_forward_proj="gated-gelu", vocab_size=32128,
+            tie_word_embeddings=False, decoder_start_token_id=0,
+        )
+    kwargs = {"vision_config": {"image_size": config.vision.image_size}}
+    theirs = transformers.Blip2Config(text_config=text, **kwargs)
+    with torch.device("meta"):
+        return transformers.Blip2ForConditionalGeneration(theirs), text
+
+
+@pytest.mark.parametrize("name", VIT_G)
+def test_huggingface_at_full_size(name):
+    model, text = meta_model(name)
+    config = preset(name)
+    rules = huggingface_rules(config)
+
+    def convert(arrays):
+        return {k: v for rule in rules for k, v in rule.to_source(arrays).items()}
+
+    found = jax.eval_shape(convert, expected_shapes(config))
+    assert shapes_of(found) == shapes_of(model.state_dict())
+    ours = language_sizes(text)
+    assert (ours.width, ours.depth, ours.heads, ours.mlp_dim, ours.vocab_size) == (
+        config.language_model.width, config.language_model.depth,
+        config.language_model.heads, config.language_model.mlp_dim,
+        config.language_model.vocab_size,
+    )  # fmt: skip
