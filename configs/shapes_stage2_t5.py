@@ -1,7 +1,8 @@
 """python launch/train.py --config configs/shapes_stage2_t5.py --workdir runs/shapes_t5
 
 As `shapes_stage2_opt.py`, in front of the frozen T5: an encoder-decoder that learns to
-finish captions which are split at a random word, and to answer questions.
+caption and to answer questions. Captions are not split into a prompt and a rest: whole
+ones teach more in a few steps.
 """
 
 from ml_collections import ConfigDict
@@ -12,5 +13,9 @@ from configs import shapes_stage2_opt
 def get_config(stage1: str = "runs/shapes_stage1") -> ConfigDict:
     """The run's configuration."""
     config = shapes_stage2_opt.get_config(stage1, "t5").unlock()
-    config.steps = 400
+    config.steps = 1100
+    config.data.question_share = 0.5
+    config.data.prefix_split = "none"
+    config.data.max_text_length = 13  # of a question
+    config.data.max_target_length = 28
     return config.lock()
