@@ -77,19 +77,32 @@ def main() -> int:
     """Run, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slow", action="store_true", help="the slow tests too")
+    parser.add_argument(
+        "--log", type=pathlib.Path, help="of tests run with BLIP2_JAX_PARITY_LOG=FILE"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        log = pathlib.Path(directory) / "parity.jsonl"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *TESTS]
-        command += ["-m", "slow or not slow"] if options.slow else []
-        environment = os.environ | {"BLIP2_JAX_PARITY_LOG": str(log)}
-        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    code, lines = (0, read(options.log)) if options.log else run(options.slow)
     page = HEAD.format(version=_version()) + table(lines) + half_table(lines)
     print(page)
     if code == 0:
         PAGE.write_text(page)
     return code
+
+
+def run(slow: bool) -> tuple[int, list[dict[str, Any]]]:
+    """Exit code and comparisons of the parity tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        log = pathlib.Path(directory) / "parity.jsonl"
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *TESTS]
+        command += ["-m", "slow or not slow" if slow else "not slow"]
+        environment = os.environ | {"BLIP2_JAX_PARITY_LOG": str(log)}
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+        return code, read(log)
+
+
+def read(log: pathlib.Path) -> list[dict[str, Any]]:
+    """Comparisons from a log, one a line."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -61,9 +61,8 @@ class ConvertedArrays(Mapping[str, np.ndarray]):
     def _add(self, part: Part) -> None:
         whole = []
         for rule in part.rules:
-            names = [name for group in rule.source_names() for name in group]
-            lacking = tuple(name for name in names if name not in part.source)
-            for path in _paths(rule):
+            lacking = tuple(name for name in rule.names() if name not in part.source)
+            for path in rule.paths():
                 if path not in self._found and lacking:
                     self._lacking.setdefault(path, lacking)
                 elif path not in self._found:
@@ -140,7 +139,7 @@ def digest(array: np.ndarray) -> str:
 
 def _shapes(source: Source, rules: list[Rule]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what rules will give, by tracing them."""
-    names = {name for rule in rules for group in rule.source_names() for name in group}
+    names = {name for rule in rules for name in rule.names()}
     structs = {
         name: jax.ShapeDtypeStruct(source.shape(name), source.dtype(name))
         for name in names
@@ -153,12 +152,7 @@ def _shapes(source: Source, rules: list[Rule]) -> dict[str, jax.ShapeDtypeStruct
 
 
 def _check_unused(part: Part) -> None:
-    known = {
-        name
-        for rule in part.rules
-        for names in (*rule.source_names(), rule.aliases)
-        for name in names
-    }
+    known = {name for r in part.rules for name in (*r.names(), *r.aliases)}
     unknown = [
         name
         for name in part.source
@@ -185,10 +179,6 @@ def _refuse(**found: list[str]) -> None:
 def _listed(names: list[str], count: int = 10) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def _paths(rule: Rule) -> list[str]:
-    return [path for group in rule.target_paths() for path in group]
 
 
 def _matches(patterns: Sequence[str], name: str) -> bool:

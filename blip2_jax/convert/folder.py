@@ -27,7 +27,6 @@ from blip2_jax.convert.sources import Source, SourceError
 
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 Manifest = dict[str, dict[str, Any]]
 TOKENIZERS = ("qformer_tokenizer", "language_tokenizer")
 
@@ -94,9 +93,7 @@ def write_arrays(
     for path in progress(list(arrays), "converting"):
         array = arrays[path]
         manifest[path] = entry(arrays, path, array)
-        if array.dtype.name in FLOATS:
-            array = cast(array, dtype)
-        writer.add(path, array)
+        writer.add(path, cast(array, dtype))
     writer.close()
     return manifest
 

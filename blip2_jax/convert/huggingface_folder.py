@@ -112,7 +112,7 @@ def _write_weights(
     """Write all arrays, rule by rule; returns the dtype that most values have."""
     writer, sizes_by_dtype = ShardWriter(place), dict[str, int]()
     for rule in progress(rules, "converting"):
-        ours = {path: model.arrays[path] for path in _targets(rule)}
+        ours = {path: model.arrays[path] for path in rule.paths()}
         aliases = set(rule.aliases)  # transformers ties them itself
         for name, theirs in rule.to_source(ours).items():
             if name in aliases:
@@ -280,7 +280,7 @@ def _generation(model: Opened, words: _Words) -> dict[str, Any]:
 
 
 def _report(model: Opened, rules: list[Rule], words: _Words) -> list[str]:
-    written = {path for rule in rules for path in _targets(rule)}
+    written = {path for rule in rules for path in rule.paths()}
     left = [path for path in model.arrays if path not in written]
     lines = []
     if left:
@@ -293,8 +293,4 @@ def _report(model: Opened, rules: list[Rule], words: _Words) -> list[str]:
             "never generated"
         )
     return lines
-
-
-def _targets(rule: Rule) -> list[str]:
-    return [path for group in rule.target_paths() for path in group]
 

@@ -17,7 +17,7 @@ from blip2_jax.convert.lavis import POSITION_IDS, position_ids, stage1_rules
 from blip2_jax.convert.lavis_stage2 import stage2_rules
 from blip2_jax.convert.names import Array, Rule
 from blip2_jax.convert.opened import TEXT_BRANCH, TOWERS, Opened, expected_shapes
-from blip2_jax.convert.output import progress, whole
+from blip2_jax.convert.output import cast, progress, whole
 from blip2_jax.convert.sources import Source, SourceError
 from blip2_jax.convert.towers import language_part, resized, vision_part
 from blip2_jax.presets import Blip2Config, ViTConfig
@@ -57,7 +57,7 @@ def open_lavis(
     arrays = ConvertedArrays([*parts, *extra])
     _check_towers(arrays, config, source)
     arrays.check(expected_shapes(config), carried=TEXT_BRANCH if extra else ())
-    own = {name for rule in rules for name in _targets(rule) if _within(rule, source)}
+    own = {name for rule in rules for name in rule.paths() if _within(rule, source)}
     elsewhere = tuple(
         tower for tower in TOWERS
         if any(path.startswith(tower) and path not in own for path in arrays)
@@ -82,12 +82,8 @@ def _check_towers(arrays: ConvertedArrays, config: Blip2Config, source: Source) 
             )
 
 
-def _targets(rule: Rule) -> list[str]:
-    return [path for group in rule.target_paths() for path in group]
-
-
 def _within(rule: Rule, source: Source) -> bool:
-    return all(name in source for group in rule.source_names() for name in group)
+    return all(name in source for name in rule.names())
 
 
 def write_lavis(
@@ -122,7 +118,7 @@ def write_lavis(
         place.parent.mkdir(parents=True, exist_ok=True)
         arrays = lavis_arrays(model, complete)
         tensors = {
-            name: _tensor(_cast(np.asarray(array), dtype))
+            name: _tensor(cast(np.asarray(array), dtype))
             for name, array in arrays.items()
         }
         torch.save({"model": tensors}, place)
@@ -139,7 +135,7 @@ def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, Array]:
     left_out = () if complete else model.elsewhere
     rules = lavis_rules(model.config)
     for rule in progress(rules, "converting"):
-        paths = _targets(rule)
+        paths = rule.paths()
         if paths[0].startswith(left_out):
             # The second name of a frozen token table is in their files all the same.
             if rule.aliases:
@@ -162,11 +158,6 @@ def lavis_rules(config: Blip2Config) -> list[Rule]:
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP alone")
     table = stage1_rules if config.language_model is None else stage2_rules
     return table(config)
-
-
-def _cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
-    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    return array.astype(np.dtype(dtype)) if dtype and floating else array
 
 
 def _tensor(array: np.ndarray):

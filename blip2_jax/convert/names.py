@@ -116,6 +116,14 @@ class Rule:
             return [self.targets]
         return [_fill(self.targets, layer) for layer in self._layers()]
 
+    def names(self) -> list[str]:
+        """All source names."""
+        return [name for group in self.source_names() for name in group]
+
+    def paths(self) -> list[str]:
+        """All of our paths."""
+        return [path for group in self.target_paths() for path in group]
+
     def to_ours(self, source: Mapping[str, Array]) -> dict[str, Array]:
         """Our arrays by path, of a source that has all of this rule's arrays."""
         layers = (
@@ -167,11 +175,11 @@ def to_ours(
     missing: list[str] = []
     unused = set(source) - set(ignore)
     for rule in rules:
-        names = {name for group in rule.source_names() for name in group}
+        names = set(rule.names())
         if names <= set(source):
             ours |= rule.to_ours(source)
         else:
-            missing += [path for group in rule.target_paths() for path in group]
+            missing += rule.paths()
         unused -= names.union(rule.aliases)
     return Converted(nest(ours), tuple(missing), tuple(sorted(unused)))
 

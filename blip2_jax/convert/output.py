@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-import ml_dtypes  # noqa: F401  numpy learns bfloat16
+import ml_dtypes  # numpy learns bfloat16
 import numpy as np
 import rich.console
 import rich.progress
@@ -110,5 +110,6 @@ def progress(items: Iterable[T], what: str) -> Iterable[T]:
 
 
 def cast(array: np.ndarray, dtype: str | None) -> np.ndarray:
-    """The array in another floating dtype, or as it is (None)."""
-    return array if dtype is None else array.astype(np.dtype(dtype))
+    """A floating array in another dtype; as it is for None, and where it holds ints."""
+    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    return array.astype(np.dtype(dtype)) if dtype and floating else array
