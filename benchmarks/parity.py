@@ -25,17 +25,19 @@ TESTS = (
     "tests/evaluation/test_stage1_scores.py",
 )  # fmt: skip
 
-# Blocks in the order of the page: name, against what, pattern of "test :: what".
+# Blocks in the order of the page: name, against what, pattern of what is compared.
+NAMED = ("kind", "test", "what")
 ORIGINAL, TRANSFORMERS = "the original", "transformers"
 BLOCKS = (
-    ("EVA-CLIP ViT, final norm", ORIGINAL, r"test_vit.*eva|stage2.*image_embeds$"),
+    ("EVA-CLIP ViT, final norm", ORIGINAL, r"test_vit.*eva|stage2.*:: image_embeds$"),
     ("CLIP ViT", TRANSFORMERS, r"test_vit.*clip"),
     ("EVA-CLIP ViT at 364 and 490 px", TRANSFORMERS, r"test_other_resolutions"),
-    ("Q-Former, query pass", ORIGINAL, r"query_output$|stage1\.py.*image_embeds$"),
-    ("Q-Former, text pass", ORIGINAL, r"stage1\.py.*:: text_embeds$"),
-    ("Q-Former, text pass from BERT", TRANSFORMERS, r"test_bert"),
-    ("Q-Former, multimodal pass", ORIGINAL, r"multimodal_embeds$"),
-    ("Contrastive projections, cosine", ORIGINAL, r"_proj$|itc_score$"),
+    ("Q-Former, query pass", ORIGINAL, r"query_output$|stage1\.py.*:: image_embeds$"),
+    ("Q-Former, text pass", ORIGINAL, r"stage1\.py.*:: text_(embeds|output)$"),
+    ("Q-Former, text pass of a BERT", TRANSFORMERS, r"test_bert"),
+    ("Q-Former, multimodal pass", ORIGINAL, r"(multimodal_embeds|itm_hidden)$"),
+    ("Q-Former, captioning pass and head", ORIGINAL, r"lm_(hidden|logits)$"),
+    ("Contrastive projections, cosines", ORIGINAL, r"_proj$|_feats$|itc_score$|sim_"),
     ("Matching head", ORIGINAL, r"itm_logits$"),
     ("Match, features through the API", ORIGINAL, r"test_api.*(match|features)"),
     ("Match, features through the API", TRANSFORMERS, r"test_match_and_features"),
@@ -43,20 +45,19 @@ BLOCKS = (
     ("Language projection", TRANSFORMERS, r"test_equals_huggingface"),
     ("OPT, logits", ORIGINAL, r"stage2\.py.*stage2_opt_a.*:: logits"),
     ("OPT, logits", TRANSFORMERS, r"test_opt.*transformers\[pre_norm"),
-    ("OPT-350m layout, logits", ORIGINAL, r"stage2\.py.*opt350_a.*:: logits"),
-    ("OPT-350m layout, logits", TRANSFORMERS, r"test_opt.*transformers\[post_norm"),
+    ("OPT-350m's layout, logits", ORIGINAL, r"stage2\.py.*opt350_a.*:: logits"),
+    ("OPT-350m's layout, logits", TRANSFORMERS, r"test_opt.*transformers\[post_norm"),
     ("T5, encoder", ORIGINAL, r"encoder_last_hidden"),
     ("T5, logits", ORIGINAL, r"stage2\.py.*stage2_t5_a.*:: logits"),
     ("T5, logits", TRANSFORMERS, r"test_t5.*transformers"),
-    ("Stage-1 losses", ORIGINAL, r"training/test_stage1.*(loss|itc|itm|itg)"),
-    ("Stage-1 intermediates", ORIGINAL, r"training/test_stage1.*intermediate"),
-    ("Stage-1 gradients", ORIGINAL, r"training/test_stage1.*gradient"),
-    ("Stage-1 weights after five steps", ORIGINAL, r"training/test_stage1.*five"),
-    ("Stage-2 losses", ORIGINAL, r"training/test_stage2.*loss"),
-    ("Stage-2 gradients", ORIGINAL, r"training/test_stage2.*gradient"),
+    ("Stage 1, losses", ORIGINAL, r"values :: .*training/test_stage1.*(losses|ranks)"),
+    ("Stage 1, gradients", ORIGINAL, r"gradients :: .*training/test_stage1"),
+    ("Stage 1, losses and weights of five steps", ORIGINAL, r"test_five_steps"),
+    ("Stage 2, losses", ORIGINAL, r"values :: .*training/test_stage2"),
+    ("Stage 2, gradients", ORIGINAL, r"gradients :: .*training/test_stage2"),
     ("Decoding, Q-Former", ORIGINAL, r"goldens_stage1"),
     ("Decoding, OPT, every mode", ORIGINAL, r"goldens_stage2.*stage2_opt_a"),
-    ("Decoding, OPT-350m, every mode", ORIGINAL, r"goldens_stage2.*opt350"),
+    ("Decoding, OPT-350m's layout", ORIGINAL, r"goldens_stage2.*opt350"),
     ("Decoding, T5, every mode", ORIGINAL, r"goldens_stage2.*t5"),
     ("Decoding from torch's logits", TRANSFORMERS, r"test_transformers5"),
     ("Picture to text, OPT", TRANSFORMERS, r"loaded_models.*their_ids\[opt"),
@@ -115,7 +116,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         found = [
             line for line in lines
             if line["kind"] != "bf16"
-            and re.search(pattern, f"{line['test']} :: {line['what']}")
+            and re.search(pattern, " :: ".join(line[k] for k in NAMED))
         ]
         if not found:
             raise SystemExit(f"no comparison matches the block {name!r} ({pattern})")

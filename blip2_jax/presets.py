@@ -134,6 +134,7 @@ class Blip2Config:
     qformer: QFormerConfig
     language_model: LanguageModelConfig | None = None
     prompt: str = ""  # text put before every caption, not a target
+    ln_vision_eps: float = 1e-5  # the original's; transformers takes the encoder's
 
 
 EVA_VIT_G = ViTConfig(width=1408, depth=39, heads=16, mlp_dim=6144)

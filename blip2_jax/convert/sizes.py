@@ -60,6 +60,7 @@ def huggingface_sizes(source: Source) -> Blip2Config:
             dropout=qformer.hidden_dropout_prob,
         ),
         language_model=None if retrieval else language_sizes(theirs.text_config),
+        ln_vision_eps=vision.layer_norm_eps,
     )  # fmt: skip
 
 

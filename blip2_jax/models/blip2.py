@@ -13,8 +13,6 @@ from blip2_jax.models.qformer import ImageKeyValues, QFormer
 from blip2_jax.models.vit import VisionTransformer, normalize_images
 from blip2_jax.presets import Blip2Config, FeaturesConfig
 
-LN_VISION_EPS = 1e-5
-
 
 class Blip2Base(nn.Module):
     """The parts from image to Q-Former; each stage adds its heads.
@@ -37,7 +35,7 @@ class Blip2Base(nn.Module):
             self.visual_encoder = VisionTransformer(
                 vision, self.dtype, self.scan, self.remat
             )
-        self.ln_vision = layer_norm(LN_VISION_EPS, self.dtype)
+        self.ln_vision = layer_norm(self.config.ln_vision_eps, self.dtype)
         shape = (qformer.num_queries, qformer.width)
         self.query_tokens = self.param("query_tokens", normal(), shape)
         self.qformer = QFormer(qformer, self.dtype, self.reads_text)

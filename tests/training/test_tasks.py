@@ -91,7 +91,7 @@ def test_a_part_of_another_kind_is_complete():
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"qformer": {"deep": 4}}, r"overrides\.qformer\.deep is no size; there are width"),
     ({"tower": {}}, r"overrides\.tower is no size"),
-    ({"language_model": {"width": 4}}, "must say its kind: features, vit, opt, t5"),
+    ({"language_model": {"width": 4}}, "must say its kind: features, vit, qf"),
     ({"vision": {"kind": "cnn"}}, "kind is 'cnn'"),
     ({"vision": {"kind": "features", "widht": 4}}, "widht"),
 ])
