@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -25,9 +26,7 @@ from blip2_jax.presets import (
 
 # What the files hold beside the blocks that BLIP-2 uses: norms and heads behind the
 # last block, text towers.
-EVA_LEFTOVERS = (
-    r"(fc_)?norm\..*", r"head\..*", r"mask_token", r"lm_head\..*", r"norm\..*",
-)  # fmt: skip
+EVA_LEFTOVERS = (r"(fc_)?norm\..*", r"(lm_)?head\..*", r"mask_token")
 CLIP_LEFTOVERS = (r"ln_post\..*", r"proj")
 CLIP_HUGGINGFACE_LEFTOVERS = (
     r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_scale",
@@ -53,27 +52,37 @@ def vision_part(source: Source, config: ViTConfig | FeaturesConfig) -> Part:
     if config.pre_norm == (kind == "eva"):
         wanted = "CLIP" if config.pre_norm else "EVA-CLIP"
         raise SourceError(f"{source.path} is no {wanted} image encoder")
-    if kind == "clip_huggingface":
-        rules = clip.clip_huggingface_rules(config, "visual_encoder/")
-        last = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
-        leftovers: tuple[str, ...] = (*CLIP_HUGGINGFACE_LEFTOVERS, last)
-    else:
-        prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
-        table, blocks, rest = (
-            (eva.eva_rules, r"blocks", EVA_LEFTOVERS)
-            if kind == "eva"
-            else (clip.clip_rules, r"transformer\.resblocks", CLIP_LEFTOVERS)
-        )
-        rules = table(config, prefix, "visual_encoder/")
-        last = rf"{blocks}\.{config.depth}\..*"
-        leftovers = tuple(prefix.replace(".", r"\.") + name for name in (*rest, last))
-        leftovers += (OUTSIDE_VISUAL,) if prefix else ()
+    table = _clip_huggingface if kind == "clip_huggingface" else _visual
+    rules, leftovers = table(source, config)
     return Part(source, resized(rules, source, config), leftovers)
 
 
-def resized(
-    rules: Sequence[Rule], source: Source, config: ViTConfig
-) -> list[Rule]:
+Table = tuple[list[Rule], tuple[str, ...]]  # rules and leftovers
+
+
+def _visual(source: Source, config: ViTConfig) -> Table:
+    """EVA-CLIP's or OpenAI's names, alone or beside a text tower."""
+    table, blocks, rest = (
+        (clip.clip_rules, r"transformer\.resblocks", CLIP_LEFTOVERS)
+        if config.pre_norm
+        else (eva.eva_rules, r"blocks", EVA_LEFTOVERS)
+    )
+    prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
+    inside = (*rest, rf"{blocks}\.{config.depth}\..*")
+    leftovers = tuple(re.escape(prefix) + pattern for pattern in inside)
+    leftovers += (OUTSIDE_VISUAL,) if prefix else ()
+    return table(config, prefix, "visual_encoder/"), leftovers
+
+
+def _clip_huggingface(source: Source, config: ViTConfig) -> Table:
+    """transformers' names; an image tower alone keeps them, too."""
+    del source  # its names are always the same
+    last = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
+    rules = clip.clip_huggingface_rules(config, "visual_encoder/")
+    return rules, (*CLIP_HUGGINGFACE_LEFTOVERS, last)
+
+
+def resized(rules: Sequence[Rule], source: Source, config: ViTConfig) -> list[Rule]:
     """The table with positions brought to the image size of `config`, if they differ.
 
     EVA's are resized with aligned centres, CLIP's with aligned corners.
@@ -149,5 +158,3 @@ def bert_part(source: Source, config: QFormerConfig, *, queries: bool = True) ->
     rules = bert.bert_rules(config, source, queries=queries)
     leftovers = bert.LEFTOVERS if queries else (r"bert\..*", *bert.LEFTOVERS)
     return Part(source, rules, leftovers)
-
-
