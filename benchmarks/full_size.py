@@ -55,8 +55,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         told = caption(ours)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
-    print(f"{options.part}: {seconds:.0f} s, peak memory {peak:.2f} GB; {told}")
+    print(f"{options.part}: {seconds:.0f} s, peak memory {peak():.2f} GB; {told}")
 
 
 def write(folder: pathlib.Path, options: argparse.Namespace) -> str:
@@ -106,11 +105,16 @@ def caption(ours: pathlib.Path) -> str:
 
     start = time.perf_counter()
     model = blip2_jax.load(ours)
-    loaded = time.perf_counter() - start
+    loaded = f"{time.perf_counter() - start:.0f} s and {peak():.2f} GB"
     size = model.model.config.vision.image_size
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    text = model.caption(image, num_beams=1, max_new_tokens=8)
-    return f"loaded in {loaded:.0f} s, said {text!r}"
+    text = model.caption(image, num_beams=1, min_new_tokens=8, max_new_tokens=8)
+    return f"loaded in {loaded}, said {text!r}"
+
+
+def peak() -> float:
+    """The most memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
 if __name__ == "__main__":
