@@ -109,8 +109,11 @@ def write_huggingface(
 def _write_weights(
     model: Opened, rules: list[Rule], rows: int, place: pathlib.Path, dtype: str | None
 ) -> str:
-    """Write all arrays, rule by rule; returns the dtype that most values have."""
-    writer, sizes_by_dtype = ShardWriter(place), dict[str, int]()
+    """Write all arrays, rule by rule; returns the widest dtype among them.
+
+    transformers brings everything to one dtype when it loads: none is rounded then.
+    """
+    writer, found = ShardWriter(place), set[np.dtype]()
     for rule in progress(rules, "converting"):
         ours = {path: model.arrays[path] for path in rule.paths()}
         aliases = set(rule.aliases)  # transformers ties them itself
@@ -122,10 +125,11 @@ def _write_weights(
                 array = _with_rows(array, rows)
             array = cast(array, dtype)
             writer.add(name, array)
-            kind = array.dtype.name
-            sizes_by_dtype[kind] = sizes_by_dtype.get(kind, 0) + array.size
+            found.add(array.dtype)
     writer.close()
-    return max(sizes_by_dtype, key=lambda kind: sizes_by_dtype[kind])
+    if len(found) == 1:
+        return found.pop().name
+    return "float32"  # float16 and bfloat16 have no other in common
 
 
 _WORD_TABLES = (
