@@ -164,7 +164,7 @@ def _tensor(array: np.ndarray):
     """A torch tensor of the same bits."""
     import torch
 
-    array = np.ascontiguousarray(array).reshape(array.shape)
+    array = np.require(array, requirements=["C", "W"])
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
