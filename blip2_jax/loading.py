@@ -12,10 +12,8 @@ import numpy as np
 
 from blip2_jax.api import Blip2
 from blip2_jax.convert.names import nest
-from blip2_jax.convert.opened import TOWERS, Opened, expected_shapes
+from blip2_jax.convert.opened import TOWERS, Opened, build_model, expected_shapes
 from blip2_jax.data.text import load_tokenizer
-from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.opening import Beside, open_model
 
 PRECISIONS = ("float32", "bfloat16")
@@ -74,13 +72,7 @@ def from_opened(
         given = ", ".join(PRECISIONS)
         raise ValueError(f"precision {precision!r}: there are {given}")
     dtype = jnp.dtype(precision)
-    model = (
-        Blip2Stage1(opened.config, dtype)
-        if opened.stage == 1
-        else Blip2Stage2(
-            opened.config, dtype, question_in_qformer=opened.question_in_qformer
-        )
-    )
+    model = build_model(opened.config, opened.question_in_qformer, dtype)
     wanted = expected_shapes(opened.config, opened.question_in_qformer)
     params = {}
     for path in [path for path in opened.arrays if path in wanted]:

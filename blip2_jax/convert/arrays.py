@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from blip2_jax.convert.names import Array, Rule
+from blip2_jax.convert.names import Array, Rule, listed
 from blip2_jax.convert.sources import Source, SourceError
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -161,7 +161,7 @@ def _check_unused(part: Part) -> None:
     if unknown:
         raise SourceError(
             f"{part.source.path} holds {len(unknown)} arrays that this model does not "
-            f"have: {_listed(unknown)}"
+            f"have: {listed(unknown)}"
         )
 
 
@@ -171,14 +171,9 @@ def _refuse(**found: list[str]) -> None:
         "unknown": "arrays are not of this model",
         "differ": "arrays have another size",
     }
-    parts = [f"{len(f)} {says[k]}: {_listed(f)}" for k, f in found.items() if f]
+    parts = [f"{len(f)} {says[k]}: {listed(f)}" for k, f in found.items() if f]
     if parts:
         raise SourceError("; ".join(parts))
-
-
-def _listed(names: list[str], count: int = 10) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def _matches(patterns: Sequence[str], name: str) -> bool:

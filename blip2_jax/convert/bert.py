@@ -9,7 +9,7 @@ token-type embeddings, pooler and next-sentence head have no place.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -92,12 +92,3 @@ def _with_old_norms(rule: Rule) -> Rule:
     for new, old in OLD_NORMS:
         source = source.replace(new, old)
     return dataclasses.replace(rule, source=source)
-
-
-def text_branch(paths: Iterable[str]) -> Iterator[str]:
-    """Those of the paths that the Q-Former's text branch has to itself."""
-    for path in paths:
-        inside = path.startswith("qformer/") and path != "qformer/embeddings/norm"
-        names = ("/text_mlp", "qformer/head/", "embeddings/word", "embeddings/position")
-        if inside and any(name in path for name in names):
-            yield path

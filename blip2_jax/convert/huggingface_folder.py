@@ -46,10 +46,7 @@ def open_huggingface(
       SourceError: weights and configuration do not fit, or a variant is unknown.
     """
     config = config or sizes.huggingface_sizes(source)
-    vision = config.vision
-    assert isinstance(vision, ViTConfig)
-    rules = tied_head(resized(huggingface_rules(config), source, vision), source)
-    arrays = ConvertedArrays([Part(source, rules, BUFFERS), *extra])
+    arrays = ConvertedArrays([huggingface_part(source, config), *extra])
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
     half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
@@ -64,6 +61,13 @@ def open_huggingface(
         qformer_tokenizer=words if config.language_model is None else "",
         language_tokenizer=words if config.language_model else "",
     )
+
+
+def huggingface_part(source: Source, config: Blip2Config) -> Part:
+    """The folder with its table; positions take the image size of `config`."""
+    rules = tied_head(huggingface_rules(config), source)
+    assert isinstance(config.vision, ViTConfig)  # or there were no table
+    return Part(source, resized(rules, source, config.vision), BUFFERS)
 
 
 _WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")

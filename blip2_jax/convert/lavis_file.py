@@ -7,6 +7,7 @@ image encoder of a stage-1 model, come from files of their own.
 from __future__ import annotations
 
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -44,10 +45,7 @@ def open_lavis(
       SourceError: what the model needs is nowhere, or the file holds something else.
     """
     config = config or sizes.released_sizes(source)
-    rules = lavis_rules(config)
-    if isinstance(config.vision, ViTConfig):
-        rules = resized(rules, source, config.vision)
-    parts = [Part(source, rules, (POSITION_IDS.replace(".", r"\."),))]
+    parts = [lavis_part(source, config)]
     if vision is not None:
         parts.append(vision_part(vision, config.vision))
     if language_model is not None:
@@ -57,7 +55,10 @@ def open_lavis(
     arrays = ConvertedArrays([*parts, *extra])
     _check_towers(arrays, config, source)
     arrays.check(expected_shapes(config), carried=TEXT_BRANCH if extra else ())
-    own = {name for rule in rules for name in rule.paths() if _within(rule, source)}
+    own = {
+        name for rule in parts[0].rules for name in rule.paths()
+        if _within(rule, source)
+    }  # fmt: skip
     elsewhere = tuple(
         tower for tower in TOWERS
         if any(path.startswith(tower) and path not in own for path in arrays)
@@ -67,6 +68,14 @@ def open_lavis(
         config, arrays, "lavis", elsewhere=elsewhere,
         precision="bfloat16" if half else "float32",
     )  # fmt: skip
+
+
+def lavis_part(source: Source, config: Blip2Config) -> Part:
+    """The file with its table; positions take the image size of `config`."""
+    rules = lavis_rules(config)
+    if isinstance(config.vision, ViTConfig):
+        rules = resized(rules, source, config.vision)
+    return Part(source, rules, (re.escape(POSITION_IDS),))
 
 
 def _check_towers(arrays: ConvertedArrays, config: Blip2Config, source: Source) -> None:

@@ -198,8 +198,7 @@ def to_ours_complete(
         ("holds unknown arrays", converted.unused),
     ):
         if names:
-            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            raise ValueError(f"the source {what}: {', '.join(names[:10])}{more}")
+            raise ValueError(f"the source {what}: {listed(names)}")
     return converted.params
 
 
@@ -214,6 +213,12 @@ def to_source(params: PyTree, rules: Iterable[Rule]) -> dict[str, Array]:
     for rule in rules:
         source |= rule.to_source(ours)
     return source
+
+
+def listed(names: Sequence[str], count: int = 10) -> str:
+    """The first `count` names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def flatten(params: PyTree) -> dict[str, Array]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from blip2_jax.convert.names import flatten
 from blip2_jax.models.blip2 import init_params
@@ -83,13 +85,18 @@ def expected_shapes(
     config: Blip2Config, question_in_qformer: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Every parameter of a model by path; no memory is used."""
-    model = (
-        Blip2Stage1(config)
-        if config.language_model is None
-        else Blip2Stage2(config, question_in_qformer=question_in_qformer)
-    )
+    model = build_model(config, question_in_qformer)
     shapes: Any = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     return flatten(shapes)  # type: ignore[return-value]
+
+
+def build_model(
+    config: Blip2Config, question_in_qformer: bool, dtype: DTypeLike = jnp.float32
+) -> Blip2Stage1 | Blip2Stage2:
+    """The module of the stage that a configuration describes."""
+    if config.language_model is None:
+        return Blip2Stage1(config, dtype)
+    return Blip2Stage2(config, dtype, question_in_qformer=question_in_qformer)
 
 
 def is_text_branch(path: str) -> bool:

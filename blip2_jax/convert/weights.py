@@ -15,20 +15,12 @@ import numpy as np
 from blip2_jax.convert import folder
 from blip2_jax.convert.arrays import ConvertedArrays, Part
 from blip2_jax.convert.detect import DESCRIPTIONS, LANGUAGE, VISION, kind_of
-from blip2_jax.convert.huggingface import huggingface_rules
-from blip2_jax.convert.huggingface_folder import BUFFERS
-from blip2_jax.convert.lavis import POSITION_IDS
-from blip2_jax.convert.lavis_file import lavis_rules
+from blip2_jax.convert.huggingface_folder import huggingface_part
+from blip2_jax.convert.lavis_file import lavis_part
 from blip2_jax.convert.opened import is_text_branch
 from blip2_jax.convert.sources import Source, SourceError
-from blip2_jax.convert.towers import (
-    bert_part,
-    language_part,
-    resized,
-    tied_head,
-    vision_part,
-)
-from blip2_jax.presets import Blip2Config, ViTConfig
+from blip2_jax.convert.towers import bert_part, language_part, vision_part
+from blip2_jax.presets import Blip2Config
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -76,13 +68,8 @@ def part_of(source: Source, kind: str, config: Blip2Config) -> Part:
         return language_part(source, config.language_model)
     if "itm_head.weight" in source:  # of stage 1, for whatever model
         config = dataclasses.replace(config, language_model=None)
-    lavis = kind == "lavis"
-    rules = lavis_rules(config) if lavis else huggingface_rules(config)
-    rules = tied_head(rules, source)
-    if isinstance(config.vision, ViTConfig):
-        rules = resized(rules, source, config.vision)
-    buffers = (POSITION_IDS.replace(".", r"\."),) if lavis else BUFFERS
-    return Part(source, rules, buffers)
+    whole = lavis_part if kind == "lavis" else huggingface_part
+    return whole(source, config)
 
 
 def text_branch_part(path: str | pathlib.Path, config: Blip2Config) -> Part:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from blip2_jax import sharding
 from blip2_jax.convert.folder import Manifest, entry
+from blip2_jax.convert.names import listed
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.presets import Blip2Config
 from blip2_jax.training.partition import Tree, flatten, unflatten
@@ -110,7 +111,7 @@ def find_sources(
     if missing:
         raise WeightsError(
             f"{len(missing)} frozen parameters are in no source "
-            f"({', '.join(sources) or 'none given'}): {_first(missing)}"
+            f"({', '.join(sources) or 'none given'}): {listed(missing, 3)}"
         )
     return {path: name for path, name in found.items() if name is not None}
 
@@ -126,7 +127,7 @@ def verify(expected: Manifest, found: Manifest) -> None:
         path = min(differ)
         raise WeightsError(
             f"{len(differ)} frozen arrays are not those that this run began with: "
-            f"{_first(sorted(differ))}; {path} was {_describe(expected, path)}, "
+            f"{listed(sorted(differ), 3)}; {path} was {_describe(expected, path)}, "
             f"is {_describe(found, path)}"
         )
 
@@ -141,8 +142,3 @@ def _describe(manifest: Manifest, path: str) -> str:
     if entry is None:
         return "not there"
     return f"{entry['digest'][:12]} {tuple(entry['shape'])} from {entry['source']}"
-
-
-def _first(paths: list[str], count: int = 3) -> str:
-    more = f" and {len(paths) - count} more" if len(paths) > count else ""
-    return ", ".join(paths[:count]) + more
