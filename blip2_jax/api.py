@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
@@ -37,6 +38,7 @@ from blip2_jax.generation.writers import (
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.presets import OPTConfig, T5Config
+from blip2_jax.sharding import put_rows
 
 TEXT_STEP = 8  # texts are padded to multiples of so many tokens
 CAPTION = DecodingConfig(num_beams=5)
@@ -84,6 +86,7 @@ class Blip2:
         question_prompt: str = "",
         batch_size: int = 32,
         absent: Sequence[str] = (),
+        mesh: Mesh | None = None,
     ):
         """Put a model together; `load` does so from a run.
 
@@ -96,8 +99,9 @@ class Blip2:
           question_prompt: template of questions; "" takes the paper's.
           batch_size: see the class.
           absent: patterns of parameter paths without values (`Opened.absent`).
+          mesh: over which `params` are laid out, and rows are to be.
         """
-        self._absent = tuple(absent)
+        self._absent, self._mesh = tuple(absent), mesh
         self.model, self.params, self.batch_size = model, params, batch_size
         self.prompt, self._question_prompt = prompt, question_prompt
         self._qformer_tokenizer = qformer_tokenizer
@@ -250,8 +254,9 @@ class Blip2:
         pixels, prompts, questions = _aligned(pixels, prompts, questions)
         rows = writer.rows(prompts, questions)
         texts = write_texts(
-            writer, pixels, rows, config, seed=seed, batch_size=self.batch_size
-        )
+            writer, pixels, rows, config, seed=seed, batch_size=self.batch_size,
+            mesh=self._mesh,
+        )  # fmt: skip
         return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
 
     def _decoding(self, name: str, what: str) -> DecodingConfig:
@@ -315,7 +320,10 @@ class Blip2:
         """A compiled pass over all rows, a chunk at a time."""
         parts = []
         for where, size in inputs.chunks(len(rows[0]), self.batch_size):
-            part = [inputs.padded(array[where], size) for array in rows]
+            part = [
+                put_rows(inputs.padded(array[where], size), self._mesh)
+                for array in rows
+            ]
             found = jax.device_get(_PASSES[name](self.model, self.params, *part))
             count = where.stop - where.start
             parts.append({key: values[:count] for key, values in found.items()})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from blip2_jax import sharding
 from blip2_jax.api import Blip2
-from blip2_jax.convert.names import nest
+from blip2_jax.convert.folder import reader
+from blip2_jax.convert.names import flatten, nest
 from blip2_jax.convert.opened import TOWERS, Opened, build_model, expected_shapes
 from blip2_jax.data.text import load_tokenizer
 from blip2_jax.opening import Beside, open_model
@@ -25,6 +27,7 @@ def load(
     which: str | int = "best",
     precision: str | None = None,
     batch_size: int = 32,
+    mesh: Mapping[str, int] | None = None,
     **beside: Any,
 ) -> Blip2:
     """Open a model.
@@ -37,6 +40,9 @@ def load(
       precision: "float32" or "bfloat16"; None as in training, or as the file holds
         its frozen towers (half precision of either kind means bfloat16).
       batch_size: rows of the largest compiled program.
+      mesh: sizes of the axes `data`, `fsdp` and `tensor` (-1: the rest), to spread
+        the model over all devices and the rows over the first two; None: the first
+        device has it all.
       **beside: fields of `opening.Beside`, for what the path does not say: `vision`,
         `language_model`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
         `image_size`, ...
@@ -52,20 +58,23 @@ def load(
             known = ", ".join(names)
             raise ValueError(f"load has no option {name!r}; there are {known}")
     return from_opened(
-        open_model(path, Beside(**beside), which), precision, batch_size
+        open_model(path, Beside(**beside), which), precision, batch_size, mesh
     )
 
 
 def from_opened(
-    opened: Opened, precision: str | None = None, batch_size: int = 32
+    opened: Opened,
+    precision: str | None = None,
+    batch_size: int = 32,
+    mesh: Mapping[str, int] | None = None,
 ) -> Blip2:
-    """A model to use, its arrays placed on the first device one by one.
+    """A model to use, its arrays placed one by one, on one device or a mesh.
 
     Towers take the precision's dtype, the rest float32. What a Hugging Face stage-1
     model lacks is zero; `caption` says so.
 
     Raises:
-      ValueError: no such precision.
+      ValueError: no such precision, or a mesh of another number of devices.
     """
     precision = precision or opened.precision
     if precision not in PRECISIONS:
@@ -74,10 +83,17 @@ def from_opened(
     dtype = jnp.dtype(precision)
     model = build_model(opened.config, opened.question_in_qformer, dtype)
     wanted = expected_shapes(opened.config, opened.question_in_qformer)
+    over = None if mesh is None else sharding.make_mesh(**mesh)
+    layout = {} if over is None else flatten(sharding.shardings(nest(wanted), over))
     params = {}
     for path in [path for path in opened.arrays if path in wanted]:
-        kept = dtype if path.startswith(TOWERS) else np.float32
-        params[path] = jax.device_put(opened.arrays[path].astype(kept))
+        kept = dtype if path.startswith(TOWERS) else jnp.dtype(jnp.float32)
+        read = reader(opened.arrays, path)
+        if over is None:
+            params[path] = jax.device_put(read(...).astype(kept))
+        else:
+            shape = wanted[path].shape
+            params[path] = sharding.put_parts(shape, layout[path], read, kept)
     for path in wanted.keys() - params.keys():
         params[path] = jnp.zeros(wanted[path].shape)
     return Blip2(
@@ -89,6 +105,7 @@ def from_opened(
         question_prompt=opened.question_prompt,
         batch_size=batch_size,
         absent=opened.absent,
+        mesh=over,
     )
 
 

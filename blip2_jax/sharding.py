@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from blip2_jax.exchange import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
+Read = Callable[[tuple[slice, ...]], np.ndarray]
 P = PartitionSpec
 
 # (path regex, spec); the first full match holds. Blocks of the towers and language
@@ -114,6 +115,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def put_rows(rows: np.ndarray, mesh: Mesh | None) -> np.ndarray | jax.Array:
+    """Rows divided over the data axes, or whole where they do not divide.
+
+    Args:
+      mesh: None leaves the rows on the host, for the default device.
+    """
+    if mesh is None:
+        return rows
+    divides = len(rows) % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+    return jax.device_put(rows, batch_sharding(mesh) if divides else replicated(mesh))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raise a ValueError, naming the nearest sizes that fit, if this one does not."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -144,8 +157,26 @@ def put(tree: Any, layout: Any) -> Any:
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
-        return jax.make_array_from_callback(
-            array.shape, sharding, lambda index: array[index]
-        )
+        return put_parts(array.shape, sharding, array.__getitem__, array.dtype)
 
     return jax.tree.map(place, tree, layout)
+
+
+def put_parts(
+    shape: tuple[int, ...], layout: NamedSharding, read: Read, dtype: Any
+) -> jax.Array:
+    """Place an array that need not be held in full anywhere.
+
+    Args:
+      read: gives the part at an index; asked once for each part that this process's
+        devices hold.
+      dtype: to cast parts to.
+    """
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if (name := str(index)) not in parts:
+            parts[name] = read(index).astype(dtype, copy=False)
+        return parts[name]
+
+    return jax.make_array_from_callback(shape, layout, part)

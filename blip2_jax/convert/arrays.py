@@ -77,6 +77,9 @@ class ConvertedArrays(Mapping[str, np.ndarray]):
             self._pending = {name: np.asarray(value) for name, value in made.items()}
         return self._pending.pop(path)
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._found  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 

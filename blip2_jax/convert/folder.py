@@ -11,10 +11,11 @@ trusts them, so that a run which names this folder starts without hashing gigaby
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from blip2_jax import presets
 from blip2_jax.convert.arrays import digest
 from blip2_jax.convert.opened import Opened
 from blip2_jax.convert.output import ShardWriter, cast, progress, whole, write_json
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.sources import Index, Source, SourceError
 
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
@@ -44,11 +45,18 @@ class FolderArrays(Mapping[str, np.ndarray]):
     def __getitem__(self, path: str) -> np.ndarray:
         return self._source[path]
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._source  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def part(self, path: str, index: Index) -> np.ndarray:
+        """Part of an array; nothing else is read."""
+        return self._source.part(path, index)
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Shape of an array, without reading it."""
@@ -57,6 +65,15 @@ class FolderArrays(Mapping[str, np.ndarray]):
     def origin(self, path: str) -> dict[str, Any]:
         """Source, digest, shape and dtype that an array had before conversion."""
         return self.manifest[path]
+
+
+def reader(
+    arrays: Mapping[str, np.ndarray], path: str
+) -> Callable[[Index], np.ndarray]:
+    """Reads parts of an array: of a folder these alone, of others from all of it."""
+    if isinstance(arrays, FolderArrays):
+        return functools.partial(arrays.part, path)
+    return arrays[path].__getitem__
 
 
 def is_folder(path: pathlib.Path) -> bool:

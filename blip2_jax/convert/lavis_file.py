@@ -6,13 +6,14 @@ image encoder of a stage-1 model, come from files of their own.
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
+from collections.abc import Iterable, Iterator
 
-import ml_dtypes
 import numpy as np
 
-from blip2_jax.convert import sizes
+from blip2_jax.convert import pickled, sizes
 from blip2_jax.convert.arrays import ConvertedArrays, Part
 from blip2_jax.convert.lavis import POSITION_IDS, position_ids, stage1_rules
 from blip2_jax.convert.lavis_stage2 import stage2_rules
@@ -115,22 +116,15 @@ def write_lavis(
       SourceError: LAVIS has no such model.
       FileExistsError: the output is there already.
     """
-    try:
-        import torch
-    except ImportError as error:
+    if importlib.util.find_spec("torch") is None:
         raise SourceError(
             "a LAVIS file is pickled, which needs torch: pip install torch"
-        ) from error
+        )
     if output.suffix != ".pth":
         raise SourceError(f"a LAVIS file ends with .pth, not {output.name}")
     with whole(output) as place:
         place.parent.mkdir(parents=True, exist_ok=True)
-        arrays = lavis_arrays(model, complete)
-        tensors = {
-            name: _tensor(cast(np.asarray(array), dtype))
-            for name, array in arrays.items()
-        }
-        torch.save({"model": tensors}, place)
+        pickled.save(_cast_once(lavis_arrays(model, complete), dtype), place)
     left = [tower.rstrip("/") for tower in ([] if complete else model.elsewhere)]
     lines = [f"left out, as LAVIS does: {', '.join(left)} (--complete)"] if left else []
     if carried := model.carried():
@@ -138,9 +132,22 @@ def write_lavis(
     return lines
 
 
-def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, Array]:
-    """The model under LAVIS's names."""
-    source: dict[str, Array] = {}
+def _cast_once(
+    arrays: Iterable[tuple[str, Array]], dtype: str | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Casts arrays; one that comes again at once, under another name, stays one."""
+    before: Array | None = None
+    made = np.empty(0)
+    for name, array in arrays:
+        if array is not before:
+            before, made = array, cast(np.asarray(array), dtype)
+        yield name, made
+
+
+def lavis_arrays(
+    model: Opened, complete: bool = False
+) -> Iterator[tuple[str, Array]]:
+    """The model under LAVIS's names, made array by array."""
     left_out = () if complete else model.elsewhere
     rules = lavis_rules(model.config)
     for rule in progress(rules, "converting"):
@@ -149,11 +156,10 @@ def lavis_arrays(model: Opened, complete: bool = False) -> dict[str, Array]:
             # The second name of a frozen token table is in their files all the same.
             if rule.aliases:
                 table = model.arrays[paths[0]]
-                source |= dict.fromkeys(rule.aliases, table)
+                yield from ((alias, table) for alias in rule.aliases)
             continue
-        theirs = rule.to_source({path: model.arrays[path] for path in paths})
-        source |= theirs
-    return {**source, **position_ids(model.config.qformer)}
+        yield from rule.to_source({p: model.arrays[p] for p in paths}).items()
+    yield from position_ids(model.config.qformer).items()
 
 
 def lavis_rules(config: Blip2Config) -> list[Rule]:
@@ -167,14 +173,4 @@ def lavis_rules(config: Blip2Config) -> list[Rule]:
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP alone")
     table = stage1_rules if config.language_model is None else stage2_rules
     return table(config)
-
-
-def _tensor(array: np.ndarray):
-    """A torch tensor of the same bits."""
-    import torch
-
-    array = np.require(array, requirements=["C", "W"])
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 

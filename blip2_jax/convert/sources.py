@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
+from types import EllipsisType
 from typing import Any
 
 import ml_dtypes  # numpy learns bfloat16
@@ -32,6 +33,10 @@ DTYPES = {
 }  # fmt: skip
 
 
+# Which part of an array: a slice for each axis, or all of it.
+Index = tuple[slice, ...] | EllipsisType
+
+
 class SourceError(ValueError):
     """A file that cannot be read as weights, or not as those that were expected."""
 
@@ -44,8 +49,8 @@ class File(abc.ABC):
         """What it holds."""
 
     @abc.abstractmethod
-    def read(self, name: str) -> np.ndarray:
-        """One array, which may be a view of the file."""
+    def read(self, name: str, index: Index = ...) -> np.ndarray:
+        """One array, or the part at `index`; it may be a view of the file."""
 
     @abc.abstractmethod
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -70,10 +75,10 @@ class SafetensorsFile(File):
         """What it holds."""
         return list(self._specs)
 
-    def read(self, name: str) -> np.ndarray:
-        """One array; the file is closed again, so that its pages do not add up."""
+    def read(self, name: str, index: Index = ...) -> np.ndarray:
+        """See `File`; the file is closed again, so that its pages do not add up."""
         with safe_open(self._path, "np") as content:
-            return content.get_tensor(name)
+            return content.get_slice(name)[index]
 
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype without reading."""
@@ -94,11 +99,11 @@ class PickleFile(File):
         """What it holds."""
         return list(self._tensors)
 
-    def read(self, name: str) -> np.ndarray:
-        """One array; numpy has no bfloat16 of its own, so those bits are looked at."""
+    def read(self, name: str, index: Index = ...) -> np.ndarray:
+        """See `File`; numpy has no bfloat16 of its own: those bits are looked at."""
         import torch
 
-        tensor = self._tensors[name].detach()
+        tensor = self._tensors[name].detach()[index]
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
@@ -169,11 +174,18 @@ class Source(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file_of[name].read(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """Part of an array; of a safetensors file, nothing else is read."""
+        return self._file_of[name].read(name, index)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array, without reading it."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Key, PyTree, Shaped
 from numpy import ndarray as Array
 
@@ -24,6 +25,7 @@ from blip2_jax.inputs import chunks, padded
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.presets import OPTConfig
+from blip2_jax.sharding import put_rows
 
 PROMPT_STEP = 8  # prompts are padded to multiples of so many tokens
 
@@ -203,6 +205,7 @@ def write_texts(
     *,
     seed: int,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> list[list[str]]:
     """Texts for any number of images, `num_return_sequences` each, best first.
 
@@ -213,10 +216,13 @@ def write_texts(
       config: static settings.
       seed: of sampling; a row's draws depend on it and on the row's number.
       batch_size: rows of the largest compiled program.
+      mesh: over which rows are divided; None: all on the default device.
     """
     texts = []
     for where, size in chunks(len(images), batch_size):
-        part, *part_rows = [padded(array[where], size) for array in (images, *rows)]
+        part, *part_rows = [
+            put_rows(padded(array[where], size), mesh) for array in (images, *rows)
+        ]
         keys = _row_keys(seed, where.start, size) if config.sample else None
         found = jax.device_get(writer.write(part, tuple(part_rows), config, keys))
         for row in range(where.stop - where.start):

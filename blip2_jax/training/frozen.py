@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from blip2_jax import sharding
-from blip2_jax.convert.folder import Manifest, entry
+from blip2_jax.convert.folder import FolderArrays, Manifest, entry, reader
 from blip2_jax.convert.names import listed
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.presets import Blip2Config
@@ -57,6 +57,9 @@ class RandomWeights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
@@ -89,14 +92,28 @@ def load_frozen(
     layout = flatten(sharding.shardings(shapes, mesh))
     loaded, manifest = {}, {}
     for path, name in find_sources(flat, sources).items():
-        array = sources[name][path]
-        if array.shape != flat[path].shape:
+        found, read = _look_up(sources[name], path)
+        if (shape := tuple(found["shape"])) != flat[path].shape:
             raise WeightsError(
-                f"{path} is {array.shape} in {name}, the model needs {flat[path].shape}"
+                f"{path} is {shape} in {name}, the model needs {flat[path].shape}"
             )
-        manifest[path] = entry(sources[name], path, array) | {"source": name}
-        loaded[path] = sharding.put(array.astype(dtype), layout[path])
+        manifest[path] = found | {"source": name}
+        loaded[path] = sharding.put_parts(shape, layout[path], read, dtype)
     return unflatten(loaded), manifest
+
+
+def _look_up(
+    arrays: Mapping[str, np.ndarray], path: str
+) -> tuple[dict[str, Any], sharding.Read]:
+    """An array's entry, and a way to read parts of it.
+
+    Of a converted folder, which has digests, a process reads its devices' parts
+    alone; other arrays have to be hashed, and so are read whole.
+    """
+    if isinstance(arrays, FolderArrays):
+        return arrays.origin(path), reader(arrays, path)
+    array = arrays[path]
+    return entry(arrays, path, array), array.__getitem__
 
 
 def find_sources(

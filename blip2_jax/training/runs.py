@@ -43,6 +43,9 @@ class RunArrays(Mapping[str, np.ndarray]):
         frozen.verify({path: self._manifest[path]}, {path: now})
         return array
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._found or path in self._trained  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         yield from self._found
         yield from self._trained

@@ -39,7 +39,7 @@ def test_what_their_files_hold(name):
 
     def write(arrays):
         model = Opened(config, arrays, "test", elsewhere=elsewhere)
-        return lavis_arrays(model)
+        return dict(lavis_arrays(model))
 
     found = jax.eval_shape(write, expected_shapes(config))
     assert shapes_of(found) == expected

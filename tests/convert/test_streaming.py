@@ -7,12 +7,15 @@ import ml_dtypes
 import numpy as np
 import peers
 import pytest
+from safetensors.numpy import save_file
 
+from blip2_jax.convert import pickled
 from blip2_jax.convert.folder import write_folder
 from blip2_jax.convert.names import Rule
 from blip2_jax.convert.opened import Opened
 from blip2_jax.convert.output import ShardWriter
-from blip2_jax.convert.sources import Source
+from blip2_jax.convert.pickled import SMALL
+from blip2_jax.convert.sources import PickleFile, SafetensorsFile, Source
 from blip2_jax.opening import Beside, open_model
 
 LAYERS, SIZE = 16, 2**18
@@ -84,3 +87,52 @@ def test_a_cast_is_of_every_floating_array(tmp_path, dtype):
     write_folder(opened, tmp_path / "out", dtype)
     found = Source(tmp_path / "out")
     assert {found[name].dtype.name for name in found} == {dtype}
+
+
+@pytest.mark.parametrize("name", ["safetensors", "pickle", "ours"])
+def test_opening_a_model_reads_no_array(tmp_path, monkeypatch, name):
+    config = golden_stage2.config("stage2_opt_a")
+    arrays = dict(golden_stage2.source("stage2_opt_a"))
+    sizes = peers.write_sizes(tmp_path / "sizes.json", config)
+    if name == "pickle":
+        path = peers.write_pickle(tmp_path / "theirs.pth", arrays)
+    else:
+        path = tmp_path / "theirs.safetensors"
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    if name == "ours":
+        write_folder(open_model(path, Beside(sizes=sizes)), tmp_path / "ours")
+        path, sizes = tmp_path / "ours", ""
+
+    def refuse(self, name, *index):
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(SafetensorsFile, "read", refuse)
+    monkeypatch.setattr(PickleFile, "read", refuse)
+    opened = open_model(path, Beside(sizes=sizes))
+    assert "ln_vision/scale" in opened.arrays
+    with pytest.raises(AssertionError, match="was read"):
+        opened.arrays["ln_vision/scale"]
+
+
+def test_a_pickled_file_is_written_from_maps_of_files(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    tied = np.arange(SMALL, dtype=np.float32).reshape(2, -1)
+    made = [
+        ("tied", tied),
+        ("alias", tied),
+        ("half", np.full((3, SMALL), 0.1, ml_dtypes.bfloat16)),
+        ("small", np.arange(3)),
+        ("scalar", np.array(0.07, np.float32)),
+    ]
+    tracemalloc.start()
+    pickled.save(iter(made), tmp_path / "out.pth")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < SMALL  # 14 of them are written
+    assert [file.name for file in tmp_path.iterdir()] == ["out.pth"]
+    found = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert found["tied"].data_ptr() == found["alias"].data_ptr()
+    source = Source(tmp_path / "out.pth")
+    for name, array in made:
+        assert source[name].dtype == array.dtype
+        np.testing.assert_array_equal(source[name], array)
