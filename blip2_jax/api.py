@@ -281,14 +281,20 @@ class Blip2:
                     "this stage-1 model came without the head that writes captions "
                     "(Hugging Face keeps none): it can match and give features"
                 )
-            return QFormerWriter(self.model, self.params, self._qformer())
+            return QFormerWriter(self.model, self.params, self.qformer_tokenizer)
         if self._language_tokenizer is None:
             raise ValueError("this model was put together without a language_tokenizer")
         return LanguageWriter(
             self.model, self.params, self._language_tokenizer, self._qformer_tokenizer
         )
 
-    def _qformer(self) -> QFormerTokenizer:
+    @property
+    def qformer_tokenizer(self) -> QFormerTokenizer:
+        """Of the texts that the Q-Former reads or writes.
+
+        Raises:
+          ValueError: the model came without one.
+        """
         if self._qformer_tokenizer is None:
             raise ValueError("this model was put together without a qformer_tokenizer")
         return self._qformer_tokenizer
@@ -310,7 +316,8 @@ class Blip2:
         self, texts: Sequence[str]
     ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
         """[CLS] text [SEP], whole, padded to a bucket."""
-        tokenizer, most = self._qformer(), self.model.config.qformer.max_positions
+        tokenizer = self.qformer_tokenizer
+        most = self.model.config.qformer.max_positions
         longest = max(len(tokenizer.encode_words(text)) + 2 for text in texts)
         if longest > most:
             raise ValueError(f"a text has {longest} tokens, the Q-Former reads {most}")

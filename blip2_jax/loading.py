@@ -16,9 +16,8 @@ from blip2_jax.convert.folder import reader
 from blip2_jax.convert.names import flatten, nest
 from blip2_jax.convert.opened import TOWERS, Opened, build_model, expected_shapes
 from blip2_jax.data.text import load_tokenizer
+from blip2_jax.models.precision import PRECISIONS
 from blip2_jax.opening import Beside, open_model
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 def load(

@@ -60,7 +60,7 @@ def open_model(
     path, beside = pathlib.Path(path), beside or Beside()
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {str(path)!r}")
-    if (path / "checkpoints").is_dir():
+    if is_run(path):
         from blip2_jax.training.runs import open_trained  # not needed for the others
 
         _refuse(beside, f"{path}, a run", ("text_branch", "sizes"))
@@ -91,6 +91,11 @@ def open_model(
         extra=_text_branch(config, beside),
     )  # fmt: skip
     return _finish(model, beside)
+
+
+def is_run(path: str | pathlib.Path) -> bool:
+    """Whether a training run of this package lives there."""
+    return pathlib.Path(path, "checkpoints").is_dir()
 
 
 _OWN = ("vision", "language_model", "text_branch", "sizes")  # says it all itself

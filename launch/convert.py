@@ -16,36 +16,20 @@ name them as they are (docs/conversion.md).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
+from blip2_jax.command_line import add_model_options, given_beside, print_lines
+
 FORMATS = ("blip2_jax", "huggingface", "lavis")
 DTYPES = ("float32", "float16", "bfloat16")
-BESIDE = {
-    "vision": "image encoder, where the source has none (LAVIS)",
-    "language_model": "language model, where the source has none (LAVIS, stage 2)",
-    "text_branch": "stage-1 file or BERT whose text branch a stage-2 model takes",
-    "qformer_tokenizer": "directory of the Q-Former's tokenizer (BERT's)",
-    "language_tokenizer": "directory of the language model's tokenizer",
-    "sizes": "preset or JSON file of sizes, for files of no released model",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and convert; what the user can mend becomes one sentence."""
-    arguments = parser().parse_args(argv)
-    try:
-        for line in run(arguments):
-            print(line)
-    except (ValueError, OSError, RuntimeError) as error:
-        if arguments.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    """Parse and convert."""
+    return print_lines(run, parser().parse_args(argv))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,15 +41,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--to", required=True, choices=FORMATS)
     made.add_argument("--output", required=True, type=pathlib.Path)
     made.add_argument("--dtype", choices=DTYPES, help="of all arrays; default: as is")
-    for name, what in BESIDE.items():
-        made.add_argument(f"--{name}", default="", metavar="PATH", help=what)
-    made.add_argument("--image_size", type=int, help="other than the source's")
-    made.add_argument("--which", default="best", help='a run\'s "best", "last" or step')
+    add_model_options(made)
     made.add_argument(
         "--complete", action="store_true",
         help="a LAVIS file with its frozen towers, which LAVIS leaves out",
     )  # fmt: skip
-    made.add_argument("--debug", action="store_true", help="show where an error is")
     return made
 
 
@@ -76,8 +56,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
     from blip2_jax.convert.lavis_file import write_lavis
     from blip2_jax.opening import Beside, open_model
 
-    fields = [field.name for field in dataclasses.fields(Beside)]
-    beside = Beside(**{name: getattr(arguments, name) for name in fields})
+    beside = Beside(**given_beside(arguments))
     start, output = time.perf_counter(), arguments.output
     model = open_model(arguments.source, beside, arguments.which)
     told = [f"{arguments.source}: {model.summary()}"]

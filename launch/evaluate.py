@@ -1,4 +1,7 @@
-"""Evaluate: `python launch/evaluate.py --model RUN --task retrieval|captioning|vqa`.
+"""Evaluate: `python launch/evaluate.py --model MODEL --task retrieval|captioning|vqa`.
+
+The model is a run, a converted or Hugging Face folder, or a LAVIS file (what that
+leaves out is named by `--config.beside.vision=...` and so on).
 
 `--data` is a source spec as JSON, a list of them, or a file that holds either; without
 it the run's own evaluation sources are used. `--config configs/eval/X.py` is a whole
@@ -29,7 +32,7 @@ def define_flags() -> flags.FlagValues:
         flag_values=own, lock_config=True,
     )  # fmt: skip
     for name, what in (
-        ("model", "Directory of a run."),
+        ("model", "Directory of a run, folder or file of weights."),
         ("task", "retrieval, captioning or vqa."),
         ("data", "Source spec(s): JSON, or a file of it."),
         ("out", "The record to write."),

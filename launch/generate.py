@@ -4,6 +4,8 @@
     python launch/generate.py --model RUN --image a.jpg --question "what is red?"
     python launch/generate.py --model RUN --image a.jpg --prompt "a photo of"
     python launch/generate.py --model RUN --image a.jpg --text "a cat" "a dog"
+    python launch/generate.py --model blip2_pretrained_opt2.7b.pth --image a.jpg \\
+        --vision eva_vit_g.pth --language_model opt-2.7b --language_tokenizer opt-2.7b
 
 A line for each image, and for each question or text about it. Models that were
 trained on features take `--features FILE.npy` ([P, D] or [B, P, D]) in place of
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blip2_jax.command_line import add_model_options, given_beside, print_lines
+
 if TYPE_CHECKING:
     from blip2_jax.api import Blip2
 
@@ -32,16 +36,7 @@ SETTINGS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    try:
-        for line in run(arguments):
-            print(line, flush=True)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if arguments.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    return print_lines(run, parser().parse_args(argv))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,8 +44,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", required=True, help="directory of a run")
-    made.add_argument("--which", default="best", help='"best", "last" or a step')
+    made.add_argument(
+        "--model", required=True,
+        help="directory of a run, converted or Hugging Face folder, LAVIS file",
+    )  # fmt: skip
+    add_model_options(made)
     made.add_argument("--precision", choices=("float32", "bfloat16"))
     inputs = made.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--image", nargs="+", metavar="FILE")
@@ -63,7 +61,6 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(f"--{name}", type=kind, help="see DecodingConfig")
     made.add_argument("--sample", action="store_true", help="draw, with --top_p etc.")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--debug", action="store_true", help="show where errors arise")
     return made
 
 
@@ -87,8 +84,9 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     import blip2_jax
 
     model = blip2_jax.load(
-        arguments.model, which=arguments.which, precision=arguments.precision
-    )
+        arguments.model, which=arguments.which, precision=arguments.precision,
+        **given_beside(arguments),
+    )  # fmt: skip
     if arguments.text:
         yield from match(model, given, arguments.text)
         return

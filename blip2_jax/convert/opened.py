@@ -26,7 +26,9 @@ TEXT_BRANCH = (
     r"(vision_projection|text_projection|itm_head)/.*",
     r"temperature",
 )
-TOWERS = ("visual_encoder/", "language_model/")
+# The frozen parts: where each stands in the tree.
+TOWER_PREFIXES = {"vision": "visual_encoder/", "language_model": "language_model/"}
+TOWERS = tuple(TOWER_PREFIXES.values())
 
 
 @dataclasses.dataclass(frozen=True)

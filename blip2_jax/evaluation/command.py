@@ -1,4 +1,4 @@
-"""Evaluate a trained run on a data set, and write down what came out.
+"""Evaluate a model on a data set, and write down what came out.
 
 What is asked for is one configuration (`default_evaluation`); the answer is a record:
 a JSON file that says which model, data, settings and machine a score belongs to.
@@ -19,9 +19,9 @@ from ml_collections import ConfigDict, config_dict
 
 import blip2_jax
 from blip2_jax.api import Blip2
+from blip2_jax.command_line import BESIDE, checkpoint
 from blip2_jax.data.evaluation import EvaluationSet
 from blip2_jax.data.sources.base import Record
-from blip2_jax.data.text import load_tokenizer
 from blip2_jax.evaluation.gallery import make_gallery
 from blip2_jax.evaluation.page import caption_page, draw_shown
 from blip2_jax.evaluation.stage1 import RetrievalSettings, evaluate_retrieval
@@ -30,6 +30,7 @@ from blip2_jax.evaluation.stage2 import evaluate_answers, evaluate_captions
 from blip2_jax.evaluation.vqa import submission
 from blip2_jax.loading import load
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.opening import is_run
 from blip2_jax.presets import FeaturesConfig
 from blip2_jax.training.config import read_config, to_plain
 
@@ -55,8 +56,12 @@ def default_evaluation(task: str = "") -> ConfigDict:
     unset = config_dict.placeholder
     return ConfigDict(
         {
-            "model": "",  # a run's directory
-            "which": "best",  # "best", "last" or a step
+            "model": "",  # a run's directory, or what else `blip2_jax.load` opens
+            "which": "best",  # of a run: "best", "last" or a step
+            # What the model's path does not say, as in launch/convert.py.
+            "beside": dict.fromkeys(BESIDE, "") | {"image_size": unset(int)},
+            # Sizes of axes, to use several devices; none set: the first device.
+            "mesh": {"data": unset(int), "fsdp": unset(int), "tensor": unset(int)},
             "task": task,
             "data": (),  # source specs; (): what the run itself was evaluated on
             "max_examples": 0,  # 0: all
@@ -64,6 +69,7 @@ def default_evaluation(task: str = "") -> ConfigDict:
             "precision": "",  # "": as in training
             # Retrieval: candidates that the matching head scores again; 0: none.
             "rerank": 128,
+            "text_length": unset(int),  # not set: 35, or what a run was trained with
             # Of captions and answers; what is not set has the API's default.
             "decoding": {
                 "num_beams": unset(int),
@@ -76,7 +82,7 @@ def default_evaluation(task: str = "") -> ConfigDict:
             "prompt": unset(str),  # before captions; not set: the run's own
             "tokenizer": "auto",  # of caption metrics: "java", "python", "auto"
             "page": 0,  # so many captioned pictures, drawn at random, as HTML
-            "out": "",  # the record; "": MODEL/evaluation_TASK.json
+            "out": "",  # the record; "": evaluation_TASK.json, of a run inside it
         }
     ).lock()
 
@@ -97,20 +103,26 @@ def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
     if config.task not in TASKS:
         raise ValueError(f"task {config.task!r}: there are {', '.join(TASKS)}")
     if not config.model:
-        raise ValueError("no model was given: the directory of a run")
-    run = read_config(config.model)
-    specs = [_plain(spec) for spec in config.data or run.evaluation.sources]
+        raise ValueError("no model was given: a run, a folder or a file of weights")
+    if not pathlib.Path(config.model).exists():
+        raise FileNotFoundError(f"no file or folder {config.model!r}")
+    run = read_config(config.model) if is_run(config.model) else None
+    given = config.data or (run.evaluation.sources if run else ())
+    specs = [_plain(spec) for spec in given]
     if not specs:
-        raise ValueError("no data was given, and the run has no evaluation.sources")
-    which = int(config.which) if str(config.which).isdigit() else config.which
+        raise ValueError("no data was given, and no run names evaluation.sources")
     model = load(
-        config.model, which=which, precision=config.precision or None,
-        batch_size=config.batch_size,
-    )
+        config.model, which=checkpoint(str(config.which)),
+        precision=config.precision or None, batch_size=config.batch_size,
+        mesh=_set(config.mesh) or None, **config.beside,
+    )  # fmt: skip
     vision = model.model.config.vision
     size = 0 if isinstance(vision, FeaturesConfig) else vision.image_size
     data = EvaluationSet(specs, size, config.max_examples)
-    outcome = _EVALUATE[config.task](config, run, model, data, specs)
+    with config.unlocked():
+        if config.text_length is None:
+            config.text_length = text_length(run.data.max_text_length if run else None)
+    outcome = _EVALUATE[config.task](config, model, data, specs)
     record = {
         "task": config.task,
         "scores": outcome.scores,
@@ -128,26 +140,25 @@ def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
 
 
 def _retrieval(
-    config: ConfigDict, run: ConfigDict, model: Blip2, data: EvaluationSet, specs: Specs
+    config: ConfigDict, model: Blip2, data: EvaluationSet, specs: Specs
 ) -> Outcome:
     if not isinstance(model.model, Blip2Stage1):
-        raise ValueError(f"retrieval needs a stage-1 run, {config.model} is another")
+        raise ValueError(f"retrieval needs a stage-1 model, {config.model} is another")
     settings = RetrievalSettings(
         batch_size=config.batch_size,
         rerank=config.rerank,
-        text_length=text_length(run.data.max_text_length),
+        text_length=config.text_length,
     )
-    tokenizer = load_tokenizer(run.data.tokenizer.qformer, language_model=False)
-    gallery = make_gallery(data, tokenizer, settings.text_length)
+    gallery = make_gallery(data, model.qformer_tokenizer, settings.text_length)
     scores = evaluate_retrieval(model.model, model.params, data, gallery, settings)
     counts = {"images": len(gallery.records), "texts": len(gallery.texts)}
     return Outcome(scores, "{images} images, {texts} texts".format(**counts))
 
 
 def _captioning(
-    config: ConfigDict, run: ConfigDict, model: Blip2, data: EvaluationSet, specs: Specs
+    config: ConfigDict, model: Blip2, data: EvaluationSet, specs: Specs
 ) -> Outcome:
-    settings = _decoding(config)
+    settings = _set(config.decoding)
     if config.prompt is not None:
         settings["prompt"] = config.prompt
     found = evaluate_captions(
@@ -173,10 +184,10 @@ def _captioning(
 
 
 def _vqa(
-    config: ConfigDict, run: ConfigDict, model: Blip2, data: EvaluationSet, specs: Specs
+    config: ConfigDict, model: Blip2, data: EvaluationSet, specs: Specs
 ) -> Outcome:
     found = evaluate_answers(
-        model, data, batch_size=config.batch_size, settings=_decoding(config)
+        model, data, batch_size=config.batch_size, settings=_set(config.decoding)
     )
     return Outcome(found.scores, "", submission(found.answers))
 
@@ -193,17 +204,17 @@ def _original_id(record: Record) -> int | str:
     return record.image_id if record.original_id is None else record.original_id
 
 
-def _decoding(config: ConfigDict) -> dict[str, Any]:
-    """The settings of decoding that were set."""
-    return {name: value for name, value in config.decoding.items() if value is not None}
+def _set(part: ConfigDict) -> dict[str, Any]:
+    """The keys of a part of the configuration that were given values."""
+    return {name: value for name, value in part.items() if value is not None}
 
 
 def _write(
     config: ConfigDict, record: Mapping[str, Any], outcome: Outcome
 ) -> pathlib.Path:
     """The record, `NAME.predictions.json` and `NAME.html`."""
-    default = pathlib.Path(config.model, f"evaluation_{config.task}.json")
-    path = pathlib.Path(config.out) if config.out else default
+    folder = pathlib.Path(config.model if is_run(config.model) else ".")
+    path = pathlib.Path(config.out or folder / f"evaluation_{config.task}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if outcome.predictions is not None:
         text = json.dumps(outcome.predictions, indent=1, ensure_ascii=False)

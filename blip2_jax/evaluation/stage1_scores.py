@@ -22,9 +22,11 @@ TEXT_LENGTH = 35
 _TRAINED_LENGTH = 32
 
 
-def text_length(trained_length: int) -> int:
+def text_length(trained_length: int | None) -> int:
     """Length to cut texts to: the original's, or that of a training with less."""
-    return TEXT_LENGTH if trained_length >= _TRAINED_LENGTH else trained_length
+    if trained_length is None or trained_length >= _TRAINED_LENGTH:
+        return TEXT_LENGTH
+    return trained_length
 
 
 class EncodedImages(NamedTuple):

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+PRECISIONS = ("bfloat16", "float32")  # in which models compute
+
 
 def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
     """HIGHEST for fp32 operands, the backend's only way for narrower ones."""

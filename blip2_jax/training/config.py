@@ -18,9 +18,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.data.config import DataConfig
+from blip2_jax.models.precision import PRECISIONS
 
 TASKS = ("stage1", "stage2", "contrast", "language_model")
-PRECISIONS = ("bfloat16", "float32")
 OPTIMIZERS = ("adamw", "muon")
 
 # Keys whose change leaves the sequence of losses as it was, up to rounding: a run

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from blip2_jax import sharding
+from blip2_jax.convert.opened import TOWER_PREFIXES, TOWERS
 from blip2_jax.presets import Blip2Config
 from blip2_jax.training import partition
 from blip2_jax.training.checkpoints import Checkpoints
@@ -31,8 +32,6 @@ from blip2_jax.training.frozen import (
 from blip2_jax.training.partition import Tree, flatten, unflatten
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
 
-# Which part of the tree each entry of `config.frozen_sources` provides.
-TOWERS = {"vision": "visual_encoder/", "language_model": "language_model/"}
 INIT_STREAM = 0x1A17  # keeps initial values apart from the keys of steps
 Arrays = Mapping[str, np.ndarray]
 
@@ -96,7 +95,7 @@ def frozen_sources(
       SourceError: there is nothing, or something else, where one is named.
     """
     sources: dict[str, Arrays] = {}
-    for tower, prefix in TOWERS.items():
+    for tower, prefix in TOWER_PREFIXES.items():
         if not any(path.startswith(prefix) for path in paths):
             continue
         spec = config.frozen_sources[tower]
@@ -110,7 +109,7 @@ def frozen_sources(
             RandomWeights(task.init_params, config.seed, prefix)
             if spec == "random" else tower_weights(spec, model_config(config.model))
         )
-    if not all(path.startswith(tuple(TOWERS.values())) for path in paths):
+    if not all(path.startswith(TOWERS) for path in paths):
         sources |= given_arrays(config)
     return sources
 

@@ -9,6 +9,8 @@ from tiny_runs import make_run
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from blip2_jax.convert.folder import write_folder
+from blip2_jax.opening import open_model
 from launch.evaluate import main
 
 DATA = {"kind": "shapes", "split": "validation", "size": 6, "texts": "both"}
@@ -39,7 +41,7 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
     code, record = evaluate(monkeypatch, run, "retrieval", out, "--config.rerank=3")
     if run.config.task == "stage2":
         assert (code, record) == (1, None)
-        assert "needs a stage-1 run" in capsys.readouterr().err
+        assert "needs a stage-1 model" in capsys.readouterr().err
         return
     assert code == 0
     assert {"itc_i2t_r1", "itm_t2i_r10", "itm_r_mean"} <= set(record["scores"])
@@ -75,7 +77,7 @@ def test_questions(run, tmp_path, capsys, monkeypatch):
     ("more", "message"),
     [
         (["--task", "wups"], "there are retrieval, captioning, vqa"),
-        (["--model", "no/such/run"], "no/such/run is not a run directory"),
+        (["--model", "no/such/run"], "no file or folder 'no/such/run'"),
         (["--data", "{broken"], "--data is no JSON"),
         (["--data", "no_such.json"], "no_such.json"),
         (["--config.rerunk=3"], "rerunk"),
@@ -91,3 +93,17 @@ def test_bad_input_gives_one_sentence_and_exit_code_1(
     assert said.startswith("error: ") and message in said
     assert len(said.splitlines()) == 1
     assert not list(run.directory.glob("evaluation_*"))
+
+
+def test_a_converted_folder_scores_as_its_run(run, tmp_path, monkeypatch):
+    task = "retrieval" if run.config.task == "stage1" else "vqa"
+    write_folder(open_model(run.directory), tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for number, model in enumerate((run.directory, "folder")):
+        out = tmp_path / f"{number}.json"
+        given = ["--model", str(model), "--task", task, "--out", str(out)]
+        given += ["--data", json.dumps(DATA), "--config.decoding.max_new_tokens=2"]
+        assert call([*given, "--config.text_length=20"], monkeypatch) == 0
+        found.append(json.loads(out.read_text())["scores"])
+    assert found[0] == found[1]

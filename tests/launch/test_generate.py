@@ -72,7 +72,7 @@ def test_questions_or_texts_about_every_image(run, photos, capsys):
         ({"--image": __file__}, "not an image"),
         ({"--model": "no/such/run"}, "no file or folder 'no/such/run'"),
         ({"--model": str(pathlib.Path(__file__).parent)}, "no weights in"),
-        ({"--which": "7"}, "has no checkpoint '7'"),
+        ({"--which": "7"}, "has no checkpoint 7"),
         ({"--num_beams": "0"}, "num_beams=0: expected at least 1"),
     ],
 )
