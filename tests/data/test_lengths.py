@@ -118,7 +118,8 @@ def test_a_substitute_is_cut_to_the_bucket_that_other_processes_expect(half_brok
     for step, batch in enumerate(full):
         ids = np.concatenate([part[step]["text_ids"] for part in parts])
         np.testing.assert_array_equal(ids, batch["text_ids"][:, : ids.shape[1]])
-        assert batch["_text"] == [text for part in parts for text in part[step]["_text"]]
+        texts = [text for part in parts for text in part[step]["_text"]]
+        assert batch["_text"] == texts
         assert (batch["text_mask"].sum(1) == 12).all()  # only long ones have a photo
         cut += ids.shape[1] == 4
     assert 0 < cut < STEPS
@@ -135,7 +136,9 @@ def test_no_more_texts_are_read_than_it_takes():
     assert LengthBuckets(rows, (16,), 256).at(3) is None and len(read) < 32
 
 
-@pytest.mark.parametrize("buckets", [(12, 8, 16), (8, 8, 16), (0, 16), (8, 12), (8, 24)])
+@pytest.mark.parametrize(
+    "buckets", [(12, 8, 16), (8, 8, 16), (0, 16), (8, 12), (8, 24)]
+)
 def test_buckets_that_cannot_be_are_refused(buckets):
     with pytest.raises(ValueError, match=r"length_buckets .* ascend .* length, 16 "):
         data_config(options("image_text", length_buckets=buckets))
