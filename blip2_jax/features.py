@@ -67,8 +67,8 @@ def multimodal_features(
     apply = bind(model, params)
     features = apply("encode_image", images)
     image = apply("image_keys_values", features)
-    hidden = apply("multimodal_pass", ids, mask, image)
-    return {"multimodal_embeds": hidden[:, : model.config.qformer.num_queries]}
+    queries = apply("multimodal_pass", ids, mask, image, queries_only=True)
+    return {"multimodal_embeds": queries}
 
 
 def match_scores(
@@ -82,14 +82,13 @@ def match_scores(
     apply = bind(model, params)
     image = apply("image_keys_values", apply("encode_image", images))
     queries, _ = apply("query_pass", image)
-    words = apply("text_pass", ids, mask)[:, 0]
+    words = apply("text_pass", ids, mask, first_only=True)[:, 0]
     cosines = jnp.einsum(
         "bqc,bc->bq",
         apply("project_queries", queries),
         apply("project_text", words),
         precision=jax.lax.Precision.HIGHEST,
     )
-    hidden = apply("multimodal_pass", ids, mask, image)
-    hidden = hidden[:, : model.config.qformer.num_queries]
-    match = jax.nn.softmax(apply("itm_logits", hidden), axis=-1)[:, 1]
+    matched = apply("multimodal_pass", ids, mask, image, queries_only=True)
+    match = jax.nn.softmax(apply("itm_logits", matched), axis=-1)[:, 1]
     return {"itc": cosines.max(axis=1), "itm": match}

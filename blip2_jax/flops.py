@@ -56,6 +56,16 @@ def qformer(
     return config.depth * block + (cross_layers(config) * reading if queries else 0)
 
 
+def unread(config: QFormerConfig, rows: int, tokens: int) -> int:
+    """What the last block leaves out for `rows` text tokens whose output nobody reads.
+
+    rows (4 d^2 + 4 tokens d + 4 d m): their attention queries and output projection,
+    their attention to all `tokens`, their feed-forward. Keys and values stay.
+    """
+    d = config.width
+    return rows * (4 * d * d + 4 * tokens * d + 4 * d * config.mlp_dim)
+
+
 def image_side(config: Blip2Config) -> tuple[int, int, int]:
     """FLOPs of the tower, its number of tokens, its width."""
     vision = config.vision
@@ -63,22 +73,28 @@ def image_side(config: Blip2Config) -> tuple[int, int, int]:
     return flops, vision.num_tokens, vision.width
 
 
-def stage1(config: Blip2Config, text: int, share_kv: bool = True) -> Terms:
+def stage1(
+    config: Blip2Config, text: int, share_kv: bool = True, skip_unread: bool = True
+) -> Terms:
     """Forward terms of stage 1 for captions of `text` tokens.
 
     Args:
       share_kv: keys and values once per image; False: for each of four passes, as in
         the original.
+      skip_unread: ITC reads the [CLS] of the text alone, ITM the queries alone, so
+        the last block computes nothing else (`unread`); False: all, as the original.
     """
     flops, tokens, width = image_side(config)
     q = config.qformer
     queries, d, c = q.num_queries, q.width, q.projection_dim
+    itc_unread = unread(q, text - 1, text) if skip_unread else 0
+    itm_unread = unread(q, text, queries + text) if skip_unread else 0
     return {
         "vit": flops,
         "kv": key_value(q, tokens, width) * (1 if share_kv else 4),
         "query": qformer(q, queries, 0, tokens),
-        "text": qformer(q, 0, text, 0),
-        "itm": 3 * qformer(q, queries, text, tokens),
+        "text": qformer(q, 0, text, 0) - itc_unread,
+        "itm": 3 * (qformer(q, queries, text, tokens) - itm_unread),
         "itg": qformer(q, 0, text, 0, past=queries),
         "itg_head": 2 * text * d * (d + q.vocab_size),
         "projections": 2 * queries * d * c + 2 * d * c,
@@ -159,9 +175,9 @@ def training(terms: Terms) -> int:
 def mfu_numerator(config: Blip2Config, text: int, target: int = 0) -> int:
     """FLOPs an image that MFU is measured by: the original algorithm's.
 
-    In stage 1 it projects an image's keys and values four times (761 GF at ViT-g and
-    32 text tokens); doing less work shows as speed.
+    In stage 1 it projects an image's keys and values four times and computes what
+    nobody reads (761 GF at ViT-g and 32 text tokens); less work shows as speed.
     """
     if config.language_model is None:
-        return training(stage1(config, text, share_kv=False))
+        return training(stage1(config, text, share_kv=False, skip_unread=False))
     return training(stage2(config, text, target))

@@ -123,8 +123,9 @@ def test_vit_formula(vision, size, expected):
 
 
 def test_stage1_formula():
-    original = flops.stage1(presets.PRESETS["pretrain"], 32, share_kv=False)
-    shared = flops.stage1(presets.PRESETS["pretrain"], 32)
+    config = presets.PRESETS["pretrain"]
+    original = flops.stage1(config, 32, share_kv=False, skip_unread=False)
+    shared = flops.stage1(config, 32, skip_unread=False)
     figures = {"kv": 26.7, "query": 6.1, "text": 5.5, "itm": 34.9}
     for name, expected in figures.items():
         assert original[name] / GIGA == pytest.approx(expected, abs=0.05)
@@ -132,9 +133,7 @@ def test_stage1_formula():
     assert itg / GIGA == pytest.approx(7.1, abs=0.06)
     assert flops.training(original) / GIGA == pytest.approx(761, abs=0.5)
     assert flops.training(shared) / GIGA == pytest.approx(701, abs=0.5)
-    assert flops.mfu_numerator(presets.PRESETS["pretrain"], 32) == flops.training(
-        original
-    )
+    assert flops.mfu_numerator(config, 32) == flops.training(original)
     vit_l = presets.PRESETS["pretrain_vitL"]
     assert flops.mfu_numerator(vit_l, 32) / GIGA == pytest.approx(374, abs=0.5)
 
@@ -148,8 +147,21 @@ def test_stage2_formula(name, text, expected):
     assert found == pytest.approx(expected, abs=0.5)
 
 
+def test_text_that_nobody_reads_is_left_out_of_the_last_block():
+    """By hand, for one block of 768 with a feed-forward of 3072: per row 2 products of
+    768 x 768 (query, output), 2 of 768 x 3072, and attention to all tokens.
+    """
+    whole = flops.stage1(presets.PRESETS["pretrain"], 32, skip_unread=False)
+    ours = flops.stage1(presets.PRESETS["pretrain"], 32)
+    row = lambda tokens: 2 * (2 * 768 * 768 + 2 * 768 * 3072 + 2 * tokens * 768)
+    assert whole["text"] - ours["text"] == 31 * row(32)
+    assert whole["itm"] - ours["itm"] == 3 * 32 * row(64)
+    saved = (flops.training(whole) - flops.training(ours)) / GIGA
+    assert saved == pytest.approx(4.6, abs=0.05)
+
+
 def test_stage1_step_at_full_size():
-    """ViT-g, 32 tokens: 701 GF an image, every term exact."""
+    """ViT-g, 32 tokens: 701 - 4.6 GF an image, every term exact."""
     sums, task = count(default_config("stage1"), text=32)
     terms = flops.stage1(task.model.config, 32)
     check_stage1(sums, terms)
@@ -162,7 +174,7 @@ def test_stage1_step_at_full_size():
     assert sums["other"] == (2 * one, 2 * one)
     total = sum(map(sum, sums.values()))
     assert total == flops.training(terms) + 3 * itm_head + 4 * one
-    assert total / GIGA == pytest.approx(701.2, abs=0.05)
+    assert total / GIGA == pytest.approx(696.7, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "text", "target", "expected"), [
@@ -185,12 +197,12 @@ def test_the_original_algorithm_projects_keys_and_values_four_times():
 
 
 def test_several_devices_project_the_exchanged_images_once_more():
-    """At ViT-g: 701 + 3 x 6.67 = 721 GF an image."""
+    """At ViT-g: 697 + 3 x 6.67 = 717 GF an image."""
     sums, task = count(tiny("stage1"), text=6, devices=2)
     terms = flops.stage1(task.model.config, 6)
     check_stage1(sums, terms | {"kv": 2 * terms["kv"]})
     full = flops.stage1(presets.PRESETS["pretrain"], 32)
-    assert (flops.training(full) + 3 * full["kv"]) / GIGA <= 721.5
+    assert (flops.training(full) + 3 * full["kv"]) / GIGA <= 717.5
 
 
 @pytest.mark.parametrize("task", ["stage1", "stage2"])

@@ -34,6 +34,9 @@ class DataConfig:
       tokenizer: of the Q-Former and of the language model.
       max_text_length: length that texts (and encoder prompts) are cut and padded to.
       max_target_length: of an encoder-decoder's targets; 0: as `max_text_length`.
+      length_buckets: a batch is padded to the smallest of these that holds its
+        longest text (`lengths`); ascending, the last one being the longest text that
+        there can be. (): always that one.
       prefix_split: captions of an encoder-decoder are split at a random word into
         prompt and target: "auto" does so for encoder-decoders, "prefix" always,
         "none" never (the original's code).
@@ -57,6 +60,7 @@ class DataConfig:
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     max_text_length: int = 32
     max_target_length: int = 0
+    length_buckets: tuple[int, ...] = ()
     prefix_split: Literal["auto", "prefix", "none"] = "auto"
     prompt: str = ""
     question_share: float = 0.0
@@ -76,10 +80,22 @@ class DataConfig:
         for name in ("question_share", "context_share", "max_broken_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not in 0 .. 1")
+        self._check_buckets()
         if self.texts_per_document < 1:
             raise ValueError(f"texts_per_document {self.texts_per_document} is below 1")
         if self.question_prompt and "{}" not in self.question_prompt:
             raise ValueError(f"question_prompt {self.question_prompt!r} has no {{}}")
+
+    def _check_buckets(self) -> None:
+        buckets = tuple(self.length_buckets)
+        longest = max(self.max_text_length, self.max_target_length)
+        ascending = buckets == tuple(sorted({n for n in buckets if n > 0}))
+        if buckets and not (ascending and buckets[-1] == longest):
+            raise ValueError(
+                f"length_buckets {buckets} must be positive, ascend and end with the "
+                f"longest text's length, {longest} (max_text_length, or "
+                "max_target_length where that is more)"
+            )
 
 
 def data_config(options: Mapping[str, Any]) -> DataConfig:

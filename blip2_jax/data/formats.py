@@ -159,8 +159,23 @@ class TextFormat:
             raise BrokenSample("empty caption", record.key)
         return cleaned
 
-    def arrays(self, texts: Sequence[DrawnText]) -> dict[str, np.ndarray]:
-        """The task's token arrays, [B, max_text_length] each (see `DataConfig`)."""
+    def length(self, text: DrawnText) -> int:
+        """Tokens of a text as `arrays` writes it; the longer part of a pair of them."""
+        arrays = self.arrays([text])
+        return max(int(arrays[name].sum()) for name in arrays if name.endswith("_mask"))
+
+    def arrays(
+        self, texts: Sequence[DrawnText], width: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """The task's token arrays, [B, T] each, padded on the right.
+
+        Args:
+          width: T is no more than this; what a text has beyond is lost. None: T is
+            `max_text_length` (targets of an encoder-decoder: `max_target_length`).
+        """
+        return {name: rows[:, :width] for name, rows in self._padded(texts).items()}
+
+    def _padded(self, texts: Sequence[DrawnText]) -> dict[str, np.ndarray]:
         length = self._config.max_text_length
         if self._family == "image_text":
             ids, mask = self._qformer.encode([str(text) for text in texts], length)

@@ -20,6 +20,7 @@ from absl import flags
 
 from blip2_jax.data.config import DataConfig, Format, data_config
 from blip2_jax.data.faults import Faults
+from blip2_jax.data.lengths import LengthBuckets
 from blip2_jax.data.rows import NoSubstitute, TrainingRows
 
 Batch = dict[str, Any]
@@ -32,17 +33,20 @@ _ENDLESS = 2**40
 class _Batches:
     """The batch of a step, for one process of a run."""
 
-    def __init__(self, rows: TrainingRows, batch_size: int, first: int, count: int):
-        self._rows = rows
-        self._batch_size, self._first, self._count = batch_size, first, count
+    def __init__(
+        self, rows: TrainingRows, lengths: LengthBuckets, first: int, count: int
+    ):
+        self._rows, self._lengths = rows, lengths
+        self._first, self._count = first, count
 
     def __call__(self, step: int) -> Batch:
-        start = step * self._batch_size + self._first
+        start = step * self._lengths.batch_size + self._first
         try:
+            width = self._lengths.at(step)
             rows = [self._rows.row(start + row) for row in range(self._count)]
         except NoSubstitute as fault:  # the error is raised where faults are counted
             return {"_broken": list(fault.broken), "_unusable": True}
-        batch = self._rows.arrays(rows)
+        batch = self._rows.arrays(rows, width)
         batch["_broken"] = list(itertools.chain(*(row.broken for row in rows)))
         return batch
 
@@ -126,8 +130,9 @@ def training_batches(
 
     Returns:
       An iterator of dicts of arrays: `image` uint8 [B, S, S, 3] or `features`
-      [B, P, D], the format's token arrays [B, T], `image_id` int32 [B] (equal for
-      equal images), `position` int64 [B]; `_key` and `_text` are lists of str.
+      [B, P, D], the format's token arrays [B, T] (T as `lengths` says), `image_id`
+      int32 [B] (equal for equal images), `position` int64 [B]; `_key` and `_text` are
+      lists of str.
 
     Raises:
       ValueError, FileNotFoundError: the configuration cannot be used.
@@ -140,5 +145,6 @@ def training_batches(
         )
     rows = TrainingRows(config, task_format, seed)
     count = batch_size // process_count
-    batches = _Batches(rows, batch_size, process_index * count, count)
+    lengths = LengthBuckets(rows, config.length_buckets, batch_size)
+    batches = _Batches(rows, lengths, process_index * count, count)
     return TrainingBatches(rows, batches, config, start_step)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from blip2_jax.data.formats import DrawnText, TextFormat
 from blip2_jax.data.images import training_image
 from blip2_jax.data.mixture import Mixture, Place, build_mixture
 from blip2_jax.data.order import Purpose, position_rng
-from blip2_jax.data.sources.base import BrokenSample, ImageKind, Source
+from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
+
+T = TypeVar("T")
 
 # Broken elements in a row after which a source is taken for unusable.
 MAX_SUBSTITUTES = 100
@@ -55,23 +57,43 @@ class TrainingRows:
         Raises:
           NoSubstitute: all of MAX_SUBSTITUTES elements are broken.
         """
+        row, broken = self._unbroken(position, self._row)
+        return dataclasses.replace(row, broken=tuple(broken))
+
+    def text(self, position: int) -> DrawnText:
+        """The text at a position as far as records tell, without reading an image.
+
+        It is the text of the position's row, unless that row's image turns out broken.
+
+        Raises:
+          NoSubstitute: none of MAX_SUBSTITUTES elements has a text.
+        """
+        return self._unbroken(position, self._drawn)[0][2]
+
+    def _unbroken(
+        self, position: int, read: Callable[[int, Place], T]
+    ) -> tuple[T, list[tuple[str, str]]]:
+        """`read` of the position's element or of the next one that is not broken."""
         first = self.mixture.place(position)
         broken: list[tuple[str, str]] = []
         for substitute in range(MAX_SUBSTITUTES):
             place = Place(first.source, first.ordinal + substitute)
             try:
-                row = self._row(position, place)
+                return read(position, place), broken
             except BrokenSample as fault:
                 broken.append((fault.cause, fault.key))
-                continue
-            return dataclasses.replace(row, broken=tuple(broken))
         raise NoSubstitute(broken)
 
-    def _row(self, position: int, place: Place) -> Row:
-        source = self.mixture.sources[place.source]
+    def _drawn(self, position: int, place: Place) -> tuple[int, Record, DrawnText]:
+        """The element's index in its source, its record, the text drawn of it."""
         index = self.mixture.index(place, self._seed)
-        record = source.record(index)
+        record = self.mixture.sources[place.source].record(index)
         text = self.format.draw(record, self._rng(position, Purpose.TEXT))
+        return index, record, text
+
+    def _row(self, position: int, place: Place) -> Row:
+        index, record, text = self._drawn(position, place)
+        source = self.mixture.sources[place.source]
         image_id = record.image_id + self.mixture.image_id_offsets[place.source]
         image = None
         if self.image_name == "features":
@@ -85,16 +107,23 @@ class TrainingRows:
     def _rng(self, position: int, purpose: Purpose) -> np.random.Generator:
         return position_rng(self._seed, position, purpose)
 
-    def arrays(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Rows as a batch; keys with a leading "_" stay on the host."""
-        return stack_rows(rows, self.format, self.image_name)
+    def arrays(self, rows: Sequence[Row], width: int | None = None) -> dict[str, Any]:
+        """Rows as a batch whose texts have at most `width` columns (`stack_rows`)."""
+        return stack_rows(rows, self.format, self.image_name, width)
 
 
 def stack_rows(
-    rows: Sequence[Row], text_format: TextFormat, image_key: str | None
+    rows: Sequence[Row],
+    text_format: TextFormat,
+    image_key: str | None,
+    width: int | None = None,
 ) -> dict[str, Any]:
-    """Rows as arrays [B, ...]; keys with a leading "_" stay on the host."""
-    batch: dict[str, Any] = text_format.arrays([row.text for row in rows])
+    """Rows as arrays [B, ...]; keys with a leading "_" stay on the host.
+
+    Args:
+      width: see `TextFormat.arrays`.
+    """
+    batch: dict[str, Any] = text_format.arrays([row.text for row in rows], width)
     batch["position"] = np.array([row.position for row in rows], np.int64)
     batch["image_id"] = np.array([row.image_id for row in rows], np.int32)
     batch["_key"] = [row.key for row in rows]

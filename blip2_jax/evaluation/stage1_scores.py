@@ -146,7 +146,7 @@ def _encode_images(model: Blip2Stage1, params: PyTree, images: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_texts(model: Blip2Stage1, params: PyTree, ids: Any, mask: Any) -> Any:
     apply = bind(model, params)
-    hidden = apply("text_pass", ids, mask)
+    hidden = apply("text_pass", ids, mask, first_only=True)
     return apply("project_text", hidden[:, 0])
 
 
@@ -166,6 +166,5 @@ def _match(
         lambda x: jnp.broadcast_to(x, (ids.shape[0], *x.shape[1:])), image
     )
     apply = bind(model, params)
-    hidden = apply("multimodal_pass", ids, mask, image)
-    queries = hidden[:, : model.config.qformer.num_queries]
+    queries = apply("multimodal_pass", ids, mask, image, queries_only=True)
     return apply("itm_logits", queries)

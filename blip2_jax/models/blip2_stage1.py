@@ -38,10 +38,11 @@ class Blip2Stage1(Blip2Base):
         ids: Int[Array, "B T"],
         mask: Bool[Array, "B T"],
         *,
+        first_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Text alone, bidirectional."""
-        return self.qformer.text_pass(ids, mask, key=key)
+    ) -> Float[Array, "B N D"]:
+        """Text alone, bidirectional; `first_only`: the output of [CLS], N = 1."""
+        return self.qformer.text_pass(ids, mask, first_only=first_only, key=key)
 
     def multimodal_pass(
         self,
@@ -49,11 +50,15 @@ class Blip2Stage1(Blip2Base):
         mask: Bool[Array, "B T"],
         image: ImageKeyValues,
         *,
+        queries_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B Q+T D"]:
-        """Queries, then text, seeing each other; the queries read the image."""
+    ) -> Float[Array, "B N D"]:
+        """Queries, then text, seeing each other; the queries read the image.
+
+        `queries_only`: the output of the queries, N = Q.
+        """
         return self.qformer.multimodal_pass(
-            self.query_tokens, ids, mask, image, key=key
+            self.query_tokens, ids, mask, image, queries_only=queries_only, key=key
         )
 
     def generate_pass(

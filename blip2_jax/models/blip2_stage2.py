@@ -72,10 +72,10 @@ class Blip2Stage2(Blip2Base):
             return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
         if question_mask is None:
             raise ValueError("question_ids came without question_mask")
-        hidden = self.qformer.multimodal_pass(
-            self.query_tokens, question_ids, question_mask, image, key=key
+        return self.qformer.multimodal_pass(
+            self.query_tokens, question_ids, question_mask, image,
+            queries_only=True, key=key,
         )
-        return hidden[:, : self.config.qformer.num_queries]
 
     def project(self, query_output: Float[Array, "B Q D"]) -> Float[Array, "B Q E"]:
         """Query outputs in the language model's embedding space."""
@@ -140,5 +140,7 @@ class Blip2Stage2(Blip2Base):
         text = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
         masks = dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
         question = (ids, mask) if self.question_in_qformer else ()
+        if question:  # the last block's text feed-forward too, which no query reads
+            self.qformer.text_pass(*question)
         queries = self.encode_queries(self.encode_image(images), *question)
         self.language_model.training_logits(self.project(queries), text | masks)

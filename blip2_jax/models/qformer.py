@@ -126,12 +126,18 @@ class QFormer(nn.Module):
         ids: Int[Array, "B T"],
         mask: Bool[Array, "B T"],
         *,
+        first_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Text alone, bidirectional (ITC)."""
+    ) -> Float[Array, "B N D"]:
+        """Text alone, bidirectional (ITC).
+
+        Args:
+          first_only: N = 1, the output of [CLS]; the last block leaves the rest out.
+        """
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(self._text(ids), embedding_key)
-        return self._run(x, 0, mask=masks.padding(mask), keys=keys)[0]
+        keep = 1 if first_only else None
+        return self._run(x, 0, mask=masks.padding(mask), keep=keep, keys=keys)[0]
 
     def multimodal_pass(
         self,
@@ -140,16 +146,23 @@ class QFormer(nn.Module):
         mask: Bool[Array, "B T"],
         image: ImageKeyValues,
         *,
+        queries_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B Q+T D"]:
-        """Queries and text see each other; the queries read the image (ITM)."""
+    ) -> Float[Array, "B N D"]:
+        """Queries and text see each other; the queries read the image (ITM).
+
+        Args:
+          queries_only: N = Q, the queries' output; the last block leaves out what the
+            text would become there. Else N = Q + T, queries first.
+        """
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         queries = _repeat(query_tokens, ids.shape[0])
         joined = jnp.concatenate([queries, self._text(ids)], axis=1)
         x = self.embeddings(joined, embedding_key)
         count = queries.shape[1]
         seen = masks.bidirectional(count, mask)
-        return self._run(x, count, mask=seen, image=image, keys=keys)[0]
+        keep = count if queries_only else None
+        return self._run(x, count, mask=seen, image=image, keep=keep, keys=keys)[0]
 
     def generate_pass(
         self,
@@ -253,8 +266,13 @@ class QFormer(nn.Module):
         mask: Bool[Array, "..."] | None = None,
         past: QueryCache | None = None,
         image: ImageKeyValues = (),
-    ) -> tuple[Float[Array, "B N D"], QueryCache]:
-        """All blocks in order."""
+        keep: int | None = None,
+    ) -> tuple[Float[Array, "B M D"], QueryCache]:
+        """All blocks in order; the last one computes the first `keep` rows alone.
+
+        Whatever else a compiler removes, it does not narrow a product whose output is
+        read in part.
+        """
         remaining, caches = iter(image), []
         for index, layer in enumerate(self.layer):
             x, cache = layer(
@@ -263,6 +281,7 @@ class QFormer(nn.Module):
                 mask=mask,
                 past=None if past is None else past[index],
                 image=next(remaining, None) if layer.reads_image else None,
+                keep=keep if index == self.config.depth - 1 else None,
                 key=keys[index],
             )
             caches.append(cache)

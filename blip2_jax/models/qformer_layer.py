@@ -53,8 +53,9 @@ class QFormerLayer(nn.Module):
         mask: Bool[Array, "..."] | None = None,
         past: KeyValue | None = None,
         image: KeyValue | None = None,
+        keep: int | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B N D"], KeyValue]:
+    ) -> tuple[Float[Array, "B M D"], KeyValue]:
         """Runs the block.
 
         Args:
@@ -63,13 +64,15 @@ class QFormerLayer(nn.Module):
           mask: broadcastable to [B, H, N, past + N].
           past: keys and values seen before those of `x`.
           image: `image_key_value`, read by the queries.
+          keep: only the first `keep` rows are computed, M of them; all are attended
+            to. None: M = N.
           key: dropout; None = none.
 
         Returns:
-          The block's output, and the self-attention keys and values of `x`.
+          The block's output, and the self-attention keys and values of all of `x`.
         """
         keys = split_key(key, 4)
-        x, key_value = self.attend(x, mask=mask, past=past, key=keys[0])
+        x, key_value = self.attend(x, mask=mask, past=past, keep=keep, key=keys[0])
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
         if num_queries:
@@ -86,15 +89,19 @@ class QFormerLayer(nn.Module):
         *,
         mask: Bool[Array, "..."] | None,
         past: KeyValue | None,
+        keep: int | None = None,
         key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B N D"], KeyValue]:
-        """Self-attention over `past` and `x`, residual and norm."""
+    ) -> tuple[Float[Array, "B M D"], KeyValue]:
+        """Self-attention of `x[:, :keep]` over `past` and `x`, residual and norm."""
         probability_key, output_key = split_key(key, 2)
         own = self.attention.project_key_value(x)
         keys, values = own
         if past is not None:
             keys = jnp.concatenate([past[0], keys], axis=1)
             values = jnp.concatenate([past[1], values], axis=1)
+        x = x[:, :keep]
+        if mask is not None:
+            mask = mask[..., :keep, :]
         context = attention(
             self.attention.project_query(x), keys, values, mask=mask,
             dropout_key=probability_key, dropout_rate=self.config.dropout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -56,7 +57,11 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
 
 
 def flops_per_image(config: ConfigDict) -> int | None:
-    """The fixed numerator of MFU; None for tasks that the paper does not have."""
+    """The fixed numerator of MFU; None for tasks that the paper does not have.
+
+    Of texts of the full length, also where `data.length_buckets` pads to less: skipped
+    work shows as speed.
+    """
     if config.task not in ("stage1", "stage2"):
         return None
     length = config.data.max_text_length
@@ -92,6 +97,7 @@ class Loop:
             )
             self.terminal = Terminal(run.config.steps, run.start)
         self.negatives = replay.open_log(run.config, run.directory, run.start)
+        self._compiled: set[tuple[Any, ...]] = set()
         for line in run.report:
             self.say(line)
 
@@ -124,11 +130,22 @@ class Loop:
             if negatives is not None:
                 whole = sharding.replicated(self.run.mesh)
                 negatives = jax.device_put(negatives, whole)
-            self.run.state, metrics = self.run.train_step(
-                self.run.state, self.run.frozen, batch, negatives
-            )
+            with self._compiling(batch):
+                self.run.state, metrics = self.run.train_step(
+                    self.run.state, self.run.frozen, batch, negatives
+                )
         keys = rows.get("_key") or [str(position) for position in rows["position"]]
         return _Launched(step, metrics, keys)
+
+    def _compiling(
+        self, batch: Mapping[str, jax.Array]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Meters the first step of every shape (length bucket), which compiles."""
+        shapes = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
+        if shapes in self._compiled:
+            return contextlib.nullcontext()
+        self._compiled.add(shapes)
+        return self.meter.compiling()
 
     def finish(self, launched: _Launched) -> None:
         """Wait for a step; check and report its numbers."""

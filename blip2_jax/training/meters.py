@@ -68,6 +68,7 @@ class Meter:
         self._start = time.perf_counter()
         self._waited = 0.0
         self._paused = 0.0
+        self._compiled = 0.0
         self._steps = 0
 
     @contextlib.contextmanager
@@ -84,6 +85,13 @@ class Meter:
         yield
         self._paused += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Time in here is the compiler's: part of the rates, and told beside them."""
+        start = time.perf_counter()
+        yield
+        self._compiled += time.perf_counter() - start
+
     def count_step(self) -> None:
         """One more step has been started."""
         self._steps += 1
@@ -98,6 +106,8 @@ class Meter:
             "data_wait_share": self._waited / max(elapsed, 1e-9),
             "peak_memory_gb": peak_memory_bytes() / 1e9,
         }
+        if self._compiled:
+            values["compile_seconds"] = self._compiled
         peak = peak_flops(jax.devices()[0])
         if peak and self._flops_per_image:
             values["mfu"] = rate * self._flops_per_image / peak

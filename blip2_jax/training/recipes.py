@@ -44,6 +44,7 @@ def _shared(config: ConfigDict) -> None:
     config.optimizer.weight_decay = 0.05
     config.optimizer.b1, config.optimizer.b2 = 0.9, 0.98
     config.data.image.size = 224
+    # No `length_buckets`: of so many captions one nearly always fills the length.
     config.data.train = (
         annotation_json("coco_karpathy_train.json", "data/coco/images"),
         annotation_json("vg_caption.json", "data/vg/images"),

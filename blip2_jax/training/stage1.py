@@ -135,7 +135,10 @@ def _itc(
     image = apply("image_keys_values", features)
     hidden, query_cache = apply("query_pass", image, key=query_key)
     queries = apply("project_queries", hidden)
-    hidden = apply("text_pass", batch["text_ids"], batch["text_mask"], key=text_key)
+    hidden = apply(
+        "text_pass", batch["text_ids"], batch["text_mask"], first_only=True,
+        key=text_key,
+    )
     texts = apply("project_text", hidden[:, 0])
 
     constant = (lambda x: x) if options.full_itc_gradient else jax.lax.stop_gradient
@@ -180,8 +183,7 @@ def _itm(
     ids = _triples(ids[::every], ids[::every], ids[text])
     mask = _triples(mask[::every], mask[::every], mask[text])
     image = _paired_images(model, params, encoded, negatives, options)
-    hidden = apply("multimodal_pass", ids, mask, image, key=key)
-    queries = hidden[:, : model.config.qformer.num_queries]
+    queries = apply("multimodal_pass", ids, mask, image, queries_only=True, key=key)
     logits = apply("itm_logits", queries).reshape(-1, 3, 2)
     matches = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
     valid = objectives.has_negative(encoded.positives)[::every]

@@ -74,6 +74,24 @@ def test_padding_changes_nothing(params, outputs):
     )
 
 
+def test_rows_that_are_asked_for_alone_are_the_same_rows(params, outputs):
+    def run(params):
+        apply = lambda method, *args, **kwargs: MODEL.apply(
+            params, *args, method=method, **kwargs
+        )
+        image = apply("image_keys_values", IMAGE)
+        first = apply("text_pass", IDS, MASK, first_only=True)
+        queries = apply(
+            "multimodal_pass", QUERIES, IDS, MASK, image, queries_only=True
+        )
+        return first, queries
+
+    first, queries = jax.jit(run)(params)
+    assert (first.shape, queries.shape) == ((B, 1, 16), (B, 3, 16))
+    np.testing.assert_allclose(first, outputs["text"][:, :1], atol=1e-6)
+    np.testing.assert_allclose(queries, outputs["multimodal"][:, :3], atol=1e-6)
+
+
 def test_decoding_equals_teacher_forcing(params, outputs):
     """Two beams with the same words: each step's logits are those of the full pass."""
 

@@ -38,7 +38,9 @@ def test_waiting_is_a_share_and_pauses_do_not_count(monkeypatch):
     meter = meters.Meter(batch_size=16, flops_per_image=1e4)
     with meter.waiting():
         now[0] += 1
-    now[0] += 3
+    now[0] += 1
+    with meter.compiling():
+        now[0] += 2
     with meter.paused():
         now[0] += 100
     meter.count_step()
@@ -48,6 +50,7 @@ def test_waiting_is_a_share_and_pauses_do_not_count(monkeypatch):
     assert values["images_per_second_per_chip"] == pytest.approx(per_chip)
     assert values["data_wait_share"] == pytest.approx(0.25)
     assert values["seconds_per_step"] == pytest.approx(2.0)
+    assert values["compile_seconds"] == pytest.approx(2.0)
     assert values["mfu"] == pytest.approx(per_chip * 1e4 / 1e6)
     assert values["peak_memory_gb"] > 0
-    assert "mfu" not in meters.Meter(16, None).read()
+    assert not {"mfu", "compile_seconds"} & meters.Meter(16, None).read().keys()
