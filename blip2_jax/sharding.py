@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from blip2_jax.exchange import BATCH_AXES
 
@@ -114,9 +115,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raise a ValueError, naming the nearest sizes that fit, if this one does not."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = batch_shards(mesh)
     if batch_size < 1 or batch_size % shards:
         below = max(batch_size // shards * shards, shards)
         raise ValueError(
@@ -126,17 +132,64 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " b"]:
+    """Which rows of a global batch this process's devices hold, in order.
+
+    Not always an equal share: where a `tensor` axis spans processes, several of them
+    read the same rows.
+    """
+    rows = np.arange(batch_size)
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([rows[index] for index in places.values()]))
+
+
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays of the whole batch from the rows that this process has read.
+    """Arrays of the whole batch from the `local_rows` that this process has read.
 
     Host-only entries (`position`, and names that begin with "_") stay behind.
     """
-    sharding = batch_sharding(mesh)
+    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+    held = len(local_rows(shards, mesh))
+
+    def place(rows: np.ndarray) -> jax.Array:
+        size = len(rows) * shards // held
+        mine = local_rows(size, mesh)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            first = np.searchsorted(mine, start)
+            return rows[first : first + stop - start]
+
+        return _from_parts((size, *rows.shape[1:]), sharding, part)
+
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        name: place(np.asarray(rows))
         for name, rows in batch.items()
         if name != "position" and not name.startswith("_")
     }
+
+
+def beside(params: Any, rows: Any) -> Any:
+    """Arrays of rows, divided over the mesh where parameters are, to be used with them.
+
+    Args:
+      params: a tree; where it lies on no mesh, or on one device, rows stay as they are.
+      rows: a tree of host arrays, the same in every process; those whose rows do not
+        divide are put on every device in full.
+    """
+    placed = [leaf.sharding for leaf in jax.tree.leaves(params)
+              if isinstance(leaf, jax.Array)]
+    if not placed or not isinstance(placed[0], NamedSharding):
+        return rows
+    mesh = placed[0].mesh
+    if not isinstance(mesh, Mesh) or mesh.size == 1:
+        return rows
+
+    def place(array: Any) -> jax.Array:
+        divides = np.shape(array)[0] % batch_shards(mesh) == 0
+        return put(array, batch_sharding(mesh) if divides else replicated(mesh))
+
+    return jax.tree.map(place, rows)
 
 
 def put(tree: Any, layout: Any) -> Any:
@@ -144,8 +197,12 @@ def put(tree: Any, layout: Any) -> Any:
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
-        return jax.make_array_from_callback(
-            array.shape, sharding, lambda index: array[index]
-        )
+        return _from_parts(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(place, tree, layout)
+
+
+def _from_parts(shape: tuple[int, ...], sharding: NamedSharding, part: Any) -> Any:
+    """A global array of which each device takes `part(index)`."""
+    with jax.transfer_guard_host_to_device("allow"):  # jax takes it for an accident
+        return jax.make_array_from_callback(shape, sharding, part)

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -32,14 +32,13 @@ _ENDLESS = 2**40
 class _Batches:
     """The batch of a step, for one process of a run."""
 
-    def __init__(self, rows: TrainingRows, batch_size: int, first: int, count: int):
-        self._rows = rows
-        self._batch_size, self._first, self._count = batch_size, first, count
+    def __init__(self, rows: TrainingRows, batch_size: int, own: Sequence[int]):
+        self._rows, self._batch_size, self._own = rows, batch_size, own
 
     def __call__(self, step: int) -> Batch:
-        start = step * self._batch_size + self._first
+        start = step * self._batch_size
         try:
-            rows = [self._rows.row(start + row) for row in range(self._count)]
+            rows = [self._rows.row(start + row) for row in self._own]
         except NoSubstitute as fault:  # the error is raised where faults are counted
             return {"_broken": list(fault.broken), "_unusable": True}
         batch = self._rows.arrays(rows)
@@ -111,8 +110,7 @@ def training_batches(
     seed: int,
     batch_size: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    own_rows: Sequence[int] | None = None,
 ) -> TrainingBatches:
     """Batches from `start_step` on, for ever.
 
@@ -121,8 +119,7 @@ def training_batches(
       task_format: which arrays a batch holds (see `formats`).
       seed: of order, choices and augmentation.
       batch_size: rows of the global batch.
-      process_index, process_count: this process's rows are the `process_index`-th
-        of `process_count` equal parts of every global batch.
+      own_rows: the rows of every global batch that this process reads; None: all.
 
     Returns:
       An iterator of dicts of arrays: `image` uint8 [B, S, S, 3] or `features`
@@ -134,11 +131,7 @@ def training_batches(
       TooManyBroken: while iterating, past `max_broken_share`.
     """
     config = options if isinstance(options, DataConfig) else data_config(options)
-    if batch_size % process_count:
-        raise ValueError(
-            f"a batch of {batch_size} does not divide over {process_count} processes"
-        )
     rows = TrainingRows(config, task_format, seed)
-    count = batch_size // process_count
-    batches = _Batches(rows, batch_size, process_index * count, count)
+    own = range(batch_size) if own_rows is None else [int(row) for row in own_rows]
+    batches = _Batches(rows, batch_size, own)
     return TrainingBatches(rows, batches, config, start_step)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Key, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax import hosts, sharding
 from blip2_jax.data.prompts import generation_prompts
 from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.generation import programs
@@ -101,6 +102,7 @@ class QFormerWriter:
                 f"{start.shape[1]} prompt tokens and max_new_tokens="
                 f"{config.max_new_tokens} exceed this Q-Former's {most} positions"
             )
+        images, start = sharding.beside(self._params, (images, start))
         read = _read_stage1(self._model, self._params, images, start)
         return _write_stage1(
             self._model, self._params, read, config, history=start, keys=keys,
@@ -178,7 +180,7 @@ class LanguageWriter:
         Raises:
           ValueError: queries, prompt and new tokens exceed OPT's positions.
         """
-        ids, mask, *question = rows
+        images, (ids, mask, *question) = sharding.beside(self._params, (images, rows))
         language_model = self._model.config.language_model
         assert language_model is not None
         history = programs.start_history(language_model, ids, mask, config.convention)
@@ -218,7 +220,7 @@ def write_texts(
     for where, size in chunks(len(images), batch_size):
         part, *part_rows = [padded(array[where], size) for array in (images, *rows)]
         keys = _row_keys(seed, where.start, size) if config.sample else None
-        found = jax.device_get(writer.write(part, tuple(part_rows), config, keys))
+        found = hosts.fetch(writer.write(part, tuple(part_rows), config, keys))
         for row in range(where.stop - where.start):
             pairs = zip(found.ids[row], found.lengths[row], strict=True)
             texts.append([writer.text(ids[:length]) for ids, length in pairs])
