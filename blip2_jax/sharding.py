@@ -120,15 +120,16 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
     """Raise a ValueError, naming the nearest sizes that fit, if this one does not."""
-    shards = batch_shards(mesh)
-    if batch_size < 1 or batch_size % shards:
-        below = max(batch_size // shards * shards, shards)
+    parts = batch_shards(mesh) * chunks
+    if batch_size < 1 or batch_size % parts:
+        below = max(batch_size // parts * parts, parts)
+        in_turn = f" in {chunks} chunks each" if chunks > 1 else ""
         raise ValueError(
-            f"batch size {batch_size} does not divide over {shards} devices "
-            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}): "
-            f"use {below} or {below + shards}"
+            f"batch size {batch_size} does not divide over {batch_shards(mesh)} "
+            f"devices{in_turn} (data {mesh.shape['data']} x fsdp "
+            f"{mesh.shape['fsdp']}): use {below} or {below + parts}"
         )
 
 

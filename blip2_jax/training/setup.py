@@ -96,7 +96,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     continues = bool(hosts.agree(check_directory(config, directory)))
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
     task = make_task(config)
     shapes = initialise.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)

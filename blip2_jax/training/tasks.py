@@ -22,13 +22,16 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.contrast import ContrastModel, TextTowerConfig
 from blip2_jax.models.contrast import init_params as init_contrast
 from blip2_jax.models.language_model import build_language_model
+from blip2_jax.training.chunks import Gradients, mean_in_chunks
 from blip2_jax.training.contrast import ContrastOptions, contrast_loss
 from blip2_jax.training.language import (
     LanguageModelOptions,
     initial_language_model,
     language_loss,
 )
+from blip2_jax.training.partition import flatten, matches
 from blip2_jax.training.stage1 import Stage1Options, stage1_loss
+from blip2_jax.training.stage1_chunks import stage1_in_chunks
 from blip2_jax.training.stage2 import Stage2Options, stage2_loss
 
 Params = Mapping[str, Any]
@@ -68,6 +71,7 @@ class Task:
         contrast), "decoder", "encoder_decoder", "text_decoder" or
         "text_encoder_decoder" (the latter two without images).
       tokenizers: keys of `config.data.tokenizer` that these examples need.
+      gradients: how a step takes its batch in chunks; None: at once.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Task:
     loss: Loss
     batch_format: Format
     tokenizers: tuple[str, ...]
+    gradients: Gradients | None = None
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -147,24 +152,41 @@ def _options(kind: type, options: ConfigDict) -> Any:
 
 
 def _stage1(config: ConfigDict) -> Task:
-    if config.optimizer.accumulate > 1:
-        raise ValueError(
-            "config.optimizer.accumulate must be 1 in stage 1: accumulated batches "
-            "would each contrast with themselves alone; use more devices, remat or a "
-            "smaller batch"
-        )
     model = Blip2Stage1(model_config(config.model), **_how(config))
     options = _options(Stage1Options, config.objective)
+    init = lambda key: init_params(model, key)
+    count = config.optimizer.accumulate
+    if count > 1:
+        _check_chunks(config, options, init)
     return Task(
         name="stage1",
         model=model,
-        init_params=lambda key: init_params(model, key),
+        init_params=init,
         loss=lambda params, batch, key, replay=None: stage1_loss(
             model, params, batch, key, options, replay
         ),
         batch_format="image_text",
         tokenizers=("qformer",),
+        gradients=stage1_in_chunks(model, options, count) if count > 1 else None,
     )
+
+
+def _check_chunks(
+    config: ConfigDict, options: Stage1Options, init: Callable[[jax.Array], Params]
+) -> None:
+    """Refuse what stage 1 cannot take in chunks."""
+    accumulate = f"config.optimizer.accumulate is {config.optimizer.accumulate}"
+    for name in ("itm_every", "itg_every", "num_shards"):
+        if (value := getattr(options, name)) != 1:
+            raise ValueError(
+                f"{accumulate}, so config.objective.{name} must be 1; it is {value}"
+            )
+    for path in flatten(jax.eval_shape(init, jax.random.key(0))):
+        if path.startswith("visual_encoder/") and not matches(config.frozen, path):
+            raise ValueError(
+                f"{accumulate}, which in stage 1 needs a frozen image encoder; "
+                f"config.frozen leaves {path} to be trained"
+            )
 
 
 def _stage2(config: ConfigDict) -> Task:
@@ -172,15 +194,24 @@ def _stage2(config: ConfigDict) -> Task:
     family = _family(_language_sizes(sizes))
     model = Blip2Stage2(sizes, **_how(config))
     options = _options(Stage2Options, config.objective)
+    count = config.optimizer.accumulate
+    if count > 1 and options.num_shards > 1:
+        raise ValueError(
+            f"config.optimizer.accumulate is {count}, so config.objective.num_shards "
+            f"must be 1; it is {options.num_shards}"
+        )
+
+    def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
+        return stage2_loss(model, params, batch, key, options)
+
     return Task(
         name="stage2",
         model=model,
         init_params=lambda key: init_params(model, key),
-        loss=lambda params, batch, key, replay=None: stage2_loss(
-            model, params, batch, key, options
-        ),
+        loss=loss,
         batch_format=family,
         tokenizers=("language_model",),
+        gradients=mean_in_chunks(loss, count, "tokens") if count > 1 else None,
     )
 
 
@@ -190,6 +221,11 @@ def _contrast(config: ConfigDict) -> Task:
     options = _options(ContrastOptions, config.objective)
     if not isinstance(sizes.vision, presets.ViTConfig):
         raise ValueError("the contrast task trains an image tower, not features")
+    if config.optimizer.accumulate > 1:
+        raise ValueError(
+            f"config.optimizer.accumulate is {config.optimizer.accumulate}; the "
+            "contrast task takes its batch at once: it must be 1"
+        )
     text = TextTowerConfig(
         vocab_size=sizes.qformer.vocab_size, width=options.text_width,
         depth=options.text_depth, heads=options.text_heads,
@@ -225,15 +261,18 @@ def _language_model(config: ConfigDict) -> Task:
         )
         return {"language_model": params}
 
+    def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
+        return language_loss(model, params, batch, key)
+
+    count = config.optimizer.accumulate
     return Task(
         name="language_model",
         model=model,
         init_params=init,
-        loss=lambda params, batch, key, replay=None: language_loss(
-            model, params, batch, key
-        ),
+        loss=loss,
         batch_format="text_decoder" if decoder_only else "text_encoder_decoder",
         tokenizers=("language_model",),
+        gradients=mean_in_chunks(loss, count, "tokens") if count > 1 else None,
     )
 
 
