@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
@@ -59,8 +60,37 @@ def make_mesh(
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not cover "
             f"{len(devices)} devices; at most one size may be -1 (the rest)"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    auto = (AxisType.Auto,) * 3
+    if devices[0].platform == "tpu" and slices_of(devices) > 1:
+        return Mesh(arrange_slices(sizes, devices), AXES, axis_types=auto)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+
+
+def slices_of(devices: Sequence[Any]) -> int:
+    """How many TPU slices they belong to; within one, the network is fast."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices of several slices as [data, fsdp, tensor].
+
+    The slow network between slices carries `data`, whose traffic is least: gradients,
+    once a step; where `data` is too small, `fsdp`.
+
+    Raises:
+      ValueError: neither is a multiple of the number of slices.
+    """
+    slices = slices_of(devices)
+    axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
+    if axis is None:
+        raise ValueError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]} on {slices} slices: one of the two "
+            f"must be a multiple of {slices}"
+        )
+    between = [slices if i == axis else 1 for i in range(3)]
+    within = [size // part for size, part in zip(sizes, between, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
     )
 
 

@@ -132,6 +132,6 @@ def training_batches(
     """
     config = options if isinstance(options, DataConfig) else data_config(options)
     rows = TrainingRows(config, task_format, seed)
-    own = range(batch_size) if own_rows is None else [int(row) for row in own_rows]
+    own = range(batch_size) if own_rows is None else own_rows
     batches = _Batches(rows, batch_size, own)
     return TrainingBatches(rows, batches, config, start_step)

@@ -55,15 +55,14 @@ class Stage1Scorer:
         Args:
           images: batches of at most `batch_size` rows.
         """
-        features, queries = [], []
+        parts: list[EncodedImages] = []
         for batch in images:
             count = len(batch)
             outputs = hosts.fetch(
                 _encode_images(self._model, self._params, self._padded(batch))
             )
-            for whole, part in zip((features, queries), outputs, strict=True):
-                whole.append(part[:count])
-        return EncodedImages(np.concatenate(features), np.concatenate(queries))
+            parts.append(EncodedImages(*(part[:count] for part in outputs)))
+        return EncodedImages(*map(np.concatenate, zip(*parts, strict=True)))
 
     def encode_texts(
         self, ids: Int[Array, "M T"], mask: Bool[Array, "M T"]

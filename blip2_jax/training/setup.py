@@ -199,7 +199,7 @@ def open_batches(
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=start,
-        own_rows=sharding.local_rows(config.batch_size, mesh),
+        own_rows=sharding.local_rows(config.batch_size, mesh).tolist(),
     )
 
 

@@ -72,8 +72,8 @@ def stage1_in_chunks(
         keys = chunks.keys(dropout_key, count)
         features, queries, texts = _first_pass(model, params, rows, keys, options)
 
-        def itc_of(*inputs: Any) -> Any:
-            found = stage1.contrast(*inputs, batch, options)
+        def itc_of(queries: Array, texts: Array, temperature: Array) -> Any:
+            found = stage1.contrast(queries, texts, temperature, batch, options)
             return options.itc_weight * found.loss, found
 
         inputs = (*chunks.joined((queries, texts)), params["temperature"])
@@ -151,7 +151,7 @@ def _second_pass(
     )
     value = (queries * item.by_queries).sum() + (texts * item.by_texts).sum()
     own = Texts(item.batch["text_ids"], item.batch["text_mask"])
-    metrics = {}
+    metrics: chunks.Metrics = {}
     if options.itm_weight:
         other = bind(model, params)("image_keys_values", item.other_features)
         image = jax.tree.map(

@@ -139,7 +139,7 @@ def test_processes_share_the_global_batch(options):
         for name in ("image", "text_ids", "position"):
             rows = np.concatenate([part[step][name] for part in parts])
             np.testing.assert_array_equal(rows, batch[name])
-    apart = take({**options, "workers": 1}, own_rows=np.array([1, 4]))
+    apart = take({**options, "workers": 1}, own_rows=[1, 4])
     np.testing.assert_array_equal(apart[1]["image"], whole[1]["image"][[1, 4]])
 
 

@@ -97,7 +97,8 @@ def one_step(task, axes):
     gradients = {path: m / MOMENT for path, m in flatten(mean).items()}
     negatives = metrics.pop("negatives", None)
     if negatives is not None:
-        metrics |= {"negatives_image": negatives.image, "negatives_text": negatives.text}
+        metrics["negatives_image"] = negatives.image
+        metrics["negatives_text"] = negatives.text
     return flatten(trainable), gradients, metrics
 
 

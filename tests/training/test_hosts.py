@@ -59,15 +59,16 @@ def test_two_processes_stop_together_and_one_continues(tmp_path):
 def test_two_processes_train_evaluate_and_are_continued_by_one(tmp_path):
     """Both are killed with -9; hard negatives are replayed, dropout is on."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    evaluation = (
-        "evaluation.every=20", "evaluation.rerank=4", "evaluation.batch_size=8",
+    common, steps, middle = (TRAIN, f"{TINY}:stage1"), 24, 12
+    changes = [
+        f"steps={steps}", f"evaluation.every={middle}", "evaluation.rerank=4",
         "evaluation.sources=({'kind': 'shapes', 'split': 'validation', 'size': 12},)",
-    )
-    common, changes = (TRAIN, f"{TINY}:stage1"), evaluation
+        "evaluation.batch_size=8",
+    ]  # fmt: skip
     run(*common, whole, *changes, "logging.negatives=True", devices=2 * DEVICES)
-    changes = (*evaluation, f"replay={whole / 'negatives.jsonl'}")
+    changes.append(f"replay={whole / 'negatives.jsonl'}")
     processes = start_two(*common, moved, *changes)
-    wait_for_step(25, moved, processes[0])
+    wait_for_step(middle + 5, moved, processes[0])
     for process in processes:
         process.kill()
     assert codes_of(processes, moved) == [-signal.SIGKILL] * 2
@@ -76,11 +77,11 @@ def test_two_processes_train_evaluate_and_are_continued_by_one(tmp_path):
         {line["step"]: line for line in read_metrics(path) if "loss" not in line}
         for path in (moved, whole)
     ]
-    assert scored[0].keys() == scored[1].keys() == {20, 40}
+    assert scored[0].keys() == scored[1].keys() == {middle, steps}
     for step, line in scored[1].items():
         for name, value in line.items():
             np.testing.assert_allclose(scored[0][step][name], value, rtol=1e-4)
-    assert_same_losses(moved, whole, 40)
+    assert_same_losses(moved, whole, steps)
 
 
 @pytest.mark.parametrize(("given", "message"), [

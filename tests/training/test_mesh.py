@@ -1,10 +1,19 @@
 """A step's numbers are the same on any mesh, in one process or several."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import one_step as one_step_module
 import pytest
 from one_step import one_step
 from processes import run_together
+
+from blip2_jax import sharding
+from blip2_jax.training import initialise
+from blip2_jax.training.optimizer import make_optimizer
+from blip2_jax.training.state import create_state
+from blip2_jax.training.step import make_train_step
+from blip2_jax.training.tasks import make_task
 
 ONE = (1, 1, 1)
 MESHES = {
@@ -58,3 +67,46 @@ def test_two_processes_change_nothing(tmp_path, task, axes):
             part, _, path = name.partition(":")
             parts[int(part)][path] = value
     assert_same_step(parts, one_step(task, ONE))
+
+
+WIDE = {
+    "vision": {"width": 64, "depth": 2, "heads": 2, "mlp_dim": 256, "image_size": 28},
+    "qformer": one_step_module.SIZES["qformer"] | {"width": 64, "mlp_dim": 256},
+    "language_model": one_step_module.OPT | {"width": 64, "mlp_dim": 256},
+}  # fmt: skip
+
+
+def bytes_of_parameters(devices):
+    """The compiler's figure for one device, and what of it the table leaves whole."""
+    config = one_step_module.config_of("stage2")
+    config.model.overrides = WIDE
+    task, mesh = make_task(config), sharding.make_mesh(
+        1, devices, 1, devices=jax.devices()[:devices]
+    )
+    shapes = initialise.parameter_shapes(config, task)
+    optimizer = make_optimizer(config.optimizer, lambda step: 1e-4, shapes.trainable)
+    state = jax.eval_shape(lambda tree: create_state(tree, optimizer), shapes.trainable)
+    step = make_train_step(
+        task, optimizer, lambda step: 1e-4, mesh, state, shapes.frozen, seed=0
+    )
+    held = jax.jit(
+        lambda *trees: jax.tree.map(jnp.add, trees, trees),
+        in_shardings=(step.state, step.frozen),
+    )
+    compiled = held.lower(state, shapes.frozen).compile()
+    leaves = zip(
+        jax.tree.leaves((state, shapes.frozen)),
+        jax.tree.leaves((step.state, step.frozen)), strict=True,
+    )
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf, place in leaves
+                if not any(place.spec))
+    return compiled.memory_analysis().argument_size_in_bytes, whole
+
+
+def test_fsdp_divides_the_memory_of_parameters():
+    """Trainable, optimizer and frozen; small arrays alone are on every device."""
+    alone, _ = bytes_of_parameters(1)
+    for devices in (2, 4, 8):
+        found, whole = bytes_of_parameters(devices)
+        assert whole < alone / 10
+        np.testing.assert_allclose(found, whole + (alone - whole) / devices, rtol=0.01)
