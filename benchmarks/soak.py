@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -185,14 +186,16 @@ def log_of(run_dir: pathlib.Path) -> pathlib.Path:
 
 
 def last_step(run_dir: pathlib.Path) -> int:
-    """How many steps a run that logs every one has reported."""
+    """The last step that a run has reported; 0 before its first."""
     path = run_dir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
+    whole, _, _ = (path.read_text() if path.exists() else "").rpartition("\n")
+    return json.loads(whole.splitlines()[-1])["step"] if whole else 0
 
 
 def losses(run_dir: pathlib.Path) -> dict[int, float]:
     """The loss of every step."""
-    return {line["step"]: line["loss"] for line in read_metrics(run_dir)}
+    lines = read_metrics(run_dir)
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def damage_newest(run_dir: pathlib.Path) -> int:

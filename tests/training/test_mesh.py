@@ -70,9 +70,9 @@ def test_two_processes_change_nothing(tmp_path, task, axes):
 
 
 WIDE = {
-    "vision": {"width": 64, "depth": 2, "heads": 2, "mlp_dim": 256, "image_size": 28},
-    "qformer": one_step_module.SIZES["qformer"] | {"width": 64, "mlp_dim": 256},
-    "language_model": one_step_module.OPT | {"width": 64, "mlp_dim": 256},
+    "vision": {"width": 128, "depth": 2, "heads": 2, "mlp_dim": 512, "image_size": 28},
+    "qformer": one_step_module.SIZES["qformer"] | {"width": 128, "mlp_dim": 512},
+    "language_model": one_step_module.OPT | {"width": 128, "mlp_dim": 512},
 }  # fmt: skip
 
 
