@@ -36,6 +36,20 @@ class Gradients(Protocol):
         ...
 
 
+def check_options(count: int, **options: int) -> None:
+    """Refuse options of a loss that the chunks of a batch cannot keep to.
+
+    Raises:
+      ValueError: there are several chunks, and an option is not 1.
+    """
+    for name, value in options.items():
+        if count > 1 and value != 1:
+            raise ValueError(
+                f"config.optimizer.accumulate is {count}, so config.objective.{name} "
+                f"must be 1; it is {value}"
+            )
+
+
 def divided(tree: PyTree, count: int) -> PyTree:
     """Every array [B, ...] as [count, B / count, ...], each device its own rows."""
 

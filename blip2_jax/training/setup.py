@@ -207,6 +207,7 @@ def write_run(
     config: ConfigDict, directory: pathlib.Path, manifest: Any, fingerprint: Any
 ) -> None:
     """Make the run's directory: `sources.json`, then `config.json`."""
+    hosts.wait("every process is ready")
     if hosts.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         sources = {"frozen": manifest, "data": fingerprint}

@@ -10,7 +10,7 @@ any chunk: as between devices, their frozen features are normed and projected an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.dropout import split_key
 from blip2_jax.objectives import Negatives
 from blip2_jax.training import chunks, stage1
-from blip2_jax.training.partition import merge
+from blip2_jax.training.partition import flatten, matches, merge
 from blip2_jax.training.stage1 import Stage1Options, Texts
 
 
@@ -46,6 +46,22 @@ class _Totals(NamedTuple):
 
     rows: Float[Array, ""]
     tokens: Float[Array, ""]
+
+
+def check_encoder(
+    count: int, init_params: Callable[[jax.Array], PyTree], frozen: Sequence[str]
+) -> None:
+    """Refuse to train the image encoder: its features are computed once.
+
+    Raises:
+      ValueError: the rules of frozen paths leave one of its parameters to be trained.
+    """
+    for path in flatten(jax.eval_shape(init_params, jax.random.key(0))):
+        if path.startswith("visual_encoder/") and not matches(frozen, path):
+            raise ValueError(
+                f"config.optimizer.accumulate is {count}, which in stage 1 needs a "
+                f"frozen image encoder; config.frozen leaves {path} to be trained"
+            )
 
 
 def stage1_in_chunks(

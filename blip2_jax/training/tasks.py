@@ -22,16 +22,15 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.contrast import ContrastModel, TextTowerConfig
 from blip2_jax.models.contrast import init_params as init_contrast
 from blip2_jax.models.language_model import build_language_model
-from blip2_jax.training.chunks import Gradients, mean_in_chunks
+from blip2_jax.training.chunks import Gradients, check_options, mean_in_chunks
 from blip2_jax.training.contrast import ContrastOptions, contrast_loss
 from blip2_jax.training.language import (
     LanguageModelOptions,
     initial_language_model,
     language_loss,
 )
-from blip2_jax.training.partition import flatten, matches
 from blip2_jax.training.stage1 import Stage1Options, stage1_loss
-from blip2_jax.training.stage1_chunks import stage1_in_chunks
+from blip2_jax.training.stage1_chunks import check_encoder, stage1_in_chunks
 from blip2_jax.training.stage2 import Stage2Options, stage2_loss
 
 Params = Mapping[str, Any]
@@ -156,8 +155,12 @@ def _stage1(config: ConfigDict) -> Task:
     options = _options(Stage1Options, config.objective)
     init = lambda key: init_params(model, key)
     count = config.optimizer.accumulate
+    check_options(
+        count, itm_every=options.itm_every, itg_every=options.itg_every,
+        num_shards=options.num_shards,
+    )  # fmt: skip
     if count > 1:
-        _check_chunks(config, options, init)
+        check_encoder(count, init, config.frozen)
     return Task(
         name="stage1",
         model=model,
@@ -171,35 +174,12 @@ def _stage1(config: ConfigDict) -> Task:
     )
 
 
-def _check_chunks(
-    config: ConfigDict, options: Stage1Options, init: Callable[[jax.Array], Params]
-) -> None:
-    """Refuse what stage 1 cannot take in chunks."""
-    accumulate = f"config.optimizer.accumulate is {config.optimizer.accumulate}"
-    for name in ("itm_every", "itg_every", "num_shards"):
-        if (value := getattr(options, name)) != 1:
-            raise ValueError(
-                f"{accumulate}, so config.objective.{name} must be 1; it is {value}"
-            )
-    for path in flatten(jax.eval_shape(init, jax.random.key(0))):
-        if path.startswith("visual_encoder/") and not matches(config.frozen, path):
-            raise ValueError(
-                f"{accumulate}, which in stage 1 needs a frozen image encoder; "
-                f"config.frozen leaves {path} to be trained"
-            )
-
-
 def _stage2(config: ConfigDict) -> Task:
     sizes = model_config(config.model)
     family = _family(_language_sizes(sizes))
     model = Blip2Stage2(sizes, **_how(config))
     options = _options(Stage2Options, config.objective)
-    count = config.optimizer.accumulate
-    if count > 1 and options.num_shards > 1:
-        raise ValueError(
-            f"config.optimizer.accumulate is {count}, so config.objective.num_shards "
-            f"must be 1; it is {options.num_shards}"
-        )
+    check_options(config.optimizer.accumulate, num_shards=options.num_shards)
 
     def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
         return stage2_loss(model, params, batch, key, options)
@@ -211,7 +191,7 @@ def _stage2(config: ConfigDict) -> Task:
         loss=loss,
         batch_format=family,
         tokenizers=("language_model",),
-        gradients=mean_in_chunks(loss, count, "tokens") if count > 1 else None,
+        gradients=_token_mean(config, loss),
     )
 
 
@@ -264,7 +244,6 @@ def _language_model(config: ConfigDict) -> Task:
     def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
         return language_loss(model, params, batch, key)
 
-    count = config.optimizer.accumulate
     return Task(
         name="language_model",
         model=model,
@@ -272,8 +251,14 @@ def _language_model(config: ConfigDict) -> Task:
         loss=loss,
         batch_format="text_decoder" if decoder_only else "text_encoder_decoder",
         tokenizers=("language_model",),
-        gradients=mean_in_chunks(loss, count, "tokens") if count > 1 else None,
+        gradients=_token_mean(config, loss),
     )
+
+
+def _token_mean(config: ConfigDict, loss: Loss) -> Gradients | None:
+    """How a loss that is a mean over tokens takes the chunks that are asked for."""
+    count = config.optimizer.accumulate
+    return mean_in_chunks(loss, count, "tokens") if count > 1 else None
 
 
 def _how(config: ConfigDict) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from processes import DEVICES, meeting
+from processes import DEVICES, meeting, run_together
 
 from benchmarks.soak import TRAIN, last_step, log_of, losses, run, start, wait_for_step
 from blip2_jax import hosts
@@ -14,6 +14,7 @@ from blip2_jax.training.metrics_log import read_metrics
 
 TOY = pathlib.Path(__file__).with_name("toy_task.py")
 TINY = pathlib.Path(__file__).with_name("tiny.py")
+MEET = pathlib.Path(__file__).with_name("meet.py")
 PATIENCE_S = 300
 
 
@@ -38,6 +39,10 @@ def assert_same_losses(left, right, steps):
     np.testing.assert_allclose(*values, rtol=1e-5)
 
 
+def test_processes_agree_and_share_a_batch():
+    run_together(MEET)
+
+
 def test_two_processes_stop_together_and_one_continues(tmp_path):
     """SIGTERM of one process is that of both; the losses are those of one process."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
@@ -53,6 +58,19 @@ def test_two_processes_stop_together_and_one_continues(tmp_path):
     assert Checkpoints(moved, read_only=True).find("last") == stopped
     run(*common, moved, f"steps={steps}", "mesh.fsdp=2", devices=DEVICES)
     assert_same_losses(moved, whole, steps)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why_and_takes_the_other_along(tmp_path):
+    run_dir = tmp_path / "run"
+    changes = ((), ("frozen_sources.vision=/no/such",))
+    processes = [
+        start(TOY, TOY, run_dir, *change, devices=DEVICES, flags=flags)
+        for change, flags in zip(changes, meeting(), strict=True)
+    ]
+    assert codes_of(processes, run_dir) == [1, 1]
+    assert "error: no file or folder '/no/such'" in log_of(run_dir).read_text()
+    assert not run_dir.exists()
 
 
 @pytest.mark.slow
