@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax import features as passes
-from blip2_jax import inputs
+from blip2_jax import hosts, inputs, sharding
 from blip2_jax.data import prompts as prompting
 from blip2_jax.data.text import (
     LanguageTokenizer,
@@ -38,7 +37,6 @@ from blip2_jax.generation.writers import (
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.presets import OPTConfig, T5Config
-from blip2_jax.sharding import put_rows
 
 TEXT_STEP = 8  # texts are padded to multiples of so many tokens
 CAPTION = DecodingConfig(num_beams=5)
@@ -86,22 +84,20 @@ class Blip2:
         question_prompt: str = "",
         batch_size: int = 32,
         absent: Sequence[str] = (),
-        mesh: Mesh | None = None,
     ):
         """Put a model together; `load` does so from a run.
 
         Args:
           model: of either stage.
-          params: its parameters, on any devices.
+          params: its parameters; over a mesh, rows are divided over it too.
           qformer_tokenizer: of texts that the Q-Former reads or writes (stage 1).
           language_tokenizer: of the language model (stage 2).
           prompt: put before captions unless `caption` is told another.
           question_prompt: template of questions; "" takes the paper's.
           batch_size: see the class.
           absent: patterns of parameter paths without values (`Opened.absent`).
-          mesh: over which `params` are laid out, and rows are to be.
         """
-        self._absent, self._mesh = tuple(absent), mesh
+        self._absent = tuple(absent)
         self.model, self.params, self.batch_size = model, params, batch_size
         self.prompt, self._question_prompt = prompt, question_prompt
         self._qformer_tokenizer = qformer_tokenizer
@@ -254,9 +250,8 @@ class Blip2:
         pixels, prompts, questions = _aligned(pixels, prompts, questions)
         rows = writer.rows(prompts, questions)
         texts = write_texts(
-            writer, pixels, rows, config, seed=seed, batch_size=self.batch_size,
-            mesh=self._mesh,
-        )  # fmt: skip
+            writer, pixels, rows, config, seed=seed, batch_size=self.batch_size
+        )
         return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
 
     def _decoding(self, name: str, what: str) -> DecodingConfig:
@@ -327,11 +322,9 @@ class Blip2:
         """A compiled pass over all rows, a chunk at a time."""
         parts = []
         for where, size in inputs.chunks(len(rows[0]), self.batch_size):
-            part = [
-                put_rows(inputs.padded(array[where], size), self._mesh)
-                for array in rows
-            ]
-            found = jax.device_get(_PASSES[name](self.model, self.params, *part))
+            part = [inputs.padded(array[where], size) for array in rows]
+            placed = sharding.beside(self.params, part)
+            found = hosts.fetch(_PASSES[name](self.model, self.params, *placed))
             count = where.stop - where.start
             parts.append({key: values[:count] for key, values in found.items()})
         return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}

@@ -104,7 +104,6 @@ def from_opened(
         question_prompt=opened.question_prompt,
         batch_size=batch_size,
         absent=opened.absent,
-        mesh=over,
     )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from blip2_jax.exchange import BATCH_AXES
 
@@ -59,8 +61,37 @@ def make_mesh(
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not cover "
             f"{len(devices)} devices; at most one size may be -1 (the rest)"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    auto = (AxisType.Auto,) * 3
+    if devices[0].platform == "tpu" and slices_of(devices) > 1:
+        return Mesh(arrange_slices(sizes, devices), AXES, axis_types=auto)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
+
+
+def slices_of(devices: Sequence[Any]) -> int:
+    """How many TPU slices they belong to; within one, the network is fast."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices of several slices as [data, fsdp, tensor].
+
+    The slow network between slices carries `data`, whose traffic is least: gradients,
+    once a step; where `data` is too small, `fsdp`.
+
+    Raises:
+      ValueError: neither is a multiple of the number of slices.
+    """
+    slices = slices_of(devices)
+    axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
+    if axis is None:
+        raise ValueError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]} on {slices} slices: one of the two "
+            f"must be a multiple of {slices}"
+        )
+    between = [slices if i == axis else 1 for i in range(3)]
+    within = [size // part for size, part in zip(sizes, between, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
     )
 
 
@@ -115,41 +146,82 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def put_rows(rows: np.ndarray, mesh: Mesh | None) -> np.ndarray | jax.Array:
-    """Rows divided over the data axes, or whole where they do not divide.
-
-    Args:
-      mesh: None leaves the rows on the host, for the default device.
-    """
-    if mesh is None:
-        return rows
-    divides = len(rows) % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
-    return jax.device_put(rows, batch_sharding(mesh) if divides else replicated(mesh))
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is divided."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
     """Raise a ValueError, naming the nearest sizes that fit, if this one does not."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size < 1 or batch_size % shards:
-        below = max(batch_size // shards * shards, shards)
+    parts = batch_shards(mesh) * chunks
+    if batch_size < 1 or batch_size % parts:
+        below = max(batch_size // parts * parts, parts)
+        in_turn = f" in {chunks} chunks each" if chunks > 1 else ""
         raise ValueError(
-            f"batch size {batch_size} does not divide over {shards} devices "
-            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}): "
-            f"use {below} or {below + shards}"
+            f"batch size {batch_size} does not divide over {batch_shards(mesh)} "
+            f"devices{in_turn} (data {mesh.shape['data']} x fsdp "
+            f"{mesh.shape['fsdp']}): use {below} or {below + parts}"
         )
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " b"]:
+    """Which rows of a global batch this process's devices hold, in order.
+
+    Not always an equal share: where a `tensor` axis spans processes, several of them
+    read the same rows.
+    """
+    rows = np.arange(batch_size)
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([rows[index] for index in places.values()]))
+
+
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays of the whole batch from the rows that this process has read.
+    """Arrays of the whole batch from the `local_rows` that this process has read.
 
     Host-only entries (`position`, and names that begin with "_") stay behind.
     """
-    sharding = batch_sharding(mesh)
+    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+    held = len(local_rows(shards, mesh))
+
+    def place(rows: np.ndarray) -> jax.Array:
+        size = len(rows) * shards // held
+        mine = local_rows(size, mesh)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            first = np.searchsorted(mine, start)
+            return rows[first : first + stop - start]
+
+        return put_parts((size, *rows.shape[1:]), sharding, part, rows.dtype)
+
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        name: place(np.asarray(rows))
         for name, rows in batch.items()
         if name != "position" and not name.startswith("_")
     }
+
+
+def beside(params: Any, rows: Any) -> Any:
+    """Arrays of rows, divided over the mesh where parameters are, to be used with them.
+
+    Args:
+      params: a tree; where it lies on no mesh, or on one device, rows stay as they are.
+      rows: a tree of host arrays, the same in every process; those whose rows do not
+        divide are put on every device in full.
+    """
+    placed = [leaf.sharding for leaf in jax.tree.leaves(params)
+              if isinstance(leaf, jax.Array)]
+    if not placed or not isinstance(placed[0], NamedSharding):
+        return rows
+    mesh = placed[0].mesh
+    if not isinstance(mesh, Mesh) or mesh.size == 1:
+        return rows
+
+    def place(array: Any) -> jax.Array:
+        divides = np.shape(array)[0] % batch_shards(mesh) == 0
+        return put(array, batch_sharding(mesh) if divides else replicated(mesh))
+
+    return jax.tree.map(place, rows)
 
 
 def put(tree: Any, layout: Any) -> Any:
@@ -179,4 +251,5 @@ def put_parts(
             parts[name] = read(index).astype(dtype, copy=False)
         return parts[name]
 
-    return jax.make_array_from_callback(shape, layout, part)
+    with jax.transfer_guard_host_to_device("allow"):  # jax takes it for an accident
+        return jax.make_array_from_callback(shape, layout, part)

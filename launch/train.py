@@ -2,13 +2,15 @@
 
 The same command continues a run that was stopped. `--dry_run` shows five decoded
 samples of the configured data and trains nothing; `--multihost` is for a run of several
-processes; `--debug` shows where an error was raised. The exit code is 0 when the run is
-complete, 128 + the signal when it saved and left (143: SIGTERM), 1 after an error.
+processes that a cluster has started (docs/training.md); `--debug` shows where an error
+was raised. The exit code is 0 when the run is complete, 128 + the signal when it saved
+and left (143: SIGTERM), 1 after an error.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import pathlib
 import sys
 
@@ -38,10 +40,18 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "The run's directory.", flag_values=own)
     for name, what in (
         ("dry_run", "Show five samples; train nothing."),
-        ("multihost", "This is one of several processes of a run."),
+        ("multihost", "One of several processes; the cluster says which."),
         ("debug", "Show where an error was raised."),
     ):
         flags.DEFINE_bool(name, False, what, flag_values=own)
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0.", flag_values=own
+    )
+    for name, what in (
+        ("num_processes", "How many processes the run has."),
+        ("process_id", "Which of them this is, from 0."),
+    ):
+        flags.DEFINE_integer(name, None, what, flag_values=own)
     return own
 
 
@@ -54,7 +64,8 @@ def main(argv: list[str]) -> int:
     except USERS_ERRORS as error:
         if "--debug" in argv:
             raise
-        print(f"error: {sentence(error, argv)}", file=sys.stderr)
+        print(f"error: {sentence(error, argv)}", file=sys.stderr, flush=True)
+        leave_others()
         return 1
 
 
@@ -85,13 +96,22 @@ def run(given: flags.FlagValues) -> int:
         return 0
     import jax
 
+    from blip2_jax import hosts
     from blip2_jax.training.loop import train
 
-    if given.multihost:
-        jax.distributed.initialize()
+    which = (given.coordinator_address, given.num_processes, given.process_id)
+    if given.multihost or which != (None, None, None):
+        hosts.join(*which)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     return train(config, given.workdir)
+
+
+def leave_others() -> None:
+    """End at once where other processes wait: a polite end would wait for them."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        os._exit(1)
 
 
 def sentence(error: Exception, argv: list[str]) -> str:

@@ -48,12 +48,13 @@ def test_scores_are_the_same(runs):
 
 
 def test_rows_are_divided_where_they_can_be():
-    mesh = sharding.make_mesh(**MESH)
     rows = np.arange(8)
-    assert sharding.put_rows(rows, None) is rows
-    divided = sharding.put_rows(rows, mesh)
+    assert sharding.beside({"w": jax.numpy.ones(3)}, rows) is rows
+    whole = sharding.replicated(sharding.make_mesh(**MESH))
+    params = {"w": jax.device_put(np.ones(3), whole)}
+    divided = sharding.beside(params, rows)
     assert {shard.data.shape for shard in divided.addressable_shards} == {(2,)}
-    assert sharding.put_rows(rows[:3], mesh).is_fully_replicated
+    assert sharding.beside(params, rows[:3]).is_fully_replicated
 
 
 def test_parameters_are_divided_and_parts_alone_are_read(runs, tmp_path):

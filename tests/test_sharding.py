@@ -1,5 +1,7 @@
 """The mesh, the table of places, the rows of a global batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,27 @@ def test_mesh_takes_what_is_left():
 def test_mesh_that_does_not_cover_the_devices_is_an_error(sizes):
     with pytest.raises(ValueError, match="does not cover 8 devices"):
         sharding.make_mesh(*sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """As much of a device as its place in a mesh depends on."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(("sizes", "axis"), [((4, 2, 1), 0), ((1, 4, 2), 1)])
+def test_slices_meet_along_the_axis_with_the_least_traffic(sizes, axis):
+    devices = [SliceDevice(number, number % 2) for number in range(8)]
+    placed = np.moveaxis(sharding.arrange_slices(sizes, devices), axis, 0)
+    for half, index in zip(np.split(placed, 2), (0, 1), strict=True):
+        assert {device.slice_index for device in half.ravel()} == {index}
+    assert {device.id for device in placed.ravel()} == set(range(8))
+    with pytest.raises(ValueError, match="on 2 slices: one of the two must be"):
+        sharding.arrange_slices((1, 1, 8), devices)
 
 
 @pytest.mark.parametrize(("path", "shape", "spec"), [
@@ -55,6 +78,8 @@ def test_batch_that_does_not_divide_names_two_that_do(size, fits):
     with pytest.raises(ValueError, match=f"batch size {size}.*use {fits}"):
         sharding.check_batch_size(size, mesh)
     sharding.check_batch_size(16, mesh)
+    with pytest.raises(ValueError, match=r"in 3 chunks each .* use 24 or 48"):
+        sharding.check_batch_size(32, mesh, chunks=3)
 
 
 def test_global_batch_keeps_host_entries_at_home():
@@ -78,3 +103,14 @@ def test_put_divides_host_arrays():
     kernel = placed["qformer"]["kernel"]
     assert kernel.addressable_shards[3].data.shape == (1, 4)
     np.testing.assert_array_equal(kernel, tree["qformer"]["kernel"])
+
+
+def test_rows_are_placed_beside_parameters():
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    params = {"kernel": sharding.put(np.ones((8, 4)), sharding.replicated(mesh))}
+    rows = {"ids": np.arange(16).reshape(16, 1), "few": np.arange(3)}
+    placed = sharding.beside(params, rows)
+    assert placed["ids"].sharding.spec == P(("data", "fsdp"))
+    assert placed["few"].sharding.spec == P()
+    jax.tree.map(np.testing.assert_array_equal, placed, rows)
+    assert sharding.beside({"kernel": np.ones(3)}, rows) is rows

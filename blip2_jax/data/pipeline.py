@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -34,16 +34,15 @@ class _Batches:
     """The batch of a step, for one process of a run."""
 
     def __init__(
-        self, rows: TrainingRows, lengths: LengthBuckets, first: int, count: int
+        self, rows: TrainingRows, lengths: LengthBuckets, own: Sequence[int]
     ):
-        self._rows, self._lengths = rows, lengths
-        self._first, self._count = first, count
+        self._rows, self._lengths, self._own = rows, lengths, own
 
     def __call__(self, step: int) -> Batch:
-        start = step * self._lengths.batch_size + self._first
+        start = step * self._lengths.batch_size
         try:
             width = self._lengths.at(step)
-            rows = [self._rows.row(start + row) for row in range(self._count)]
+            rows = [self._rows.row(start + row) for row in self._own]
         except NoSubstitute as fault:  # the error is raised where faults are counted
             return {"_broken": list(fault.broken), "_unusable": True}
         batch = self._rows.arrays(rows, width)
@@ -115,8 +114,7 @@ def training_batches(
     seed: int,
     batch_size: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    own_rows: Sequence[int] | None = None,
 ) -> TrainingBatches:
     """Batches from `start_step` on, for ever.
 
@@ -125,8 +123,7 @@ def training_batches(
       task_format: which arrays a batch holds (see `formats`).
       seed: of order, choices and augmentation.
       batch_size: rows of the global batch.
-      process_index, process_count: this process's rows are the `process_index`-th
-        of `process_count` equal parts of every global batch.
+      own_rows: the rows of every global batch that this process reads; None: all.
 
     Returns:
       An iterator of dicts of arrays: `image` uint8 [B, S, S, 3] or `features`
@@ -139,12 +136,8 @@ def training_batches(
       TooManyBroken: while iterating, past `max_broken_share`.
     """
     config = options if isinstance(options, DataConfig) else data_config(options)
-    if batch_size % process_count:
-        raise ValueError(
-            f"a batch of {batch_size} does not divide over {process_count} processes"
-        )
     rows = TrainingRows(config, task_format, seed)
-    count = batch_size // process_count
+    own = range(batch_size) if own_rows is None else own_rows
     lengths = LengthBuckets(rows, config.length_buckets, batch_size)
-    batches = _Batches(rows, lengths, process_index * count, count)
+    batches = _Batches(rows, lengths, own)
     return TrainingBatches(rows, batches, config, start_step)

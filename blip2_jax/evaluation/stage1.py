@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from blip2_jax import hosts, sharding
 from blip2_jax.data.config import DataConfig
 from blip2_jax.data.evaluation import EvaluationSet, evaluation_batches
 from blip2_jax.data.text import load_tokenizer
@@ -100,7 +101,8 @@ def evaluate_losses(
             for name, value in rows.items()
             if not name.startswith("_") and name not in ("valid", "index", "position")
         }
-        for name, value in compiled(params, arrays).items():
+        metrics = hosts.fetch(compiled(params, sharding.beside(params, arrays)))
+        for name, value in metrics.items():
             if name in ("itm_accuracy", "loss") or name.startswith("loss_"):
                 values[name].append(float(value))
     if not values:

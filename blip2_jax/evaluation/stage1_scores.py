@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax import hosts, sharding
 from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
 from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
@@ -56,20 +57,21 @@ class Stage1Scorer:
         Args:
           images: batches of at most `batch_size` rows.
         """
-        features, queries = [], []
+        parts: list[EncodedImages] = []
         for batch in images:
             count = len(batch)
-            outputs = _encode_images(self._model, self._params, self._padded(batch))
-            features.append(np.asarray(outputs[0])[:count])
-            queries.append(np.asarray(outputs[1])[:count])
-        return EncodedImages(np.concatenate(features), np.concatenate(queries))
+            outputs = hosts.fetch(
+                _encode_images(self._model, self._params, self._padded(batch))
+            )
+            parts.append(EncodedImages(*(part[:count] for part in outputs)))
+        return EncodedImages(*map(np.concatenate, zip(*parts, strict=True)))
 
     def encode_texts(
         self, ids: Int[Array, "M T"], mask: Bool[Array, "M T"]
     ) -> Float[Array, "M C"]:
         """Unit vectors of texts."""
         vectors = [
-            np.asarray(
+            hosts.fetch(
                 _encode_texts(
                     self._model, self._params, self._padded(ids[rows]),
                     self._padded(mask[rows]),
@@ -89,9 +91,10 @@ class Stage1Scorer:
 
         The image's cross-attention keys and values are computed once.
         """
-        image = _image_keys_values(self._model, self._params, features[None])
+        placed = sharding.beside(self._params, features[None])
+        image = _image_keys_values(self._model, self._params, placed)
         logits = [
-            np.asarray(
+            hosts.fetch(
                 _match(
                     self._model, self._params, image, self._padded(ids[rows]),
                     self._padded(mask[rows]),
@@ -128,10 +131,11 @@ class Stage1Scorer:
         for start in range(0, len(rows), self.batch_size):
             yield rows[start : start + self.batch_size]
 
-    def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Array, "B ..."]:
-        """Up to `batch_size` rows, the last one repeated."""
+    def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Any, "B ..."]:
+        """Up to `batch_size` rows, the last one repeated, where the parameters are."""
         missing = self.batch_size - len(rows)
-        return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+        filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+        return sharding.beside(self._params, filled)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,10 +12,10 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Key, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax import hosts, sharding
 from blip2_jax.data.prompts import generation_prompts
 from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.generation import programs
@@ -25,7 +25,6 @@ from blip2_jax.inputs import chunks, padded
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.presets import OPTConfig
-from blip2_jax.sharding import put_rows
 
 PROMPT_STEP = 8  # prompts are padded to multiples of so many tokens
 
@@ -103,6 +102,7 @@ class QFormerWriter:
                 f"{start.shape[1]} prompt tokens and max_new_tokens="
                 f"{config.max_new_tokens} exceed this Q-Former's {most} positions"
             )
+        images, start = sharding.beside(self._params, (images, start))
         read = _read_stage1(self._model, self._params, images, start)
         return _write_stage1(
             self._model, self._params, read, config, history=start, keys=keys,
@@ -180,7 +180,7 @@ class LanguageWriter:
         Raises:
           ValueError: queries, prompt and new tokens exceed OPT's positions.
         """
-        ids, mask, *question = rows
+        images, (ids, mask, *question) = sharding.beside(self._params, (images, rows))
         language_model = self._model.config.language_model
         assert language_model is not None
         history = programs.start_history(language_model, ids, mask, config.convention)
@@ -205,7 +205,6 @@ def write_texts(
     *,
     seed: int,
     batch_size: int,
-    mesh: Mesh | None = None,
 ) -> list[list[str]]:
     """Texts for any number of images, `num_return_sequences` each, best first.
 
@@ -216,15 +215,12 @@ def write_texts(
       config: static settings.
       seed: of sampling; a row's draws depend on it and on the row's number.
       batch_size: rows of the largest compiled program.
-      mesh: over which rows are divided; None: all on the default device.
     """
     texts = []
     for where, size in chunks(len(images), batch_size):
-        part, *part_rows = [
-            put_rows(padded(array[where], size), mesh) for array in (images, *rows)
-        ]
+        part, *part_rows = [padded(array[where], size) for array in (images, *rows)]
         keys = _row_keys(seed, where.start, size) if config.sample else None
-        found = jax.device_get(writer.write(part, tuple(part_rows), config, keys))
+        found = hosts.fetch(writer.write(part, tuple(part_rows), config, keys))
         for row in range(where.stop - where.start):
             pairs = zip(found.ids[row], found.lengths[row], strict=True)
             texts.append([writer.text(ids[:length]) for ids, length in pairs])

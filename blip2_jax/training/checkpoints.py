@@ -22,6 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from blip2_jax import hosts
+
 PyTree = Any
 logger = logging.getLogger(__name__)
 
@@ -133,11 +135,10 @@ class Checkpoints:
         steps = self.steps()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
         for step in reversed(steps):
-            try:
-                return self._restore_step(step, abstract)
-            except Exception as error:
-                logger.error("checkpoint %d cannot be read: %s", step, _first(error))
-                self._set_aside(step)
+            restored = self._try(step, abstract)
+            if restored is not None:
+                return restored
+            self._set_aside(step)
         if steps:
             raise CheckpointError(
                 f"none of the checkpoints {steps} of {self.run_dir} can be read; "
@@ -145,8 +146,24 @@ class Checkpoints:
             )
         return None
 
+    def _try(self, step: int, abstract: Mapping[str, PyTree]) -> Restored | None:
+        """A checkpoint that every process could read; else None in all of them."""
+        restored, wrong = None, None
+        try:
+            if hosts.is_first():
+                verify_files(self.directory / str(step))
+        except Exception as error:
+            wrong = error
+        if hosts.agree(wrong is None):
+            try:
+                restored = self._restore_step(step, abstract)
+            except Exception as error:
+                wrong = error
+        if wrong is not None:
+            logger.error("checkpoint %d cannot be read: %s", step, _first(wrong))
+        return None if hosts.total(restored is None) else restored
+
     def _restore_step(self, step: int, abstract: Mapping[str, PyTree]) -> Restored:
-        verify_files(self.directory / str(step))
         items = {
             name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
         }
@@ -156,13 +173,14 @@ class Checkpoints:
         return Restored(step, {name: got[name] for name in items}, got["meta"])
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+        if hosts.is_first():
             damaged = self.run_dir / "damaged"
             damaged.mkdir(exist_ok=True)
             target = damaged / str(step)
             while target.exists():
                 target = target.with_name(target.name + "_")
             (self.directory / str(step)).rename(target)
+        hosts.wait("the damaged checkpoint is out of the way")
         self._manager.reload()
 
     def read(self, step: int, names: tuple[str, ...]) -> Restored:
@@ -231,7 +249,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when everything is on disk, and note the best in `best.json`."""
         self._manager.wait_until_finished()
-        if jax.process_index() == 0 and (best := self.best()):
+        if hosts.is_first() and (best := self.best()):
             note = json.dumps({"step": best[0], "metric": best[1]})
             (self.run_dir / "best.json").write_text(note + "\n")
 
@@ -244,7 +262,7 @@ class Checkpoints:
 
 def _write_digests(directory: pathlib.Path) -> None:
     """Digest a checkpoint's files just before the directory gets its final name."""
-    if jax.process_index() != 0:
+    if not hosts.is_first():
         return
     for path in directory.glob(_UNFINISHED):
         digests = {name: _digest(path / name) for name in _files(path)}

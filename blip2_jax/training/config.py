@@ -144,7 +144,9 @@ def _optimizer(task: str) -> ConfigDict:
             "original_decay": False,  # the original decays the temperature too
             "layer_decay": 1.0,  # per block of an image encoder that is trained
             "rate_factors": (),  # pairs (pattern of paths, factor of their rate)
-            "accumulate": 1,  # steps whose gradients are averaged (not in stage 1)
+            # Chunks that a step takes its batch in, for less memory. Losses are means
+            # over the whole batch all the same, and ITC contrasts all of it.
+            "accumulate": 1,
         }
     )
 

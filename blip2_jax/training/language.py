@@ -39,13 +39,15 @@ def language_loss(
       key: dropout; None = none.
 
     Returns:
-      The fp32 loss, and the metrics `loss`, `loss_lm`.
+      The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` (how many targets
+      the loss is a mean of).
     """
     logits, targets, mask = bind(model, params["language_model"])(
         "training_logits", None, batch, key
     )
     value = lm_loss(logits, targets, mask)
-    return value, {"loss": value, "loss_lm": value}
+    tokens = mask.sum(dtype=jnp.float32)
+    return value, {"loss": value, "loss_lm": value, "tokens": tokens}
 
 
 def initial_language_model(

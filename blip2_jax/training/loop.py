@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 from collections.abc import Mapping
@@ -14,13 +15,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from blip2_jax import sharding
+from blip2_jax import hosts, sharding
 from blip2_jax.evaluation.evaluators import best_metric
 from blip2_jax.flops import mfu_numerator
 from blip2_jax.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.training import replay
 from blip2_jax.training.config import ConfigError, to_plain
-from blip2_jax.training.guards import StopRequest, check_finite, stop_on_signal
+from blip2_jax.training.guards import (
+    NonFiniteLoss,
+    StopRequest,
+    check_finite,
+    stop_on_signal,
+)
 from blip2_jax.training.meters import Meter
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
 from blip2_jax.training.partition import merge
@@ -46,13 +52,18 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
     """
     run = set_up(config, pathlib.Path(directory).absolute())
     loop = Loop(run)
-    # Between hosts, jax itself listens for SIGTERM, so that all stop at one step.
+    # Between processes, jax itself listens for SIGTERM, so that all stop at one step.
     signals = (signal.SIGINT,) + ((signal.SIGTERM,) if jax.process_count() == 1 else ())
+    together = True
     try:
         with stop_on_signal(signals) as stop:
             loop.run_steps(stop)
+    except BaseException as error:
+        # What only one process meets, the others do not know of: no waiting for them.
+        together = jax.process_count() == 1 or isinstance(error, NonFiniteLoss)
+        raise
     finally:
-        loop.close()
+        loop.close(together)
     return stop.exit_code
 
 
@@ -86,7 +97,7 @@ class Loop:
         self.last_saved: int | None = run.start or None
         self.meter = Meter(run.config.batch_size, flops_per_image(run.config))
         self.log, self.terminal = None, None
-        if jax.process_index() == 0:
+        if hosts.is_first():
             wandb = {
                 "project": run.config.logging.wandb_project,
                 "config": to_plain(run.config),
@@ -129,7 +140,7 @@ class Loop:
             negatives = self.run.negatives.get(step)
             if negatives is not None:
                 whole = sharding.replicated(self.run.mesh)
-                negatives = jax.device_put(negatives, whole)
+                negatives = jax.tree.map(lambda x: sharding.put(x, whole), negatives)
             with self._compiling(batch):
                 self.run.state, metrics = self.run.train_step(
                     self.run.state, self.run.frozen, batch, negatives
@@ -163,13 +174,13 @@ class Loop:
             self.terminal.advance(launched.step)
         if launched.step % self.config.log_every == 0 or launched.step == 1:
             scalars.pop("finite", None)
-            broken = {"broken_samples": float(self.run.batches.faults.counts.total())}
+            broken = hosts.total(self.run.batches.faults.counts.total())
             self.write(
                 launched.step,
                 scalars
                 | CONSTANTS.get(self.run.task.name, {})
                 | self.meter.read()
-                | broken,
+                | {"broken_samples": float(broken)},
             )
 
     def is_due(self, step: int) -> bool:
@@ -182,10 +193,15 @@ class Loop:
         )
 
     def asked_to_stop(self, step: int, stop: StopRequest) -> bool:
-        """Whether a signal arrived; the same answer on every host."""
+        """Whether a signal arrived; the same answer in every process."""
         if jax.process_count() == 1:
             return stop.signal is not None
-        return multihost_utils.reached_preemption_sync_point(step)
+        if stop.signal is not None:  # Ctrl-C of one process becomes SIGTERM for all
+            stop.signal = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        if multihost_utils.reached_preemption_sync_point(step):
+            stop.signal = signal.SIGTERM
+        return stop.signal is not None
 
     def pause(self, step: int, stopping: bool) -> None:
         """Evaluate where it is due, then save where it is due or has become best."""
@@ -198,7 +214,8 @@ class Loop:
             best is None or sign * metric > sign * best[1]
         )
         regular = step % self.config.checkpoint.every == 0
-        if regular or is_best or stopping or step == self.config.steps:
+        # Which checkpoints are complete is a matter of time: one process looks.
+        if regular or hosts.agree(is_best) or stopping or step == self.config.steps:
             self.save(step, metric)
 
     def evaluate(self, step: int) -> float:
@@ -216,7 +233,7 @@ class Loop:
             )
         named = {f"evaluation/{name}": value for name, value in values.items()}
         self.write(step, named)
-        return values[metric]
+        return hosts.agree(values[metric])
 
     def save(self, step: int, metric: float | None) -> None:
         """Start a checkpoint."""
@@ -239,10 +256,15 @@ class Loop:
         if self.terminal is not None:
             self.terminal.say(text)
 
-    def close(self) -> None:
-        """Finish what is being saved, end workers, flush logs."""
+    def close(self, together: bool = True) -> None:
+        """End workers, flush logs, and finish what is being saved.
+
+        Args:
+          together: all processes are here; else what is being saved is given up.
+        """
         self.run.batches.close()
-        self.run.checkpoints.close()
+        if together:
+            self.run.checkpoints.close()
         for sink in (self.log, self.terminal, self.negatives):
             if sink is not None:
                 sink.close()

@@ -36,9 +36,9 @@ def make_optimizer(
     Args:
       options: `name`, "adamw" (the paper's) or "muon", `b1`, `b2`, `eps`,
         `weight_decay`, `clip` (global norm; 0: none), `layer_decay` (see
-        `layer_rates`; 1: none), `rate_factors` (see `path_rates`), `accumulate`
-        (batches per update), `original_decay` (the temperature decays too).
-      schedule: rate of each step, a step being one batch.
+        `layer_rates`; 1: none), `rate_factors` (see `path_rates`), `original_decay`
+        (the temperature decays too).
+      schedule: rate of each step.
       params: the trainable tree; only paths and shapes are read.
 
     Raises:
@@ -58,13 +58,8 @@ def make_optimizer(
         chain.append(_scale_by(layer_rates(params, options["layer_decay"])))
     if options["rate_factors"]:
         chain.append(_scale_by(path_rates(params, options["rate_factors"])))
-    accumulate = options["accumulate"]
-    chain.append(optax.scale_by_learning_rate(lambda n: schedule(n * accumulate)))
-    optimizer = optax.chain(*chain)
-    if accumulate > 1:
-        multi = optax.MultiSteps(optimizer, every_k_schedule=accumulate)
-        return optax.GradientTransformation(multi.init, multi.update)
-    return optimizer
+    chain.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*chain)
 
 
 def _direction(options: Mapping[str, Any]) -> optax.GradientTransformation:

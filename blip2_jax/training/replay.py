@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import pathlib
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from blip2_jax import hosts
 from blip2_jax.objectives import Negatives
 from blip2_jax.training.metrics_log import drop_after
 
@@ -42,7 +42,7 @@ def open_log(
     config: ConfigDict, run_dir: pathlib.Path, start_step: int
 ) -> NegativesLog | None:
     """The run's log of negatives, if its configuration asks for one."""
-    if not config.logging.negatives or jax.process_index() != 0:
+    if not config.logging.negatives or not hosts.is_first():
         return None
     return NegativesLog(run_dir / FILE, start_step)
 

@@ -12,11 +12,12 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from blip2_jax import sharding
+from blip2_jax import hosts, sharding
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.evaluation.evaluators import Evaluator, make_evaluator
 from blip2_jax.objectives import Negatives
@@ -92,10 +93,10 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         and a directory that did not exist still does not.
     """
     config = configuration.canonical(config)
-    continues = check_directory(config, directory)
+    continues = bool(hosts.agree(check_directory(config, directory)))
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
     task = make_task(config)
     shapes = initialise.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -103,7 +104,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     target = _target(optimizer, shapes.trainable, mesh)
 
     values = restore(config, directory, target) if continues else None
-    batches = open_batches(config, task, values.step if values else 0)
+    batches = open_batches(config, task, mesh, values.step if values else 0)
     evaluator = make_evaluator(config, task)
     negatives = replay.read(config.replay)
     constants, manifest = initialise.load_frozen_parameters(
@@ -171,7 +172,7 @@ def restore(
         carried = checkpoints.read(found.step, ("carried",)).trees.get("carried", {})
     finally:
         checkpoints.close()
-    step = jax.device_put(jax.numpy.int32(found.step), target.step.sharding)
+    step = sharding.put(np.int32(found.step), target.step.sharding)
     state = TrainState(step, found.trees["trainable"], found.trees["optimizer"])
     return _Values(
         found.step, state, carried, [f"continued from checkpoint {found.step}"]
@@ -188,7 +189,9 @@ def begin(
     return _Values(0, state, start.carried, start.report)
 
 
-def open_batches(config: ConfigDict, task: Task, start: int) -> TrainingBatches:
+def open_batches(
+    config: ConfigDict, task: Task, mesh: Mesh, start: int
+) -> TrainingBatches:
     """The training stream of this process, from a step on."""
     return training_batches(
         config.data,
@@ -196,8 +199,7 @@ def open_batches(config: ConfigDict, task: Task, start: int) -> TrainingBatches:
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own_rows=sharding.local_rows(config.batch_size, mesh).tolist(),
     )
 
 
@@ -205,11 +207,13 @@ def write_run(
     config: ConfigDict, directory: pathlib.Path, manifest: Any, fingerprint: Any
 ) -> None:
     """Make the run's directory: `sources.json`, then `config.json`."""
-    if jax.process_index() == 0:
+    hosts.wait("every process is ready")
+    if hosts.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         sources = {"frozen": manifest, "data": fingerprint}
         (directory / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
         configuration.write_config(directory, config)
+    hosts.wait("the run is written")
 
 
 def read_sources(directory: pathlib.Path) -> dict[str, Any]:

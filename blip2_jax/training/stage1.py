@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from blip2_jax import objectives
 from blip2_jax.exchange import batch_axes, gather_rows
@@ -53,9 +53,22 @@ class Encoded(NamedTuple):
     features: Float[Array, "B P D"]  # before ln_vision
     image: ImageKeyValues
     query_cache: QueryCache
+
+
+class Contrast(NamedTuple):
+    """ITC of the global batch: its loss, and what hard negatives are drawn from."""
+
+    loss: Float[Array, ""]
     image_to_text: Float[Array, "B B"]  # similarity over temperature, constants
     text_to_image: Float[Array, "B B"]
     positives: Bool[Array, "B B"]
+
+
+class Texts(NamedTuple):
+    """Tokens of some captions."""
+
+    ids: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
 
 
 Batch = Mapping[str, Array]
@@ -88,50 +101,64 @@ def stage1_loss(
       The loss, and fp32 scalars `loss_itc`, `loss_itm`, `loss_itg`, `itm_accuracy`,
       `temperature`, `loss`; `negatives` holds the sampled indices.
     """
-    dropout_key = None if key is None else jax.random.fold_in(key, 0)
-    negatives_key = jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+    dropout_key, negatives_key = step_keys(key)
     keys = split_key(dropout_key, 3)
-
-    itc, encoded = _itc(model, params, batch, keys[0], options)
-    metrics = {"loss_itc": itc, "temperature": params["temperature"]}
-    loss = options.itc_weight * itc
+    queries, texts, encoded = encode(model, params, batch, keys[0], options)
+    itc = contrast(queries, texts, params["temperature"], batch, options)
+    metrics = {"loss_itc": itc.loss, "temperature": params["temperature"]}
+    loss = options.itc_weight * itc.loss
     if options.itm_weight:
         if negatives is None:
-            negatives = objectives.sample_hard_negatives(
-                negatives_key,
-                encoded.image_to_text * options.negative_hardness,
-                encoded.text_to_image * options.negative_hardness,
-                encoded.positives,
-            )
-        itm, accuracy = _itm(
-            model, params, batch, encoded, negatives, keys[1], options
-        )
+            negatives = draw_negatives(negatives_key, itc, options)
+        every = options.itm_every
+        own = Texts(batch["text_ids"], batch["text_mask"])
+        other = jax.tree.map(lambda x: x[negatives.text[::every]], own)
+        itm, accuracy = matching(
+            model, params, jax.tree.map(lambda x: x[::every], own), other,
+            _paired_images(model, params, encoded, negatives, options),
+            objectives.has_negative(itc.positives)[::every], keys[1], options,
+        )  # fmt: skip
         metrics |= {"loss_itm": itm, "itm_accuracy": accuracy, "negatives": negatives}
         loss += options.itm_weight * itm
     if options.itg_weight:
-        start = decoder_start_id
-        if start is None:
-            start = model.config.qformer.vocab_size - 1
-        itg = _itg(model, params, batch, encoded, keys[2], options, start)
+        itg = captioning(
+            model, params, batch, encoded, keys[2], options, decoder_start_id
+        )
         metrics["loss_itg"] = itg
         loss += options.itg_weight * itg
     return loss, metrics | {"loss": loss}
 
 
-def _itc(
+def step_keys(
+    key: PRNGKeyArray | None,
+) -> tuple[PRNGKeyArray | None, PRNGKeyArray]:
+    """Keys of a step's dropout (None: none) and of its negatives."""
+    dropout_key = None if key is None else jax.random.fold_in(key, 0)
+    return dropout_key, jax.random.fold_in(jax.random.key(0) if key is None else key, 1)
+
+
+def encode(
     model: Blip2Stage1,
     params: PyTree,
     batch: Batch,
     key: PRNGKeyArray | None,
     options: Stage1Options,
-) -> tuple[Float[Array, ""], Encoded]:
-    """Image-text contrast, and what the other objectives use again."""
+    features: Float[Array, "B P D"] | None = None,
+) -> tuple[Float[Array, "B Q C"], Float[Array, "B C"], Encoded]:
+    """Unit vectors of images and texts, and what the other objectives use again.
+
+    Args:
+      model, params, batch, options: see `stage1_loss`.
+      key: dropout, and which of an image's tokens are seen; None: none, all.
+      features: of the images, where an earlier call with this key has left them.
+    """
     apply = bind(model, params)
     query_key, text_key, token_key = split_key(key, 3)
-    source = batch["features"] if "features" in batch else batch["image"]
-    features = apply("encode_image", source)
-    if options.image_tokens and token_key is not None:
-        features = _some_tokens(features, options.image_tokens, token_key)
+    if features is None:
+        source = batch["features"] if "features" in batch else batch["image"]
+        features = apply("encode_image", source)
+        if options.image_tokens and token_key is not None:
+            features = _some_tokens(features, options.image_tokens, token_key)
     image = apply("image_keys_values", features)
     hidden, query_cache = apply("query_pass", image, key=query_key)
     queries = apply("project_queries", hidden)
@@ -140,34 +167,50 @@ def _itc(
         key=text_key,
     )
     texts = apply("project_text", hidden[:, 0])
+    return queries, texts, Encoded(features, image, query_cache)
 
+
+def contrast(
+    queries: Float[Array, "B Q C"],
+    texts: Float[Array, "B C"],
+    temperature: Float[Array, ""],
+    batch: Batch,
+    options: Stage1Options,
+) -> Contrast:
+    """Image-text contrast over the global batch."""
     constant = (lambda x: x) if options.full_itc_gradient else jax.lax.stop_gradient
-    temperature = params["temperature"]
     image_to_text = objectives.similarities(queries, constant(texts)) / temperature
     text_to_image = objectives.similarities(constant(queries), texts).T / temperature
     image_id = batch.get("image_id")
     if image_id is None:
-        image_id = jnp.arange(features.shape[0])
+        image_id = jnp.arange(texts.shape[0])
     positives = objectives.same_image(image_id)
     loss = objectives.itc_loss(
         image_to_text, text_to_image, positives, options.label_smoothing
     )
-    return loss, Encoded(
-        features,
-        image,
-        query_cache,
-        jax.lax.stop_gradient(image_to_text),
-        jax.lax.stop_gradient(text_to_image),
-        positives,
+    scores = (image_to_text, text_to_image)
+    return Contrast(loss, *jax.lax.stop_gradient(scores), positives)
+
+
+def draw_negatives(
+    key: PRNGKeyArray, itc: Contrast, options: Stage1Options
+) -> Negatives:
+    """Hard negatives of the global batch."""
+    return objectives.sample_hard_negatives(
+        key,
+        itc.image_to_text * options.negative_hardness,
+        itc.text_to_image * options.negative_hardness,
+        itc.positives,
     )
 
 
-def _itm(
+def matching(
     model: Blip2Stage1,
     params: PyTree,
-    batch: Batch,
-    encoded: Encoded,
-    negatives: Negatives,
+    own: Texts,
+    other: Texts,
+    image: ImageKeyValues,
+    valid: Bool[Array, " B"],
     key: PRNGKeyArray | None,
     options: Stage1Options,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -175,18 +218,24 @@ def _itm(
 
     The three pairs of a row stand next to each other, so that a batch divided over
     devices stays where it is.
+
+    Args:
+      model, params, key, options: see `stage1_loss`.
+      own: the texts of the rows.
+      other: their negatives.
+      image: keys and values of the pairs' images [3B, ...].
+      valid: rows that have a negative.
+
+    Returns:
+      The ITM loss, and its accuracy.
     """
     apply = bind(model, params)
-    every = options.itm_every
-    ids, mask = batch["text_ids"], batch["text_mask"]
-    text = negatives.text[::every]
-    ids = _triples(ids[::every], ids[::every], ids[text])
-    mask = _triples(mask[::every], mask[::every], mask[text])
-    image = _paired_images(model, params, encoded, negatives, options)
-    queries = apply("multimodal_pass", ids, mask, image, queries_only=True, key=key)
+    texts = jax.tree.map(lambda own, other: triples(own, own, other), own, other)
+    queries = apply(
+        "multimodal_pass", texts.ids, texts.mask, image, queries_only=True, key=key
+    )
     logits = apply("itm_logits", queries).reshape(-1, 3, 2)
     matches = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
-    valid = objectives.has_negative(encoded.positives)[::every]
     return objectives.itm_loss(logits, matches, valid, options.num_shards)
 
 
@@ -209,27 +258,29 @@ def _paired_images(
         sampled = gather_rows(features, negatives.image)[::every]
     if not options.share_kv:
         features = features[::every]
-        return apply("image_keys_values", _triples(features, sampled, features))
+        return apply("image_keys_values", triples(features, sampled, features))
     own = jax.tree.map(lambda x: x[::every], encoded.image)
     if batch_axes():
         other = apply("image_keys_values", sampled)
     else:
         other = jax.tree.map(lambda x: x[negatives.image[::every]], encoded.image)
-    return jax.tree.map(lambda own, other: _triples(own, other, own), own, other)
+    return jax.tree.map(lambda own, other: triples(own, other, own), own, other)
 
 
-def _itg(
+def captioning(
     model: Blip2Stage1,
     params: PyTree,
     batch: Batch,
     encoded: Encoded,
     key: PRNGKeyArray | None,
     options: Stage1Options,
-    start_id: int,
+    start_id: int | None = None,
 ) -> Float[Array, ""]:
-    """Captions from the cached queries: [DEC] stands in place of [CLS]."""
+    """ITG: captions from the cached queries; [DEC] stands in place of [CLS]."""
     apply = bind(model, params)
     every = options.itg_every
+    if start_id is None:
+        start_id = model.config.qformer.vocab_size - 1
     mask = batch["text_mask"][::every]
     ids = batch["text_ids"][::every].at[:, 0].set(start_id)
     cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
@@ -249,6 +300,6 @@ def _some_tokens(
     return jnp.take_along_axis(features, order[..., None], axis=1)
 
 
-def _triples(*parts: Array) -> Array:
+def triples(*parts: Array) -> Array:
     """Three arrays [B, ...], interleaved: [3B, ...]."""
     return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])

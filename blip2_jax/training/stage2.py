@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.models.bind import bind
@@ -52,7 +53,8 @@ def stage2_loss(
       options: named deviations.
 
     Returns:
-      The fp32 loss, and the metrics `loss`, `loss_lm`.
+      The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` (how many targets
+      the loss is a mean of).
     """
     key, language_key = split_key(key, 2)
     logits, targets, mask = bind(model, params)(
@@ -64,4 +66,7 @@ def stage2_loss(
     loss = lm_loss(
         logits, targets, mask, options.label_smoothing, options.num_shards
     )
-    return loss, {"loss": loss, "loss_lm": jax.lax.stop_gradient(loss)}
+    tokens = mask.sum(dtype=jnp.float32)
+    return loss, {
+        "loss": loss, "loss_lm": jax.lax.stop_gradient(loss), "tokens": tokens,
+    }  # fmt: skip

@@ -81,6 +81,8 @@ def loss_and_gradients(
 ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
     """The loss, what the task reports beside it, and d loss / d trainable."""
     frozen = jax.lax.stop_gradient(frozen)
+    if task.gradients is not None:
+        return task.gradients(trainable, frozen, batch, key, replay)
 
     def loss_of(trainable: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
         return task.loss(merge(trainable, frozen), batch, key, replay)

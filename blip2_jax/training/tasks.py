@@ -22,6 +22,7 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.contrast import ContrastModel, TextTowerConfig
 from blip2_jax.models.contrast import init_params as init_contrast
 from blip2_jax.models.language_model import build_language_model
+from blip2_jax.training.chunks import Gradients, check_options, mean_in_chunks
 from blip2_jax.training.contrast import ContrastOptions, contrast_loss
 from blip2_jax.training.language import (
     LanguageModelOptions,
@@ -29,6 +30,7 @@ from blip2_jax.training.language import (
     language_loss,
 )
 from blip2_jax.training.stage1 import Stage1Options, stage1_loss
+from blip2_jax.training.stage1_chunks import check_encoder, stage1_in_chunks
 from blip2_jax.training.stage2 import Stage2Options, stage2_loss
 
 Params = Mapping[str, Any]
@@ -68,6 +70,7 @@ class Task:
         contrast), "decoder", "encoder_decoder", "text_decoder" or
         "text_encoder_decoder" (the latter two without images).
       tokenizers: keys of `config.data.tokenizer` that these examples need.
+      gradients: how a step takes its batch in chunks; None: at once.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Task:
     loss: Loss
     batch_format: Format
     tokenizers: tuple[str, ...]
+    gradients: Gradients | None = None
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -147,23 +151,26 @@ def _options(kind: type, options: ConfigDict) -> Any:
 
 
 def _stage1(config: ConfigDict) -> Task:
-    if config.optimizer.accumulate > 1:
-        raise ValueError(
-            "config.optimizer.accumulate must be 1 in stage 1: accumulated batches "
-            "would each contrast with themselves alone; use more devices, remat or a "
-            "smaller batch"
-        )
     model = Blip2Stage1(model_config(config.model), **_how(config))
     options = _options(Stage1Options, config.objective)
+    init = lambda key: init_params(model, key)
+    count = config.optimizer.accumulate
+    check_options(
+        count, itm_every=options.itm_every, itg_every=options.itg_every,
+        num_shards=options.num_shards,
+    )  # fmt: skip
+    if count > 1:
+        check_encoder(count, init, config.frozen)
     return Task(
         name="stage1",
         model=model,
-        init_params=lambda key: init_params(model, key),
+        init_params=init,
         loss=lambda params, batch, key, replay=None: stage1_loss(
             model, params, batch, key, options, replay
         ),
         batch_format="image_text",
         tokenizers=("qformer",),
+        gradients=stage1_in_chunks(model, options, count) if count > 1 else None,
     )
 
 
@@ -172,15 +179,19 @@ def _stage2(config: ConfigDict) -> Task:
     family = _family(_language_sizes(sizes))
     model = Blip2Stage2(sizes, **_how(config))
     options = _options(Stage2Options, config.objective)
+    check_options(config.optimizer.accumulate, num_shards=options.num_shards)
+
+    def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
+        return stage2_loss(model, params, batch, key, options)
+
     return Task(
         name="stage2",
         model=model,
         init_params=lambda key: init_params(model, key),
-        loss=lambda params, batch, key, replay=None: stage2_loss(
-            model, params, batch, key, options
-        ),
+        loss=loss,
         batch_format=family,
         tokenizers=("language_model",),
+        gradients=_token_mean(config, loss),
     )
 
 
@@ -190,6 +201,11 @@ def _contrast(config: ConfigDict) -> Task:
     options = _options(ContrastOptions, config.objective)
     if not isinstance(sizes.vision, presets.ViTConfig):
         raise ValueError("the contrast task trains an image tower, not features")
+    if config.optimizer.accumulate > 1:
+        raise ValueError(
+            f"config.optimizer.accumulate is {config.optimizer.accumulate}; the "
+            "contrast task takes its batch at once: it must be 1"
+        )
     text = TextTowerConfig(
         vocab_size=sizes.qformer.vocab_size, width=options.text_width,
         depth=options.text_depth, heads=options.text_heads,
@@ -225,16 +241,24 @@ def _language_model(config: ConfigDict) -> Task:
         )
         return {"language_model": params}
 
+    def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
+        return language_loss(model, params, batch, key)
+
     return Task(
         name="language_model",
         model=model,
         init_params=init,
-        loss=lambda params, batch, key, replay=None: language_loss(
-            model, params, batch, key
-        ),
+        loss=loss,
         batch_format="text_decoder" if decoder_only else "text_encoder_decoder",
         tokenizers=("language_model",),
+        gradients=_token_mean(config, loss),
     )
+
+
+def _token_mean(config: ConfigDict, loss: Loss) -> Gradients | None:
+    """How a loss that is a mean over tokens takes the chunks that are asked for."""
+    count = config.optimizer.accumulate
+    return mean_in_chunks(loss, count, "tokens") if count > 1 else None
 
 
 def _how(config: ConfigDict) -> dict[str, Any]:

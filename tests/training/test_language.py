@@ -63,4 +63,4 @@ def test_loss_of_a_language_model_that_guesses():
         lambda params: language_loss(model, {"language_model": params}, BATCH, None)
     )(params)
     np.testing.assert_allclose(loss, np.log(50), atol=0.2)
-    assert set(metrics) == {"loss", "loss_lm"}
+    assert set(metrics) == {"loss", "loss_lm", "tokens"}

@@ -1,4 +1,4 @@
-"""AdamW by path: what decays, what learns slower, what accumulates."""
+"""AdamW by path: what decays, what learns slower."""
 
 import json
 
@@ -14,7 +14,7 @@ from blip2_jax.training.partition import flatten
 OPTIONS = {
     "name": "adamw",
     "b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.05, "clip": 0.0,
-    "layer_decay": 1.0, "rate_factors": (), "accumulate": 1, "original_decay": False,
+    "layer_decay": 1.0, "rate_factors": (), "original_decay": False,
 }
 
 
@@ -116,18 +116,6 @@ def test_layer_rates_are_applied():
     token = after["visual_encoder/class_token"]
     np.testing.assert_allclose(1 - token, 0.0625, rtol=1e-4)
     np.testing.assert_allclose(1 - after["query_tokens"], 1.0, rtol=1e-4)
-
-
-def test_accumulation_updates_once_with_the_mean():
-    params = {"kernel": jnp.ones((2, 2))}
-    gradient = {"kernel": jnp.ones((2, 2))}
-    once = update(params, gradient, steps=1)
-    np.testing.assert_array_equal(
-        update(params, gradient, steps=3, accumulate=4)["kernel"], params["kernel"]
-    )
-    np.testing.assert_allclose(
-        update(params, gradient, steps=4, accumulate=4)["kernel"], once["kernel"]
-    )
 
 
 def test_clip_bounds_the_global_norm():

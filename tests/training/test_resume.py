@@ -1,91 +1,28 @@
 """`kill -9` in mid-run, the same command again: the losses of a run never stopped."""
 
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from blip2_jax.training.checkpoints import Checkpoints
-from blip2_jax.training.metrics_log import read_metrics
+from benchmarks.soak import (
+    TRAIN,
+    differences,
+    last_step,
+    losses,
+    run,
+    run_and_kill,
+    soak,
+)
 
-ROOT = pathlib.Path(__file__).parents[2]
-TRAIN = ROOT / "launch" / "train.py"
 TOY = pathlib.Path(__file__).with_name("toy_task.py")
 TINY = pathlib.Path(__file__).with_name("tiny.py")
-PATIENCE_S = 1800
-
-
-def start(script, config, run_dir, *changes, devices=1) -> subprocess.Popen:
-    """Training in a process of its own, with so many virtual devices."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    command = [sys.executable, script, f"--config={config}", f"--workdir={run_dir}"]
-    options = [f"--config.{change}" for change in changes]
-    return subprocess.Popen(
-        [*map(str, command), *options], env=environment, stderr=subprocess.PIPE
-    )
-
-
-def run(*arguments, **options) -> None:
-    """Train to the end."""
-    process = start(*arguments, **options)
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, errors.decode()[-2000:]
-
-
-def run_and_kill(at_step, script, config, run_dir, *changes, **options) -> None:
-    """Train, and `kill -9` once a step has been reported."""
-    process = start(script, config, run_dir, *changes, **options)
-    deadline = time.monotonic() + PATIENCE_S
-    while last_step(run_dir) < at_step:
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def last_step(run_dir) -> int:
-    path = run_dir / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return text.count("\n")
-
-
-def losses(run_dir) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_metrics(run_dir)}
 
 
 def assert_same_run(left, right, step) -> None:
     """Every loss and every parameter, bit for bit."""
     assert list(losses(left)) == list(range(1, step + 1))
-    assert losses(left) == losses(right)
-    kept = [
-        Checkpoints(run_dir, read_only=True).read(step, ("trainable", "optimizer"))
-        for run_dir in (left, right)
-    ]
-    first, second = (flat(restored.trees) for restored in kept)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-
-
-def flat(tree, prefix="") -> dict[str, np.ndarray]:
-    if not isinstance(tree, dict | list):
-        return {prefix: tree}
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    result = {}
-    for name, value in items:
-        result |= flat(value, f"{prefix}/{name}")
-    return result
+    assert not differences(left, right, step)
 
 
 def test_a_killed_run_continues_bit_for_bit_with_any_number_of_workers(tmp_path):
@@ -124,3 +61,13 @@ def test_eight_devices_continue_on_four_with_the_same_negatives(tmp_path):
     np.testing.assert_allclose(
         list(losses(moved).values()), list(losses(whole).values()), rtol=1e-5
     )
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path):
+    outcome = soak(tmp_path, f"{TINY}:stage1", steps=60, kill_every=20)
+    assert outcome.kills == 2 and outcome.damaged >= 35
+    assert not outcome.differences
+    early, late = outcome.memory_gb
+    assert late < 1.05 * early
+    assert (tmp_path / "killed" / "damaged" / str(outcome.damaged)).is_dir()

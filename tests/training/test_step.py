@@ -1,122 +1,17 @@
-"""One step: what moves, what is reported, and the same numbers on any mesh."""
-
-import functools
+"""One step: what moves, what is reported, what is donated."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_step import B, config_of, prepare
 
 from blip2_jax import sharding
 from blip2_jax.training import initialise
-from blip2_jax.training.config import default_config
-from blip2_jax.training.optimizer import make_optimizer
-from blip2_jax.training.partition import flatten, unflatten
+from blip2_jax.training.partition import unflatten
 from blip2_jax.training.schedule import make_schedule
-from blip2_jax.training.state import create_state, step_key
-from blip2_jax.training.step import make_train_step
-from blip2_jax.training.tasks import Task, make_task
-
-B, T = 8, 5
-SIZES = {
-    "vision": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "image_size": 28},
-    "qformer": {
-        "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "num_queries": 2,
-        "vocab_size": 24, "projection_dim": 8, "max_positions": 16,
-        "dropout": 0.0,
-    },
-}
-OPT = {
-    "kind": "opt", "width": 16, "depth": 2, "heads": 2, "mlp_dim": 16,
-    "vocab_size": 24, "max_positions": 32,
-}
-MESHES = {1: (1, 1, 1), 2: (2, 1, 1), 4: (1, 4, 1), 8: (2, 2, 2)}
-
-
-def config_of(task):
-    config = default_config(task).unlock()
-    config.precision, config.steps = "float32", 10
-    language = {"language_model": OPT} if task == "stage2" else {}
-    config.model.overrides = SIZES | language
-    config.frozen_sources.vision = config.frozen_sources.language_model = "random"
-    # At a rate of 0 the first update would hide; Adam's division would magnify
-    # rounding without an epsilon near the gradients' size.
-    config.optimizer.warmup_start_learning_rate = 1e-3
-    config.optimizer.warmup_steps, config.optimizer.eps = 5, 1e-3
-    return config
-
-
-def rows(task):
-    """A batch as one process reads it."""
-    rng = np.random.default_rng(0)
-    mask = np.arange(T)[None] < (np.arange(B) % 3 + 3)[:, None]
-    return {
-        "image": rng.integers(0, 256, (B, 28, 28, 3), dtype=np.uint8),
-        "text_ids": rng.integers(3, 23, (B, T), dtype=np.int32),
-        "text_mask": mask,
-        **({"target_mask": mask} if task == "stage2" else
-           {"image_id": np.array([0, 1, 2, 3, 4, 5, 6, 0], np.int32)}),
-        "position": np.arange(B), "_key": ["k"] * B,
-    }
-
-
-def prepare(config, task, mesh):
-    """State, frozen parameters and step of a new run."""
-    shapes = initialise.parameter_shapes(config, task)
-    frozen, _ = initialise.load_frozen_parameters(config, task, shapes.frozen, mesh)
-    begun = initialise.initialise(config, task, shapes.trainable, mesh)
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    create = functools.partial(create_state, optimizer=optimizer)
-    layout = sharding.shardings(jax.eval_shape(create, begun.trainable), mesh)
-    state = jax.jit(create, out_shardings=layout)(begun.trainable)
-    step = make_train_step(
-        task, optimizer, schedule, mesh, state, frozen, seed=config.seed
-    )
-    return state, frozen, step
-
-
-@functools.cache
-def one_step(task, devices):
-    """Parameters after one step, gradients, metrics."""
-    config = config_of(task)
-    mesh = sharding.make_mesh(*MESHES[devices], devices=jax.devices()[:devices])
-    state, frozen, step = prepare(config, make_task(config), mesh)
-    state, metrics = step(state, frozen, sharding.global_batch(rows(task), mesh))
-    gradients = jax.tree.map(lambda mean: 10 * mean, state.optimizer[0].mu)
-    return flatten(state.trainable), flatten(gradients), metrics
-
-
-@pytest.mark.parametrize(("task", "devices"), [
-    ("stage1", 4), ("stage2", 8),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
-        ("stage1", 2), ("stage1", 8), ("stage2", 2), ("stage2", 4),
-    ]),
-])
-def test_a_mesh_changes_nothing(task, devices):
-    """Losses, drawn negatives, gradients and new parameters."""
-    expected, found = one_step(task, 1), one_step(task, devices)
-    assert found[2].keys() == expected[2].keys()
-    negatives = [part[2].get("negatives") for part in (found, expected)]
-    jax.tree.map(np.testing.assert_array_equal, *negatives)
-    for name, value in expected[2].items():
-        if name != "negatives":
-            np.testing.assert_allclose(found[2][name], value, rtol=1e-5, err_msg=name)
-    for path, value in expected[0].items():
-        np.testing.assert_allclose(found[0][path], value, atol=1e-5, err_msg=path)
-    for path, value in expected[1].items():
-        bound = 1e-4 * np.abs(value).max() + 2e-6
-        np.testing.assert_allclose(
-            found[1][path], value, rtol=0, atol=bound, err_msg=path
-        )
-
-
-def test_parameters_and_moments_are_divided():
-    trainable, gradients, _ = one_step("stage1", 4)
-    for tree in (trainable, gradients):
-        kernel = tree["qformer/layer_0/query_mlp/up/kernel"]
-        assert kernel.addressable_shards[0].data.shape == (4, 16)
-
+from blip2_jax.training.state import step_key
+from blip2_jax.training.tasks import Task
 
 LINEAR = {"visual_encoder/kernel": (3, 4), "head/kernel": (4, 4)}
 

@@ -1,0 +1,243 @@
+"""Killed again and again, a run must end as if nothing had happened:
+
+    python benchmarks/soak.py --workdir DIR [--steps 2000 --kill_every 100]
+
+Trains stage 1 on the shapes world twice. One run is left alone; the other is ended by
+`kill -9` every so many steps, and once its newest checkpoint is damaged in between.
+Compares every parameter and all optimizer state of the two, bit for bit, and shows
+whether the host's memory grew. The exit code says whether all is well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from blip2_jax.training.checkpoints import Checkpoints  # noqa: E402
+from blip2_jax.training.metrics_log import read_metrics  # noqa: E402
+
+TRAIN = ROOT / "launch" / "train.py"
+PATIENCE_S = 1800  # without a step
+KEPT = ("trainable", "optimizer")
+FLAT = 1.05  # peak memory at the end, by that after the first quarter
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a soak found.
+
+    Attributes:
+      kills: how often the run was killed.
+      damaged: the checkpoint that was damaged.
+      differences: arrays of the last checkpoint, and losses, that are not the same.
+      memory_gb: peak of the undisturbed run after a quarter of its steps, and at
+        its end.
+    """
+
+    kills: int
+    damaged: int
+    differences: list[str]
+    memory_gb: tuple[float, float]
+
+    def is_well(self) -> bool:
+        """Nothing differs and memory is flat."""
+        early, late = self.memory_gb
+        return not self.differences and late < FLAT * early
+
+
+def main() -> None:
+    """Soak, and tell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--config", default="configs/shapes_stage1.py")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--kill_every", type=int, default=100)
+    options = parser.parse_args()
+    start = time.perf_counter()
+    outcome = soak(
+        options.workdir, ROOT / options.config, options.steps, options.kill_every
+    )
+    early, late = outcome.memory_gb
+    print(
+        f"{options.steps} steps, {outcome.kills} kills, checkpoint {outcome.damaged} "
+        f"damaged, {time.perf_counter() - start:.0f} s\n"
+        f"differ: {', '.join(outcome.differences) or 'nothing, bit for bit'}\n"
+        f"peak memory of the undisturbed run: {early:.3f} GB after a quarter of the "
+        f"steps, {late:.3f} GB at the end"
+    )
+    sys.exit(not outcome.is_well())
+
+
+def soak(
+    directory: pathlib.Path, config: Any, steps: int, kill_every: int
+) -> Outcome:
+    """Train undisturbed, train disturbed, compare.
+
+    Args:
+      directory: new; two runs are written there.
+      config: a stage-1 configuration on generated data.
+      steps: of each run.
+      kill_every: steps between two kills; checkpoints are written more often.
+    """
+    whole, killed = directory / "whole", directory / "killed"
+    changes = (
+        f"steps={steps}", f"checkpoint.every={max(kill_every // 4, 1)}", "log_every=1",
+    )
+    run(TRAIN, config, whole, *changes)
+    points = range(kill_every, steps, kill_every)
+    damaged = 0
+    for point in points:
+        run_and_kill(point, TRAIN, config, killed, *changes)
+        if not damaged and point >= steps // 2:
+            damaged = damage_newest(killed)
+    run(TRAIN, config, killed, *changes)
+    peaks = [line["peak_memory_gb"] for line in read_metrics(whole)]
+    memory = (peaks[len(peaks) // 4], peaks[-1])
+    return Outcome(len(points), damaged, differences(killed, whole, steps), memory)
+
+
+def start(
+    script: Any,
+    config: Any,
+    run_dir: pathlib.Path,
+    *changes: str,
+    devices: int = 1,
+    flags: Sequence[str] = (),
+) -> subprocess.Popen:
+    """Training in a process of its own; what it says goes to `RUN_DIR.log`.
+
+    Args:
+      script: `launch/train.py`, or one like it.
+      config: file of the configuration.
+      run_dir: of the run.
+      changes: "key=value" of the configuration.
+      devices: virtual CPU devices.
+      flags: further flags of the command.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, script, f"--config={config}", f"--workdir={run_dir}"]
+    options = [f"--config.{change}" for change in changes]
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with log_of(run_dir).open("a") as log:
+        return subprocess.Popen(
+            [*map(str, command), *options, *flags], env=environment, stderr=log
+        )
+
+
+def run(script: Any, config: Any, run_dir: pathlib.Path, *args: Any, **kw: Any) -> None:
+    """Train to the end; arguments as `start`.
+
+    Raises:
+      RuntimeError: the command failed; with the end of its log.
+    """
+    process = start(script, config, run_dir, *args, **kw)
+    if process.wait(PATIENCE_S):
+        raise RuntimeError(log_of(run_dir).read_text()[-2000:])
+
+
+def run_and_kill(
+    at_step: int, script: Any, config: Any, run_dir: pathlib.Path, *args: Any, **kw: Any
+) -> None:
+    """Train, and `kill -9` once a step has been reported."""
+    process = start(script, config, run_dir, *args, **kw)
+    wait_for_step(at_step, run_dir, process)
+    process.kill()
+    if process.wait() != -signal.SIGKILL:
+        raise RuntimeError(f"{run_dir} ended before it was killed")
+
+
+def wait_for_step(
+    step: int, run_dir: pathlib.Path, process: subprocess.Popen
+) -> None:
+    """Return when a run has written a line of this step to its metrics.
+
+    Raises:
+      RuntimeError: it ended, or takes too long.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while last_step(run_dir) < step:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(log_of(run_dir).read_text()[-2000:])
+        time.sleep(0.01)
+
+
+def log_of(run_dir: pathlib.Path) -> pathlib.Path:
+    """What a run says."""
+    return run_dir.with_name(f"{run_dir.name}.log")
+
+
+def last_step(run_dir: pathlib.Path) -> int:
+    """The last step that a run has reported; 0 before its first."""
+    path = run_dir / "metrics.jsonl"
+    whole, _, _ = (path.read_text() if path.exists() else "").rpartition("\n")
+    return json.loads(whole.splitlines()[-1])["step"] if whole else 0
+
+
+def losses(run_dir: pathlib.Path) -> dict[int, float]:
+    """The loss of every step."""
+    lines = read_metrics(run_dir)
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def damage_newest(run_dir: pathlib.Path) -> int:
+    """Flip one bit of the newest checkpoint's largest file; returns its step."""
+    step = Checkpoints(run_dir, read_only=True).steps()[-1]
+    files = (run_dir / "checkpoints" / str(step) / "trainable").rglob("*")
+    largest = max(filter(pathlib.Path.is_file, files), key=lambda f: f.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    return step
+
+
+def differences(left: pathlib.Path, right: pathlib.Path, step: int) -> list[str]:
+    """Losses up to a step, and arrays of its checkpoint, that two runs disagree on."""
+    ours, theirs = losses(left), losses(right)
+    names = [
+        f"loss {number}"
+        for number in range(1, step + 1)
+        if number not in ours or ours[number] != theirs.get(number)
+    ]
+    first, second = (
+        flat(Checkpoints(run_dir, read_only=True).read(step, KEPT).trees)
+        for run_dir in (left, right)
+    )
+    return names + [
+        name
+        for name in first.keys() | second.keys()
+        if not np.array_equal(first.get(name), second.get(name))
+    ]
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """Arrays of nested dicts and lists by path."""
+    if not isinstance(tree, dict | list):
+        return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    result = {}
+    for name, value in items:
+        result |= flat(value, f"{prefix}/{name}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

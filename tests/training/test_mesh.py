@@ -1,0 +1,112 @@
+"""A step's numbers are the same on any mesh, in one process or several."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import one_step as one_step_module
+import pytest
+from one_step import one_step
+from processes import run_together
+
+from blip2_jax import sharding
+from blip2_jax.training import initialise
+from blip2_jax.training.optimizer import make_optimizer
+from blip2_jax.training.state import create_state
+from blip2_jax.training.step import make_train_step
+from blip2_jax.training.tasks import make_task
+
+ONE = (1, 1, 1)
+MESHES = {
+    2: [(2, 1, 1), (1, 2, 1), (1, 1, 2)],
+    4: [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 1, 2)],
+    8: [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)],
+}
+FAST = [("stage1", (1, 4, 1)), ("stage2", (2, 2, 2))]
+SLOW = [
+    (task, axes)
+    for task in ("stage1", "stage2") for meshes in MESHES.values() for axes in meshes
+    if (task, axes) not in FAST
+]
+
+
+def assert_same_step(found, expected):
+    """Losses, drawn negatives, gradients and new parameters."""
+    assert found[2].keys() == expected[2].keys()
+    for name, value in expected[2].items():
+        rtol = 0 if name.startswith("negatives") else 1e-5
+        np.testing.assert_allclose(found[2][name], value, rtol=rtol, err_msg=name)
+    for path, value in expected[0].items():
+        np.testing.assert_allclose(found[0][path], value, atol=1e-5, err_msg=path)
+    for path, value in expected[1].items():
+        bound = 1e-5 * np.abs(value).max() + 2e-6
+        np.testing.assert_allclose(
+            found[1][path], value, rtol=0, atol=bound, err_msg=path
+        )
+
+
+@pytest.mark.parametrize(
+    ("task", "axes"),
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_a_mesh_changes_nothing(task, axes):
+    assert_same_step(one_step(task, axes), one_step(task, ONE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "axes"),
+    # Of the first two, (1, 1, 8) lets both processes read all rows.
+    [("stage1", (2, 2, 2)), ("stage1", (1, 1, 8)), ("stage2", (2, 2, 2))],
+)
+def test_two_processes_change_nothing(tmp_path, task, axes):
+    out = tmp_path / "step.npz"
+    run_together(one_step_module.__file__, task, ",".join(map(str, axes)), out)
+    parts = ({}, {}, {})
+    with np.load(out) as arrays:
+        for name, value in arrays.items():
+            part, _, path = name.partition(":")
+            parts[int(part)][path] = value
+    assert_same_step(parts, one_step(task, ONE))
+
+
+WIDE = {
+    "vision": {"width": 128, "depth": 2, "heads": 2, "mlp_dim": 512, "image_size": 28},
+    "qformer": one_step_module.SIZES["qformer"] | {"width": 128, "mlp_dim": 512},
+    "language_model": one_step_module.OPT | {"width": 128, "mlp_dim": 512},
+}  # fmt: skip
+
+
+def bytes_of_parameters(devices):
+    """The compiler's figure for one device, and what of it the table leaves whole."""
+    config = one_step_module.config_of("stage2")
+    config.model.overrides = WIDE
+    task, mesh = make_task(config), sharding.make_mesh(
+        1, devices, 1, devices=jax.devices()[:devices]
+    )
+    shapes = initialise.parameter_shapes(config, task)
+    optimizer = make_optimizer(config.optimizer, lambda step: 1e-4, shapes.trainable)
+    state = jax.eval_shape(lambda tree: create_state(tree, optimizer), shapes.trainable)
+    step = make_train_step(
+        task, optimizer, lambda step: 1e-4, mesh, state, shapes.frozen, seed=0
+    )
+    held = jax.jit(
+        lambda *trees: jax.tree.map(jnp.add, trees, trees),
+        in_shardings=(step.state, step.frozen),
+    )
+    compiled = held.lower(state, shapes.frozen).compile()
+    leaves = zip(
+        jax.tree.leaves((state, shapes.frozen)),
+        jax.tree.leaves((step.state, step.frozen)), strict=True,
+    )
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf, place in leaves
+                if not any(place.spec))
+    return compiled.memory_analysis().argument_size_in_bytes, whole
+
+
+def test_fsdp_divides_the_memory_of_parameters():
+    """Trainable, optimizer and frozen; small arrays alone are on every device."""
+    alone, _ = bytes_of_parameters(1)
+    for devices in (2, 4, 8):
+        found, whole = bytes_of_parameters(devices)
+        assert whole < alone / 10
+        np.testing.assert_allclose(found, whole + (alone - whole) / devices, rtol=0.01)
