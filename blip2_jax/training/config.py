@@ -272,10 +272,14 @@ def write_config(run_dir: pathlib.Path, config: ConfigDict) -> None:
 def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
     """Refuse to continue a run under a configuration that makes it another run.
 
+    A key that was not there yet when the run began had what is its default now.
+
     Raises:
       ConfigError: naming every key that differs, with both values.
     """
+    defaults = _flatten(to_plain(default_config(stored.task)))
     before, now = _flatten(to_plain(stored)), _flatten(to_plain(given))
+    before = {key: defaults[key] for key in defaults if key in now} | before
     changeable = tuple(f"{key}." for key in CHANGEABLE)
     differences = [
         f"{key} (was {before.get(key)!r}, is {now.get(key)!r})"

@@ -77,10 +77,8 @@ def test_targets_are_never_wider_than_their_own_maximum():
 
 def test_processes_workers_and_restarts_agree():
     whole = take(options("image_text"), batch_size=4)
-    for number in range(2):
-        part = take(
-            options("image_text"), batch_size=4, process_index=number, process_count=2
-        )
+    for own in ((0, 1), (2, 3)):
+        part = take(options("image_text"), batch_size=4, own_rows=own)
         assert widths(part) == widths(whole)
     assert len(set(widths(whole))) > 1
     again = take(options("image_text"), batch_size=4, start_step=5, count=STEPS - 5)
@@ -111,7 +109,7 @@ def half_broken(tmp_path):
 
 
 def test_a_substitute_is_cut_to_the_bucket_that_other_processes_expect(half_broken):
-    parts = [take(half_broken, process_index=n, process_count=2) for n in range(2)]
+    parts = [take(half_broken, own_rows=[row]) for row in range(2)]
     assert widths(parts[0]) == widths(parts[1])
     full = take({**half_broken, "length_buckets": ()})
     cut = 0

@@ -133,3 +133,14 @@ def test_the_papers_numbers(name, batch, steps, last_rate):
     assert (optimizer.learning_rate, optimizer.warmup_steps) == (1e-4, 2000)
     assert optimizer.final_learning_rate == last_rate
     assert config.data.image.size == 224
+
+
+def test_a_run_from_before_a_key_had_its_default():
+    config = default_config()
+    plain = configuration.to_plain(config)
+    del plain["data"]["length_buckets"]
+    stored = configuration.from_plain(plain)
+    configuration.check_same_run(stored, config)
+    other = changed(config, **{"data.length_buckets": (16, 32)})
+    with pytest.raises(ConfigError, match=r"data\.length_buckets \(was \[\], is \[16"):
+        configuration.check_same_run(stored, other)
