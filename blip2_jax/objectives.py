@@ -8,6 +8,7 @@ rank. Everything here is fp32, products at HIGHEST precision.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.precision import einsum_fp32
 
+MOST_SCORES = 2**24  # of all queries at once: 64 MB
 # What an ITM loss reaches that knows no more than that one pair in three matches.
 ITM_PRIOR_ENTROPY = math.log(3) - 2 / 3 * math.log(2)
 
@@ -54,9 +56,62 @@ def weighted_mean(
 def similarities(
     queries: Float[Array, "B Q C"], texts: Float[Array, "N C"]
 ) -> Float[Array, "B N"]:
-    """Cosine of each image and text: the best of the image's queries (section 3.2)."""
-    scores = einsum_fp32("iqc,jc->iqj", queries, texts)
-    return scores.max(axis=1)
+    """Cosine of each image and text: the best of the image's queries (section 3.2).
+
+    Where the scores of all queries would be large they are never held at once
+    (`best_query`): 361 MB for 1,680 images, texts and 32 queries, and as much again
+    backward.
+    """
+    if queries.shape[0] * queries.shape[1] * texts.shape[0] > MOST_SCORES:
+        return best_query(queries, texts)
+    return einsum_fp32("iqc,jc->iqj", queries, texts).max(axis=1)
+
+
+@jax.custom_vjp
+def best_query(
+    queries: Float[Array, "B Q C"], texts: Float[Array, "N C"]
+) -> Float[Array, "B N"]:
+    """`similarities`, query by query: memory of two of its results."""
+    return _running_best(queries, texts)[0]
+
+
+def _running_best(queries: Array, texts: Array) -> tuple[Array, Array]:
+    """The best score of each pair, and which query it is of (the first of equals)."""
+
+    def compare(best: tuple[Array, Array], query: Array) -> tuple[Any, None]:
+        score, place, number = *best, query[0]
+        other = einsum_fp32("ic,jc->ij", query[1], texts)
+        better = other > score
+        return (jnp.where(better, other, score), jnp.where(better, number, place)), None
+
+    shape = (queries.shape[0], texts.shape[0])
+    start = jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.uint16)
+    by_query = queries.swapaxes(0, 1)
+    numbers = jnp.arange(len(by_query), dtype=jnp.uint16)
+    return jax.lax.scan(compare, start, (numbers, by_query))[0]
+
+
+def _best_query_forward(queries: Array, texts: Array) -> tuple[Array, Any]:
+    best, place = _running_best(queries, texts)
+    return best, (queries, texts, place)
+
+
+def _best_query_backward(saved: Any, gradient: Array) -> tuple[Array, Array]:
+    queries, texts, place = saved
+
+    def of_query(by_texts: Array, query: Array) -> tuple[Array, Array]:
+        own = jnp.where(place == query[0], gradient, 0.0)
+        by_texts += einsum_fp32("ij,ic->jc", own, query[1])
+        return by_texts, einsum_fp32("ij,jc->ic", own, texts)
+
+    by_query = queries.swapaxes(0, 1)
+    numbers = jnp.arange(len(by_query), dtype=jnp.uint16)
+    zeros = jnp.zeros_like(texts)
+    by_texts, by_queries = jax.lax.scan(of_query, zeros, (numbers, by_query))
+    return by_queries.swapaxes(0, 1), by_texts
+
+
+best_query.defvjp(_best_query_forward, _best_query_backward)
 
 
 def cross_entropy(
