@@ -166,15 +166,24 @@ def _bytes(array: tuple[str, str]) -> int:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices of one group, in any of the three ways of writing groups."""
+    """Devices of one group, in any of the three ways of writing groups.
+
+    Raises:
+      ValueError: they are written in a fourth.
+    """
+    if "replica_groups=" not in line or "replica_groups={}" in line:
+        return devices
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(counted[1])
-    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'([^']*)'=(\d+)", meshed[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall("'([^']*)'", meshed[2]))
-    return devices
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
+    if not meshed:
+        raise ValueError(f"cannot read the groups of {line.strip()[:300]}")
+    sizes = dict(re.findall(r"'([^']*)'=(\d+)", meshed[1]))
+    # A part of an axis is written with its own size: 'axis_0':(2)4.
+    parts = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", meshed[2])
+    return math.prod(int(size or sizes[axis]) for axis, size in parts)
 
 
 def _called(line: str) -> list[str]:
