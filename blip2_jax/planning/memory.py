@@ -42,11 +42,12 @@ class Refusal:
     """The compiler's words on a step that is too large.
 
     Attributes:
-      needed, available: bytes of one device, as the compiler reports them.
-      message: its first sentence.
+      needed, available: bytes of one device, as the compiler reports them; None: it
+        does not say how many are needed.
+      message: its first words.
     """
 
-    needed: float
+    needed: float | None
     available: float
     message: str
 
@@ -101,7 +102,7 @@ def refusal(error: Exception, arguments: Memory, capacity: float) -> Refusal | N
     ):
         needed = _size(found[1]) + arguments.total
         return Refusal(needed, _size(found[2]), message)
-    return Refusal(math.nan, capacity, message)
+    return Refusal(None, capacity, message)
 
 
 def _size(text: str) -> float:

@@ -129,8 +129,9 @@ def make_plan(
     )
     if only_arguments and capacity is not None and arguments.total > capacity:
         message = "the arguments of the step alone are larger than a device's memory"
-        refused = Refusal(arguments.total, capacity, message)
-        return dataclasses.replace(plan, refusal=refused)
+        return dataclasses.replace(
+            plan, refusal=Refusal(arguments.total, capacity, message)
+        )
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:

@@ -31,15 +31,15 @@ def describe(plan: Plan) -> str:
 def verdict(plan: Plan) -> str:
     """Whether it fits, in one line."""
     if plan.refusal is not None:
-        needed, available = plan.refusal.needed, plan.refusal.available
-        if needed == needed:  # the compiler named the size
-            return f"does not fit: needs {gib(needed)} of {gib(available)} a device"
-        return f"does not fit: {plan.refusal.message}"
-    total = gib(plan.memory.total)
+        if plan.refusal.needed is None:
+            return f"does not fit: {plan.refusal.message}"
+        needed = in_bytes(plan.refusal.needed)
+        return f"does not fit: needs {needed} of {in_bytes(plan.refusal.available)}"
+    total = in_bytes(plan.memory.total)
     if plan.capacity is None:
-        return f"compiles: {total} a device (a CPU; nothing to fit into)"
+        return f"compiles: {total} (a CPU has no memory of its own to fit into)"
     word = "fits" if plan.fits else "does not fit"
-    return f"{word}: {total} of {gib(plan.capacity)} a device"
+    return f"{word}: {total} of {in_bytes(plan.capacity)}"
 
 
 def table(plans: Sequence[Plan]) -> str:
@@ -54,18 +54,25 @@ def table(plans: Sequence[Plan]) -> str:
             "x".join(map(str, plan.mesh.values())),
             plan.remat,
             {True: "yes", False: "no", None: "-"}[plan.fits],
-            gib(total) if total == total else "?",
+            "?" if total is None else in_bytes(total),
             f"{guess.step:.3f}" if guess else "-",
             f"{guess.rate:.1f}" if guess else "-",
         ))
     return "\n".join(aligned(rows))
 
 
-def gib(size: float) -> str:
-    """Bytes as GiB, small ones as MiB."""
-    if size < 2**28:
-        return f"{size / 2**20:.2f} MiB"
-    return f"{size / 2**30:.2f} GiB"
+def scaled(number: float, base: int, unit: str) -> str:
+    """A number with the prefix that leaves few digits: "12.3 GiB", "1.28 PFLOP"."""
+    power = 0
+    while abs(number) >= base and power < 5:
+        number, power = number / base, power + 1
+    prefix = ("", "Ki", "Mi", "Gi", "Ti", "Pi") if base == 1024 else " kMGTP"
+    return f"{number:.4g} {prefix[power].strip()}{unit}"
+
+
+def in_bytes(size: float) -> str:
+    """"12.3 GiB"."""
+    return scaled(size, 1024, "B")
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -85,24 +92,25 @@ def _memory(plan: Plan) -> list[str]:
             "padding": "of arguments, to tile them",
             "outputs": "beside those written over arguments"}  # fmt: skip
     rows = [
-        ("  " + kind, gib(size), what.get(kind, ""))
+        ("  " + kind, in_bytes(size), what.get(kind, ""))
         for kind, size in dataclasses.asdict(plan.memory).items()
         if size or kind not in what
     ]
     if plan.refusal is None:
-        rows.append(("  total", gib(plan.memory.total), ""))
+        rows.append(("  total", in_bytes(plan.memory.total), ""))
     return ["memory of one device", *aligned(rows)]
 
 
 def _flops(plan: Plan) -> list[str]:
     each = plan.flops / plan.batch_size
     lines = [
-        f"matrix products: {plan.flops / 1e12:.3f} TFLOP a step, "
-        f"{each / 1e9:.1f} GF an image (from the traced step)"
+        f"matrix products: {scaled(plan.flops, 1000, 'FLOP')} a step, "
+        f"{scaled(each, 1000, 'FLOP')} an image (from the traced step)"
     ]
     if plan.numerator is not None:
         lines.append(
-            f"numerator of MFU: {plan.numerator / 1e9:.1f} GF an image (the original's)"
+            f"numerator of MFU: {scaled(plan.numerator, 1000, 'FLOP')} an image "
+            "(the original algorithm's)"
         )
     return lines
 
@@ -110,12 +118,12 @@ def _flops(plan: Plan) -> list[str]:
 def _collectives(plan: Plan) -> list[str]:
     rows = [("  kind", "operations", "bytes", "sent by each device")]
     for kind, (count, size, sent) in by_kind(plan.collectives).items():
-        rows.append((f"  {kind}", str(count), gib(size), gib(sent)))
+        rows.append((f"  {kind}", str(count), in_bytes(size), in_bytes(sent)))
     lines = ["between devices, a step", *aligned(rows)]
     largest = sorted(plan.collectives, key=_size, reverse=True)[:LARGEST]
     if largest:
         named = [
-            (f"  {each.kind}", f"{each.times} x", gib(each.bytes), _place(each))
+            (f"  {each.kind}", f"{each.times} x", in_bytes(each.bytes), _place(each))
             for each in largest
         ]
         lines += ["the largest", *aligned(named)]
@@ -142,7 +150,7 @@ def _time(plan: Plan) -> list[str]:
         f"roofline: at least {guess.roofline:.3f} s a step "
         f"(products {guess.products:.3f}, HBM {guess.memory:.3f}, "
         f"links {guess.links:.3f})",
-        f"products at {guess.utilisation:.0%} of {guess.peak / 1e12:.0f} TFLOP/s: "
+        f"products at {guess.utilisation:.0%} of {scaled(guess.peak, 1000, 'FLOP/s')}: "
         f"{guess.step:.3f} s a step, {guess.rate:.1f} images/s/chip{mfu}, "
         f"{guess.days(plan.steps):.2f} days for {plan.steps:,} steps",
         "assumed: " + "; ".join(ASSUMPTIONS),

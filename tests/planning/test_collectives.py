@@ -67,7 +67,7 @@ def test_unknown_length_is_an_error():
 
 
 def test_a_scan_that_gathers_its_layers():
-    """Five layers divided over 4 of 8 devices, rows over all, and one sum at the end."""
+    """Five layers divided over 4 of 8 devices, rows over all; one sum at the end."""
     mesh = make_mesh(data=2, fsdp=4)
     place = lambda *axes: NamedSharding(mesh, P(*axes))
     rows, divided = place(("data", "fsdp")), place(None, "fsdp")
