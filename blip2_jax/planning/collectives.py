@@ -44,6 +44,7 @@ class Collective:
       group: how many devices take part in each exchange.
       times: how often a step runs it.
       name: where it comes from, by the names of the traced program.
+      channel: the compiler's number of the exchange.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Collective:
     group: int
     times: int
     name: str
+    channel: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -119,6 +121,7 @@ def _walk(
     scope: str,
     devices: int,
 ) -> Iterator[Collective]:
+    parts: set[str] = set()
     for each in computations[name]:
         named = _NAME.search(each.line)
         here = named[1] if named else scope
@@ -135,6 +138,11 @@ def _walk(
             if found and each.opcode == "while":
                 turns = _trips(computations, each.line)
             for collective in found:
+                # A TPU spreads one exchange over the fusions between start and end.
+                if each.opcode == "fusion" and collective.channel:
+                    if collective.channel in parts:
+                        continue
+                    parts.add(collective.channel)
                 yield dataclasses.replace(
                     collective, times=collective.times * times * turns
                 )
@@ -155,7 +163,10 @@ def _collective(
     if kind == "reduce-scatter" and not scattered:
         size *= group
     shapes = tuple(f"{dtype}[{dims}]" for dtype, dims in arrays)
-    return Collective(kind, shapes, size, group, times, scope)
+    channel = re.search(r"channel_id=(\d+)", found.line)
+    return Collective(
+        kind, shapes, size, group, times, scope, channel[1] if channel else ""
+    )
 
 
 def _bytes(array: tuple[str, str]) -> int:

@@ -10,7 +10,8 @@ from blip2_jax.sharding import make_mesh
 
 P = PartitionSpec
 # A TPU's own way of writing: trip counts in the condition, groups of a mesh, an
-# all-reduce in a fusion that is a reduce-scatter, starts with tuples.
+# all-reduce in a fusion that is a reduce-scatter, starts with tuples, one exchange that
+# is spread over two fusions.
 TPU = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -34,22 +35,29 @@ TPU = """HloModule jit_step, is_scheduled=true, num_partitions=8
   %done = bf16[7,64]{1,0:T(8,128)(2,1)} collective-permute-done(%start)
 }
 
+%fused (input.2: f32[2]) -> (f32[2], f32[8], u32[]) {
+  %gather = f32[8]{0} all-gather(%input.2), channel_id=4, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
 ENTRY %main (a: f32[64,256]) -> f32[8,256] {
   %loop = (s32[]{:T(128)}, /*index=1*/bf16[7,64]{1,0:T(8,128)(2,1)}) while(%init), condition=%cond, body=%body, metadata={op_name="jit(step)/ring"}
   %whole = f32[2,8]{1,0} all-gather(%a), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, dimensions={0}
+  %begun = (f32[2]{0}, f32[8]{0}, u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%fused
+  %ended = f32[8]{0} fusion(%begun), kind=kCustom, calls=%fused
   ROOT %fusion = f32[8,256]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(step)/gradients"}
 }
 """  # noqa: E501
 
 
 def test_text_of_a_tpu():
-    ring, gather, scatter = collectives(TPU, 8)
+    ring, gather, spread, scatter = collectives(TPU, 8)
     assert ring == Collective(
         "collective-permute", ("bf16[7,64]",), 7 * 64 * 2, 8, 5, "jit(step)/ring"
     )
     assert (gather.kind, gather.bytes, gather.group) == ("all-gather", 64, 2)
     assert (scatter.kind, scatter.bytes) == ("reduce-scatter", 64 * 256 * 4)
     assert scatter.name == "jit(step)/gradients"
+    assert (spread.bytes, spread.group, spread.channel) == (32, 4, "4")
     assert by_kind([ring, gather, scatter])["collective-permute"] == (5, 4480, 4480.0)
 
 
