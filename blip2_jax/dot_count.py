@@ -45,7 +45,11 @@ def dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
       function: anything that jax can trace.
       *args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
     """
-    closed = jax.make_jaxpr(function)(*args)
+    return traced_dots(jax.make_jaxpr(function)(*args))
+
+
+def traced_dots(closed: core.ClosedJaxpr) -> list[Dot]:
+    """Every matrix product that the outputs of a traced function need."""
     alive, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return list(_walk(alive, "", 1))
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from blip2_jax.exchange import BATCH_AXES
@@ -95,7 +95,9 @@ def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     )
 
 
-def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def spec_of(
+    path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """The table's entry for one parameter, less the axes that do not divide it."""
     rule = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
     axes = [*rule, *[None] * (len(shape) - len(rule))][: len(shape)]
@@ -123,17 +125,47 @@ def working_shardings(tree: Any, mesh: Mesh) -> Any:
     """Where parameters are while they compute, as `shardings`.
 
     `fsdp` divides storage. Single matrices are whole when they are used, so that a
-    batch divided over the same axis stays where it is; stacked blocks are left to the
-    compiler, which gathers one layer at a time inside their scan.
+    batch divided over the same axis stays where it is; stacked blocks stay divided, and
+    each layer is gathered where it is used (`gather_layer`).
     """
 
     def gather(keys: tuple[Any, ...], stored: NamedSharding) -> NamedSharding:
         if any(getattr(key, "key", None) == "blocks" for key in keys):
             return stored
-        whole = P(*[None if axis == "fsdp" else axis for axis in stored.spec])
-        return NamedSharding(mesh, whole)
+        return NamedSharding(mesh, _whole(stored.spec))
 
     return jax.tree_util.tree_map_with_path(gather, shardings(tree, mesh))
+
+
+def divides_parameters() -> bool:
+    """Whether parameters are stored divided over the current mesh (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
+
+
+def gather_layer(weights: Any) -> Any:
+    """One layer of stacked blocks, whole over `fsdp`; nothing without such an axis.
+
+    Unasked, the compiler leaves the weights divided and gathers the batch instead.
+
+    Args:
+      weights: the block's parameters, without the leading axis L.
+    """
+    if not divides_parameters():
+        return weights
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        path = "/".join(["blocks", *[str(key.key) for key in keys]])
+        stored = spec_of(path, (1, *leaf.shape), mesh)
+        return jax.lax.with_sharding_constraint(leaf, P(*_whole(stored)[1:]))
+
+    return jax.tree_util.tree_map_with_path(gather, weights)
+
+
+def _whole(spec: PartitionSpec) -> PartitionSpec:
+    """The spec less the axis that divides storage alone."""
+    return P(*[None if axis == "fsdp" else axis for axis in spec])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -29,12 +29,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from blip2_jax.sharding import divides_parameters, gather_layer
+
 # What the backward pass may keep of a block; the rest is computed again.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep everything: no rematerialisation
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
+
+
+def keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy: the backward pass gathers weights from other devices again.
+
+    Kept, those of all layers would make the model whole on every device.
+    """
+    return primitive.name != "sharding_constraint"
 
 
 def remat_policy(name: str) -> Any:
@@ -96,10 +106,13 @@ class Stack:
 
         def body(carry: PyTree, layer: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             weights, extra = layer
+            weights = gather_layer(weights)
             variables = {"params": weights}
             return self.block.apply(variables, carry, *shared, extra, method=method)
 
         policy = remat_policy(self.remat)
+        if policy is None and divides_parameters():
+            policy = keep_all_but_gathered
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
         if self.scan:

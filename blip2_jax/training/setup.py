@@ -101,7 +101,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     shapes = initialise.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    target = _target(optimizer, shapes.trainable, mesh)
+    target = abstract_state(optimizer, shapes.trainable, mesh)
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)
@@ -253,10 +253,16 @@ def _sizes(mesh: Mesh, values: _Values, constants: Tree) -> str:
     return f"{mesh.size} {mesh.devices.flat[0].device_kind} ({axes}); {counts}"
 
 
-def _target(
+def abstract_state(
     optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
 ) -> TrainState:
-    """Shapes of the state, that know where they live."""
+    """Shapes of the state, that know where they live.
+
+    Args:
+      optimizer: whose state it holds.
+      trainable: shapes of the trainable parameters.
+      mesh: of the run.
+    """
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(

@@ -65,6 +65,11 @@ class TrainStep:
         with jax.set_mesh(self.mesh):
             return self.jitted(state, frozen, batch, replay)
 
+    def trace(self, *args: Any) -> Any:
+        """`jax.jit(...).trace` on (state, frozen, batch, replay), abstract or not."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.trace(*args)
+
     def lower(self, *args: Any) -> Any:
         """`jax.jit(...).lower` on (state, frozen, batch, replay), abstract or not."""
         with jax.set_mesh(self.mesh):

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax.sharding import NamedSharding, PartitionSpec
+
 from blip2_jax.models.stack import REMAT_POLICIES, Stack
+from blip2_jax.planning.collectives import collectives
+from blip2_jax.sharding import make_mesh, shardings
 
 L, D = 3, 4
 
@@ -58,3 +62,31 @@ def test_scan_equals_loop(remat):
 def test_unknown_policy_lists_the_known():
     with pytest.raises(ValueError, match="full"):
         Tower(True, "most").init(jax.random.key(0), X, 0.1)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_divided_weights_are_gathered_layer_by_layer(remat):
+    """Forward and again backward; the batch, divided over the same axis, stays."""
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x, per_layer):
+            return jnp.tanh(nn.Dense(16, name="dense", use_bias=False)(x)), None
+
+    stack = Stack(Wide(parent=None), L, remat=remat)
+    x = jax.random.normal(jax.random.key(1), (8, 16))
+    params = stack.init(jax.random.key(0), x)
+    mesh = make_mesh(fsdp=8)
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    stored = shardings({"blocks": params}, mesh)["blocks"]
+    gradient = jax.grad(lambda x, p: (stack(p, x)[0] ** 2).sum())
+    expected = jax.jit(gradient)(x, params)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(
+            gradient, in_shardings=(rows, stored), out_shardings=rows
+        ).lower(x, params).compile()
+        found = compiled(jax.device_put(x, rows), jax.device_put(params, stored))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    sent = collectives(compiled.as_text(), 8)
+    assert {each.kind for each in sent} == {"all-gather"}
+    assert [each.bytes for each in sent] == [16 * 16 * 4] * 2
+    assert [each.times for each in sent] == [L, L]

@@ -1,0 +1,118 @@
+"""The training step of a configuration on shapes alone: no weights, no data, no device.
+
+The step, its layout and its arguments are made by the code that trains; only the arrays
+are `jax.ShapeDtypeStruct`s that know where they would live.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from blip2_jax import presets, sharding
+from blip2_jax.data import prompts
+from blip2_jax.training import config as configuration
+from blip2_jax.training import initialise
+from blip2_jax.training.optimizer import make_optimizer
+from blip2_jax.training.schedule import make_schedule
+from blip2_jax.training.setup import abstract_state
+from blip2_jax.training.state import TrainState
+from blip2_jax.training.step import TrainStep, make_train_step
+from blip2_jax.training.tasks import Task, compute_dtype, make_task, model_config
+
+# Token arrays of a batch by format, apart from stage 1's: the examples' own fields.
+_EXAMPLES = {
+    "decoder": prompts.DecoderOnlyExample,
+    "encoder_decoder": prompts.EncoderDecoderExample,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step that can be traced, lowered and compiled.
+
+    Attributes:
+      config: of the run.
+      mesh: of the devices that it is for.
+      step: the very step of `training.setup`.
+      state, frozen, batch: its arguments, as shapes with their places.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    step: TrainStep
+    state: TrainState
+    frozen: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def trace(self) -> Any:
+        """The traced step: has `jaxpr` and `lower()`."""
+        return self.step.trace(self.state, self.frozen, self.batch, None)
+
+
+def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Program:
+    """The step of a configuration on a mesh of these devices.
+
+    Raises:
+      ValueError: the configuration cannot run, or its mesh or batch does not fit the
+        number of devices.
+    """
+    config = configuration.canonical(config)
+    configuration.validate(config)
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
+    sharding.check_batch_size(config.batch_size, mesh)
+    task = make_task(config)
+    shapes = initialise.parameter_shapes(config, task)
+    schedule = make_schedule(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
+    state = abstract_state(optimizer, shapes.trainable, mesh)
+    layout = sharding.shardings(shapes.frozen, mesh)
+    dtype = compute_dtype(config)
+    frozen = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
+        shapes.frozen, layout,
+    )  # fmt: skip
+    step = make_train_step(
+        task, optimizer, schedule, mesh, state, frozen, seed=config.seed
+    )
+    batch = batch_shapes(config, task, sharding.batch_sharding(mesh))
+    return Program(config, mesh, step, state, frozen, batch)
+
+
+def batch_shapes(
+    config: ConfigDict, task: Task, place: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch as the data pipeline makes them, texts at full length."""
+    rows = config.batch_size
+
+    def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=place)
+
+    batch = {"image_id": shape(jnp.int32)}
+    family = task.batch_format.removeprefix("text_")
+    names = ["text_ids", "text_mask"]
+    if family in _EXAMPLES:
+        names = [field.name for field in dataclasses.fields(_EXAMPLES[family])]
+    length = config.data.max_text_length
+    lengths = {"target": length}
+    if family == "encoder_decoder":
+        lengths["target"] = config.data.max_target_length or length
+    for name in names:
+        part, _, what = name.partition("_")
+        dtype = jnp.bool_ if what == "mask" else jnp.int32
+        batch[name] = shape(dtype, lengths.get(part, length))
+    if family == task.batch_format:  # others are without images
+        vision = model_config(config.model).vision
+        if isinstance(vision, presets.FeaturesConfig):
+            sizes = (vision.num_tokens, vision.width)
+            batch["features"] = shape(compute_dtype(config), *sizes)
+        else:
+            size = config.data.image.size
+            batch["image"] = shape(jnp.uint8, size, size, 3)
+    return batch

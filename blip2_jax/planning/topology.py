@@ -1,0 +1,122 @@
+"""Hardware by name: a compile target that need not be there, and its published rates.
+
+"v5e:16x16" is a TPU slice of 16 x 16 chips; "cpu:8" is eight virtual CPU devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from blip2_jax.training.meters import peak_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of accelerator, as its maker publishes it; a chip is one jax device.
+
+    Attributes:
+      memory: bytes of HBM.
+      memory_bandwidth: bytes/s of HBM.
+      link_bandwidth: bytes/s that a chip sends to others, all ports together, one way.
+      torus_axes: dimensions of the network; each has 1/torus_axes of the ports.
+    """
+
+    memory: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    torus_axes: int
+
+
+# docs.cloud.google.com/tpu/docs: pages v4, v5e, v5p, v6e. Bidirectional rates halved.
+CHIPS = {
+    "v4": Chip(32 * 2**30, 1228e9, 300e9, 3),
+    "v5e": Chip(16 * 2**30, 819e9, 200e9, 2),
+    "v5p": Chip(95 * 2**30, 2765e9, 600e9, 3),
+    "v6e": Chip(32 * 2**30, 1600e9, 400e9, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+      name: as it was asked for.
+      devices: of the compile target.
+      chip: their published rates; None for a CPU, which has none.
+      peak: dense bf16 FLOP/s of one device; None where it is not known.
+    """
+
+    name: str
+    devices: Sequence[jax.Device]
+    chip: Chip | None
+    peak: float | None
+
+
+def open_topology(name: str) -> Topology:
+    """The devices that a name stands for.
+
+    Args:
+      name: "v4:2x2x1", "v5e:16x16", "v5p:4x4x4", "v6e:2x4", ... or "cpu:8". Virtual
+        CPU devices can only be made before jax has started.
+
+    Raises:
+      ValueError: no such name or slice, or too few CPU devices.
+      ImportError: the TPU compiler is not installed.
+    """
+    kind, _, size = name.partition(":")
+    if kind == "cpu" and re.fullmatch(r"[1-9]\d*", size):
+        return Topology(name, _cpu_devices(int(size)), None, None)
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
+        raise ValueError(
+            f"topology {name!r} is none of v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB "
+            "(a slice by chips, e.g. v5e:16x16) or cpu:N"
+        )
+    devices = _tpu_devices(name, tuple(map(int, size.split("x"))))
+    return Topology(name, devices, CHIPS[kind], peak_flops(devices[0]))
+
+
+def _cpu_devices(count: int) -> list[jax.Device]:
+    flag = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"cpu:{count} asks for {count} CPU devices, but jax has already started "
+            f"with {len(devices)}"
+        )
+    return devices[:count]
+
+
+def _tpu_devices(name: str, shape: tuple[int, ...]) -> list[jax.Device]:
+    """Devices of a slice, from libtpu's compiler; no TPU is looked for."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            f"compiling for {name} needs the TPU compiler, which runs on any Linux "
+            "machine: pip install 'jax[tpu]'"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this is no TPU machine
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    options: dict[str, Any] = {}
+    if math.prod(shape) < 4:  # part of a host, which has 2 x 2 chips by default
+        options["chips_per_host_bounds"] = [*shape, 1, 1][:3]
+    if name.startswith("v4"):  # both cores of a chip are one device
+        options["chip_config_name"] = "megacore"
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **options
+        )
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} is no slice that can be had: {reason}") from error
+    return list(found.devices)

@@ -1,0 +1,214 @@
+"""A plan holds what the code that trains would hold, count and send."""
+
+import dataclasses
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+
+from blip2_jax import sharding
+from blip2_jax.data.pipeline import training_batches
+from blip2_jax.dot_count import dots
+from blip2_jax.planning import report, topology
+from blip2_jax.planning.estimate import Estimate, device_flops
+from blip2_jax.planning.memory import Memory, refusal
+from blip2_jax.planning.plan import make_plan
+from blip2_jax.planning.program import batch_shapes, training_program
+from blip2_jax.planning.sweep import best, candidates, nearest, parse_axes
+from blip2_jax.training.step import loss_and_gradients
+from blip2_jax.training.tasks import make_task
+
+FEATURES = (5, 16)  # tokens and width of an image in tiny_runs
+
+
+def config(task="stage1", **mesh):
+    config = tiny_runs.tiny_config(task).unlock()
+    config.model.overrides.qformer.depth = 1
+    config.model.overrides.qformer.dropout = 0.0
+    config.batch_size = 16
+    config.optimizer.warmup_steps = 4
+    config.mesh.update(mesh)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(config(data=4, fsdp=2), topology.open_topology("cpu:8"))
+
+
+def held_by_first_device(tree):
+    """Bytes of real arrays, placed as the training code would place them."""
+    def size(leaf):
+        array = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        return array.addressable_shards[0].data.nbytes
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def test_memory_by_kind_is_what_devices_hold(plan):
+    program = training_program(config(data=4, fsdp=2), jax.devices())
+    memory = plan.memory
+    assert memory.frozen == held_by_first_device(program.frozen)
+    assert memory.trainable == held_by_first_device(program.state.trainable)
+    optimizer = (program.state.optimizer, program.state.step)
+    assert memory.optimizer == held_by_first_device(optimizer)
+    rows = 16 // 8
+    assert memory.batch == rows * (32 * 32 * 3 + 4 + 32 * 4 + 32)
+    assert memory.padding == 0  # the compiler's arguments are these, to the byte
+    assert memory.temporaries > 0
+
+
+def test_products_are_those_of_the_loss(plan):
+    program = training_program(config(data=4, fsdp=2), jax.devices())
+    task = make_task(program.config)
+    with jax.set_mesh(program.mesh):
+        expected = dots(
+            lambda *args: loss_and_gradients(task, *args, jax.random.key(0))[::2],
+            program.state.trainable, program.frozen, program.batch,
+        )  # fmt: skip
+    assert plan.flops == sum(dot.flops for dot in expected) > 0
+
+
+def test_products_along_tensor_divide_in_towers_alone(plan):
+    program = training_program(config(data=4, tensor=2), jax.devices())
+    found = dots(program.step.jitted, program.state, program.frozen, program.batch,
+                 None)  # fmt: skip
+    mesh = {"data": 4, "fsdp": 1, "tensor": 2}
+    tower = sum(dot.flops for dot in found if "visual_encoder" in dot.scope)
+    rest = sum(dot.flops for dot in found) - tower
+    assert tower and rest
+    assert device_flops(found, mesh) == pytest.approx(tower / 8 + rest / 4)
+
+
+def test_sampled_negatives_travel_by_shards(plan):
+    """No device ever holds the features of the global batch: only a shard passes."""
+    tokens, width = FEATURES
+    shard = 16 // 8 * tokens * width * 4
+    ring = [c for c in plan.collectives if c.kind == "collective-permute"]
+    assert sum(c.total_bytes for c in ring if c.bytes == shard) == 8 * shard
+    gathered = [c for c in plan.collectives if c.kind in ("all-gather", "all-to-all")]
+    features = f"{tokens},{width}]"
+    assert not [c for c in gathered if any(features in shape for shape in c.shapes)]
+
+
+@pytest.mark.parametrize("task", ["stage1", "stage2"])
+def test_batch_is_what_the_pipeline_makes(task):
+    settings = config(task)
+    made = make_task(settings)
+    batches = training_batches(
+        settings.data, made.batch_format, seed=0, batch_size=16
+    )
+    real = sharding.global_batch(next(batches), sharding.make_mesh())
+    batches.close()
+    place = sharding.batch_sharding(sharding.make_mesh())
+    planned = batch_shapes(settings, made, place)
+    assert {name: (x.shape, x.dtype, x.sharding) for name, x in planned.items()} == {
+        name: (x.shape, x.dtype, x.sharding) for name, x in real.items()
+    }
+
+
+@pytest.mark.parametrize(("text", "needed"), [
+    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+     "space hbm. Used 20.31G of 15.75G hbm. Exceeded", 20.31 * 2**30),
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+     "temporaries (26.56G) exceeds available HBM (15.75G).", 26.56 * 2**30 + 40),
+    ("RESOURCE_EXHAUSTED: too large", None),
+])  # fmt: skip
+def test_refusals_name_what_is_needed(text, needed):
+    found = refusal(RuntimeError(text), Memory(10, 10, 10, 10), 16 * 2**30)
+    assert found.needed == (None if needed is None else pytest.approx(needed))
+    assert refusal(RuntimeError("INTERNAL: broken"), Memory(1, 1, 1, 1), 1) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["v9:2x2", "v5e", "v5e:16", "cpu:0", "cpu:x", "v5p-128"]
+)
+def test_bad_names_are_one_sentence(name):
+    with pytest.raises(ValueError, match=r"is none of v4:AxBxC.* or cpu:N$"):
+        topology.open_topology(name)
+
+
+def test_too_many_cpus_are_one_sentence():
+    with pytest.raises(ValueError, match="jax has already started with 8"):
+        topology.open_topology("cpu:16")
+
+
+def test_grid_divides_and_begins_with_the_given():
+    settings = config(data=-1).unlock()
+    settings.batch_size = 24
+    grid = list(candidates(settings, 16, parse_axes("batch,mesh")))
+    assert [grid[0].mesh[name] for name in ("data", "fsdp", "tensor")] == [16, 1, 1]
+    assert {c.batch_size for c in grid[:3]} == {16, 32}
+    for candidate in grid:
+        devices = math.prod(candidate.mesh.values())
+        assert devices == 16
+        assert candidate.batch_size % (devices // candidate.mesh.tensor) == 0
+    policies = {c.model.remat for c in candidates(settings, 16, ("remat",))}
+    assert policies == {"none", "full", "dots"}
+    with pytest.raises(ValueError, match="cannot sweep 'size'; there are batch, remat"):
+        parse_axes("batch,size")
+
+
+def estimated(plan, batch, seconds, *, links=0.1, total=10):
+    guess = Estimate(seconds, 0.0, links, 1.0, batch / 8, 100, 1e3)
+    memory = dataclasses.replace(plan.memory, temporaries=total)
+    return dataclasses.replace(
+        plan, batch_size=batch, estimate=guess, capacity=20e6, memory=memory
+    )
+
+
+def test_best_and_nearest(plan):
+    fast = estimated(plan, 32, 1.0)
+    as_fast, fewer_links = estimated(plan, 16, 0.5), estimated(plan, 16, 0.5, links=0.0)
+    too_large = estimated(plan, 64, 0.1, total=10**9)
+    plans = [too_large, fast, as_fast, fewer_links]
+    assert best(plans) is fewer_links
+    assert nearest(plans, 64) is fast
+    assert best([too_large]) is None and nearest([too_large], 64) is None
+
+
+def test_report_says_what_was_found(plan):
+    text = report.report(plan)
+    assert "cpu:8 (8 devices: data 4 x fsdp 2 x tensor 1), batch 16" in text
+    for kind in ("frozen", "trainable", "optimizer", "temporaries"):
+        assert f"\n  {kind}" in text
+    assert "collective-permute" in text and "no published rates" in text
+    slow = dataclasses.replace(estimated(plan, 16, 2.0), steps=86400)
+    text = report.report(slow)
+    assert "1.0 images/s/chip (MFU 0.10 by the numerator), 2.00 days" in text
+    assert slow.to_plain()["estimate"]["days"] == pytest.approx(2.0)
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+
+@needs_libtpu
+def test_slices_of_tpus():
+    slice_ = topology.open_topology("v5e:2x4")
+    assert len(slice_.devices) == 8 and slice_.peak == 197e12
+    assert len(topology.open_topology("v5p:4x4x4").devices) == 64
+    assert len(topology.open_topology("v4:2x2x1").devices) == 4
+    assert len(topology.open_topology("v5e:1x1").devices) == 1
+    with pytest.raises(ValueError, match="v5e:3x5 is no slice that can be had"):
+        topology.open_topology("v5e:3x5")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_tpu_that_is_not_there():
+    """A step that fits, with an estimate, and one that does not, with its size."""
+    slice_ = topology.open_topology("v5e:2x2")
+    small = make_plan(config("stage2"), slice_)
+    assert small.fits and small.estimate.rate > 0
+    assert small.memory.total < 2**30
+    large = config("stage2").unlock()
+    large.batch_size = 2**21
+    refused = make_plan(large, slice_)
+    assert refused.fits is False and refused.refusal.needed > 16 * 2**30
+    assert jnp.isfinite(refused.refusal.needed)
