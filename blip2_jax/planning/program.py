@@ -66,7 +66,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
     config = configuration.canonical(config)
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
-    sharding.check_batch_size(config.batch_size, mesh)
+    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
     task = make_task(config)
     shapes = initialise.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
