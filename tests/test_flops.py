@@ -170,7 +170,7 @@ def test_text_that_nobody_reads_is_left_out_of_the_last_block():
 
 @pytest.mark.parametrize("name", [n for n in presets.PRESETS if stage(n) == 1])
 def test_stage1_step_at_full_size(name):
-    """Every released size, 32 tokens, every term exact; ViT-g: 701 - 4.6 GF an image."""
+    """Every released size, 32 tokens, every term exact; ViT-g: 701 - 4.6 GF."""
     config = default_config("stage1").unlock()
     config.model.preset = name
     sums, task = count(config, text=32)
