@@ -66,7 +66,7 @@ def test_eight_devices_continue_on_four_with_the_same_negatives(tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(tmp_path):
     outcome = soak(tmp_path, f"{TINY}:stage1", steps=60, kill_every=20)
-    assert outcome.kills == 2 and outcome.damaged >= 35
+    assert outcome.kills == 2 and outcome.damaged > 20
     assert not outcome.differences
     early, late = outcome.memory_gb
     assert late < 1.05 * early
