@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.sharding import NamedSharding, PartitionSpec
 
 from blip2_jax.models.stack import REMAT_POLICIES, Stack
