@@ -78,28 +78,21 @@ def parse(given: flags.FlagValues, argv: list[str]) -> None:
 def run(given: flags.FlagValues) -> int:
     """Do what the flags say; returns the exit code."""
     from blip2_jax.planning.plan import make_plan
-    from blip2_jax.planning.report import describe, report, table, verdict
-    from blip2_jax.planning.sweep import best, nearest, parse_axes, sweep
+    from blip2_jax.planning.report import describe, report, verdict
+    from blip2_jax.planning.sweep import parse_axes, recommendation, sweep
     from blip2_jax.planning.topology import open_topology
 
     axes = parse_axes(given.sweep) if given.sweep else ()
     topology = open_topology(given.topology)
-    if not axes:
-        plans = [make_plan(given.config, topology, given.mfu)]
-        chosen = plans[0]
-        print(report(chosen))
-        if chosen.fits is False:
-            print("\n--sweep batch,remat,mesh looks for the nearest that fits")
-    else:
+    if axes:
         tell = lambda plan: print(f"{describe(plan)}: {verdict(plan)}", flush=True)
         plans = sweep(given.config, topology, axes, given.mfu, tell)
-        print(f"\n{table(plans)}\n")
-        for name, found in (("best", best(plans)),
-                            ("nearest to the configuration",
-                             nearest(plans, given.config.batch_size))):  # fmt: skip
-            print(f"{name}: {describe(found) if found else 'nothing fits'}")
-        if (found := best(plans)) is not None:
-            print(f"\n{report(found)}")
+        print(f"\n{recommendation(plans, given.config.batch_size)}")
+    else:
+        plans = [make_plan(given.config, topology, given.mfu)]
+        print(report(plans[0]))
+        if plans[0].fits is False:
+            print("\n--sweep batch,remat,mesh looks for the nearest that fits")
     if given.json:
         plain = [plan.to_plain() for plan in plans]
         pathlib.Path(given.json).write_text(json.dumps(plain, indent=1) + "\n")

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.models.stack import REMAT_POLICIES
 from blip2_jax.planning.plan import Plan, make_plan
+from blip2_jax.planning.report import describe, report, table
 from blip2_jax.planning.topology import Topology
 
 AXES = ("batch", "remat", "mesh")
@@ -99,6 +100,18 @@ def nearest(plans: Sequence[Plan], batch_size: int) -> Plan | None:
         return None
     size = min((plan.batch_size for plan in fitting), key=lambda n: abs(n - batch_size))
     return best([plan for plan in fitting if plan.batch_size == size])
+
+
+def recommendation(plans: Sequence[Plan], batch_size: int) -> str:
+    """A table of all plans, the best and the one nearest to what was asked for."""
+    parts = [table(plans)]
+    if all(plan.fits is None for plan in plans):
+        return f"{parts[0]}\n\nno published rates: nothing to recommend by"
+    chosen = best(plans)
+    for name, found in (("best", chosen),
+                        (f"nearest to batch {batch_size}", nearest(plans, batch_size))):
+        parts.append(f"{name}: {describe(found) if found else 'nothing fits'}")
+    return "\n\n".join([*parts, *([report(chosen)] if chosen else [])])
 
 
 def _own_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:

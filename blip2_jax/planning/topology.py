@@ -106,6 +106,8 @@ def _tpu_devices(name: str, shape: tuple[int, ...]) -> list[jax.Device]:
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this is no TPU machine
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    kind = name.partition(":")[0].replace("v5e", "v5litepod")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind}-8")  # asked for, not used
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options: dict[str, Any] = {}
     if math.prod(shape) < 4:  # part of a host, which has 2 x 2 chips by default

@@ -48,3 +48,18 @@ def test_more_devices_than_this_process_has(tmp_path):
     assert numbers["fits"] is None and numbers["devices"] == 4
     assert numbers["memory"]["frozen"] > 0
     assert numbers["collectives_by_kind"]["all-gather"]["count"] > 0
+
+
+@pytest.mark.slow
+def test_a_sweep(tmp_path):
+    found = tmp_path / "plan.json"
+    command = [
+        sys.executable, "launch/plan.py", f"--config={TINY}:opt", "--topology=cpu:2",
+        "--sweep=remat", f"--json={found}",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plans = json.loads(found.read_text())
+    assert [plan["remat"] for plan in plans] == ["none", "full", "dots"]
+    none, full, dots = (plan["flops"] for plan in plans)
+    assert none < dots < full  # what is not kept is computed again

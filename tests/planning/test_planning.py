@@ -18,7 +18,13 @@ from blip2_jax.planning.estimate import Estimate, device_flops
 from blip2_jax.planning.memory import Memory, refusal
 from blip2_jax.planning.plan import make_plan
 from blip2_jax.planning.program import batch_shapes, training_program
-from blip2_jax.planning.sweep import best, candidates, nearest, parse_axes
+from blip2_jax.planning.sweep import (
+    best,
+    candidates,
+    nearest,
+    parse_axes,
+    recommendation,
+)
 from blip2_jax.training.step import loss_and_gradients
 from blip2_jax.training.tasks import make_task
 
@@ -169,6 +175,11 @@ def test_best_and_nearest(plan):
     assert best(plans) is fewer_links
     assert nearest(plans, 64) is fast
     assert best([too_large]) is None and nearest([too_large], 64) is None
+    text = recommendation(plans, 64)
+    assert "\nbest: cpu:8 (8 devices: data 4 x fsdp 2 x tensor 1), batch 16" in text
+    assert "\nnearest to batch 64: cpu:8" in text and "batch 32" in text
+    assert recommendation([too_large], 64).count("nothing fits") == 2
+    assert recommendation([plan], 16).endswith("nothing to recommend by")
 
 
 def test_report_says_what_was_found(plan):

@@ -1,0 +1,153 @@
+"""The tables of docs/scaling.md: `python benchmarks/scaling.py --workdir DIR`.
+
+Plans the paper's configurations on TPU slices, one after the other, each by
+`launch/plan.py` in a process of its own, and writes what was found into the page. A
+case whose numbers are in DIR already is not planned again, so that the command can be
+stopped and continued; `--only NAME` plans some alone. Needs `pip install 'jax[tpu]'`,
+no TPU, up to 8 GB of memory, and some minutes of one core a case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "scaling.md"
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One plan: a configuration, a slice, a batch and a mesh."""
+
+    config: str
+    topology: str
+    batch: int
+    fsdp: int = 1
+    tensor: int = 1
+    remat: str = "none"
+
+    @property
+    def name(self) -> str:
+        """Of the file that holds its numbers."""
+        size = self.topology.replace(":", "-")
+        mesh = f"f{self.fsdp}t{self.tensor}"
+        return f"{self.config}_{size}_{self.batch}_{mesh}_{self.remat}"
+
+    def command(self, found: pathlib.Path) -> list[str]:
+        """The command line that plans it."""
+        return [
+            "launch/plan.py", "--config", f"configs/{self.config}.py",
+            f"--config.batch_size={self.batch}", f"--config.mesh.fsdp={self.fsdp}",
+            f"--config.mesh.tensor={self.tensor}",
+            f"--config.model.remat={self.remat}",
+            "--topology", self.topology, "--json", str(found),
+        ]  # fmt: skip
+
+
+# The most important first.
+PAPER = (
+    Case("stage1_vitg", "v5e:16x16", 1792),
+    Case("stage2_flant5xxl", "v5e:16x16", 1536, fsdp=16),
+    Case("stage2_flant5xxl", "v5e:16x16", 1536, tensor=8),
+    Case("stage2_opt2_7b", "v5e:16x16", 1792),
+    Case("stage2_opt6_7b", "v5e:16x16", 1792, fsdp=16),
+    Case("stage2_flant5xl", "v5e:16x16", 1536),
+    Case("stage2_flant5xxl", "v5p:4x4x4", 1536),
+    Case("stage2_opt2_7b", "v5e:2x4", 128, fsdp=8),
+    Case("stage2_flant5xxl", "v5e:2x4", 64, fsdp=8),
+    Case("stage1_vitg", "v5p:4x4x4", 1664),
+    Case("stage1_vitg", "v5e:2x4", 192),
+    Case("stage2_opt6_7b", "v5e:2x4", 64, fsdp=8),
+    Case("stage2_flant5xl", "v5e:2x4", 128, fsdp=8),
+    Case("stage2_opt2_7b", "v5p:4x4x4", 1920),
+    Case("stage2_opt6_7b", "v5p:4x4x4", 1920),
+    Case("stage2_flant5xl", "v5p:4x4x4", 1536),
+)
+# Eight images a chip on more and more chips.
+SLICES = {8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CURVE = tuple(
+    Case("stage2_opt2_7b", f"v5e:{shape}", 8 * count, fsdp=8)
+    for count, shape in SLICES.items()
+)
+
+
+def main() -> None:
+    """Plan what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    for case in (*PAPER, *CURVE):
+        found = options.workdir / f"{case.name}.json"
+        if options.only in case.name and not found.exists():
+            print(f"== {case.name}", flush=True)
+            subprocess.run([sys.executable, *case.command(found)], cwd=ROOT)
+            write_page(options.workdir)
+    write_page(options.workdir)
+
+
+def write_page(workdir: pathlib.Path) -> None:
+    """Put the tables of all plans that there are between the page's marks."""
+    text = PAGE.read_text()
+    for mark, cases in (("paper", PAPER), ("curve", CURVE)):
+        lines = [HEADER, RULE]
+        for case in cases:
+            found = workdir / f"{case.name}.json"
+            if found.exists():
+                lines.append(row(case, json.loads(found.read_text())[0]))
+        before, rest = text.split(f"<!-- {mark} -->\n")
+        after = rest.split("<!-- end -->", 1)[1]
+        body = "\n".join(lines)
+        text = f"{before}<!-- {mark} -->\n{body}\n<!-- end -->{after}"
+    PAGE.write_text(text)
+
+
+HEADER = (
+    "| config | slice | batch | data x fsdp x tensor | fits | frozen | trained + "
+    "optimizer | temporaries | total, GiB | GF/image | sent, GiB/step | products / HBM "
+    "/ links, ms | images/s/chip | MFU | days |"
+)
+RULE = "|" + "---|" * HEADER.count(" | ") + "---|"
+
+
+def row(case: Case, plan: dict[str, Any]) -> str:
+    """One line of the table; times are those of the roofline, rates at 40 %."""
+    memory, guess = plan["memory"], plan["estimate"]
+    cells = [
+        case.config, plan["topology"], str(plan["batch_size"]),
+        "x".join(map(str, plan["mesh"].values())),
+        "yes" if plan["fits"] else "no",
+        f"{memory['frozen'] / GIB:.2f}",
+        f"{(memory['trainable'] + memory['optimizer']) / GIB:.2f}",
+    ]  # fmt: skip
+    if guess is None:
+        refusal = plan["refusal"]
+        needed = refusal["needed"]
+        cells += ["-", "?" if needed is None else f"{needed / GIB:.1f}"]
+        cells += [f"{plan['flops_per_image'] / 1e9:.0f}", *["-"] * 5]
+        return "| " + " | ".join(cells) + " |"
+    sent = sum(kind["sent_bytes"] for kind in plan["collectives_by_kind"].values())
+    times = (guess["products"], guess["memory"], guess["links"])
+    cells += [
+        f"{memory['temporaries'] / GIB:.2f}",
+        f"{memory['total'] / GIB:.2f}",
+        f"{plan['flops_per_image'] / 1e9:.0f}",
+        f"{sent / GIB:.2f}",
+        " / ".join(f"{1e3 * seconds:.0f}" for seconds in times),
+        f"{guess['images_per_second_per_chip']:.1f}",
+        "-" if guess["mfu"] is None else f"{guess['mfu']:.2f}",
+        f"{guess['days']:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
