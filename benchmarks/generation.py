@@ -78,9 +78,7 @@ def contestants(
     return [stack.enter_context(worker) for worker in workers]
 
 
-def measure(
-    workers: list[harness.Worker], rounds: int, mode: str
-) -> list[list[str]]:
+def measure(workers: list[harness.Worker], rounds: int, mode: str) -> list[list[str]]:
     """A row for every contestant."""
     times = harness.take_turns(workers, "generate", rounds)
     written = {worker.name: worker.ask("ids") for worker in workers}
@@ -106,7 +104,8 @@ def of_bandwidth(ours: harness.Worker, rounds: int) -> str:
     rate = size / token
     return (
         f"Greedy decoding alone: {1e3 * token:.1f} ms a token, {size:.3f} GB a token, "
-        f"{rate:.1f} GB/s, {rate / most:.0%} of {most:.1f} GB/s (a matrix times a vector)."
+        f"{rate:.1f} GB/s, {rate / most:.0%} of the {most:.1f} GB/s of a large matrix "
+        "times a vector."
     )
 
 

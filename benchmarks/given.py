@@ -12,6 +12,7 @@ import numpy as np
 
 STD = 0.02
 TEMPERATURE = 0.07
+DRAWN = 4_000_037  # numbers that are drawn; larger arrays repeat them (a prime)
 
 
 def _random(name: str) -> np.random.Generator:
@@ -22,7 +23,9 @@ def weight(name: str, shape: Sequence[int]) -> np.ndarray:
     """The fp32 parameter `name`: small numbers, norms near one, the temperature."""
     if not shape:
         return np.full((), TEMPERATURE, np.float32)
-    array = STD * _random(name).standard_normal(tuple(shape), np.float32)
+    size = int(np.prod(shape))
+    drawn = STD * _random(name).standard_normal(min(size, DRAWN), np.float32)
+    array = np.resize(drawn, tuple(shape))
     scale = len(shape) == 1 and name.endswith("weight")
     return array + 1 if scale else array
 

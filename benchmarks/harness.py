@@ -87,7 +87,7 @@ class Worker:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended in {method!r}; see its message above")
+            raise RuntimeError(f"{self.name} ended in {method!r}; see its message")
         return json.loads(line)
 
     def peak(self) -> float:
@@ -111,21 +111,22 @@ def environment() -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | MALLOC | {
         "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore",
-        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }  # fmt: skip
 
 
 def pair(
-    options: argparse.Namespace, kind: str, given: Mapping[str, Any]
-) -> list[Worker]:
-    """Us and, where `--lavis` names a checkout, the original."""
+    options: argparse.Namespace, kind: str, given: Mapping[str, Any],
+    theirs: Mapping[str, Any] | None = None,
+) -> list[Worker]:  # fmt: skip
+    """Us and, where `--lavis` names a checkout, the original, with more settings."""
     both = [Worker("ours", sys.executable, "ours.py", kind, given, options.threads)]
     if options.lavis:
         checkout = {"lavis": str(pathlib.Path(options.lavis).resolve())}
         both.append(
             Worker(
                 "original", options.lavis_python, "lavis_peer.py", kind,
-                dict(given) | checkout, options.threads,
+                dict(given) | checkout | dict(theirs or {}), options.threads,
             )
         )  # fmt: skip
     return both
@@ -229,14 +230,14 @@ def report(
       body: tables.
       page: the Markdown file.
     """
+    script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
     given = [word for word in sys.argv[1:] if word != "--write"]
-    command = " ".join(["python", f"benchmarks/{pathlib.Path(sys.argv[0]).name}", *given])
+    command = " ".join(["python", script, *given])
     for flag in ("lavis", "lavis_python", "torch_python", "photos"):
         command = re.sub(rf"(--{flag}[= ])\S*/([^/ ]+)", r"\1.../\2", command)
     today = datetime.date.today().isoformat()
-    section = (
-        f"## {title}\n\n    {command}\n\n{today}, {machine()}; {about}\n\n{body.strip()}\n"
-    )
+    head = f"## {title}\n\n    {command}\n\n{today}, {machine()}; {about}"
+    section = f"{head}\n\n{body.strip()}\n"
     print(section, flush=True)
     if options.write:
         page.write_text(put_section(page.read_text(), title, section))

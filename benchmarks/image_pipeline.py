@@ -3,9 +3,9 @@
     python benchmarks/image_pipeline.py --photos DIR_OR_TAR [--photos ...] --lavis PATH
 
 Real JPEGs, held in memory, to normalised batches of 8 at 224 px: decode, random resized
-crop (bicubic), flip, normalise. Ours is the path of training (`blip2_jax/data/images.py`,
-then the device's normalisation); the original's is its `Blip2ImageTrainProcessor` in a
-torch DataLoader. Each process has one core.
+crop (bicubic), flip, normalise. Ours is the path of training (`data/images.py`, then
+the device's normalisation); the original's is its `Blip2ImageTrainProcessor` in a torch
+DataLoader. Each process has one core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ TITLE = "Image pipeline"
 def main() -> int:
     """One set of photos after the other."""
     parser = harness.arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--photos", action="append", required=True, help="tars of JPEGs")
+    add = parser.add_argument
+    add("--photos", action="append", required=True, help="a tar of JPEGs, or a folder")
     options = parser.parse_args()
     options.threads = 1
     rows, told = [], ""

@@ -1,37 +1,20 @@
 """The authors' own code (LAVIS) in the benchmarks, as a process of its own.
 
 `--lavis` names a checkout; `--lavis_python` an interpreter with torch, transformers
-4.33, timm, omegaconf, iopath, torchvision. Its models are built by its own
-constructors; only where these would download weights and vocabularies they get
-modules of the benchmark's sizes and texts that are written as numbers.
+4.33, timm, omegaconf, torchvision. `lavis_build` makes its models.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import pathlib
+import io
 import sys
-import types
 from collections.abc import Sequence
-from importlib import machinery
 from typing import Any
 
 import given
 import harness
 import torch
-
-# What the checkout imports and what no benchmark calls, where it is not installed.
-UNUSED = (
-    "fairscale.nn.checkpoint.checkpoint_activations", "pandas", "cv2", "decord",
-    "iopath.common.download", "iopath.common.file_io",
-)  # fmt: skip
-PACKAGES = (
-    "lavis", "lavis.models", "lavis.models.blip2_models", "lavis.models.blip_models",
-    "lavis.processors",
-)  # fmt: skip
-REGISTERED = {"lavis.models": "BaseModel", "lavis.processors": "BaseProcessor"}
-KEPT: list[Any] = []  # what must live as long as the process
+from lavis_build import build, channels_first, image_shape, load, texts
 
 
 def main() -> None:
@@ -40,208 +23,6 @@ def main() -> None:
         "training": Training, "generation": Generation, "reranking": Reranking,
         "images": Images,
     })  # fmt: skip
-
-
-def load(checkout: str, module: str) -> Any:
-    """A module of the checkout without what its packages would import beside it."""
-    if not (pathlib.Path(checkout) / "lavis").is_dir():
-        raise SystemExit(f"--lavis={checkout} is no checkout: it has no folder lavis")
-    for name in PACKAGES:
-        package = types.ModuleType(name)
-        package.__path__ = [str(pathlib.Path(checkout, *name.split(".")))]
-        sys.modules.setdefault(name, package)
-    declare_operators()
-    for name in UNUSED:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
-            stand_in(name)
-    for package, base in REGISTERED.items():  # their registry asks for these
-        inside = importlib.import_module(f"{package}.base_{base.lower()[4:]}")
-        setattr(sys.modules[package], base, getattr(inside, base))
-    return importlib.import_module(module)
-
-
-def declare_operators() -> None:
-    """Let torchvision be imported where its compiled part does not fit torch.
-
-    The transforms of PIL images need none of it.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor boxes, Tensor scores, float most) -> Tensor")
-        KEPT.append(library)
-
-
-def stand_in(name: str) -> None:
-    """A module, and its parents, of which any name can be imported."""
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        module = types.ModuleType(".".join(parts[:end]))
-        module.__path__, module.__spec__ = [], machinery.ModuleSpec(module.__name__, None)
-        module.__getattr__ = lambda wanted: None  # type: ignore[method-assign]
-        sys.modules.setdefault(module.__name__, module)
-
-
-class Numbers:
-    """A tokenizer of texts that are written as token ids: "2 17 305"."""
-
-    def __init__(self, vocabulary: int, bos: int, pad: int, newline: int = 0):
-        self.bos_token_id, self.pad_token_id = bos, pad
-        self._vocabulary, self._newline = vocabulary, newline
-
-    def __len__(self) -> int:
-        return self._vocabulary
-
-    def __call__(self, texts: Any, **_: Any) -> Any:
-        """Ids and mask, padded on the right."""
-        from transformers import BatchEncoding
-
-        if texts == "\n":
-            return BatchEncoding({"input_ids": [self._newline]})
-        rows = [[int(n) for n in text.split()] for text in
-                ([texts] if isinstance(texts, str) else texts)]
-        longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), self.pad_token_id)
-        for place, row in zip(ids, rows, strict=True):
-            place[: len(row)] = torch.tensor(row, dtype=torch.long)
-        mask = (ids != self.pad_token_id).long()
-        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
-
-    def batch_decode(self, rows: Any, **_: Any) -> list[str]:
-        """The inverse."""
-        return [" ".join(map(str, row.tolist())) for row in rows]
-
-
-class Features(torch.nn.Module):
-    """Stands where an image tower would, for features that are given."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.num_features = width
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def get_num_layer(self, name: str = "") -> int:
-        """As the towers have it, for groups of parameters."""
-        return 0
-
-
-def texts(ids: Any) -> list[str]:
-    """Ids as `Numbers` reads them."""
-    return [" ".join(map(str, row)) for row in ids.tolist()]
-
-
-def build(lavis: str, sizes: dict[str, Any], dropout: float) -> Any:
-    """One of the checkout's models in these sizes, with the given weights."""
-    language = sizes["language_model"]
-    kind = language["kind"] if language else "qformer"
-    module = load(lavis, f"lavis.models.blip2_models.blip2_{kind}")
-    base = sys.modules["lavis.models.blip2_models.blip2"]
-    prepare_towers(base, sizes, dropout)
-    options: dict[str, Any] = {
-        "num_query_token": sizes["qformer"]["num_queries"], "vit_precision": "fp32",
-    }  # fmt: skip
-    if kind == "qformer":
-        options["embed_dim"] = sizes["qformer"]["projection_dim"]
-        model = module.Blip2Qformer(**options)
-    elif kind == "opt":
-        model = build_opt(module, language, dropout, options)
-    else:
-        model = build_t5(module, language, dropout, options)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            array = given.weight(name, parameter.shape)
-            parameter.data = torch.from_numpy(array).reshape(parameter.shape)
-        if hasattr(model.visual_encoder, "train"):
-            model.train()
-    return model
-
-
-def prepare_towers(base: Any, sizes: dict[str, Any], dropout: float) -> None:
-    """Instead of downloads: an image tower and a BERT of these sizes, fresh."""
-    from transformers import BertConfig
-
-    vision, qformer = sizes["vision"], sizes["qformer"]
-    bert, towers = base.BertLMHeadModel, sys.modules["lavis.models.eva_vit"]
-    configured = BertConfig(
-        vocab_size=qformer["vocab_size"] - 1, hidden_size=qformer["width"],
-        num_hidden_layers=qformer["depth"], num_attention_heads=qformer["heads"],
-        intermediate_size=qformer["mlp_dim"], hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        max_position_embeddings=qformer["max_positions"],
-    )  # fmt: skip
-    base.BertConfig = types.SimpleNamespace(from_pretrained=lambda name: configured)
-    base.BertLMHeadModel = types.SimpleNamespace(
-        from_pretrained=lambda name, config: bert(config)
-    )
-    numbers = Numbers(qformer["vocab_size"], qformer["vocab_size"] - 1, 0)
-    base.Blip2Base.init_tokenizer = classmethod(lambda kind, *_, **__: numbers)
-
-    def tower(*_: Any) -> torch.nn.Module:
-        if vision["kind"] == "features":
-            return Features(vision["width"])
-        return towers.VisionTransformer(
-            img_size=vision["image_size"], patch_size=vision["patch_size"],
-            embed_dim=vision["width"], depth=vision["depth"],
-            num_heads=vision["heads"], qkv_bias=True, use_mean_pooling=False,
-            mlp_ratio=vision["mlp_dim"] / vision["width"],
-            norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
-        )  # fmt: skip
-
-    base.create_eva_vit_g = tower
-
-
-def build_opt(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
-    """`Blip2OPT`, its language model in fp32."""
-    import transformers
-
-    config = transformers.OPTConfig(
-        vocab_size=sizes["vocab_size"], hidden_size=sizes["width"],
-        num_hidden_layers=sizes["depth"], num_attention_heads=sizes["heads"],
-        ffn_dim=sizes["mlp_dim"], word_embed_proj_dim=sizes["width"],
-        max_position_embeddings=sizes["max_positions"], dropout=dropout,
-    )  # fmt: skip
-    fresh = lambda *_, **__: transformers.OPTForCausalLM(config)
-    module.OPTForCausalLM = types.SimpleNamespace(from_pretrained=fresh)
-    numbers = Numbers(sizes["vocab_size"], 2, 1, newline=sizes["vocab_size"] - 1)
-    module.AutoTokenizer = types.SimpleNamespace(
-        from_pretrained=lambda *_, **__: numbers
-    )
-    return module.Blip2OPT(**options)
-
-
-def build_t5(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
-    """`Blip2T5`, its language model in fp32."""
-    config = module.T5Config(
-        vocab_size=sizes["vocab_size"], d_model=sizes["width"],
-        num_layers=sizes["depth"], num_heads=sizes["heads"], d_ff=sizes["mlp_dim"],
-        d_kv=sizes["head_width"], dropout_rate=dropout, tie_word_embeddings=False,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
-    )  # fmt: skip
-    model = module.T5ForConditionalGeneration
-    module.T5Config = types.SimpleNamespace(from_pretrained=lambda name: config)
-    module.T5ForConditionalGeneration = types.SimpleNamespace(
-        from_pretrained=lambda name, config: model(config)
-    )
-    numbers = Numbers(sizes["vocab_size"], 0, 0)
-    module.T5TokenizerFast = types.SimpleNamespace(from_pretrained=lambda name: numbers)
-    return module.Blip2T5(**options)
-
-
-def channels_first(images: Any) -> torch.Tensor:
-    """Given images [B, S, S, 3] as torch has them; features as they are."""
-    tensor = torch.from_numpy(images)
-    return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
-
-
-def image_shape(vision: dict[str, Any]) -> tuple[int, ...]:
-    """Of one input."""
-    if vision["kind"] == "features":
-        return vision["num_tokens"], vision["width"]
-    return vision["image_size"], vision["image_size"], 3
 
 
 class Peer:
@@ -259,14 +40,30 @@ class Training(Peer):
 
     def __init__(
         self, lavis: str, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
+        precision: str = "float32", device: str = "cpu",
     ) -> None:  # fmt: skip
-        """Build model and optimizer; arguments as ours."""
+        """Build model and optimizer; arguments as ours.
+
+        In bfloat16 frozen weights are kept so, products run so (autocast), and the
+        attention of image tower and Q-Former is torch's own (SDPA).
+        """
         alone = torch.distributed
         alone.init_process_group("gloo", store=alone.HashStore(), rank=0, world_size=1)
+        self.device, half = device, precision == "bfloat16"
         self.model = build(lavis, sizes, sizes["qformer"]["dropout"])
+        self._autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=half)
+        if half:
+            fused_attention()
+            self.model.maybe_autocast = lambda *_, **__: self._autocast()
+            for parameter in self.model.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+        self.model.to(device)
         groups = self.model.get_optimizer_params(0.05)
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98))
+        fused = {"fused": True} if device == "cuda" else {}
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.98), **fused)
         self.samples = samples(sizes, rows, text, target)
+        self.samples["image"] = self.samples["image"].to(device)
         self.drawn: list[int] = []
         record_draws(self.drawn)
 
@@ -282,12 +79,50 @@ class Training(Peer):
         parts = [self.drawn[:half], self.drawn[half:]] if half else None
         return {"loss": loss, "negatives": parts}
 
+    def device_peak(self) -> float:
+        """The most memory of the device, in GB."""
+        return torch.cuda.max_memory_allocated() / harness.GB
+
     def _step(self) -> float:
-        loss = self.model(self.samples)["loss"]
+        with self._autocast():
+            loss = self.model(self.samples)["loss"]
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return loss.item()  # waits for the device
+
+
+def fused_attention() -> None:
+    """SDPA in place of the checkout's products, in image tower and Q-Former."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    tower = sys.modules["lavis.models.eva_vit"].Attention
+    layer = sys.modules["lavis.models.blip2_models.Qformer"].BertSelfAttention
+
+    def tower_forward(self: Any, x: torch.Tensor, rel_pos_bias: Any = None) -> Any:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        joined = torch.nn.functional.linear(x, self.qkv.weight, bias)
+        parts = joined.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
+
+    def layer_forward(
+        self: Any, hidden: torch.Tensor, mask: Any = None, head_mask: Any = None,
+        image: Any = None, image_mask: Any = None, past: Any = None, maps: Any = False,
+    ) -> Any:  # fmt: skip
+        source = hidden if image is None else image
+        heads = (self.num_attention_heads, -1)
+        split = lambda x: x.unflatten(-1, heads).transpose(1, 2)
+        key, value = split(self.key(source)), split(self.value(source))
+        if past is not None and image is None:
+            key = torch.cat([past[0], key], dim=2)
+            value = torch.cat([past[1], value], dim=2)
+        query = split(self.query(hidden))
+        seen = None if image is not None or mask is None else mask.to(query.dtype)
+        rate = self.dropout.p if self.training else 0.0
+        context = attend(query, key, value, attn_mask=seen, dropout_p=rate)
+        return context.transpose(1, 2).flatten(2), (key, value)
+
+    tower.forward, layer.forward = tower_forward, layer_forward
 
 
 def samples(sizes: dict[str, Any], rows: int, text: int, target: int) -> dict[str, Any]:
@@ -416,8 +251,6 @@ class Photos(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        import io
-
         from PIL import Image
 
         image = Image.open(io.BytesIO(self.files[index][1])).convert("RGB")

@@ -3,207 +3,22 @@
 from __future__ import annotations
 
 import functools
-import pathlib
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import given
 import harness
 import numpy as np
+from ours_base import Machine, parameters
+from ours_training import Training
 
 
 def main() -> None:
-    """Serve one of the contestants below."""
+    """Serve one of our contestants."""
     harness.serve({
         "training": Training, "generation": Generation, "reranking": Reranking,
         "images": Images,
     })  # fmt: skip
-
-
-class Machine:
-    """What every contestant of ours can tell."""
-
-    def versions(self) -> str:
-        """Of what it runs on."""
-        import jax  # noqa: F401
-
-        return harness.versions("jax")
-
-    def gemm(self, size: int = 2048, times: int = 5) -> float:
-        """GFLOP/s of a square fp32 product: the median."""
-        import jax
-        import jax.numpy as jnp
-
-        product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
-        left = jnp.asarray(given.images(size, size))
-        product(left, left).block_until_ready()
-        taken = [
-            harness.seconds(lambda: product(left, left).block_until_ready())[0]
-            for _ in range(times)
-        ]
-        return 2e-9 * size**3 / statistics.median(taken)
-
-    def bandwidth(self, gigabytes: float = 1.0, times: int = 5) -> float:
-        """GB/s of a product of a large fp32 matrix with one vector: the best."""
-        import jax
-        import jax.numpy as jnp
-
-        columns = 4096
-        matrix = jnp.ones((int(gigabytes * harness.GB / 4 / columns), columns))
-        vector = jnp.ones((columns,))
-        product = jax.jit(lambda a, b: a @ b)
-        product(matrix, vector).block_until_ready()
-        best = min(
-            harness.seconds(lambda: product(matrix, vector).block_until_ready())[0]
-            for _ in range(times)
-        )
-        return matrix.nbytes / harness.GB / best
-
-
-def parameters(sizes: Any, shapes: Any) -> Any:
-    """The given weights under our names, as numpy arrays."""
-    import jax
-
-    from blip2_jax.convert import names
-    from blip2_jax.convert.lavis import stage1_rules
-    from blip2_jax.convert.lavis_stage2 import stage2_rules
-
-    rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)
-    source = jax.eval_shape(lambda tree: names.to_source(tree, rules), shapes)
-    arrays = {
-        name: given.weight(name, source[name].shape)
-        for rule in rules
-        for name in rule.names()
-    }
-    return names.to_ours_complete(arrays, rules)
-
-
-class Training(Machine):
-    """The step that `launch/train.py` runs, on one batch."""
-
-    def __init__(
-        self, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
-        precision: str = "float32", scan: bool = True,
-    ) -> None:  # fmt: skip
-        """Build the step.
-
-        Args:
-          sizes: a model (`presets.to_plain`).
-          rows: of the batch.
-          text: tokens of a text; of the encoder's input in an encoder-decoder.
-          target: tokens of a decoder's target.
-          precision, scan: of the configuration.
-        """
-        import jax
-
-        from blip2_jax import sharding
-        from blip2_jax.training import optimizer, partition, schedule
-        from blip2_jax.training.state import create_state
-        from blip2_jax.training.step import make_train_step
-        from blip2_jax.training.tasks import compute_dtype, make_task
-
-        config = configuration(sizes, precision, scan)
-        task = make_task(config)
-        shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-        parts = partition.split(parameters(task.model.config, shapes), config.frozen)
-        rate = schedule.make_schedule(config.optimizer, config.steps)
-        adamw = optimizer.make_optimizer(config.optimizer, rate, parts.trainable)
-        dtype = compute_dtype(config)
-        frozen = jax.tree.map(lambda array: array.astype(dtype), parts.frozen)
-        create = lambda tree: create_state(tree, adamw)
-        state = jax.eval_shape(create, parts.trainable)
-        mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        step = make_train_step(
-            task, adamw, rate, mesh, state, frozen, seed=config.seed
-        )
-        self.state = jax.jit(create, out_shardings=step.state)(parts.trainable)
-        self.frozen = jax.device_put(frozen, step.frozen)
-        fields = batch(task.model.config, rows, text, target)
-        self.batch = jax.device_put(fields, step.batch)
-        self.train_step = step
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        return harness.seconds(self._step)[0]
-
-    def compare(self, negatives: Sequence[Sequence[int]] | None = None) -> float:
-        """The loss of one step, with the peer's negatives (images, texts) replayed."""
-        from blip2_jax.objectives import Negatives
-
-        replay = None
-        if negatives:
-            image, text = (np.asarray(part, np.int32) for part in negatives)
-            replay = Negatives(image=image, text=text)
-        return float(self._step(replay)["loss"])
-
-    def gigaflops(self) -> float:
-        """Of all matrix products of the step, in billions."""
-        import jax
-
-        from blip2_jax import dot_count
-
-        with jax.set_mesh(self.train_step.mesh):
-            found = dot_count.dots(
-                self.train_step.jitted, self.state, self.frozen, self.batch, None
-            )
-        return sum(dot.flops for dot in found) / 1e9
-
-    def _step(self, replay: Any = None) -> Any:
-        import jax
-
-        self.state, metrics = self.train_step(
-            self.state, self.frozen, self.batch, replay
-        )
-        jax.block_until_ready(self.state)
-        return metrics
-
-
-def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
-    """A training configuration for a model of these sizes, at a constant rate."""
-    from ml_collections import ConfigDict
-
-    from blip2_jax.training.config import default_config
-
-    parts = {name: sizes[name] for name in ("vision", "qformer", "language_model")}
-    parts = {name: part for name, part in parts.items() if part is not None}
-    config = default_config("stage2" if "language_model" in parts else "stage1")
-    config = config.unlock()
-    config.model.overrides = ConfigDict(parts)
-    config.model.scan = scan
-    config.precision = precision
-    prefixes = {"^visual_encoder/": parts["vision"]["kind"] == "vit"}
-    prefixes["^language_model/"] = "language_model" in parts
-    config.frozen = tuple(prefix for prefix, there in prefixes.items() if there)
-    config.optimizer.final_learning_rate = config.optimizer.learning_rate
-    config.optimizer.warmup_steps = 0
-    config.optimizer.original_decay = True
-    return config
-
-
-def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray]:
-    """A batch without padding for a model of these sizes."""
-    from blip2_jax.presets import FeaturesConfig, OPTConfig
-
-    vision, language = model.vision, model.language_model
-    if isinstance(vision, FeaturesConfig):
-        fields = {"features": given.images(rows, vision.num_tokens, vision.width)}
-    else:
-        size = vision.image_size
-        fields = {"image": given.images(rows, size, size, 3)}
-    if language is None:
-        ids = given.ids("text", rows, text, model.qformer.vocab_size)
-        return fields | {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
-    if isinstance(language, OPTConfig):
-        ids = given.ids("text", rows, text, language.vocab_size, [language.bos_id])
-        fields |= {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
-        return fields | {"target_mask": ids > 0}
-    ids = given.ids("text", rows, text, language.vocab_size)
-    targets = given.ids("target", rows, target, language.vocab_size)
-    fields |= {"input_ids": ids.astype(np.int32), "input_mask": ids > 0}
-    return fields | {
-        "target_ids": targets.astype(np.int32), "target_mask": targets > 0
-    }  # fmt: skip
 
 
 class Generation(Machine):

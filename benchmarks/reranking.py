@@ -1,10 +1,10 @@
-"""Re-ranking with the matching head beside the original's: `python benchmarks/reranking.py --lavis PATH`.
+"""Re-ranking by the matching head: `python benchmarks/reranking.py --lavis PATH`.
 
-The real-size Q-Former at the resolution of the retrieval models (364 px: 677 x 1408
-features), fp32; every image meets 16 texts of 35 tokens. Ours projects an image's keys
-and values once (`Stage1Scorer`), the original with every pair (`compute_itm` over
-repeated features, as its `compute_sim_matrix` calls it).
-"""  # noqa: E501
+Beside the original: the real-size Q-Former at the resolution of the retrieval models
+(364 px: 677 x 1408 features), fp32; every image meets 16 texts of 35 tokens. Ours
+projects an image's keys and values once (`Stage1Scorer`), the original with every pair
+(`compute_itm` over repeated features, as its `compute_sim_matrix` calls it).
+"""
 
 from __future__ import annotations
 

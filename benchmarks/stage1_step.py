@@ -1,8 +1,8 @@
-"""A step of stage 1 beside the original's: `python benchmarks/stage1_step.py --lavis PATH`.
+"""Steps of stage 1: `python benchmarks/stage1_step.py --lavis PATH`.
 
-The Q-Former in its real size, all three losses, forward, backward and AdamW, fp32, a
-batch of 8 texts of 32 tokens: on precomputed features of a ViT-g (257 x 1408), and with
-a frozen ViT-S in the step. Without dropout both see the same weights and negatives and
+Beside the original: the Q-Former in its real size, all three losses, forward, backward
+and AdamW, fp32, a batch of 8 texts of 32 tokens: on precomputed features of a ViT-g
+(257 x 1408), and with a frozen ViT-S in the step. Without dropout both see the same weights and negatives and
 must report the same losses; the speed is compared with dropout 0.1.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,8 @@ def main() -> int:
     options = parser.parse_args()
     for name in options.vision or VISIONS:
         given = {"rows": ROWS, "text": TEXT}
-        told, body = steps(options, lambda d, n=name: sizes_of(n, options.tiny, d), given)
+        sizes = functools.partial(sizes_of, name, options.tiny)
+        told, body = steps(options, sizes, given)
         about = f"{told}; fp32, batch {ROWS}, {TEXT} tokens, {options.threads} threads."
         harness.report(options, TITLES[name], about, body)
     return 0

@@ -1,8 +1,8 @@
-"""A step of stage 2 beside the original's: `python benchmarks/stage2_step.py --lavis PATH`.
+"""Steps of stage 2: `python benchmarks/stage2_step.py --lavis PATH`.
 
-The Q-Former in its real size in front of a frozen language model of OPT-125m's and of
-T5-base's size, on precomputed features of a ViT-g, fp32, a batch of 8: OPT reads 32
-tokens; T5's encoder reads 16 beside the queries and its decoder writes 16. Without
+Beside the original: the Q-Former in its real size in front of a frozen language model
+of OPT-125m's and of T5-base's size, on precomputed features of a ViT-g, fp32, a batch
+of 8: OPT reads 32 tokens; T5's encoder reads 16 beside the queries and its decoder writes 16. Without
 dropout both must report the same losses. The original leaves its frozen language model
 in training mode, ours drops nothing there: the speed is compared with dropout 0.1 as
 each does it.
@@ -11,6 +11,7 @@ each does it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -20,7 +21,10 @@ from stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
 from blip2_jax import presets
 
 TOKENS = {"opt": {"text": 32}, "t5": {"text": 16, "target": 16}}
-LANGUAGE = {"opt": presets.OPT_125M, "t5": presets.FLAN_T5_BASE}
+LANGUAGE: dict[str, presets.LanguageModelConfig] = {
+    "opt": presets.OPT_125M,
+    "t5": presets.FLAN_T5_BASE,
+}
 TINY_LANGUAGE: dict[str, presets.LanguageModelConfig] = {
     "opt": presets.OPTConfig(32, 2, 2, 64, vocab_size=100),
     "t5": presets.T5Config(32, 2, 2, 64, head_width=16, vocab_size=100),
@@ -35,7 +39,8 @@ def main() -> int:
     options = parser.parse_args()
     for name in options.language or LANGUAGE:
         given = {"rows": ROWS, **TOKENS[name]}
-        told, body = steps(options, lambda d, n=name: sizes_of(n, options.tiny, d), given)
+        sizes = functools.partial(sizes_of, name, options.tiny)
+        told, body = steps(options, sizes, given)
         about = f"{told}; fp32, batch {ROWS}, {options.threads} threads."
         title = f"Stage 2, a language model of {SIZES[name]}'s size"
         harness.report(options, title, about, body)

@@ -39,7 +39,7 @@ def main() -> int:
         name = "with compiled programs" if number else "first"
         rows.append([name, f"{seconds:.1f}", f"{seconds / taken[0]:.0%}"])
     imports = ", ".join(
-        f"{name} {harness.seconds(lambda c=code: python('-c', c).wait())[0]:.1f} s"
+        f"{name} {harness.seconds(python('-c', code).wait)[0]:.1f} s"
         for name, code in IMPORTS.items()
     )
     body = harness.table(HEAD, rows) + f"\nOf this: {imports}."
