@@ -17,10 +17,9 @@ import tempfile
 from typing import Any
 
 import harness
+from blip2_jax import presets
 from stage1_step import TINY_QFORMER, TINY_VISIONS, VISIONS
 from stage2_step import LANGUAGE, TINY_LANGUAGE
-
-from blip2_jax import presets
 
 ROWS, TOKENS, PROMPT = 4, 30, (2, 20, 30, 40)
 BEAMS = {"greedy": 1, "beam 5": 5}

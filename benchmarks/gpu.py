@@ -14,10 +14,9 @@ import sys
 from typing import Any
 
 import harness
+from blip2_jax import presets
 from stage1_step import TINY_QFORMER, TINY_VISIONS
 from stage2_step import TINY_LANGUAGE
-
-from blip2_jax import presets
 
 MODELS: dict[str, dict[str, Any]] = {
     "stage1": {"preset": "pretrain", "text": 32, "target": 0, "rows": 64},

@@ -29,6 +29,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 GB = 1e9
+LOAD_BEFORE = os.getloadavg()[0]
 # glibc keeps what a step gives back for the next one, for every contestant alike.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -203,8 +204,8 @@ def machine() -> str:
     names = re.findall(r"model name\s*: (.*)", text) or [platform.machine()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     cores = len(os.sched_getaffinity(0))
-    load = os.getloadavg()[0]
-    return f"{cores} cores of {names[0]}, {memory:.0f} GB, load before {load:.1f}"
+    size = f"{cores} cores of {names[0]}, {memory:.0f} GB"
+    return f"{size}, load before {LOAD_BEFORE:.1f}"
 
 
 def versions(*modules: str) -> str:

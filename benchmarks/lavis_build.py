@@ -14,8 +14,9 @@ import types
 from importlib import machinery
 from typing import Any
 
-import given
 import torch
+
+import given
 
 # What the checkout imports and what no benchmark calls, where it is not installed.
 UNUSED = (

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 import given
 import harness
-import torch
 from lavis_build import build, channels_first, image_shape, load, texts
 
 

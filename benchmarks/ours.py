@@ -6,9 +6,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 import given
 import harness
-import numpy as np
 from ours_base import Machine, parameters
 from ours_training import Training
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 import given
 import harness
-import numpy as np
 from ours_base import Machine, parameters
 
 

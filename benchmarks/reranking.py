@@ -12,11 +12,11 @@ import contextlib
 import sys
 from typing import Any
 
-import harness
 import numpy as np
-from stage1_step import TINY_QFORMER, TINY_VISIONS
 
+import harness
 from blip2_jax import presets
+from stage1_step import TINY_QFORMER, TINY_VISIONS
 
 IMAGES, TEXTS, LENGTH = 2, 16, 35
 HEAD = ("", "ms a pair", "ratio", "peak GB")

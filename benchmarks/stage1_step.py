@@ -2,8 +2,9 @@
 
 Beside the original: the Q-Former in its real size, all three losses, forward, backward
 and AdamW, fp32, a batch of 8 texts of 32 tokens: on precomputed features of a ViT-g
-(257 x 1408), and with a frozen ViT-S in the step. Without dropout both see the same weights and negatives and
-must report the same losses; the speed is compared with dropout 0.1.
+(257 x 1408), and with a frozen ViT-S in the step. Without dropout both see the same
+weights and negatives and must report the same losses; the speed is compared with
+dropout 0.1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import harness
-
 from blip2_jax import presets
 
 ROWS, TEXT = 8, 32

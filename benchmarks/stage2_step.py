@@ -2,10 +2,10 @@
 
 Beside the original: the Q-Former in its real size in front of a frozen language model
 of OPT-125m's and of T5-base's size, on precomputed features of a ViT-g, fp32, a batch
-of 8: OPT reads 32 tokens; T5's encoder reads 16 beside the queries and its decoder writes 16. Without
-dropout both must report the same losses. The original leaves its frozen language model
-in training mode, ours drops nothing there: the speed is compared with dropout 0.1 as
-each does it.
+of 8: OPT reads 32 tokens; T5's encoder reads 16 beside the queries and its decoder
+writes 16. Without dropout both must report the same losses. The original leaves its
+frozen language model in training mode, ours drops nothing there: the speed is compared
+with dropout 0.1 as each does it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import sys
 from typing import Any
 
 import harness
-from stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
-
 from blip2_jax import presets
+from stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
 
 TOKENS = {"opt": {"text": 32}, "t5": {"text": 16, "target": 16}}
 LANGUAGE: dict[str, presets.LanguageModelConfig] = {

@@ -35,13 +35,10 @@ def main() -> int:
             first_step(options.config, cache, pathlib.Path(folder) / f"run{number}")
             for number in range(1 + options.rounds)
         ]
-    for number, seconds in enumerate(taken):
+    for number, each in enumerate(taken):
         name = "with compiled programs" if number else "first"
-        rows.append([name, f"{seconds:.1f}", f"{seconds / taken[0]:.0%}"])
-    imports = ", ".join(
-        f"{name} {harness.seconds(python('-c', code).wait)[0]:.1f} s"
-        for name, code in IMPORTS.items()
-    )
+        rows.append([name, f"{each:.1f}", f"{each / taken[0]:.0%}"])
+    imports = ", ".join(f"{name} {seconds(IMPORTS[name]):.1f} s" for name in IMPORTS)
     body = harness.table(HEAD, rows) + f"\nOf this: {imports}."
     harness.report(options, TITLE, f"`{options.config}`.", body)
     return 0
@@ -68,6 +65,11 @@ def first_step(config: str, cache: pathlib.Path, directory: pathlib.Path) -> flo
     finally:
         process.kill()
         process.wait()
+
+
+def seconds(code: str) -> float:
+    """What an interpreter takes that runs so much."""
+    return harness.seconds(lambda: python("-c", code).wait())[0]
 
 
 def python(*arguments: str) -> subprocess.Popen:

@@ -10,11 +10,12 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-import given
-import harness
 import safetensors.torch
 import torch
 import transformers
+
+import given
+import harness
 
 
 def main() -> None:
