@@ -54,7 +54,7 @@ def huggingface_rules(config: Blip2Config) -> list[Rule]:
         raise ValueError("transformers knows BLIP-2 with the EVA-CLIP tower alone")
     original = stage2_rules if config.language_model else _retrieval_rules
     kept = [rule for rule in original(config) if not _is_bias(rule)]
-    return [_joined_bias(vision), *(_renamed(rule) for rule in kept)]
+    return [_joined_bias(vision), *(renamed(rule) for rule in kept)]
 
 
 def _retrieval_rules(config: Blip2Config) -> list[Rule]:
@@ -91,7 +91,8 @@ def _joined_bias(vision: ViTConfig) -> Rule:
     )
 
 
-def _renamed(rule: Rule) -> Rule:
+def renamed(rule: Rule) -> Rule:
+    """A rule of the original with transformers' names."""
     (source,) = rule.sources
     aliases = tuple(_rename(alias) for alias in rule.aliases)
     return dataclasses.replace(rule, source=_rename(source), aliases=aliases)

@@ -1,7 +1,8 @@
 """Decoding of any image file to RGB, and the original's image transforms.
 
-Pixels stay uint8 until they are on the device; the resampling is Pillow's own. As
-in the original, orientation tags are ignored and transparency is dropped.
+Pixels stay uint8 until they are on the device. Evaluation resamples as the original,
+with Pillow; training crops are resampled by OpenCV, which takes an eighth of the time.
+As in the original, orientation tags are ignored and transparency is dropped.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import dataclasses
 import io
 import math
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray as Array
 from PIL import Image, UnidentifiedImageError
 
 from blip2_jax.data.sources.base import BrokenSample
+
+cv2.setNumThreads(0)  # images are small and loaded by many workers at once
 
 MAX_DECODED_PIXELS = 100_000_000
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -35,6 +39,9 @@ class ImageConfig:
         one tint, half of them inverted, whatever `augment` says: shapes are then
         learned for themselves, not colour by colour. Half of these images lose all
         colour, the others some.
+      pillow: resample training crops with Pillow, bit for bit as the original does;
+        OpenCV's bicubic differs by about one grey level on the average, because it
+        does not smooth where it shrinks (by less than two).
       reduced_decode: let JPEGs be decoded at half, quarter, ... size while every
         crop still has `size` pixels a side.
     """
@@ -44,6 +51,7 @@ class ImageConfig:
     min_scale: float = 0.5
     flip: float = 0.5
     monochrome: float = 0.0
+    pillow: bool = False
     reduced_decode: bool = True
 
     @property
@@ -123,7 +131,10 @@ def training_image(
     top, left, crop_height, crop_width = crop_box(height, width, config.min_scale, rng)
     flipped = rng.random() < config.flip
     crop = pixels[top : top + crop_height, left : left + crop_width]
-    result = _resize(Image.fromarray(crop), config.size)
+    if config.pillow:
+        result = _resize(Image.fromarray(crop), config.size)
+    else:
+        result = _resize_fast(crop, config.size)
     return np.ascontiguousarray(result[:, ::-1]) if flipped else result
 
 
@@ -160,6 +171,15 @@ def _monochrome(
     return np.rint(share * luma[..., None] * tint + (1 - share) * pixels).astype(
         np.uint8
     )
+
+
+def _resize_fast(
+    pixels: UInt8[Array, "height width 3"], size: int
+) -> UInt8[Array, "S S 3"]:
+    """Bicubic; from twice the size on the mean of what falls on a pixel."""
+    shrinks = min(pixels.shape[:2]) >= 2 * size
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(pixels, (size, size), interpolation=how), np.uint8)
 
 
 def _resize(image: Image.Image, size: int) -> UInt8[Array, "S S 3"]:

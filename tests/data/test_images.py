@@ -116,13 +116,29 @@ def test_training_crops_and_flips():
 
 def test_a_crop_is_pillows_crop_resized_and_mirrored():
     pixels = np.asarray(picture(8, 160, 120))
-    config = ImageConfig(size=32, flip=1.0)
+    config = ImageConfig(size=32, flip=1.0, pillow=True)
     result = training_image(pixels, config, np.random.default_rng(3))
     box = crop_box(120, 160, 0.5, np.random.default_rng(3))
     top, left, height, width = box
     crop = Image.fromarray(pixels).crop((left, top, left + width, top + height))
     expected = np.asarray(crop.resize((32, 32), Image.Resampling.BICUBIC))[:, ::-1]
     np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("width", [48, 90, 160, 640])
+def test_fast_resampling_is_near_to_pillows(width):
+    """Enlarged, shrunk a little, shrunk a lot: the same crop, hardly other pixels."""
+    pixels = np.asarray(picture(8, width, width))
+    fast, exact = (
+        training_image(
+            pixels, ImageConfig(size=64, pillow=pillow), np.random.default_rng(3)
+        ).astype(int)
+        for pillow in (False, True)
+    )
+    apart = np.abs(fast - exact)
+    assert 0 < apart.mean() < 2
+    elsewhere = np.abs(np.roll(fast, 1, axis=1) - exact)
+    assert apart.mean() < elsewhere.mean() / 2
 
 
 @pytest.mark.parametrize("height, width", [(100, 100), (60, 200), (1, 500), (7, 1)])

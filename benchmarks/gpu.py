@@ -1,0 +1,102 @@
+"""Steps of the released sizes on a GPU, in bfloat16, beside torch.
+
+    python benchmarks/gpu.py --lavis PATH --torch_python PYTHON [--model stage1]
+
+Stage 1 with ViT-g in the step, beside the original (`--lavis`); stage 2 with OPT-2.7B
+and FlanT5-XL beside transformers' `Blip2ForConditionalGeneration` (`--torch_python`).
+Torch runs under autocast with SDPA and a fused AdamW. `--tiny` runs everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import harness
+from blip2_jax import presets
+from stage1_step import TINY_QFORMER, TINY_VISIONS
+from stage2_step import TINY_LANGUAGE
+
+MODELS: dict[str, dict[str, Any]] = {
+    "stage1": {"preset": "pretrain", "text": 32, "target": 0, "rows": 64},
+    "opt": {"preset": "pretrain_opt2.7b", "text": 24, "target": 0, "rows": 32},
+    "t5": {"preset": "pretrain_flant5xl", "text": 12, "target": 12, "rows": 32},
+}
+HEAD = ("", "images/s", "ratio", "MFU", "of executed FLOPs", "device GB")
+
+
+def main() -> int:
+    """One model after the other."""
+    parser = harness.arguments(__doc__ or "", rounds=10)
+    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--rows", type=int, default=0, help="of a batch")
+    parser.add_argument("--device", default="cuda", help="of torch: cuda or cpu")
+    options = parser.parse_args()
+    for name in options.model or MODELS:
+        entry = MODELS[name]
+        rows = options.rows or (2 if options.tiny else entry["rows"])
+        given = {"rows": rows, "text": entry["text"], "target": entry["target"]}
+        told, table = run(options, name, given)
+        title = f"On a GPU, {entry['preset']}"
+        harness.report(options, title, f"{told}; bfloat16, batch {rows}.", table)
+    return 0
+
+
+def run(options: Any, name: str, given: dict[str, int]) -> tuple[str, str]:
+    """Versions and devices, and the table."""
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(worker) for worker in contestants(options, name, given)
+        ]
+        told = ", ".join(worker.ask("versions") for worker in workers)
+        times = harness.take_turns(workers, "step", options.rounds)
+        rows = []
+        for worker in workers:
+            taken = times[worker.name]
+            cells = [f"{given['rows'] / taken:.1f}"]
+            cells.append(f"{times[workers[-1].name] / taken:.2f}")
+            shares = workers[0].ask("mfu", seconds=taken, **given)[1:]
+            cells += [f"{share:.1%}" for share in shares]
+            if worker is not workers[0]:
+                cells[-1] = ""  # what torch executes is not counted
+            memory = worker.ask("device_peak")
+            rows.append([worker.name, *cells, f"{memory:.1f}"])
+    return told, harness.table(HEAD, rows)
+
+
+def contestants(
+    options: Any, name: str, given: dict[str, int]
+) -> list[harness.Worker]:
+    """Us, and the peer of this model where its interpreter is named."""
+    sizes = presets.to_plain(tiny(name) if options.tiny else preset(name))
+    settings = {"sizes": sizes, **given, "precision": "bfloat16"}
+    if name == "stage1":
+        theirs = {"device": options.device}
+        return harness.pair(options, "training", settings, theirs)
+    ours = harness.Worker(
+        "ours", sys.executable, "ours.py", "training", settings, options.threads
+    )
+    if not options.torch_python:
+        return [ours]
+    settings = {"sizes": sizes, **given, "device": options.device}
+    return [ours, harness.Worker(
+        "transformers", options.torch_python, "transformers_peer.py", "training",
+        settings, options.threads,
+    )]  # fmt: skip
+
+
+def preset(name: str) -> presets.Blip2Config:
+    """The released model."""
+    return presets.preset(MODELS[name]["preset"])
+
+
+def tiny(name: str) -> presets.Blip2Config:
+    """The same parts, small."""
+    return presets.Blip2Config(
+        TINY_VISIONS["vit_s"], TINY_QFORMER, TINY_LANGUAGE.get(name)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""What all benchmarks share: workers that take turns, medians, the page of results.
+
+Every contestant runs in a process of its own, in the interpreter that has its
+libraries, and answers requests of one JSON line. The parent lets them take turns, so
+that what else happens on the machine meets all alike, and a process's peak memory is
+its contestant's. Contestants time themselves. Needs numpy alone: the peers' processes
+import this file too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+GB = 1e9
+LOAD_BEFORE = os.getloadavg()[0]
+# glibc keeps what a step gives back for the next one, for every contestant alike.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+
+
+def arguments(about: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that all benchmarks have.
+
+    Args:
+      about: the script's docstring.
+      **defaults: of `rounds`.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--lavis", default="", help="a checkout of the original; empty: ours alone")
+    add("--lavis_python", default=sys.executable, help="interpreter with its needs")
+    add("--torch_python", default="", help="one with torch and transformers 5")
+    add("--rounds", type=int, default=defaults.get("rounds", 5), help="timed turns")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add("--tiny", action="store_true", help="small sizes, to see that all works")
+    add("--write", action="store_true", help=f"update {PAGE.relative_to(ROOT)}")
+    return parser
+
+
+class Worker:
+    """A contestant in its own process."""
+
+    def __init__(
+        self, name: str, python: str, script: str, kind: str,
+        settings: Mapping[str, Any], threads: int,
+    ) -> None:  # fmt: skip
+        """Start it; `script` is a file beside this one that calls `serve`."""
+        self.name = name
+        command = [python, str(ROOT / "benchmarks" / script), kind]
+        self._process = subprocess.Popen(
+            [*command, json.dumps(dict(settings) | {"threads": threads})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment() | {"OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+
+    def ask(self, method: str, **given: Any) -> Any:
+        """Call a method there and wait for what it returns.
+
+        Raises:
+          RuntimeError: the process has ended; its own message is on stderr.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([method, given]) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended in {method!r}; see its message")
+        return json.loads(line)
+
+    def peak(self) -> float:
+        """The most memory that the process has held, in GB."""
+        return self.ask("peak")
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def environment() -> dict[str, str]:
+    """Of every process: this checkout first, no warnings, memory kept."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | MALLOC | {
+        "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore",
+        "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }  # fmt: skip
+
+
+def pair(
+    options: argparse.Namespace, kind: str, given: Mapping[str, Any],
+    theirs: Mapping[str, Any] | None = None,
+) -> list[Worker]:  # fmt: skip
+    """Us and, where `--lavis` names a checkout, the original, with more settings."""
+    both = [Worker("ours", sys.executable, "ours.py", kind, given, options.threads)]
+    if options.lavis:
+        checkout = {"lavis": str(pathlib.Path(options.lavis).resolve())}
+        both.append(
+            Worker(
+                "original", options.lavis_python, "lavis_peer.py", kind,
+                dict(given) | checkout | dict(theirs or {}), options.threads,
+            )
+        )  # fmt: skip
+    return both
+
+
+def serve(kinds: Mapping[str, Callable[..., Any]]) -> None:
+    """A contestant's main: `SCRIPT KIND SETTINGS`, then requests until stdin ends."""
+    kind, settings = sys.argv[1], json.loads(sys.argv[2])
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
+    use_threads(settings.pop("threads"))
+    contestant = kinds[kind](**settings)
+    for line in sys.stdin:
+        method, given = json.loads(line)
+        known = {"peak": peak} if method == "peak" else {}
+        result = known.get(method, getattr(contestant, method, None))(**given)
+        replies.write(json.dumps(result) + "\n")
+        replies.flush()
+
+
+def use_threads(count: int) -> None:
+    """Confine this process to so many of its cores; libraries size their pools by it.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        raise ValueError(f"{count} threads asked for, there are {len(cores)} cores")
+    os.sched_setaffinity(0, cores[:count])
+
+
+def peak() -> float:
+    """The most memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """How long `work()` takes, and what it returns."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def take_turns(
+    workers: Sequence[Worker], method: str, rounds: int, **given: Any
+) -> dict[str, float]:
+    """Median seconds of a method of every worker, called in turn after one untimed."""
+    times: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    for turn in range(rounds + 1):
+        for worker in workers:
+            taken = worker.ask(method, **given)
+            if turn:
+                times[worker.name].append(taken)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def photos(tars: Sequence[str], count: int) -> list[tuple[str, bytes]]:
+    """Names and bytes of the first JPEGs of tar files."""
+    found: list[tuple[str, bytes]] = []
+    for path in tars:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if len(found) < count and member.name.endswith(".jpg"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    found.append((member.name, file.read()))
+    return found
+
+
+def machine() -> str:
+    """Processor, cores and memory in one line."""
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+    names = re.findall(r"model name\s*: (.*)", text) or [platform.machine()]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+    cores = len(os.sched_getaffinity(0))
+    size = f"{cores} cores of {names[0]}, {memory:.0f} GB"
+    return f"{size}, load before {LOAD_BEFORE:.1f}"
+
+
+def versions(*modules: str) -> str:
+    """Versions of imported libraries, in words."""
+    return ", ".join(f"{name} {sys.modules[name].__version__}" for name in modules)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def report(
+    options: argparse.Namespace, title: str, about: str, body: str, page: Any = PAGE
+) -> None:
+    """Print a section of the page, and put it there where `--write` says so.
+
+    Args:
+      options: of `arguments`.
+      title: the section's heading; a section of this name is replaced.
+      about: what was run with what: versions, sizes.
+      body: tables.
+      page: the Markdown file.
+    """
+    script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
+    given = [word for word in sys.argv[1:] if word != "--write"]
+    command = " ".join(["python", script, *given])
+    for flag in ("lavis", "lavis_python", "torch_python", "photos"):
+        command = re.sub(rf"(--{flag}[= ])\S*/([^/ ]+)", r"\1.../\2", command)
+    today = datetime.date.today().isoformat()
+    head = f"## {title}\n\n    {command}\n\n{today}, {machine()}; {about}"
+    section = f"{head}\n\n{body.strip()}\n"
+    print(section, flush=True)
+    if options.write:
+        page.write_text(put_section(page.read_text(), title, section))
+
+
+def put_section(text: str, title: str, section: str) -> str:
+    """`text` with the section `## title` replaced by `section`, or put at its end."""
+    parts = re.split(r"(?m)^(?=## )", text)
+    places = [i for i, part in enumerate(parts) if part.startswith(f"## {title}\n")]
+    if places:
+        parts[places[0]] = section
+    else:
+        parts.append(section)
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"

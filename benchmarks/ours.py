@@ -1,0 +1,189 @@
+"""Our side of the benchmarks; `harness` starts it as a process of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import given
+import harness
+from ours_base import Machine, parameters
+from ours_training import Training
+
+
+def main() -> None:
+    """Serve one of our contestants."""
+    harness.serve({
+        "training": Training, "generation": Generation, "reranking": Reranking,
+        "images": Images,
+    })  # fmt: skip
+
+
+class Generation(Machine):
+    """`read_stage2` and `write_stage2`, each compiled once, as the API runs them."""
+
+    def __init__(
+        self, sizes: dict[str, Any], rows: int, prompt: Sequence[int],
+        beams: int, tokens: int, precision: str = "float32", scan: bool = True,
+    ) -> None:  # fmt: skip
+        """Build a model that writes `tokens` tokens behind a prompt."""
+        import jax
+        import jax.numpy as jnp
+
+        from blip2_jax import presets
+        from blip2_jax.generation.config import DecodingConfig
+        from blip2_jax.generation.programs import read_stage2, write_stage2
+        from blip2_jax.models.blip2 import init_params
+        from blip2_jax.models.blip2_stage2 import Blip2Stage2
+
+        self.config = presets.from_plain(sizes)
+        dtype = jnp.dtype(precision)
+        model = Blip2Stage2(self.config, dtype, scan=scan)
+        shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+        params = parameters(self.config, shapes)
+        self.params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
+        decoding = DecodingConfig(
+            num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens
+        )
+        language: Any = self.config.language_model
+        end = getattr(language, "eos_id", language.vocab_size - 1)
+        self._read = jax.jit(functools.partial(read_stage2, model))
+        self._write = jax.jit(
+            lambda params, read: write_stage2(
+                model, params, read, decoding, eos_id=end
+            ).ids
+        )
+        vision: Any = self.config.vision
+        ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
+        features = given.images(rows, vision.num_tokens, vision.width)
+        self._given = [jnp.asarray(each) for each in (features, ids, ids >= 0)]
+        self._tokens = tokens
+
+    def generate(self) -> float:
+        """Seconds from features to ids."""
+        return harness.seconds(self._run)[0]
+
+    def ids(self) -> list[list[int]]:
+        """What it writes."""
+        return self._run()[:, 0].tolist()
+
+    def decoding(self) -> float:
+        """Seconds of the tokens behind the first, prefill left out."""
+        read = self._read(self.params, *self._given)
+        read[0].block_until_ready()
+        return harness.seconds(lambda: np.asarray(self._write(self.params, read)))[0]
+
+    def gigabytes(self) -> float:
+        """Weights and cache that one decoded token reads, on the average."""
+        import jax
+
+        read = jax.eval_shape(self._read, self.params, *self._given)
+        count = lambda tree: sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        )
+        language = self.params["language_model"]
+        unread = count(language["embeddings"].get("position", ()))
+        prefix = count((read[1].key, read[1].value))
+        length = read[1].mask.shape[1]
+        generated = prefix / length * self._tokens / 2
+        return (count(language) - unread + prefix + generated) / harness.GB
+
+    def export(self, file: str) -> None:
+        """Write the weights under the names of `Blip2ForConditionalGeneration`."""
+        import safetensors.numpy
+
+        from blip2_jax.convert import huggingface, names
+        from blip2_jax.convert.lavis_stage2 import stage2_rules
+
+        rules = [huggingface.renamed(rule) for rule in stage2_rules(self.config)]
+        params = {name: np.asarray(a) for name, a in names.flatten(self.params).items()}
+        arrays = names.to_source(names.nest(params), rules)
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, file
+        )
+
+    def _run(self) -> np.ndarray:
+        read = self._read(self.params, *self._given)
+        return np.asarray(self._write(self.params, read))
+
+
+class Reranking(Machine):
+    """The matching head over images and texts, as evaluation runs it."""
+
+    def __init__(self, sizes: dict[str, Any], count: int, texts: int, text: int):
+        """`count` images with `texts` texts of `text` tokens each."""
+        import jax
+
+        from blip2_jax import presets
+        from blip2_jax.evaluation.stage1_scores import Stage1Scorer
+        from blip2_jax.models.blip2 import init_params
+        from blip2_jax.models.blip2_stage1 import Blip2Stage1
+
+        config = presets.from_plain(sizes)
+        model = Blip2Stage1(config)
+        shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+        params = jax.tree.map(jax.numpy.asarray, parameters(config, shapes))
+        self._scorer = Stage1Scorer(model, params, batch_size=texts)
+        vision = config.vision
+        self._features = given.images(count, vision.num_tokens, vision.width)
+        ids = given.ids("text", texts, text, config.qformer.vocab_size)
+        self._texts = ids.astype(np.int32), ids > 0
+
+    def rerank(self) -> float:
+        """Seconds to score every image with every text."""
+        return harness.seconds(self._scores)[0]
+
+    def scores(self) -> list[list[float]]:
+        """Logits of a match."""
+        return np.stack(self._scores()).tolist()
+
+    def _scores(self) -> list[np.ndarray]:
+        return [
+            self._scorer.match_logits(features, *self._texts)[:, 1]
+            for features in self._features
+        ]
+
+
+class Images:
+    """The training path of photos: decode, crop, flip; normalised as a batch."""
+
+    def __init__(self, tars: Sequence[str], count: int, size: int):
+        """Read the photos' bytes."""
+        import jax
+
+        from blip2_jax.data.images import ImageConfig
+        from blip2_jax.models.vit import normalize_images
+
+        self._files = harness.photos(tars, count)
+        self._config = ImageConfig(size=size)
+        self._normalize = jax.jit(normalize_images)
+
+    def versions(self) -> str:
+        """Of what decodes and resizes."""
+        import PIL  # noqa: F401
+
+        return harness.versions("PIL")
+
+    def load(self, rows: int = 8) -> float:
+        """Seconds for all photos, in batches."""
+        return harness.seconds(lambda: self._load(rows))[0]
+
+    def _load(self, rows: int) -> None:
+        from blip2_jax.data.images import decode_image, training_image
+
+        rng = np.random.default_rng(0)
+        for start in range(0, len(self._files), rows):
+            ready = [
+                training_image(
+                    decode_image(data, key, self._config.at_least), self._config, rng
+                )
+                for key, data in self._files[start : start + rows]
+            ]
+            self._normalize(np.stack(ready)).block_until_ready()
+
+
+if __name__ == "__main__":
+    main()

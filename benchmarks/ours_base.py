@@ -1,0 +1,70 @@
+"""What our contestants share: rates of the machine, given weights under our names."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from typing import Any
+
+import given
+import harness
+
+
+class Machine:
+    """What every contestant of ours can tell."""
+
+    def versions(self) -> str:
+        """Of what it runs on."""
+        import jax
+
+        device = jax.devices()[0]
+        where = "" if device.platform == "cpu" else f" on one {device.device_kind}"
+        return harness.versions("jax") + where
+
+    def gemm(self, size: int = 2048, times: int = 5) -> float:
+        """GFLOP/s of a square fp32 product: the median."""
+        import jax
+        import jax.numpy as jnp
+
+        product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
+        left = jnp.asarray(given.images(size, size))
+        product(left, left).block_until_ready()
+        taken = [
+            harness.seconds(lambda: product(left, left).block_until_ready())[0]
+            for _ in range(times)
+        ]
+        return 2e-9 * size**3 / statistics.median(taken)
+
+    def bandwidth(self, gigabytes: float = 1.0, times: int = 5) -> float:
+        """GB/s of a product of a large fp32 matrix with one vector: the best."""
+        import jax
+        import jax.numpy as jnp
+
+        columns = 4096
+        matrix = jnp.ones((int(gigabytes * harness.GB / 4 / columns), columns))
+        vector = jnp.ones((columns,))
+        product = jax.jit(lambda a, b: a @ b)
+        product(matrix, vector).block_until_ready()
+        best = min(
+            harness.seconds(lambda: product(matrix, vector).block_until_ready())[0]
+            for _ in range(times)
+        )
+        return matrix.nbytes / harness.GB / best
+
+
+def parameters(sizes: Any, shapes: Any) -> Any:
+    """The given weights under our names, as numpy arrays."""
+    import jax
+
+    from blip2_jax.convert import names
+    from blip2_jax.convert.lavis import stage1_rules
+    from blip2_jax.convert.lavis_stage2 import stage2_rules
+
+    rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)
+    source = jax.eval_shape(lambda tree: names.to_source(tree, rules), shapes)
+    arrays = {
+        name: given.weight(name, source[name].shape)
+        for rule in rules
+        for name in rule.names()
+    }
+    return names.to_ours_complete(arrays, rules)

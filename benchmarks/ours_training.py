@@ -1,0 +1,160 @@
+"""Our training step in the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import given
+import harness
+from ours_base import Machine, parameters
+
+
+class Training(Machine):
+    """The step that `launch/train.py` runs, on one batch."""
+
+    def __init__(
+        self, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
+        precision: str = "float32", scan: bool = True,
+    ) -> None:  # fmt: skip
+        """Build the step.
+
+        Args:
+          sizes: a model (`presets.to_plain`).
+          rows: of the batch.
+          text: tokens of a text; of the encoder's input in an encoder-decoder.
+          target: tokens of a decoder's target.
+          precision, scan: of the configuration.
+        """
+        import jax
+
+        from blip2_jax import sharding
+        from blip2_jax.training import optimizer, partition, schedule
+        from blip2_jax.training.state import create_state
+        from blip2_jax.training.step import make_train_step
+        from blip2_jax.training.tasks import compute_dtype, make_task
+
+        config = configuration(sizes, precision, scan)
+        task = make_task(config)
+        shapes = jax.eval_shape(task.init_params, jax.random.key(0))
+        parts = partition.split(parameters(task.model.config, shapes), config.frozen)
+        rate = schedule.make_schedule(config.optimizer, config.steps)
+        adamw = optimizer.make_optimizer(config.optimizer, rate, parts.trainable)
+        dtype = compute_dtype(config)
+        frozen = jax.tree.map(lambda array: array.astype(dtype), parts.frozen)
+        create = lambda tree: create_state(tree, adamw)
+        state = jax.eval_shape(create, parts.trainable)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        step = make_train_step(
+            task, adamw, rate, mesh, state, frozen, seed=config.seed
+        )
+        self.state = jax.jit(create, out_shardings=step.state)(parts.trainable)
+        self.frozen = jax.device_put(frozen, step.frozen)
+        self.sizes = task.model.config
+        fields = batch(self.sizes, rows, text, target)
+        self.batch = jax.device_put(fields, step.batch)
+        self.train_step = step
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        return harness.seconds(self._step)[0]
+
+    def compare(self, negatives: Sequence[Sequence[int]] | None = None) -> float:
+        """The loss of one step, with the peer's negatives (images, texts) replayed."""
+        from blip2_jax.objectives import Negatives
+
+        replay = None
+        if negatives:
+            image, text = (np.asarray(part, np.int32) for part in negatives)
+            replay = Negatives(image=image, text=text)
+        return float(self._step(replay)["loss"])
+
+    def gigaflops(self) -> float:
+        """Of all matrix products of the step, in billions."""
+        import jax
+
+        from blip2_jax import dot_count
+
+        with jax.set_mesh(self.train_step.mesh):
+            found = dot_count.dots(
+                self.train_step.jitted, self.state, self.frozen, self.batch, None
+            )
+        return sum(dot.flops for dot in found) / 1e9
+
+    def mfu(self, seconds: float, rows: int, text: int, target: int) -> list[float]:
+        """Images/s, and shares of the device's peak: by FACTS' fixed count, by ours."""
+        import jax
+
+        from blip2_jax import flops
+        from blip2_jax.training.meters import peak_flops
+
+        peak = peak_flops(jax.devices()[0]) or float("nan")
+        fixed = flops.mfu_numerator(self.sizes, text, target)
+        return [
+            rows / seconds, fixed * rows / seconds / peak,
+            1e9 * self.gigaflops() / seconds / peak,
+        ]  # fmt: skip
+
+    def device_peak(self) -> float:
+        """The most memory of the device, in GB."""
+        from blip2_jax.training.meters import peak_memory_bytes
+
+        return peak_memory_bytes() / harness.GB
+
+    def _step(self, replay: Any = None) -> Any:
+        import jax
+
+        self.state, metrics = self.train_step(
+            self.state, self.frozen, self.batch, replay
+        )
+        jax.block_until_ready(self.state)
+        return metrics
+
+
+def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
+    """A training configuration for a model of these sizes, at a constant rate."""
+    from ml_collections import ConfigDict
+
+    from blip2_jax.training.config import default_config
+
+    parts = {name: sizes[name] for name in ("vision", "qformer", "language_model")}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    config = default_config("stage2" if "language_model" in parts else "stage1")
+    config = config.unlock()
+    config.model.overrides = ConfigDict(parts)
+    config.model.scan = scan
+    config.precision = precision
+    prefixes = {"^visual_encoder/": parts["vision"]["kind"] == "vit"}
+    prefixes["^language_model/"] = "language_model" in parts
+    config.frozen = tuple(prefix for prefix, there in prefixes.items() if there)
+    config.optimizer.final_learning_rate = config.optimizer.learning_rate
+    config.optimizer.warmup_steps = 0
+    config.optimizer.original_decay = True
+    return config
+
+
+def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray]:
+    """A batch without padding for a model of these sizes."""
+    from blip2_jax.presets import FeaturesConfig, OPTConfig
+
+    vision, language = model.vision, model.language_model
+    if isinstance(vision, FeaturesConfig):
+        fields = {"features": given.images(rows, vision.num_tokens, vision.width)}
+    else:
+        size = vision.image_size
+        fields = {"image": given.images(rows, size, size, 3)}
+    if language is None:
+        ids = given.ids("text", rows, text, model.qformer.vocab_size)
+        return fields | {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
+    if isinstance(language, OPTConfig):
+        ids = given.ids("text", rows, text, language.vocab_size, [language.bos_id])
+        fields |= {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
+        return fields | {"target_mask": ids > 0}
+    ids = given.ids("text", rows, text, language.vocab_size)
+    targets = given.ids("target", rows, target, language.vocab_size)
+    fields |= {"input_ids": ids.astype(np.int32), "input_mask": ids > 0}
+    return fields | {
+        "target_ids": targets.astype(np.int32), "target_mask": targets > 0
+    }  # fmt: skip

@@ -1,0 +1,121 @@
+"""Steps of stage 1: `python benchmarks/stage1_step.py --lavis PATH`.
+
+Beside the original: the Q-Former in its real size, all three losses, forward, backward
+and AdamW, fp32, a batch of 8 texts of 32 tokens: on precomputed features of a ViT-g
+(257 x 1408), and with a frozen ViT-S in the step. Without dropout both see the same
+weights and negatives and must report the same losses; the speed is compared with
+dropout 0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import harness
+from blip2_jax import presets
+
+ROWS, TEXT = 8, 32
+VISIONS: dict[str, Any] = {
+    "features": presets.FeaturesConfig(257, 1408),
+    "vit_s": presets.ViTConfig(width=384, depth=12, heads=6, mlp_dim=1536),
+}
+TINY_VISIONS: dict[str, Any] = {
+    "features": presets.FeaturesConfig(5, 24),
+    "vit_s": presets.ViTConfig(24, 2, 2, 48, image_size=28),
+}
+TINY_QFORMER = presets.QFormerConfig(
+    32, 2, 2, 64, num_queries=4, vocab_size=120, max_positions=48, projection_dim=16
+)
+TITLES = {
+    "features": "Stage 1, real-size Q-Former on features of a ViT-g",
+    "vit_s": "Stage 1, real-size Q-Former, a frozen ViT-S in the step",
+}
+HEAD = ("", "s a step", "ratio", "GFLOP/s", "of GEMM", "peak GB")
+SAME_STEPS, PLAIN_ROUNDS = 3, 3
+
+
+def main() -> int:
+    """Time one vision after the other."""
+    parser = harness.arguments(__doc__ or "", rounds=5)
+    parser.add_argument("--vision", choices=VISIONS, action="append")
+    options = parser.parse_args()
+    for name in options.vision or VISIONS:
+        given = {"rows": ROWS, "text": TEXT}
+        sizes = functools.partial(sizes_of, name, options.tiny)
+        told, body = steps(options, sizes, given)
+        about = f"{told}; fp32, batch {ROWS}, {TEXT} tokens, {options.threads} threads."
+        harness.report(options, TITLES[name], about, body)
+    return 0
+
+
+def sizes_of(name: str, tiny: bool, dropout: float) -> dict[str, Any]:
+    """The model as JSON."""
+    qformer = TINY_QFORMER if tiny else presets.QFORMER_BASE
+    vision = (TINY_VISIONS if tiny else VISIONS)[name]
+    qformer = dataclasses.replace(qformer, dropout=dropout)
+    return presets.to_plain(presets.Blip2Config(vision, qformer))
+
+
+def steps(
+    options: Any, sizes_with: Callable[[float], dict[str, Any]], given: dict[str, Any]
+) -> tuple[str, str]:
+    """Losses without dropout, speed without and with it.
+
+    Args:
+      options: of the command line.
+      sizes_with: the model with some dropout.
+      given: further settings of the contestants.
+
+    Returns:
+      Versions, and the tables.
+    """
+    rows, lines, told = [], [], ""
+    for dropout in (0.0, 0.1):
+        settings = {"sizes": sizes_with(dropout), **given}
+        with contextlib.ExitStack() as stack:
+            workers = [
+                stack.enter_context(worker)
+                for worker in harness.pair(options, "training", settings)
+            ]
+            told = ", ".join(worker.ask("versions") for worker in workers)
+            if not dropout and options.lavis:
+                lines.append(same_losses(*workers))
+            rounds = options.rounds if dropout else min(options.rounds, PLAIN_ROUNDS)
+            rows += measure(workers, rounds, dropout)
+    return told, "\n".join([harness.table(HEAD, rows), *lines])
+
+
+def same_losses(ours: harness.Worker, theirs: harness.Worker) -> str:
+    """Losses of the first steps with the same weights and negatives."""
+    pairs = []
+    for _ in range(SAME_STEPS):
+        told = theirs.ask("compare")
+        pairs.append((ours.ask("compare", negatives=told["negatives"]), told["loss"]))
+    losses = ", ".join(f"{us:.5f} ({them:.5f})" for us, them in pairs)
+    return f"Losses of the first steps without dropout (the original's): {losses}."
+
+
+def measure(
+    workers: list[harness.Worker], rounds: int, dropout: float
+) -> list[list[str]]:
+    """A row for every contestant."""
+    times = harness.take_turns(workers, "step", rounds)
+    gemm, flops = workers[0].ask("gemm"), workers[0].ask("gigaflops")
+    rows = []
+    for worker in workers:
+        taken = times[worker.name]
+        speed, rate = f"{times[workers[-1].name] / taken:.2f}", ["", ""]
+        if worker is workers[0]:
+            rate = [f"{flops / taken:.0f}", f"{flops / taken / gemm:.0%}"]
+        name = f"{worker.name}, dropout {dropout:g}"
+        rows.append([name, f"{taken:.2f}", speed, *rate, f"{worker.peak():.2f}"])
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
