@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from blip2_jax import sharding
 from blip2_jax.api import Blip2
 from blip2_jax.convert.folder import reader
-from blip2_jax.convert.names import flatten, nest
+from blip2_jax.convert.names import nest
 from blip2_jax.convert.opened import TOWERS, Opened, build_model, expected_shapes
 from blip2_jax.data.text import load_tokenizer
 from blip2_jax.models.precision import PRECISIONS
@@ -82,8 +83,8 @@ def from_opened(
     dtype = jnp.dtype(precision)
     model = build_model(opened.config, opened.question_in_qformer, dtype)
     wanted = expected_shapes(opened.config, opened.question_in_qformer)
-    over = None if mesh is None else sharding.make_mesh(**mesh)
-    layout = {} if over is None else flatten(sharding.shardings(nest(wanted), over))
+    axes: dict[str, Any] = dict(mesh or {})
+    over = sharding.make_mesh(**axes) if axes else None
     params = {}
     for path in [path for path in opened.arrays if path in wanted]:
         kept = dtype if path.startswith(TOWERS) else jnp.dtype(jnp.float32)
@@ -92,7 +93,8 @@ def from_opened(
             params[path] = jax.device_put(read(...).astype(kept))
         else:
             shape = wanted[path].shape
-            params[path] = sharding.put_parts(shape, layout[path], read, kept)
+            layout = NamedSharding(over, sharding.spec_of(path, shape, over))
+            params[path] = sharding.put_parts(shape, layout, read, kept)
     for path in wanted.keys() - params.keys():
         params[path] = jnp.zeros(wanted[path].shape)
     return Blip2(

@@ -78,7 +78,9 @@ def best_query(
 def _running_best(queries: Array, texts: Array) -> tuple[Array, Array]:
     """The best score of each pair, and which query it is of (the first of equals)."""
 
-    def compare(best: tuple[Array, Array], query: Array) -> tuple[Any, None]:
+    def compare(
+        best: tuple[Array, Array], query: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
         score, place, number = *best, query[0]
         other = einsum_fp32("ic,jc->ij", query[1], texts)
         better = other > score
@@ -99,7 +101,9 @@ def _best_query_forward(queries: Array, texts: Array) -> tuple[Array, Any]:
 def _best_query_backward(saved: Any, gradient: Array) -> tuple[Array, Array]:
     queries, texts, place = saved
 
-    def of_query(by_texts: Array, query: Array) -> tuple[Array, Array]:
+    def of_query(
+        by_texts: Array, query: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
         own = jnp.where(place == query[0], gradient, 0.0)
         by_texts += einsum_fp32("ij,ic->jc", own, query[1])
         return by_texts, einsum_fp32("ij,jc->ic", own, texts)

@@ -278,9 +278,9 @@ def put_parts(
     """
     parts: dict[str, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
         if (name := str(index)) not in parts:
-            parts[name] = read(index).astype(dtype, copy=False)
+            parts[name] = read(index or ()).astype(dtype, copy=False)
         return parts[name]
 
     with jax.transfer_guard_host_to_device("allow"):  # jax takes it for an accident
