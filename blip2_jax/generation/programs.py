@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
@@ -123,13 +124,16 @@ def write_stage2(
     """
     assert model.config.language_model is not None
     apply = bind(model, params)
+    logits, prefix = read
+    if jax.default_backend() == "cpu":
+        prefix = apply("take_apart", prefix)
     decoder = Decoder(
         functools.partial(apply, "init_generated"),
         functools.partial(apply, "decode_step"),
         eos_id,
         model.config.language_model.pad_id,
     )
-    return decode(decoder, *read, config, history=history, keys=keys)
+    return decode(decoder, logits, prefix, config, history=history, keys=keys)
 
 
 def start_history(
