@@ -144,6 +144,6 @@ def extend(
     """The cache with new keys and values `[L, B, W, H, K]` (or one a layer) written."""
 
     def write(cached: PyTree, new: PyTree) -> PyTree:
-        return jax.tree.map(lambda *pair: write_slots(*pair, time), cached, new)
+        return jax.tree.map(lambda old, part: write_slots(old, part, time), cached, new)
 
     return Generated(write(generated.key, new[0]), write(generated.value, new[1]))

@@ -7,6 +7,7 @@ and embeds in a narrower space.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -220,7 +221,7 @@ class OPT(nn.Module):
         """The prefix with caches and weights layer by layer; see `LanguageModel`."""
         key, value = map(self.stack.apart, (prefix.key, prefix.value))
         layers = self.stack.weights_apart(self.blocks)
-        return prefix.replace(key=key, value=value, layers=layers)
+        return dataclasses.replace(prefix, key=key, value=value, layers=layers)
 
     def decode_step(
         self,

@@ -7,6 +7,7 @@ replace the initial values, which are this package's own (normal, 0.02).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -189,7 +190,8 @@ class T5(nn.Module):
         names = ("key", "value", "cross_key", "cross_value")
         caches = [getattr(prefix, name) for name in names]
         apart = self.decoder.take_apart(*caches)
-        return prefix.replace(**dict(zip((*names, "layers"), apart, strict=True)))
+        found = dict(zip((*names, "layers"), apart, strict=True))
+        return dataclasses.replace(prefix, **found)
 
     def decode_step(
         self,

@@ -48,7 +48,8 @@ def dense_layers(
     layer = context.module
     if not isinstance(layer, nn.Dense) or context.method_name != "__call__":
         return call(*args, **kwargs)
-    weights = layer.get_variable("params", KERNEL).astype(layer.dtype)
+    kernel: Array = layer.get_variable("params", KERNEL)
+    weights = kernel.astype(layer.dtype)
     found = product(weights, args[0].astype(layer.dtype)).astype(layer.dtype)
     if layer.use_bias:
         found += layer.get_variable("params", "bias").astype(layer.dtype)
