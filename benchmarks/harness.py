@@ -142,9 +142,8 @@ def serve(kinds: Mapping[str, Callable[..., Any]]) -> None:
     contestant = kinds[kind](**settings)
     for line in sys.stdin:
         method, given = json.loads(line)
-        known = {"peak": peak} if method == "peak" else {}
-        result = known.get(method, getattr(contestant, method, None))(**given)
-        replies.write(json.dumps(result) + "\n")
+        run = peak if method == "peak" else getattr(contestant, method)
+        replies.write(json.dumps(run(**given)) + "\n")
         replies.flush()
 
 

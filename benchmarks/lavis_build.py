@@ -43,9 +43,9 @@ def load(checkout: str, module: str) -> Any:
     for name in UNUSED:
         if importlib.util.find_spec(name.split(".")[0]) is None:
             stand_in(name)
-    for package, base in REGISTERED.items():  # their registry asks for these
-        inside = importlib.import_module(f"{package}.base_{base.lower()[4:]}")
-        setattr(sys.modules[package], base, getattr(inside, base))
+    for where, base in REGISTERED.items():  # their registry asks for these
+        inside = importlib.import_module(f"{where}.base_{base.lower()[4:]}")
+        setattr(sys.modules[where], base, getattr(inside, base))
     return importlib.import_module(module)
 
 

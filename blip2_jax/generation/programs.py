@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
@@ -22,6 +23,7 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.cache import Prefix, init_generated
 from blip2_jax.presets import LanguageModelConfig, T5Config
 
+COPIED_BYTES = 2**30  # of a language model that a CPU takes apart for decoding
 Read = tuple[Float[Array, "B V"], Prefix]
 
 
@@ -123,13 +125,21 @@ def write_stage2(
     """
     assert model.config.language_model is not None
     apply = bind(model, params)
+    logits, prefix = read
+    if jax.default_backend() == "cpu" and _fits_twice(params["language_model"]):
+        prefix = apply("take_apart", prefix)
     decoder = Decoder(
         functools.partial(apply, "init_generated"),
         functools.partial(apply, "decode_step"),
         eos_id,
         model.config.language_model.pad_id,
     )
-    return decode(decoder, *read, config, history=history, keys=keys)
+    return decode(decoder, logits, prefix, config, history=history, keys=keys)
+
+
+def _fits_twice(params: PyTree) -> bool:
+    """Whether a copy of the weights, made anew by every call, is worth its memory."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= COPIED_BYTES
 
 
 def start_history(

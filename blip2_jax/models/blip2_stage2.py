@@ -119,6 +119,10 @@ class Blip2Stage2(Blip2Base):
         inputs, mask = queries_then_text(queries, text, prompt_mask)
         return self.language_model.prefill(inputs, mask)
 
+    def take_apart(self, prefix: Prefix) -> Prefix:
+        """Generation on a CPU: weights and caches by layer; see `LanguageModel`."""
+        return self.language_model.take_apart(prefix)
+
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
         """Generation: empty slots; see `LanguageModel`."""
         return self.language_model.init_generated(prefix, beams, max_new)

@@ -27,21 +27,23 @@ class Prefix:
     one a layer), `mask` `[B, S]` which of the S places are not padding,
     `next_position` `[B]` the position of the first new token as the model counts it.
     An encoder-decoder also keeps the encoder's keys and values for its
-    cross-attention.
+    cross-attention. `layers`: parameters of the blocks where they were taken apart
+    (`LanguageModel.take_apart`); keys and values are then lists, one a layer.
     """
 
     key: PyTree
     value: PyTree
     mask: Bool[Array, "B S"]
     next_position: Int[Array, " B"]
-    cross_key: Array | None = None
-    cross_value: Array | None = None
+    cross_key: PyTree = None
+    cross_value: PyTree = None
     cross_mask: Bool[Array, "B C"] | None = None
+    layers: PyTree = None
 
 
 @struct.dataclass
 class Generated:
-    """Keys and values of the new tokens, `[L, B, W * N, H, K]` (or a tuple a layer)."""
+    """Keys and values of the new tokens, `[L, B, W * N, H, K]` (or one a layer)."""
 
     key: PyTree
     value: PyTree
@@ -136,9 +138,12 @@ def step_attention(
     return layer.project_output(context), (new_key, new_value)
 
 
-def extend(generated: Generated, new: KeyValue, time: Int[Array, ""]) -> Generated:
-    """The cache with the stacked new keys and values `[L, B, W, H, K]` written."""
-    return Generated(
-        key=write_slots(generated.key, new[0], time),
-        value=write_slots(generated.value, new[1], time),
-    )
+def extend(
+    generated: Generated, new: tuple[PyTree, PyTree], time: Int[Array, ""]
+) -> Generated:
+    """The cache with new keys and values `[L, B, W, H, K]` (or one a layer) written."""
+
+    def write(cached: PyTree, new: PyTree) -> PyTree:
+        return jax.tree.map(lambda old, part: write_slots(old, part, time), cached, new)
+
+    return Generated(write(generated.key, new[0]), write(generated.value, new[1]))

@@ -73,6 +73,15 @@ class LanguageModel(Protocol):
         """Empty slots for N new tokens of W beams; `w * N + t` is a token's slot."""
         ...
 
+    def take_apart(self, prefix: Prefix) -> Prefix:
+        """The prefix as a CPU reads it fastest, to be made once before decoding.
+
+        Caches and the blocks' parameters stand layer by layer: a CPU would copy every
+        layer's weights out of their stack at every token, which takes several times as
+        long as reading them.
+        """
+        ...
+
     def decode_step(
         self,
         ids: Int[Array, "B W"],

@@ -7,6 +7,7 @@ and embeds in a narrower space.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from blip2_jax.models.masks import causal
 from blip2_jax.models.precision import einsum_fp32
 from blip2_jax.models.sequence import last_real, queries_then_text
 from blip2_jax.models.stack import Stack
+from blip2_jax.models.weights_first import product
 from blip2_jax.presets import OPTConfig
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table: unused, padding
@@ -123,12 +125,16 @@ class OPTEmbeddings(nn.Module):
         places = self.position[positions + POSITION_OFFSET].astype(self.dtype)
         return embeds.astype(self.dtype) + places
 
-    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """fp32 scores against the token table."""
+    def logits(
+        self, hidden: Float[Array, "B T D"], few_rows: bool = False
+    ) -> Float[Array, "B T V"]:
+        """fp32 scores against the token table; `few_rows`: as `weights_first` says."""
         if self.config.embedding_width != self.config.width:
             hidden = self.project_out(hidden)
-        table = self.token.astype(self.dtype)
-        return einsum_fp32("bte,ve->btv", hidden.astype(self.dtype), table)
+        table, hidden = self.token.astype(self.dtype), hidden.astype(self.dtype)
+        if few_rows:
+            return product(table, hidden)
+        return einsum_fp32("bte,ve->btv", hidden, table)
 
 
 class OPT(nn.Module):
@@ -165,11 +171,13 @@ class OPT(nn.Module):
         keys = None if key is None else jax.random.split(key, self.config.depth)
         return self.stack(self.blocks, x, causal(mask), per_layer=keys)[0]
 
-    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    def logits(
+        self, hidden: Float[Array, "B T D"], few_rows: bool = False
+    ) -> Float[Array, "B T V"]:
         """fp32 next-token logits from what `hidden` returns, or a slice of it."""
         if self.config.pre_norm:
             hidden = self.final_norm(hidden)
-        return self.embeddings.logits(hidden)
+        return self.embeddings.logits(hidden, few_rows)
 
     def training_logits(
         self,
@@ -209,6 +217,12 @@ class OPT(nn.Module):
             raise ValueError(f"{total} positions asked for, this OPT has {most}")
         return init_generated(prefix, beams, max_new)
 
+    def take_apart(self, prefix: Prefix) -> Prefix:
+        """The prefix with caches and weights layer by layer; see `LanguageModel`."""
+        key, value = map(self.stack.apart, (prefix.key, prefix.value))
+        layers = self.stack.weights_apart(self.blocks)
+        return dataclasses.replace(prefix, key=key, value=value, layers=layers)
+
     def decode_step(
         self,
         ids: Int[Array, "B W"],
@@ -225,8 +239,10 @@ class OPT(nn.Module):
             (generated.key, generated.value),
         )
         step = Step(time, prefix.mask, visible)
-        x, new = self.stack(self.blocks, x, step, per_layer=cached, method="step")
-        return self.logits(x), extend(generated, new, time)
+        blocks = self.blocks if prefix.layers is None else prefix.layers
+        x, new = self.stack(blocks, x, step, per_layer=cached, method="step")
+        logits = self.logits(x, few_rows=prefix.layers is not None)
+        return logits, extend(generated, new, time)
 
 
 def _positions(mask: Bool[Array, "B S"]) -> Int[Array, "B S"]:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from blip2_jax.models import weights_first
 from blip2_jax.sharding import divides_parameters, gather_layer
 
 # What the backward pass may keep of a block; the rest is computed again.
@@ -94,14 +95,16 @@ class Stack:
         """Runs the blocks in order.
 
         Args:
-          params: what `init` returned.
+          params: what `init` returned, or `weights_apart` of it: run unrolled.
           x: what the first block receives and each hands to the next.
           *shared: given to every block.
-          per_layer: a tree with leading axis L; block l receives slice l.
+          per_layer: a tree with leading axis L; block l receives slice l. Of lists
+            that stand for a leading axis it receives element l.
           method: the block's method to run; None = `__call__`.
 
         Returns:
-          The last block's `x`, and the blocks' outputs stacked on a leading axis L.
+          The last block's `x`, and the blocks' outputs stacked on a leading axis L, or
+          in lists where `params` is one.
         """
 
         def body(carry: PyTree, layer: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
@@ -110,16 +113,42 @@ class Stack:
             variables = {"params": weights}
             return self.block.apply(variables, carry, *shared, extra, method=method)
 
+        if isinstance(params, list):
+            body = _turned(body)
         policy = remat_policy(self.remat)
         if policy is None and divides_parameters():
             policy = keep_all_but_gathered
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)
-        if self.scan:
+        if self.scan and not isinstance(params, list):
             return jax.lax.scan(body, x, (params, per_layer), length=self.depth)
         outputs = []
         for index in range(self.depth):
-            layer = jax.tree.map(lambda leaf: leaf[index], (params, per_layer))  # noqa: B023
-            x, output = body(x, layer)
+            x, output = body(x, _layer((params, per_layer), index))
             outputs.append(output)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        join = list if isinstance(params, list) else jnp.stack
+        return x, jax.tree.map(lambda *leaves: join(leaves), *outputs)
+
+    def apart(self, stacked: PyTree) -> list[PyTree]:
+        """The trees of single layers of a tree with a leading axis L."""
+        return [_layer(stacked, index) for index in range(self.depth)]
+
+    def weights_apart(self, params: PyTree) -> list[PyTree]:
+        """Parameters layer by layer, as a CPU reads them fastest for few rows."""
+        return [weights_first.turned(layer) for layer in self.apart(params)]
+
+
+def _turned(body: Any) -> Any:
+    """`body` with the kernels of `weights_apart`."""
+
+    def run(*given: Any) -> Any:
+        with nn.intercept_methods(weights_first.dense_layers):
+            return body(*given)
+
+    return run
+
+
+def _layer(tree: PyTree, index: int) -> PyTree:
+    """One layer of a tree whose leaves, arrays or lists, begin with the layers."""
+    is_list = lambda leaf: isinstance(leaf, list)
+    return jax.tree.map(lambda leaf: leaf[index], tree, is_leaf=is_list)

@@ -7,6 +7,7 @@ replace the initial values, which are this package's own (normal, 0.02).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -67,13 +68,24 @@ class T5Stack(nn.Module):
         return bias.transpose(2, 0, 1)[None]
 
     def __call__(
-        self, x: Float[Array, "B T D"], *shared: Any, method: str, per_layer: Any = None
+        self,
+        x: Float[Array, "B T D"],
+        *shared: Any,
+        method: str,
+        per_layer: Any = None,
+        layers: Any = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Runs one method of the blocks, then the final norm."""
+        """Runs one method of the blocks (or of `layers`), then the final norm."""
         x, kept = self.stack(
-            self.blocks, x, *shared, per_layer=per_layer, method=method
-        )
+            self.blocks if layers is None else layers, x, *shared,
+            per_layer=per_layer, method=method,
+        )  # fmt: skip
         return self.final_norm(x), kept
+
+    def take_apart(self, *caches: Any) -> list[Any]:
+        """Stacked caches, and behind them the blocks' weights, layer by layer."""
+        weights = self.stack.weights_apart(self.blocks)
+        return [*map(self.stack.apart, caches), weights]
 
     def read(
         self,
@@ -173,6 +185,14 @@ class T5(nn.Module):
         """Empty slots for the tokens to come."""
         return init_generated(prefix, beams, max_new)
 
+    def take_apart(self, prefix: Prefix) -> Prefix:
+        """The prefix with caches and weights layer by layer; see `LanguageModel`."""
+        names = ("key", "value", "cross_key", "cross_value")
+        caches = [getattr(prefix, name) for name in names]
+        apart = self.decoder.take_apart(*caches)
+        found = dict(zip((*names, "layers"), apart, strict=True))
+        return dataclasses.replace(prefix, **found)
+
     def decode_step(
         self,
         ids: Int[Array, "B W"],
@@ -195,8 +215,9 @@ class T5(nn.Module):
             (prefix.cross_key, prefix.cross_value),
         )
         hidden, new = self.decoder(
-            self.embed(ids), step, prefix.cross_mask, per_layer=cached, method="step"
-        )
+            self.embed(ids), step, prefix.cross_mask,
+            per_layer=cached, method="step", layers=prefix.layers,
+        )  # fmt: skip
         return self.logits(hidden), extend(generated, new, time)
 
 

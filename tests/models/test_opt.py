@@ -107,6 +107,8 @@ def test_decoding_equals_the_full_forward_pass(name):
     new = np.random.default_rng(1).integers(3, 40, (3, 3, 4))
     forks = fork(*new.shape)
     steps = run_steps(apply, prefix, new, forks)
+    apart = run_steps(apply, apply(prefix, method="take_apart"), new, forks)
+    assert_values(np.array(apart), np.array(steps), "taken apart")
     for time, found in enumerate(steps):
         told = histories(new, forks[time])
         for beam in range(3):

@@ -58,6 +58,18 @@ def test_scan_equals_loop(remat):
     np.testing.assert_array_equal(scanned[1][1], extra * 2)
 
 
+def test_weights_taken_apart_give_the_same():
+    tower, extra = Tower(True), jnp.arange(float(L))
+    params = tower.init(jax.random.key(0), X, 0.1)
+    stack = Stack(Block(parent=None), L)
+    weights = stack.weights_apart(params["params"]["blocks"])
+    assert len(weights) == L
+    x, outputs = stack(weights, X, 0.1, per_layer=stack.apart(extra))
+    expected = tower.apply(params, X, 0.1, extra)
+    np.testing.assert_allclose(x, expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(outputs, expected[1])
+
+
 def test_unknown_policy_lists_the_known():
     with pytest.raises(ValueError, match="full"):
         Tower(True, "most").init(jax.random.key(0), X, 0.1)

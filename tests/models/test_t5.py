@@ -126,6 +126,8 @@ def test_decoding_equals_the_full_forward_pass():
     new = np.random.default_rng(1).integers(3, 40, (3, 3, 6))
     forks = fork(*new.shape)
     steps = run_steps(apply, prefix, new, forks)
+    apart = run_steps(apply, apply(prefix, method="take_apart"), new, forks)
+    assert_values(np.array(apart), np.array(steps), "taken apart")
 
     def full(ids):
         ids = np.concatenate([ids, np.zeros((3, 1), int)], axis=1)
