@@ -139,7 +139,8 @@ def write_stage2(
 
 def _fits_twice(params: PyTree) -> bool:
     """Whether a copy of the weights, made anew by every call, is worth its memory."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= COPIED_BYTES
+    sizes = (leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return sum(sizes) <= COPIED_BYTES
 
 
 def start_history(
