@@ -68,7 +68,8 @@ HEAD = """# Parity with PyTorch
 `python benchmarks/parity.py` runs the parity tests and writes this page. "The original"
 are numbers that the authors' code computed with tiny random weights (tests/goldens);
 "transformers" runs beside, version {version}, on weights converted by the tables of
-`blip2_jax/convert`. All in fp32 unless said. Allowed are, for values,
+`blip2_jax/convert`. All in fp32 unless said, our side compiled as the tests compile
+(tests/conftest.py: machine code without optimisation). Allowed are, for values,
 `1e-5 + 1e-4 |x|`, for gradients `1e-4 max|g| + 2e-6`; ids must be identical.
 
 """
