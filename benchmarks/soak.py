@@ -150,8 +150,8 @@ def run(script: Any, config: Any, run_dir: pathlib.Path, *args: Any, **kw: Any) 
       RuntimeError: the command failed; with the end of its log.
     """
     process = start(script, config, run_dir, *args, **kw)
-    if process.wait(PATIENCE_S):
-        raise RuntimeError(log_of(run_dir).read_text()[-2000:])
+    if code := process.wait(PATIENCE_S):
+        raise RuntimeError(f"code {code}: {log_of(run_dir).read_text()[-2000:]}")
 
 
 def run_and_kill(

@@ -47,7 +47,7 @@ def run_together(script, *arguments) -> None:
     try:
         for process in processes:
             _, errors = process.communicate(timeout=PATIENCE_S)
-            assert process.returncode == 0, errors[-2000:]
+            assert process.returncode == 0, (process.returncode, errors[-2000:])
     finally:
         for process in processes:
             process.kill()
