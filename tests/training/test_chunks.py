@@ -78,10 +78,11 @@ def test_stage1_keeps_its_contrastive_batch(count, axes):
     """Drawn negatives, losses, gradients; on one device, and on a mesh."""
     mesh = sharding.make_mesh(*axes, devices=jax.devices()[: axes[0] * axes[1]])
     gradients = jax.jit(stage1_in_chunks(MODEL, OPTIONS, count))
+    params, wanted = fresh(), expected()  # on no mesh: both cases share them
     with jax.set_mesh(mesh):
         rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         batch = jax.device_put(make_batch(), rows)
-        assert_same(gradients(fresh(), {}, batch, jax.random.key(3)), expected())
+        assert_same(gradients(params, {}, batch, jax.random.key(3)), wanted)
 
 
 def token_loss(params, batch, key, replay=None):
