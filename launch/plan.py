@@ -63,16 +63,10 @@ def parse(given: flags.FlagValues, argv: list[str]) -> None:
     Raises:
       flags.Error, LookupError, AttributeError, ...: from flags and configuration.
     """
-    rest = given(argv)
-    if len(rest) > 1:
-        raise flags.Error(f"unexpected argument {rest[1]!r}")
-    for name, example in (("config", "configs/stage1_vitg.py"),
-                          ("topology", "v5e:16x16")):  # fmt: skip
-        if given[name].value is None:
-            raise flags.Error(f"--{name} is missing, e.g. --{name} {example}")
+    examples = {"config": "configs/stage1_vitg.py", "topology": "v5e:16x16"}
+    train.parse_required(given, argv, **examples)
     if not 0 < given.mfu <= 1:
         raise flags.Error(f"--mfu is {given.mfu}; it is a share, above 0 and up to 1")
-    given.config.lock()  # a file that could not be read says so here
 
 
 def run(given: flags.FlagValues) -> int:

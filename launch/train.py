@@ -75,14 +75,20 @@ def parse(given: flags.FlagValues, argv: list[str]) -> None:
     Raises:
       flags.Error, LookupError, AttributeError, ...: from flags and configuration.
     """
+    parse_required(given, argv, config="configs/stage1_vitg.py")
+    if not given.workdir and not given.dry_run:
+        raise flags.Error("--workdir is missing: the directory of the run")
+
+
+def parse_required(given: flags.FlagValues, argv: list[str], **examples: str) -> None:
+    """Read the command line; flags that have an example here must be given."""
     rest = given(argv)
     if len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}")
-    if given.config is None:
-        raise flags.Error("--config is missing, e.g. --config configs/stage1_vitg.py")
+    for name, example in examples.items():
+        if given[name].value is None:
+            raise flags.Error(f"--{name} is missing, e.g. --{name} {example}")
     given.config.lock()  # a file that could not be read says so here
-    if not given.workdir and not given.dry_run:
-        raise flags.Error("--workdir is missing: the directory of the run")
 
 
 def run(given: flags.FlagValues) -> int:

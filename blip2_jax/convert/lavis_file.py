@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
-
-import numpy as np
+from collections.abc import Iterator
 
 from blip2_jax.convert import pickled, sizes
 from blip2_jax.convert.arrays import ConvertedArrays, Part
@@ -19,7 +17,7 @@ from blip2_jax.convert.lavis import POSITION_IDS, position_ids, stage1_rules
 from blip2_jax.convert.lavis_stage2 import stage2_rules
 from blip2_jax.convert.names import Array, Rule
 from blip2_jax.convert.opened import TEXT_BRANCH, TOWERS, Opened, expected_shapes
-from blip2_jax.convert.output import cast, progress, whole
+from blip2_jax.convert.output import progress, whole
 from blip2_jax.convert.sources import Source, SourceError
 from blip2_jax.convert.towers import language_part, resized, vision_part
 from blip2_jax.presets import Blip2Config, ViTConfig
@@ -124,24 +122,12 @@ def write_lavis(
         raise SourceError(f"a LAVIS file ends with .pth, not {output.name}")
     with whole(output) as place:
         place.parent.mkdir(parents=True, exist_ok=True)
-        pickled.save(_cast_once(lavis_arrays(model, complete), dtype), place)
+        pickled.save(lavis_arrays(model, complete), place, dtype)
     left = [tower.rstrip("/") for tower in ([] if complete else model.elsewhere)]
     lines = [f"left out, as LAVIS does: {', '.join(left)} (--complete)"] if left else []
     if carried := model.carried():
         lines.append(f"{len(carried)} arrays of the text branch have no place there")
     return lines
-
-
-def _cast_once(
-    arrays: Iterable[tuple[str, Array]], dtype: str | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Casts arrays; one that comes again at once, under another name, stays one."""
-    before: Array | None = None
-    made = np.empty(0)
-    for name, array in arrays:
-        if array is not before:
-            before, made = array, cast(np.asarray(array), dtype)
-        yield name, made
 
 
 def lavis_arrays(

@@ -15,14 +15,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from blip2_jax.convert.names import Array
+from blip2_jax.convert.output import cast
+
 SMALL = 2**20  # bytes; arrays below are kept in memory
 
 
-def save(arrays: Iterable[tuple[str, np.ndarray]], file: pathlib.Path) -> None:
+def save(
+    arrays: Iterable[tuple[str, Array]], file: pathlib.Path, dtype: str | None = None
+) -> None:
     """Write `{"model": {name: tensor}}`, as LAVIS does.
 
     Args:
-      arrays: made one by one. One object under several names is stored once.
+      arrays: made one by one. One object under several names in a row is stored once.
+      dtype: of all floating arrays; None keeps each one's own.
       file: beside it there must be room for a second copy while this runs.
 
     Raises:
@@ -31,15 +37,14 @@ def save(arrays: Iterable[tuple[str, np.ndarray]], file: pathlib.Path) -> None:
     import torch
 
     tensors: dict[str, Any] = {}
-    last: tuple[np.ndarray | None, Any] = None, None
+    last: tuple[Array | None, Any] = None, None
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=file.name) as scratch:
         for number, (name, array) in enumerate(arrays):
             if array is not last[0]:
                 place = pathlib.Path(scratch) / str(number)
-                last = array, _tensor(array, place)
+                last = array, _tensor(cast(np.asarray(array), dtype), place)
             tensors[name] = last[1]
         torch.save({"model": tensors}, file)
-        tensors, last = {}, (None, None)
 
 
 def _tensor(array: np.ndarray, place: pathlib.Path) -> Any:

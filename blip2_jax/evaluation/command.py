@@ -119,6 +119,7 @@ def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
     vision = model.model.config.vision
     size = 0 if isinstance(vision, FeaturesConfig) else vision.image_size
     data = EvaluationSet(specs, size, config.max_examples)
+    config = config.copy_and_resolve_references()  # the caller's stays as it is
     with config.unlocked():
         if config.text_length is None:
             config.text_length = text_length(run.data.max_text_length if run else None)

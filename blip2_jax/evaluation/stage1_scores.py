@@ -14,6 +14,7 @@ from numpy import ndarray as Array
 
 from blip2_jax import hosts, sharding
 from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
+from blip2_jax.inputs import padded
 from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer import ImageKeyValues
@@ -133,9 +134,7 @@ class Stage1Scorer:
 
     def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Any, "B ..."]:
         """Up to `batch_size` rows, the last one repeated, where the parameters are."""
-        missing = self.batch_size - len(rows)
-        filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        return sharding.beside(self._params, filled)
+        return sharding.beside(self._params, padded(rows, self.batch_size))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -18,13 +18,10 @@ from ml_collections import ConfigDict
 from blip2_jax import presets, sharding
 from blip2_jax.data import prompts
 from blip2_jax.training import config as configuration
-from blip2_jax.training import initialise
-from blip2_jax.training.optimizer import make_optimizer
-from blip2_jax.training.schedule import make_schedule
-from blip2_jax.training.setup import abstract_state
+from blip2_jax.training.setup import design
 from blip2_jax.training.state import TrainState
-from blip2_jax.training.step import TrainStep, make_train_step
-from blip2_jax.training.tasks import Task, compute_dtype, make_task, model_config
+from blip2_jax.training.step import TrainStep
+from blip2_jax.training.tasks import Task, compute_dtype, model_config
 
 # Token arrays of a batch by format, apart from stage 1's: the examples' own fields.
 _EXAMPLES = {
@@ -63,26 +60,16 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
       ValueError: the configuration cannot run, or its mesh or batch does not fit the
         number of devices.
     """
-    config = configuration.canonical(config)
-    configuration.validate(config)
-    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
-    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
-    task = make_task(config)
-    shapes = initialise.parameter_shapes(config, task)
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    state = abstract_state(optimizer, shapes.trainable, mesh)
-    layout = sharding.shardings(shapes.frozen, mesh)
+    made = design(configuration.canonical(config), devices)
+    config, shapes = made.config, made.shapes.frozen
     dtype = compute_dtype(config)
     frozen = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
-        shapes.frozen, layout,
+        shapes, sharding.shardings(shapes, made.mesh),
     )  # fmt: skip
-    step = make_train_step(
-        task, optimizer, schedule, mesh, state, frozen, seed=config.seed
-    )
-    batch = batch_shapes(config, task, sharding.batch_sharding(mesh))
-    return Program(config, mesh, step, state, frozen, batch)
+    batch = batch_shapes(config, made.task, sharding.batch_sharding(made.mesh))
+    step = made.train_step(frozen)
+    return Program(config, made.mesh, step, made.state, frozen, batch)
 
 
 def batch_shapes(

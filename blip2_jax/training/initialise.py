@@ -7,7 +7,6 @@ from. Then every parameter is listed as taken, new or left behind.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax import sharding
 from blip2_jax.convert.opened import TOWER_PREFIXES, TOWERS
+from blip2_jax.opening import is_run
 from blip2_jax.presets import Blip2Config
 from blip2_jax.training import partition
 from blip2_jax.training.checkpoints import Checkpoints
@@ -116,8 +116,7 @@ def frozen_sources(
 
 def tower_weights(spec: str, sizes: Blip2Config) -> Arrays:
     """The weights of a tower: of a file, or of the newest checkpoint of a run."""
-    is_run = (pathlib.Path(spec) / "checkpoints").is_dir()
-    return run_arrays(spec) if is_run else open_weights(spec, sizes)
+    return run_arrays(spec) if is_run(spec) else open_weights(spec, sizes)
 
 
 def initialise(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) -> Start:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ from blip2_jax.training import frozen, initialise, replay
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.config import ConfigError
 from blip2_jax.training.optimizer import make_optimizer
-from blip2_jax.training.partition import Tree
-from blip2_jax.training.schedule import make_schedule
+from blip2_jax.training.partition import Partition, Tree
+from blip2_jax.training.schedule import Schedule, make_schedule
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep, make_train_step
 from blip2_jax.training.tasks import Task, make_task
@@ -76,6 +77,57 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Design:
+    """What follows from a configuration and its devices alone: no file is opened.
+
+    Attributes:
+      config: canonical and valid.
+      mesh, task, optimizer: of the run.
+      shapes: of trainable and frozen parameters.
+      schedule: of the learning rate.
+      state: shapes of the state, that know where they live.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    task: Task
+    shapes: Partition
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    state: TrainState
+
+    def train_step(self, frozen: Tree) -> TrainStep:
+        """The step for these frozen parameters (or their shapes)."""
+        return make_train_step(
+            self.task, self.optimizer, self.schedule, self.mesh, self.state, frozen,
+            seed=self.config.seed,
+        )  # fmt: skip
+
+
+def design(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Design:
+    """Check a canonical configuration and design its step.
+
+    Args:
+      devices: all of them where absent; they need not be there.
+
+    Raises:
+      ValueError: the configuration cannot run, or its mesh or batch does not fit the
+        number of devices.
+    """
+    configuration.validate(config)
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
+    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
+    task = make_task(config)
+    shapes = initialise.parameter_shapes(config, task)
+    schedule = make_schedule(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
+    state = _abstract_state(optimizer, shapes.trainable, mesh)
+    return Design(config, mesh, task, shapes, schedule, optimizer, state)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Values:
     """The part of a run that a checkpoint or `config.init` provides."""
 
@@ -94,14 +146,9 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     """
     config = configuration.canonical(config)
     continues = bool(hosts.agree(check_directory(config, directory)))
-    configuration.validate(config)
-    mesh = sharding.make_mesh(**config.mesh.to_dict())
-    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
-    task = make_task(config)
-    shapes = initialise.parameter_shapes(config, task)
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    target = abstract_state(optimizer, shapes.trainable, mesh)
+    made = design(config)
+    mesh, task, shapes = made.mesh, made.task, made.shapes
+    optimizer, target = made.optimizer, made.state
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)
@@ -122,9 +169,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         directory=directory,
         mesh=mesh,
         task=task,
-        train_step=make_train_step(
-            task, optimizer, schedule, mesh, target, constants, seed=config.seed
-        ),
+        train_step=made.train_step(constants),
         start=values.step,
         state=values.state,
         frozen=constants,
@@ -253,16 +298,10 @@ def _sizes(mesh: Mesh, values: _Values, constants: Tree) -> str:
     return f"{mesh.size} {mesh.devices.flat[0].device_kind} ({axes}); {counts}"
 
 
-def abstract_state(
+def _abstract_state(
     optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
 ) -> TrainState:
-    """Shapes of the state, that know where they live.
-
-    Args:
-      optimizer: whose state it holds.
-      trainable: shapes of the trainable parameters.
-      mesh: of the run.
-    """
+    """Shapes of the state, that know where they live."""
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(
