@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
@@ -165,9 +164,6 @@ def _match(
     model: Blip2Stage1, params: PyTree, image: ImageKeyValues, ids: Any, mask: Any
 ) -> Any:
     """One image's keys and values [1, ...] against B texts."""
-    image = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (ids.shape[0], *x.shape[1:])), image
-    )
     apply = bind(model, params)
     queries = apply("multimodal_pass", ids, mask, image, queries_only=True)
     return apply("itm_logits", queries)

@@ -6,6 +6,8 @@ row that may attend to nothing stays finite.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -42,8 +44,25 @@ def attention(
     Returns:
       The context, in the dtype of `value`.
     """
-    weights = attention_weights(query, key, mask=mask, bias=bias, scale=scale)
-    weights = dropout(weights.astype(value.dtype), dropout_rate, dropout_key)
+    scores = einsum_fp32("bthk,bshk->bhts", query, key)
+    factor = _scale(query, scale)
+    return _mix(factor, dropout_rate, scores, value, bias, mask, dropout_key)
+
+
+# Checkpointed: of the T x S arrays the backward pass keeps the scores alone.
+@functools.partial(jax.checkpoint, static_argnums=(0, 1))
+def _mix(
+    factor: float,
+    rate: float,
+    scores: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    key: PRNGKeyArray | None,
+) -> Array:
+    """From products of queries and keys to the context."""
+    weights = jax.nn.softmax(_restrict(scores * factor, bias, mask), axis=-1)
+    weights = dropout(weights.astype(value.dtype), rate, key)
     return einsum("bhts,bshk->bthk", weights, value)
 
 

@@ -49,17 +49,20 @@ class Blip2Stage1(Blip2Base):
         ids: Int[Array, "B T"],
         mask: Bool[Array, "B T"],
         image: ImageKeyValues,
+        other: ImageKeyValues = (),
         *,
         queries_only: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B N D"]:
         """Queries, then text, seeing each other; the queries read the image.
 
-        `queries_only`: the output of the queries, N = Q.
+        Texts outnumber images where neighbours share one, and the last of them reads
+        the `other` image. `queries_only`: the output of the queries, N = Q.
         """
         return self.qformer.multimodal_pass(
-            self.query_tokens, ids, mask, image, queries_only=queries_only, key=key
-        )
+            self.query_tokens, ids, mask, image, other,
+            queries_only=queries_only, key=key,
+        )  # fmt: skip
 
     def generate_pass(
         self,

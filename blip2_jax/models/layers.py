@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
@@ -21,9 +22,21 @@ from blip2_jax.models.precision import precision_of
 
 INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
 MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
+# Names matrix products that are hidden in a checkpoint, for policies that keep them.
+PRODUCT = "product"
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution at x (Hendrycks and Gimpel 2016), in fp32.
+
+    By erf, as PyTorch; jax's own takes erfc, which costs a CPU three times as much.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
@@ -64,13 +77,21 @@ def dense(
     )
 
 
-def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.LayerNorm:
-    """Layer norm computed in fp32, returned in `dtype`."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False)
+def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.Module:
+    """Layer norm computed in fp32, returned in `dtype`.
+
+    Its input is all that the backward pass keeps.
+    """
+    return nn.remat(nn.LayerNorm)(
+        epsilon=epsilon, dtype=dtype, use_fast_variance=False
+    )
 
 
 class Mlp(nn.Module):
-    """Two dense layers around an activation: `up`, then `down`."""
+    """Two dense layers around an activation: `up`, then `down`.
+
+    For the backward pass what comes out of `up` is kept, and nothing of the activation.
+    """
 
     mlp_dim: int
     width: int
@@ -82,7 +103,11 @@ class Mlp(nn.Module):
         self.down = dense(self.width, self.dtype)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return checkpoint_name(self._activate(self.up(x)), PRODUCT)
+
+    @nn.remat
+    def _activate(self, hidden: Float[Array, "... F"]) -> Float[Array, "... D"]:
+        return self.down(ACTIVATIONS[self.activation](hidden))
 
 
 class MultiHeadAttention(nn.Module):

@@ -8,6 +8,8 @@ computed once (`image_keys_values`) and handed to each pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -119,7 +121,8 @@ class QFormer(nn.Module):
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         queries = _repeat(query_tokens, image[0][0].shape[0])
         x = self.embeddings(queries, embedding_key)
-        return self._run(x, queries.shape[1], image=image, keys=keys)
+        images = [(each,) for each in image]
+        return self._run(x, queries.shape[1], images=images, keys=keys)
 
     def text_pass(
         self,
@@ -145,6 +148,7 @@ class QFormer(nn.Module):
         ids: Int[Array, "B T"],
         mask: Bool[Array, "B T"],
         image: ImageKeyValues,
+        other: ImageKeyValues = (),
         *,
         queries_only: bool = False,
         key: PRNGKeyArray | None = None,
@@ -152,6 +156,9 @@ class QFormer(nn.Module):
         """Queries and text see each other; the queries read the image (ITM).
 
         Args:
+          ids, mask: of B texts.
+          image: of as many images, or of fewer that B / images neighbours share.
+          other: of as many images again, each for the last of the neighbours.
           queries_only: N = Q, the queries' output; the last block leaves out what the
             text would become there. Else N = Q + T, queries first.
         """
@@ -162,7 +169,9 @@ class QFormer(nn.Module):
         count = queries.shape[1]
         seen = masks.bidirectional(count, mask)
         keep = count if queries_only else None
-        return self._run(x, count, mask=seen, image=image, keep=keep, keys=keys)[0]
+        both = (image, other) if other else (image,)
+        images = tuple(zip(*both, strict=True))
+        return self._run(x, count, mask=seen, images=images, keep=keep, keys=keys)[0]
 
     def generate_pass(
         self,
@@ -190,7 +199,7 @@ class QFormer(nn.Module):
             if layer.reads_image:
                 key_value = next(remaining)
                 maps.append(layer.image_attention_weights(x, key_value))
-                x = layer.attend_image(x, key_value)
+                x = layer.attend_image(x, (key_value,))
             x = layer.feed_forward_queries(x)
         return tuple(maps)
 
@@ -265,7 +274,7 @@ class QFormer(nn.Module):
         keys: list[PRNGKeyArray | None],
         mask: Bool[Array, "..."] | None = None,
         past: QueryCache | None = None,
-        image: ImageKeyValues = (),
+        images: Sequence[tuple[KeyValue, ...]] = (),
         keep: int | None = None,
     ) -> tuple[Float[Array, "B M D"], QueryCache]:
         """All blocks in order; the last one computes the first `keep` rows alone.
@@ -273,14 +282,14 @@ class QFormer(nn.Module):
         Whatever else a compiler removes, it does not narrow a product whose output is
         read in part.
         """
-        remaining, caches = iter(image), []
+        remaining, caches = iter(images), []
         for index, layer in enumerate(self.layer):
             x, cache = layer(
                 x,
                 num_queries,
                 mask=mask,
                 past=None if past is None else past[index],
-                image=next(remaining, None) if layer.reads_image else None,
+                images=next(remaining, ()) if layer.reads_image else (),
                 keep=keep if index == self.config.depth - 1 else None,
                 key=keys[index],
             )

@@ -6,6 +6,8 @@ blocks that can) and take the query feed-forward; text takes its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -52,7 +54,7 @@ class QFormerLayer(nn.Module):
         *,
         mask: Bool[Array, "..."] | None = None,
         past: KeyValue | None = None,
-        image: KeyValue | None = None,
+        images: Sequence[KeyValue] = (),
         keep: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B M D"], KeyValue]:
@@ -63,7 +65,7 @@ class QFormerLayer(nn.Module):
           num_queries: how many of the N rows are queries.
           mask: broadcastable to [B, H, N, past + N].
           past: keys and values seen before those of `x`.
-          image: `image_key_value`, read by the queries.
+          images: from `image_key_value`, read by the queries; see `attend_image`.
           keep: only the first `keep` rows are computed, M of them; all are attended
             to. None: M = N.
           key: dropout; None = none.
@@ -76,8 +78,8 @@ class QFormerLayer(nn.Module):
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
         if num_queries:
-            if self.reads_image and image is not None:
-                queries = self.attend_image(queries, image, key=keys[1])
+            if self.reads_image and images:
+                queries = self.attend_image(queries, images, key=keys[1])
             parts.append(self.feed_forward_queries(queries, key=keys[2]))
         if text.shape[1]:
             parts.append(self.feed_forward_text(text, key=keys[3]))
@@ -111,19 +113,44 @@ class QFormerLayer(nn.Module):
 
     def attend_image(
         self,
-        queries: Float[Array, "B Q D"],
-        image: KeyValue,
+        queries: Float[Array, "N Q D"],
+        images: Sequence[KeyValue],
         *,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B Q D"]:
-        """Cross-attention of the queries to the image, residual and norm."""
-        probability_key, output_key = split_key(key, 2)
-        context = attention(
-            self.cross_attention.project_query(queries), *image,
-            dropout_key=probability_key, dropout_rate=self.config.dropout,
-        )
-        out = self._drop(self.cross_attention.project_output(context), output_key)
+    ) -> Float[Array, "N Q D"]:
+        """Cross-attention of the queries to the image, residual and norm.
+
+        Args:
+          queries: N = R * B rows, R neighbours to each of B images.
+          images: keys and values of B images. Of several, the first is read by all
+            neighbours but the last, which take one of the others each.
+          key: dropout; None = none.
+        """
+        keys = split_key(key, 1 + len(images))
+        context = self._read(self.cross_attention.project_query(queries), images, keys)
+        out = self._drop(self.cross_attention.project_output(context), keys[-1])
         return self.cross_attention_norm(queries + out)
+
+    def _read(
+        self,
+        queries: Float[Array, "N Q H K"],
+        images: Sequence[KeyValue],
+        keys: Sequence[PRNGKeyArray | None],
+    ) -> Float[Array, "N Q H K"]:
+        """The queries of neighbours that share an image attend to it together."""
+        batch = images[0][0].shape[0]
+        neighbours = queries.reshape(batch, -1, *queries.shape[1:])
+        first = neighbours.shape[1] - len(images) + 1
+        starts = list(range(first, neighbours.shape[1]))
+        parts = jnp.split(neighbours, starts, axis=1)
+        contexts = []
+        for part, image, key in zip(parts, images, keys, strict=False):
+            together = part.reshape(batch, -1, *part.shape[3:])
+            context = attention(
+                together, *image, dropout_key=key, dropout_rate=self.config.dropout
+            )
+            contexts.append(context.reshape(part.shape))
+        return jnp.concatenate(contexts, axis=1).reshape(queries.shape)
 
     def image_attention_weights(
         self, queries: Float[Array, "B Q D"], image: KeyValue

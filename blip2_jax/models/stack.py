@@ -30,13 +30,17 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from blip2_jax.models import weights_first
+from blip2_jax.models.layers import PRODUCT
 from blip2_jax.sharding import divides_parameters, gather_layer
 
 # What the backward pass may keep of a block; the rest is computed again.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep everything: no rematerialisation
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    ),
 }
 
 

@@ -8,13 +8,19 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.attention import attention
 from blip2_jax.models.cache import KeyValue, Step, prefill_attention, step_attention
 from blip2_jax.models.dropout import dropout, split_key
-from blip2_jax.models.layers import ACTIVATIONS, MultiHeadAttention, dense
+from blip2_jax.models.layers import (
+    ACTIVATIONS,
+    PRODUCT,
+    MultiHeadAttention,
+    dense,
+)
 from blip2_jax.models.masks import padding
 from blip2_jax.presets import T5Config
 
@@ -49,9 +55,9 @@ def relative_buckets(
     return offset + jnp.where(distance < exact, distance, far)
 
 
-def rms_norm(config: T5Config, dtype: DTypeLike) -> nn.RMSNorm:
+def rms_norm(config: T5Config, dtype: DTypeLike) -> nn.Module:
     """Scales by the root mean square, computed in fp32, returned in `dtype`."""
-    return nn.RMSNorm(epsilon=config.layer_norm_eps, dtype=dtype)
+    return nn.remat(nn.RMSNorm)(epsilon=config.layer_norm_eps, dtype=dtype)
 
 
 class GatedMlp(nn.Module):
@@ -68,7 +74,16 @@ class GatedMlp(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "B T D"]:
-        inner = ACTIVATIONS[self.config.activation](self.gate(x)) * self.up(x)
+        return checkpoint_name(self._activate(self.gate(x), self.up(x), key), PRODUCT)
+
+    @nn.remat
+    def _activate(
+        self,
+        gate: Float[Array, "B T F"],
+        up: Float[Array, "B T F"],
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        inner = ACTIVATIONS[self.config.activation](gate) * up
         return self.down(dropout(inner, self.config.dropout, key))
 
 

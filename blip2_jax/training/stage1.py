@@ -115,7 +115,7 @@ def stage1_loss(
         other = jax.tree.map(lambda x: x[negatives.text[::every]], own)
         itm, accuracy = matching(
             model, params, jax.tree.map(lambda x: x[::every], own), other,
-            _paired_images(model, params, encoded, negatives, options),
+            *_paired_images(model, params, encoded, negatives, options),
             objectives.has_negative(itc.positives)[::every], keys[1], options,
         )  # fmt: skip
         metrics |= {"loss_itm": itm, "itm_accuracy": accuracy, "negatives": negatives}
@@ -210,11 +210,12 @@ def matching(
     own: Texts,
     other: Texts,
     image: ImageKeyValues,
+    other_image: ImageKeyValues,
     valid: Bool[Array, " B"],
     key: PRNGKeyArray | None,
     options: Stage1Options,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Matching of (image, text), (negative image, text), (image, negative text).
+    """Matching of (image, text), (image, negative text), (negative image, text).
 
     The three pairs of a row stand next to each other, so that a batch divided over
     devices stays where it is.
@@ -223,16 +224,19 @@ def matching(
       model, params, key, options: see `stage1_loss`.
       own: the texts of the rows.
       other: their negatives.
-      image: keys and values of the pairs' images [3B, ...].
+      image: keys and values of the rows' images, read by two pairs each; of all pairs
+        [3B, ...] where they are not to be shared.
+      other_image: those of their negatives; () where they are not to be shared.
       valid: rows that have a negative.
 
     Returns:
       The ITM loss, and its accuracy.
     """
     apply = bind(model, params)
-    texts = jax.tree.map(lambda own, other: triples(own, own, other), own, other)
+    texts = jax.tree.map(lambda own, other: triples(own, other, own), own, other)
     queries = apply(
-        "multimodal_pass", texts.ids, texts.mask, image, queries_only=True, key=key
+        "multimodal_pass", texts.ids, texts.mask, image, other_image,
+        queries_only=True, key=key,
     )
     logits = apply("itm_logits", queries).reshape(-1, 3, 2)
     matches = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
@@ -245,8 +249,8 @@ def _paired_images(
     encoded: Encoded,
     negatives: Negatives,
     options: Stage1Options,
-) -> ImageKeyValues:
-    """Keys and values of the images of all pairs [3B, ...].
+) -> tuple[ImageKeyValues, ImageKeyValues]:
+    """Keys and values of the images of the pairs, as `matching` takes them.
 
     On one device those of the negatives are taken from the batch's own. Between
     devices the frozen features travel, and are normed and projected where they are
@@ -258,13 +262,12 @@ def _paired_images(
         sampled = gather_rows(features, negatives.image)[::every]
     if not options.share_kv:
         features = features[::every]
-        return apply("image_keys_values", triples(features, sampled, features))
+        return apply("image_keys_values", triples(features, features, sampled)), ()
     own = jax.tree.map(lambda x: x[::every], encoded.image)
     if batch_axes():
-        other = apply("image_keys_values", sampled)
-    else:
-        other = jax.tree.map(lambda x: x[negatives.image[::every]], encoded.image)
-    return jax.tree.map(lambda own, other: triples(own, other, own), own, other)
+        return own, apply("image_keys_values", sampled)
+    other = jax.tree.map(lambda x: x[negatives.image[::every]], encoded.image)
+    return own, other
 
 
 def captioning(

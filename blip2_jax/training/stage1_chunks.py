@@ -170,12 +170,10 @@ def _second_pass(
     metrics: chunks.Metrics = {}
     if options.itm_weight:
         other = bind(model, params)("image_keys_values", item.other_features)
-        image = jax.tree.map(
-            lambda own, other: stage1.triples(own, other, own), encoded.image, other
-        )
         itm, accuracy = stage1.matching(
-            model, params, own, item.other, image, item.valid, keys[1], options
-        )
+            model, params, own, item.other, encoded.image, other, item.valid,
+            keys[1], options,
+        )  # fmt: skip
         share = item.valid.sum() / totals.rows
         metrics |= {"loss_itm": itm * share, "itm_accuracy": accuracy * share}
         value += options.itm_weight * metrics["loss_itm"]

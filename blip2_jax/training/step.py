@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from blip2_jax import sharding
+from blip2_jax.host_memory import give_back_after_compiling
 from blip2_jax.training.partition import merge
 from blip2_jax.training.schedule import Schedule
 from blip2_jax.training.state import TrainState, step_key
@@ -116,6 +117,7 @@ def make_train_step(
       state, frozen: arrays or their shapes; only read for the layout.
       seed: of the run; a step's key is `step_key(seed, step)`.
     """
+    give_back_after_compiling()
     state_layout = sharding.shardings(state, mesh)
     frozen_layout = sharding.shardings(frozen, mesh)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
