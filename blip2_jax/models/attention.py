@@ -1,15 +1,18 @@
 """The attention primitive of every model, and its form for decoding with beams.
 
 Scores and softmax are fp32. A masked score is a large finite negative number, so a
-row that may attend to nothing stays finite.
+row that may attend to nothing stays finite. On a GPU `fused_attention` may compute it.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from blip2_jax.models import fused_attention
 from blip2_jax.models.dropout import dropout
 from blip2_jax.models.precision import einsum, einsum_fp32
 
@@ -42,6 +45,31 @@ def attention(
     Returns:
       The context, in the dtype of `value`.
     """
+    if fused_attention.is_chosen() and fused_attention.is_possible(
+        query, key, restricted=not (mask is None and bias is None),
+        dropout=dropout_key is not None and dropout_rate > 0,
+    ):  # fmt: skip
+        factor = _scale(query, scale)
+        plain = functools.partial(_attention, scale=factor)
+        return fused_attention.fused(query, key, value, mask, bias, factor, plain)
+    return _attention(
+        query, key, value, mask=mask, bias=bias, scale=scale,
+        dropout_key=dropout_key, dropout_rate=dropout_rate,
+    )  # fmt: skip
+
+
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+    dropout_rate: float = 0.0,
+) -> Array:
+    """`attention` as products and a softmax."""
     weights = attention_weights(query, key, mask=mask, bias=bias, scale=scale)
     weights = dropout(weights.astype(value.dtype), dropout_rate, dropout_key)
     return einsum("bhts,bshk->bthk", weights, value)
