@@ -4,7 +4,8 @@
 
 Stage 1 with ViT-g in the step, beside the original (`--lavis`); stage 2 with OPT-2.7B
 and FlanT5-XL beside transformers' `Blip2ForConditionalGeneration` (`--torch_python`).
-Torch runs under autocast with SDPA and a fused AdamW. `--tiny` runs everywhere.
+Ours twice: attention by XLA, and by cuDNN where it can. Torch runs under autocast with
+SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere, without cuDNN.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "opt": {"preset": "pretrain_opt2.7b", "text": 24, "target": 0, "rows": 32},
     "t5": {"preset": "pretrain_flant5xl", "text": 12, "target": 12, "rows": 32},
 }
+OURS = "ours"  # how the names of our rows begin
 HEAD = ("", "images/s", "ratio", "MFU", "of executed FLOPs", "device GB")
 
 
@@ -31,7 +33,7 @@ def main() -> int:
     parser = harness.arguments(__doc__ or "", rounds=10)
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--rows", type=int, default=0, help="of a batch")
-    parser.add_argument("--device", default="cuda", help="of torch: cuda or cpu")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu, torch's name")
     options = parser.parse_args()
     for name in options.model or MODELS:
         entry = MODELS[name]
@@ -58,7 +60,7 @@ def run(options: Any, name: str, given: dict[str, int]) -> tuple[str, str]:
             cells.append(f"{times[workers[-1].name] / taken:.2f}")
             shares = workers[0].ask("mfu", seconds=taken, **given)[1:]
             cells += [f"{share:.1%}" for share in shares]
-            if worker is not workers[0]:
+            if not worker.name.startswith(OURS):
                 cells[-1] = ""  # what torch executes is not counted
             memory = worker.ask("device_peak")
             rows.append([worker.name, *cells, f"{memory:.1f}"])
@@ -68,22 +70,27 @@ def run(options: Any, name: str, given: dict[str, int]) -> tuple[str, str]:
 def contestants(
     options: Any, name: str, given: dict[str, int]
 ) -> list[harness.Worker]:
-    """Us, and the peer of this model where its interpreter is named."""
+    """Us, both ways, and the peer of this model where its interpreter is named."""
     sizes = presets.to_plain(tiny(name) if options.tiny else preset(name))
     settings = {"sizes": sizes, **given, "precision": "bfloat16"}
+    device = {"device": options.device}
+    found = []
+    if options.device != "cpu":
+        found.append(harness.Worker(
+            f"{OURS}, cuDNN attention", sys.executable, "ours.py", "training",
+            settings | {"attention": "cudnn"}, options.threads,
+        ))  # fmt: skip
     if name == "stage1":
-        theirs = {"device": options.device}
-        return harness.pair(options, "training", settings, theirs)
-    ours = harness.Worker(
-        "ours", sys.executable, "ours.py", "training", settings, options.threads
-    )
-    if not options.torch_python:
-        return [ours]
-    settings = {"sizes": sizes, **given, "device": options.device}
-    return [ours, harness.Worker(
-        "transformers", options.torch_python, "transformers_peer.py", "training",
-        settings, options.threads,
-    )]  # fmt: skip
+        return found + harness.pair(options, "training", settings, device)
+    found.append(harness.Worker(
+        OURS, sys.executable, "ours.py", "training", settings, options.threads
+    ))  # fmt: skip
+    if options.torch_python:
+        found.append(harness.Worker(
+            "transformers", options.torch_python, "transformers_peer.py", "training",
+            {"sizes": sizes, **given, **device}, options.threads,
+        ))  # fmt: skip
+    return found
 
 
 def preset(name: str) -> presets.Blip2Config:

@@ -163,9 +163,10 @@ class Images:
 
     def versions(self) -> str:
         """Of what decodes and resizes."""
-        import PIL  # noqa: F401
+        import cv2
+        import PIL
 
-        return harness.versions("PIL")
+        return harness.versions(PIL.__name__, cv2.__name__)
 
     def load(self, rows: int = 8) -> float:
         """Seconds for all photos, in batches."""

@@ -17,7 +17,7 @@ class Training(Machine):
 
     def __init__(
         self, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
-        precision: str = "float32", scan: bool = True,
+        precision: str = "float32", scan: bool = True, attention: str = "xla",
     ) -> None:  # fmt: skip
         """Build the step.
 
@@ -26,7 +26,7 @@ class Training(Machine):
           rows: of the batch.
           text: tokens of a text; of the encoder's input in an encoder-decoder.
           target: tokens of a decoder's target.
-          precision, scan: of the configuration.
+          precision, scan, attention: of the configuration.
         """
         import jax
 
@@ -55,7 +55,7 @@ class Training(Machine):
         self.sizes = task.model.config
         fields = batch(self.sizes, rows, text, target)
         self.batch = jax.device_put(fields, step.batch)
-        self.train_step = step
+        self.train_step, self._attention = step, attention
 
     def step(self) -> float:
         """Seconds of one step."""
@@ -106,9 +106,12 @@ class Training(Machine):
     def _step(self, replay: Any = None) -> Any:
         import jax
 
-        self.state, metrics = self.train_step(
-            self.state, self.frozen, self.batch, replay
-        )
+        from blip2_jax.models import fused_attention
+
+        with fused_attention.chosen(self._attention):
+            self.state, metrics = self.train_step(
+                self.state, self.frozen, self.batch, replay
+            )
         jax.block_until_ready(self.state)
         return metrics
 

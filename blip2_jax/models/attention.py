@@ -1,7 +1,7 @@
 """The attention primitive of every model, and its form for decoding with beams.
 
 Scores and softmax are fp32. A masked score is a large finite negative number, so a
-row that may attend to nothing stays finite.
+row that may attend to nothing stays finite. On a GPU `fused_attention` may compute it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from blip2_jax.models import fused_attention
 from blip2_jax.models.dropout import dropout
 from blip2_jax.models.precision import einsum, einsum_fp32
 
@@ -44,15 +45,39 @@ def attention(
     Returns:
       The context, in the dtype of `value`.
     """
-    scores = einsum_fp32("bthk,bshk->bhts", query, key)
     factor = _scale(query, scale)
-    return _mix(factor, dropout_rate, scores, value, bias, mask, dropout_key)
+    if fused_attention.is_chosen() and fused_attention.is_possible(
+        query, key, restricted=not (mask is None and bias is None),
+        dropout=dropout_key is not None and dropout_rate > 0,
+    ):  # fmt: skip
+        plain = functools.partial(_attention, scale=factor)
+        return fused_attention.fused(query, key, value, mask, bias, factor, plain)
+    return _attention(
+        query, key, value, mask=mask, bias=bias, scale=factor,
+        dropout_key=dropout_key, dropout_rate=dropout_rate,
+    )  # fmt: skip
+
+
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    scale: float,
+    dropout_key: PRNGKeyArray | None = None,
+    dropout_rate: float = 0.0,
+) -> Array:
+    """`attention` as products and a softmax."""
+    scores = einsum_fp32("bthk,bshk->bhts", query, key)
+    return _mix(scale, dropout_rate, scores, value, bias, mask, dropout_key)
 
 
 # Checkpointed: of the T x S arrays the backward pass keeps the scores alone.
 @functools.partial(jax.checkpoint, static_argnums=(0, 1))
 def _mix(
-    factor: float,
+    scale: float,
     rate: float,
     scores: Array,
     value: Array,
@@ -61,7 +86,7 @@ def _mix(
     key: PRNGKeyArray | None,
 ) -> Array:
     """From products of queries and keys to the context."""
-    weights = jax.nn.softmax(_restrict(scores * factor, bias, mask), axis=-1)
+    weights = jax.nn.softmax(_restrict(scores * scale, bias, mask), axis=-1)
     weights = dropout(weights.astype(value.dtype), rate, key)
     return einsum("bhts,bshk->bthk", weights, value)
 

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from blip2_jax.dot_count import traced_dots
+from blip2_jax.models import fused_attention
 from blip2_jax.planning.collectives import Collective, by_kind, collectives
 from blip2_jax.planning.estimate import (
     ASSUMPTIONS,
@@ -107,7 +108,9 @@ def make_plan(
       ValueError: the configuration, its mesh or its batch cannot be.
     """
     program = training_program(config, topology.devices)
-    traced = program.trace()
+    platform = topology.devices[0].platform
+    with fused_attention.chosen(program.config.model.attention, platform):
+        traced = program.trace()
     dots = traced_dots(traced.jaxpr)
     arguments = argument_memory(program)
     capacity = None if topology.chip is None else topology.chip.memory

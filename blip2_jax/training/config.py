@@ -30,6 +30,7 @@ CHANGEABLE = (
     "frozen_sources",  # files may move; their digests must be the same
     "log_every",
     "mesh",
+    "model.attention",
     "data.workers",
     "data.prefetch",
     "data.max_broken_share",
@@ -113,6 +114,9 @@ def _model() -> ConfigDict:
             "overrides": {},
             "scan": True,  # towers as one scanned block: small programs
             "remat": "none",  # what the backward pass recomputes, by name
+            # "cudnn": by cuDNN's kernel where it can (docs/training.md); "auto": the
+            # same on a GPU. Which one is faster has not been measured.
+            "attention": "xla",
         }
     )
 

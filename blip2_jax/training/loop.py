@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from blip2_jax import hosts, sharding
 from blip2_jax.evaluation.evaluators import best_metric
 from blip2_jax.flops import mfu_numerator
+from blip2_jax.models import fused_attention
 from blip2_jax.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.training import replay
 from blip2_jax.training.config import ConfigError, to_plain
@@ -50,7 +51,12 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
       ValueError, OSError, CheckpointError: see `set_up`.
       NonFiniteLoss, TooManyBroken: the run cannot go on.
     """
-    run = set_up(config, pathlib.Path(directory).absolute())
+    with fused_attention.chosen(config.model.attention):
+        return _train(set_up(config, pathlib.Path(directory).absolute()))
+
+
+def _train(run: Run) -> int:
+    """`train`, once all is set up."""
     loop = Loop(run)
     # Between processes, jax itself listens for SIGTERM, so that all stop at one step.
     signals = (signal.SIGINT,) + ((signal.SIGTERM,) if jax.process_count() == 1 else ())

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from generated import encoded, picture
@@ -14,6 +15,7 @@ from blip2_jax.data.images import (
     crop_box,
     decode_image,
     evaluation_image,
+    fast_bicubic,
     training_image,
 )
 from blip2_jax.data.sources.base import BrokenSample
@@ -86,6 +88,7 @@ def test_jpegs_are_decoded_at_reduced_scale_when_that_is_enough():
     config = ImageConfig(size=224)
     assert config.at_least == 366  # the smallest crop of it keeps 224 pixels
     assert ImageConfig(size=224, augment=False).at_least == 0
+    assert ImageConfig(size=224, pillow=True).at_least == 0
 
 
 def test_reduced_decoding_hardly_changes_what_is_seen():
@@ -123,6 +126,71 @@ def test_a_crop_is_pillows_crop_resized_and_mirrored():
     crop = Image.fromarray(pixels).crop((left, top, left + width, top + height))
     expected = np.asarray(crop.resize((32, 32), Image.Resampling.BICUBIC))[:, ::-1]
     np.testing.assert_array_equal(result, expected)
+
+
+def _encodings() -> list[bytes]:
+    """JPEGs of odd and even sides, all samplings of colours, orders, orientations."""
+    turned = Image.Exif()
+    turned[0x112] = 6
+    options = [{"subsampling": kind} for kind in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")]
+    options += [{"progressive": True}, {"exif": turned}, {"restart_marker_rows": 1}]
+    options += [{"keep_rgb": True, "subsampling": "4:4:4"}, {"quality": 20}]
+    return [
+        encoded(picture(number, *sides), "JPEG", **more)
+        for number, more in enumerate(options)
+        for sides in ((37, 61), (16, 16), (161, 83))
+    ]
+
+
+@pytest.mark.parametrize("at_least", [1, 8, 30, 80])
+def test_opencv_decodes_as_pillow_does(at_least):
+    for data in [*_encodings(), encoded(picture(9).convert("CMYK"), "JPEG")]:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(image.mode, (at_least, at_least))
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(decode_image(data, "key", at_least), expected)
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut and closed", "zeros", "flipped"])
+def test_broken_jpegs_are_the_same_faults_for_training_and_evaluation(damage):
+    whole = encoded(picture(5, 200, 150), "JPEG", progressive=damage == "flipped")
+    for place in range(700, len(whole) - 60, 400):
+        data = {
+            "cut": whole[:place],
+            "cut and closed": whole[:place] + whole[-2:],
+            "zeros": whole[:place] + bytes(50) + whole[place + 50 :],
+            "flipped": whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :],
+        }[damage]
+        full, training = _outcome(data, 0), _outcome(data, 140)
+        assert full[0] == training[0]
+        np.testing.assert_array_equal(full[1], training[1])
+
+
+def _outcome(data: bytes, at_least: int) -> tuple[str, np.ndarray]:
+    try:
+        return "", decode_image(data, "key", at_least)
+    except BrokenSample as error:
+        return error.cause, np.zeros(0)
+
+
+@pytest.mark.parametrize("width, height", [(70, 64), (96, 80), (127, 100), (300, 130)])
+def test_fast_resampling_smooths_what_it_shrinks(width, height):
+    """On the finest stripes there are, which plain bicubic turns into new patterns."""
+    rows, columns = np.mgrid[:height, :width]
+    stripes = np.stack([columns % 2, rows % 2, (rows + columns) % 2], -1) * 60 + 98
+    stripes = stripes.astype(np.uint8)
+    exact = np.asarray(
+        Image.fromarray(stripes).resize((64, 64), Image.Resampling.BICUBIC), int
+    )
+    plain = cv2.resize(stripes, (64, 64), interpolation=cv2.INTER_CUBIC)
+    fast = np.abs(fast_bicubic(stripes, 64) - exact)
+    assert fast.mean() < 0.4 * np.abs(plain - exact).mean()
+
+
+def test_fast_resampling_keeps_the_brightness():
+    for side in range(40, 200):
+        grey = np.full((side, 220 - side, 3), 201, np.uint8)
+        assert (fast_bicubic(grey, 64) == 201).all()
 
 
 @pytest.mark.parametrize("width", [48, 90, 160, 640])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.data.images import evaluation_image, fast_bicubic
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.registry import build_source
 
@@ -72,6 +73,19 @@ def test_coco_evaluation_images_equal_pillow(data, tmp_path):
             image = Image.open(file).convert("RGB")
             expected = image.resize((224, 224), Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(batch["image"][row], expected)
+
+
+def test_what_training_takes_from_opencv_is_what_pillow_makes(data, tmp_path):
+    """The same pixels decoded, and resampled hardly others."""
+    source = build_source(tars(data, tmp_path, "coco_mini/val-*.tar"))
+    apart = []
+    for index in range(40):
+        pixels = source.load_image(index, at_least=224)
+        np.testing.assert_array_equal(pixels, source.load_image(index))
+        for size in (48, 96, 160, 224):
+            exact = evaluation_image(pixels, size).astype(int)
+            apart.append(np.abs(fast_bicubic(pixels, size) - exact).mean())
+    assert np.mean(apart) < 0.7 and np.max(apart) < 2
 
 
 def test_daquar_questions(data, tmp_path):

@@ -37,6 +37,12 @@ def losses(run_dir) -> dict[int, float]:
     }
 
 
+def test_a_kernel_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+        train(toy_config(**{"model.attention": "cudnn"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_leaves_what_the_documentation_lists(tmp_path):
     config = toy_config()
     assert train(config, tmp_path / "run") == 0
