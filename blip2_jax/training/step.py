@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from blip2_jax import sharding
-from blip2_jax.host_memory import give_back_after_compiling
+from blip2_jax.host_memory import compiler_options, give_back_after_compiling
 from blip2_jax.training.partition import merge
 from blip2_jax.training.schedule import Schedule
 from blip2_jax.training.state import TrainState, step_key
@@ -147,5 +147,6 @@ def make_train_step(
         in_shardings=(state_layout, frozen_layout, rows, whole),
         out_shardings=(state_layout, whole),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
     return TrainStep(mesh, state_layout, frozen_layout, rows, jitted)

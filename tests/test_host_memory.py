@@ -1,0 +1,54 @@
+"""Tests of host_memory: freed memory really goes back, and the option is known here."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from blip2_jax import host_memory, sharding
+
+# A process that keeps what it frees, as a Makefile's MALLOC_... asks, in many pieces.
+HOLDING = """
+import jax, numpy, resource
+from blip2_jax import host_memory
+
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+if {listens}:
+    host_memory._LARGE = 0.0
+    host_memory.give_back_after_compiling()
+pieces = [numpy.ones(2**15) for _ in range(800)]
+kept = pieces[::100]
+before = resident()
+del pieces
+jax.jit(lambda x: x * 3)(2.0).block_until_ready()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of Linux")
+def test_what_was_freed_goes_back_after_compiling():
+    keeps = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+    def given_back(listens: bool) -> int:
+        command = [sys.executable, "-c", HOLDING.format(listens=listens)]
+        environment = os.environ | keeps | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    freed = 792 * 2**15 * 8 // 1024  # kB
+    assert given_back(listens=False) < 0.1 * freed
+    assert given_back(listens=True) > 0.7 * freed
+
+
+def test_a_thrifty_order_is_for_programs_of_a_cpu():
+    options = host_memory.compiler_options(sharding.make_mesh())
+    assert options == host_memory._LITTLE_MEMORY
+    found = jax.jit(lambda x: x + 1, compiler_options=options)(1)
+    assert int(found) == 2
