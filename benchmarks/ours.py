@@ -34,8 +34,8 @@ class Generation(Machine):
         import jax.numpy as jnp
 
         from blip2_jax import presets
+        from blip2_jax.generation import programs
         from blip2_jax.generation.config import DecodingConfig
-        from blip2_jax.generation.programs import read_stage2, write_stage2
         from blip2_jax.models.blip2 import init_params
         from blip2_jax.models.blip2_stage2 import Blip2Stage2
 
@@ -50,12 +50,16 @@ class Generation(Machine):
         )
         language: Any = self.config.language_model
         end = getattr(language, "eos_id", language.vocab_size - 1)
-        self._read = jax.jit(functools.partial(read_stage2, model))
+        self._read = jax.jit(functools.partial(programs.read_stage2, model))
         self._write = jax.jit(
-            lambda params, read: write_stage2(
-                model, params, read, decoding, eos_id=end
+            lambda params, read, weights: programs.write_stage2(
+                model, params, read, decoding, eos_id=end, weights=weights
             ).ids
         )
+        self._weights = None
+        if programs.are_worth_a_copy(self.params):
+            apart = jax.jit(functools.partial(programs.weights_apart, model))
+            self._weights = apart(self.params)
         vision: Any = self.config.vision
         ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
         features = given.images(rows, vision.num_tokens, vision.width)
@@ -74,7 +78,7 @@ class Generation(Machine):
         """Seconds of the tokens behind the first, prefill left out."""
         read = self._read(self.params, *self._given)
         read[0].block_until_ready()
-        return harness.seconds(lambda: np.asarray(self._write(self.params, read)))[0]
+        return harness.seconds(lambda: self._decode(read))[0]
 
     def gigabytes(self) -> float:
         """Weights and cache that one decoded token reads, on the average."""
@@ -106,8 +110,10 @@ class Generation(Machine):
         )
 
     def _run(self) -> np.ndarray:
-        read = self._read(self.params, *self._given)
-        return np.asarray(self._write(self.params, read))
+        return self._decode(self._read(self.params, *self._given))
+
+    def _decode(self, read: Any) -> np.ndarray:
+        return np.asarray(self._write(self.params, read, self._weights))
 
 
 class Reranking(Machine):

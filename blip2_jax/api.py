@@ -11,6 +11,7 @@ depend on the other rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -245,7 +246,7 @@ class Blip2:
         seed: int,
         questions: list[str] | None = None,
     ) -> list[Any]:
-        writer = self._writer()
+        writer = self._writer
         pixels = self._images(images, features)
         pixels, prompts, questions = _aligned(pixels, prompts, questions)
         rows = writer.rows(prompts, questions)
@@ -268,6 +269,7 @@ class Blip2:
         families = {type(None): "qformer", OPTConfig: "opt", T5Config: "t5"}
         return authors(evaluation or what, families[type(sizes)])
 
+    @functools.cached_property
     def _writer(self) -> Writer:
         """The decoder with the tokenizer it needs."""
         if isinstance(self.model, Blip2Stage1):

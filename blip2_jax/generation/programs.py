@@ -23,7 +23,7 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.cache import Prefix, init_generated
 from blip2_jax.presets import LanguageModelConfig, T5Config
 
-COPIED_BYTES = 2**30  # of a language model that a CPU takes apart for decoding
+COPIED_BYTES = 2**30  # of a language model of which a CPU keeps a second form
 Read = tuple[Float[Array, "B V"], Prefix]
 
 
@@ -111,6 +111,7 @@ def write_stage2(
     eos_id: int,
     history: Int[Array, "B H"] | None = None,
     keys: Key[Array, " B"] | None = None,
+    weights: PyTree = None,
 ) -> Decoded:
     """What the language model says after what it read.
 
@@ -122,12 +123,13 @@ def write_stage2(
       eos_id: what ends a text: the newline for OPT, end of sequence for T5.
       history: from `start_history`.
       keys: one random key a row, for sampling.
+      weights: from `weights_apart`; None: those of `params`.
     """
     assert model.config.language_model is not None
     apply = bind(model, params)
     logits, prefix = read
-    if jax.default_backend() == "cpu" and _fits_twice(params["language_model"]):
-        prefix = apply("take_apart", prefix)
+    if weights is not None:
+        prefix = apply("take_apart", prefix, weights)
     decoder = Decoder(
         functools.partial(apply, "init_generated"),
         functools.partial(apply, "decode_step"),
@@ -137,10 +139,16 @@ def write_stage2(
     return decode(decoder, logits, prefix, config, history=history, keys=keys)
 
 
-def _fits_twice(params: PyTree) -> bool:
-    """Whether a copy of the weights, made anew by every call, is worth its memory."""
-    sizes = (leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return sum(sizes) <= COPIED_BYTES
+def weights_apart(model: Blip2Stage2, params: PyTree) -> PyTree:
+    """A copy of the language model's weights, as a CPU decodes fastest."""
+    return bind(model, params)("weights_apart")
+
+
+def are_worth_a_copy(params: PyTree) -> bool:
+    """Whether `weights_apart` of a stage-2 model is worth its memory here."""
+    weights = params["language_model"]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
+    return jax.default_backend() == "cpu" and size <= COPIED_BYTES
 
 
 def start_history(

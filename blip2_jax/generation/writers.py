@@ -6,6 +6,7 @@ A writer turns prompts into rows of ids, runs the two compiled programs of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,6 +37,7 @@ _write_stage1 = jax.jit(
 _write_stage2 = jax.jit(
     programs.write_stage2, static_argnums=(0, 3), static_argnames="eos_id"
 )
+_weights_apart = jax.jit(programs.weights_apart, static_argnums=0)
 
 Rows = tuple[Shaped[Array, "B ..."], ...]
 
@@ -189,8 +191,15 @@ class LanguageWriter:
         )
         return _write_stage2(
             self._model, self._params, read, config, history=history, keys=keys,
-            eos_id=self._tokenizer.end_id,
+            eos_id=self._tokenizer.end_id, weights=self._weights,
         )  # fmt: skip
+
+    @functools.cached_property
+    def _weights(self) -> PyTree:
+        """The language model's weights in a second form, where that is worth it."""
+        if not programs.are_worth_a_copy(self._params):
+            return None
+        return _weights_apart(self._model, self._params)
 
     def text(self, ids: Shaped[Array, " N"]) -> str:
         """What tokens say."""

@@ -7,6 +7,7 @@ row that may attend to nothing stays finite. On a GPU `fused_attention` may comp
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,18 @@ from blip2_jax.models.dropout import dropout
 from blip2_jax.models.precision import einsum, einsum_fp32
 
 MASKED = -1e9
+KeyValue = tuple[Float[Array, "..."], Float[Array, "..."]]
+
+
+class DecodeBiases(NamedTuple):
+    """Added to the scores of `decode_attention`: fp32, broadcastable; None: nothing."""
+
+    prefix: Float[Array, ...] | None = None  # to [B, H, W, S]
+    generated: Float[Array, ...] | None = None  # to [B, H, W, M]
+    own: Float[Array, ...] | None = None  # to [B, H, W, 1]
+
+
+UNBIASED = DecodeBiases()
 
 
 def attention(
@@ -104,51 +117,80 @@ def attention_weights(
     return jax.nn.softmax(_restrict(scores, bias, mask), axis=-1)
 
 
-def decode_attention(
+def cached_attention(
     query: Float[Array, "B W H K"],
-    prefix_key: Float[Array, "B S H K"],
-    prefix_value: Float[Array, "B S H K"],
-    prefix_mask: Bool[Array, "B S"] | None,
-    generated_key: Float[Array, "B M H K"],
-    generated_value: Float[Array, "B M H K"],
-    generated_mask: Bool[Array, "B W M"],
+    key: Float[Array, "B H S K"],
+    value: Float[Array, "B H S K"],
+    mask: Bool[Array, "B S"],
     *,
-    prefix_bias: Float[Array, ...] | None = None,
-    generated_bias: Float[Array, ...] | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B W H K"]:
-    """One new token per beam attends to a shared prefix and to generated tokens.
+    """Attention to keys and values that are kept by head, as caches are.
 
-    One softmax runs over both. The W beams share the prefix, which is never copied
-    per beam; M slots hold the generated tokens of all beams.
+    Args:
+      query: one token per beam; the beams share the cache.
+      key, value: the cache.
+      mask: True = a real token.
+      scale: multiplies the scores; None = K ** -0.5.
+    """
+    scores = _cached_scores(query, key) * _scale(query, scale)
+    weights = jax.nn.softmax(_restrict(scores, None, mask[:, None, None]), axis=-1)
+    return _cached_context(weights.astype(value.dtype), value)
+
+
+def decode_attention(
+    query: Float[Array, "B W H K"],
+    new: KeyValue,
+    prefix: KeyValue,
+    prefix_mask: Bool[Array, "B S"],
+    generated: KeyValue,
+    generated_mask: Bool[Array, "B W M"],
+    *,
+    biases: DecodeBiases = UNBIASED,
+    scale: float | None = None,
+) -> Float[Array, "B W H K"]:
+    """One new token per beam attends to a prefix, to generated tokens and to itself.
+
+    One softmax runs over all. The W beams share the prefix, which is never copied per
+    beam; M slots hold the generated tokens of all beams. The new tokens need not be
+    among them yet, so that a step writes them once, in place.
 
     Args:
       query: one token per beam.
-      prefix_key: keys of the prompt (image included), shared by the beams.
-      prefix_value: values of the prompt.
-      prefix_mask: True = a real token; None = all are.
-      generated_key: keys of generated tokens; slots not yet written are masked.
-      generated_value: values of generated tokens.
-      generated_mask: which slots beam w descends from, its own newest included.
-      prefix_bias: fp32, broadcastable to [B, H, W, S].
-      generated_bias: fp32, broadcastable to [B, H, W, M].
+      new: keys and values of these tokens `[B, W, H, K]`.
+      prefix: of the prompt (image included) `[B, H, S, K]`.
+      prefix_mask: True = a real token.
+      generated: of earlier tokens `[B, H, M, K]`; empty slots are masked.
+      generated_mask: which slots beam w descends from, without its new token.
+      biases: added to the scores.
       scale: multiplies the scores; None = K ** -0.5.
     """
     factor = _scale(query, scale)
-    visible = None if prefix_mask is None else prefix_mask[:, None, None, :]
-    prefix = einsum_fp32("bwhk,bshk->bhws", query, prefix_key) * factor
-    generated = einsum_fp32("bwhk,bmhk->bhwm", query, generated_key) * factor
-    scores = jnp.concatenate(
-        [
-            _restrict(prefix, prefix_bias, visible),
-            _restrict(generated, generated_bias, generated_mask[:, None]),
-        ],
-        axis=-1,
+    own = query.astype(jnp.float32) * new[0].astype(jnp.float32)
+    own = own.sum(axis=-1).swapaxes(1, 2)[..., None]
+    parts = (
+        (_cached_scores(query, prefix[0]), prefix_mask[:, None, None]),
+        (_cached_scores(query, generated[0]), generated_mask[:, None]),
+        (own, None),
     )
-    weights = jax.nn.softmax(scores, axis=-1).astype(prefix_value.dtype)
-    length = prefix_key.shape[1]
-    context = einsum("bhws,bshk->bwhk", weights[..., :length], prefix_value)
-    return context + einsum("bhwm,bmhk->bwhk", weights[..., length:], generated_value)
+    scores = [
+        _restrict(part * factor, bias, mask)
+        for (part, mask), bias in zip(parts, biases, strict=True)
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    weights = weights.astype(new[1].dtype)
+    length = prefix[0].shape[2]
+    context = _cached_context(weights[..., :length], prefix[1])
+    context += _cached_context(weights[..., length:-1], generated[1])
+    return context + weights[..., -1:].swapaxes(1, 2) * new[1]
+
+
+def _cached_scores(query: Array, key: Array) -> Float[Array, "B H W S"]:
+    return einsum_fp32("bwhk,bhsk->bhws", query, key)
+
+
+def _cached_context(weights: Array, value: Array) -> Float[Array, "B W H K"]:
+    return einsum("bhws,bhsk->bwhk", weights, value)
 
 
 def _scale(query: Float[Array, "... K"], scale: float | None) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
@@ -119,9 +121,13 @@ class Blip2Stage2(Blip2Base):
         inputs, mask = queries_then_text(queries, text, prompt_mask)
         return self.language_model.prefill(inputs, mask)
 
-    def take_apart(self, prefix: Prefix) -> Prefix:
-        """Generation on a CPU: weights and caches by layer; see `LanguageModel`."""
-        return self.language_model.take_apart(prefix)
+    def weights_apart(self) -> Any:
+        """Generation on a CPU: weights by layer; see `LanguageModel`."""
+        return self.language_model.weights_apart()
+
+    def take_apart(self, prefix: Prefix, weights: Any) -> Prefix:
+        """Generation on a CPU: caches by layer; see `LanguageModel`."""
+        return self.language_model.take_apart(prefix, weights)
 
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
         """Generation: empty slots; see `LanguageModel`."""

@@ -13,22 +13,26 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from blip2_jax.models.attention import attention, decode_attention
+from blip2_jax.models.attention import (
+    UNBIASED,
+    DecodeBiases,
+    KeyValue,
+    attention,
+    decode_attention,
+)
 from blip2_jax.models.layers import MultiHeadAttention
-
-KeyValue = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
 
 
 @struct.dataclass
 class Prefix:
     """What was read before the first new token; one copy for all beams of a row.
 
-    `key` and `value` hold `[L, B, S, H, K]` (the Q-Former: a tuple of `[B, S, H, K]`,
+    `key` and `value` hold `[L, B, H, S, K]` (the Q-Former: a tuple of `[B, H, S, K]`,
     one a layer), `mask` `[B, S]` which of the S places are not padding,
     `next_position` `[B]` the position of the first new token as the model counts it.
     An encoder-decoder also keeps the encoder's keys and values for its
-    cross-attention. `layers`: parameters of the blocks where they were taken apart
-    (`LanguageModel.take_apart`); keys and values are then lists, one a layer.
+    cross-attention. `weights`: what `LanguageModel.weights_apart` has made of the
+    parameters, if that is to be read; keys and values are then lists, one a layer.
     """
 
     key: PyTree
@@ -38,12 +42,12 @@ class Prefix:
     cross_key: PyTree = None
     cross_value: PyTree = None
     cross_mask: Bool[Array, "B C"] | None = None
-    layers: PyTree = None
+    weights: PyTree = None
 
 
 @struct.dataclass
 class Generated:
-    """Keys and values of the new tokens, `[L, B, W * N, H, K]` (or one a layer)."""
+    """Keys and values of the new tokens, `[L, B, H, W * N, K]` (or one a layer)."""
 
     key: PyTree
     value: PyTree
@@ -54,26 +58,39 @@ def init_generated(prefix: Prefix, beams: int, max_new: int) -> Generated:
     slots = beams * max_new
 
     def empty(cached: Array) -> Array:
-        *lead, _, heads, width = cached.shape
-        return jnp.zeros((*lead, slots, heads, width), cached.dtype)
+        *lead, _, width = cached.shape
+        return jnp.zeros((*lead, slots, width), cached.dtype)
 
     return Generated(
         key=jax.tree.map(empty, prefix.key), value=jax.tree.map(empty, prefix.value)
     )
 
 
+def by_head(key_value: KeyValue) -> KeyValue:
+    """Keys and values `[B, S, H, K]` as caches keep them, `[B, H, S, K]`."""
+    key, value = key_value
+    return key.swapaxes(1, 2), value.swapaxes(1, 2)
+
+
 def write_slots(
-    cached: Float[Array, "*L B M H K"],
+    cached: Float[Array, "*L B H M K"],
     new: Float[Array, "*L B W H K"],
     time: Int[Array, ""],
-) -> Float[Array, "*L B M H K"]:
+) -> Float[Array, "*L B H M K"]:
     """Put what beam w made at `time` into slot `w * N + time`, where M = W * N."""
-    *lead, beams, heads, width = new.shape
-    by_beam = cached.reshape(*lead, beams, -1, heads, width)
+    *lead, heads, slots, width = cached.shape
+    beams = new.shape[-3]
+    by_beam = cached.reshape(*lead, heads, beams, slots // beams, width)
+    new = new.swapaxes(-3, -2).astype(cached.dtype)
     written = jax.lax.dynamic_update_slice_in_dim(
-        by_beam, new.astype(cached.dtype)[..., None, :, :], time, axis=len(lead) + 1
+        by_beam, new[..., None, :], time, axis=by_beam.ndim - 2
     )
     return written.reshape(cached.shape)
+
+
+def slot_times(slots: int, beams: int) -> Int[Array, " M"]:
+    """The 0-based index among the new tokens of what each slot is for."""
+    return jnp.arange(slots) % (slots // beams)
 
 
 def prefill_attention(
@@ -84,28 +101,40 @@ def prefill_attention(
     bias: Float[Array, "..."] | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B S D"], KeyValue]:
-    """Self-attention that also returns the keys and values to keep."""
-    key, value = layer.project_key_value(x)
+    """Self-attention that also returns the keys and values to keep, by head."""
+    key_value = layer.project_key_value(x)
     context = attention(
-        layer.project_query(x), key, value, mask=mask, bias=bias, scale=scale
+        layer.project_query(x), *key_value, mask=mask, bias=bias, scale=scale
     )
-    return layer.project_output(context), (key, value)
+    return layer.project_output(context), by_head(key_value)
 
 
 @struct.dataclass
 class Step:
     """What all layers share while each beam reads one token.
 
-    `time` is the 0-based index of the token among the new ones; `visible` `[B, W, M]`
-    says which slots a beam descends from, the one written now included; biases are
-    added to the scores (fp32, broadcastable to `[B, H, W, S]` and `[B, H, W, M]`).
+    `prefix_mask` `[B, S]` and `earlier` `[B, W, M]` say what a beam may attend to
+    beside its new token; biases are added to the scores.
     """
 
-    time: Int[Array, ""]
     prefix_mask: Bool[Array, "B S"]
-    visible: Bool[Array, "B W M"]
-    prefix_bias: Array | None = None
-    generated_bias: Array | None = None
+    earlier: Bool[Array, "B W M"]
+    biases: DecodeBiases = UNBIASED
+
+
+def make_step(
+    time: Int[Array, ""],
+    prefix_mask: Bool[Array, "B S"],
+    visible: Bool[Array, "B W M"],
+    biases: DecodeBiases = UNBIASED,
+) -> Step:
+    """The step of the new tokens of 0-based index `time`.
+
+    Args:
+      visible: which slots a beam descends from, the one of `time` included.
+    """
+    _, beams, slots = visible.shape
+    return Step(prefix_mask, visible & (slot_times(slots, beams) != time), biases)
 
 
 def step_attention(
@@ -120,22 +149,15 @@ def step_attention(
     """One token per beam attends to the prefix, its ancestors and itself.
 
     Returns:
-      The layer's output, and the new keys and values `[B, W, H, K]`, which
-      `write_slots` puts into the cache once for all layers.
+      The layer's output, and the new keys and values `[B, W, H, K]`, which `extend`
+      puts into the caches of all layers.
     """
-    new_key, new_value = layer.project_key_value(x)
+    new = layer.project_key_value(x)
     context = decode_attention(
-        layer.project_query(x),
-        *prefix,
-        step.prefix_mask,
-        write_slots(generated[0], new_key, step.time),
-        write_slots(generated[1], new_value, step.time),
-        step.visible,
-        prefix_bias=step.prefix_bias,
-        generated_bias=step.generated_bias,
-        scale=scale,
-    )
-    return layer.project_output(context), (new_key, new_value)
+        layer.project_query(x), new, prefix, step.prefix_mask, generated,
+        step.earlier, biases=step.biases, scale=scale,
+    )  # fmt: skip
+    return layer.project_output(context), new
 
 
 def extend(

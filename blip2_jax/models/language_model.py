@@ -19,7 +19,7 @@ Padding may stand on either side: positions and masks count real tokens only.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -73,13 +73,17 @@ class LanguageModel(Protocol):
         """Empty slots for N new tokens of W beams; `w * N + t` is a token's slot."""
         ...
 
-    def take_apart(self, prefix: Prefix) -> Prefix:
-        """The prefix as a CPU reads it fastest, to be made once before decoding.
+    def weights_apart(self) -> Any:
+        """The weights that decoding reads, as a CPU reads them fastest.
 
-        Caches and the blocks' parameters stand layer by layer: a CPU would copy every
-        layer's weights out of their stack at every token, which takes several times as
-        long as reading them.
+        Layer by layer: a CPU would copy every layer's weights out of their stack at
+        every token, which takes several times as long as reading them; and in the
+        order of `weights_first`. Made once for a model.
         """
+        ...
+
+    def take_apart(self, prefix: Prefix, weights: Any) -> Prefix:
+        """A prefix that is decoded with these weights, its caches layer by layer."""
         ...
 
     def decode_step(

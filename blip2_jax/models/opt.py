@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from blip2_jax.models.attention import KeyValue
 from blip2_jax.models.cache import (
     Generated,
-    KeyValue,
     Prefix,
     Step,
     extend,
     init_generated,
+    make_step,
     prefill_attention,
     step_attention,
 )
@@ -217,11 +218,14 @@ class OPT(nn.Module):
             raise ValueError(f"{total} positions asked for, this OPT has {most}")
         return init_generated(prefix, beams, max_new)
 
-    def take_apart(self, prefix: Prefix) -> Prefix:
-        """The prefix with caches and weights layer by layer; see `LanguageModel`."""
+    def weights_apart(self) -> list[Any]:
+        """The blocks' weights layer by layer; see `LanguageModel`."""
+        return self.stack.weights_apart(self.blocks)
+
+    def take_apart(self, prefix: Prefix, weights: list[Any]) -> Prefix:
+        """The prefix with its caches layer by layer; see `LanguageModel`."""
         key, value = map(self.stack.apart, (prefix.key, prefix.value))
-        layers = self.stack.weights_apart(self.blocks)
-        return dataclasses.replace(prefix, key=key, value=value, layers=layers)
+        return dataclasses.replace(prefix, key=key, value=value, weights=weights)
 
     def decode_step(
         self,
@@ -238,10 +242,10 @@ class OPT(nn.Module):
             (prefix.key, prefix.value),
             (generated.key, generated.value),
         )
-        step = Step(time, prefix.mask, visible)
-        blocks = self.blocks if prefix.layers is None else prefix.layers
+        step = make_step(time, prefix.mask, visible)
+        blocks = self.blocks if prefix.weights is None else prefix.weights
         x, new = self.stack(blocks, x, step, per_layer=cached, method="step")
-        logits = self.logits(x, few_rows=prefix.layers is not None)
+        logits = self.logits(x, few_rows=prefix.weights is not None)
         return logits, extend(generated, new, time)
 
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models import masks
-from blip2_jax.models.cache import Generated, Prefix
+from blip2_jax.models.attention import KeyValue
+from blip2_jax.models.cache import Generated, Prefix, by_head, extend, make_step
 from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import einsum_fp32
-from blip2_jax.models.qformer_layer import KeyValue, QFormerLayer
+from blip2_jax.models.qformer_layer import QFormerLayer
 from blip2_jax.presets import QFormerConfig
 
 ImageKeyValues = tuple[KeyValue, ...]  # of the blocks that read the image, in order
@@ -217,14 +219,12 @@ class QFormer(nn.Module):
         """
         batch, length = ids.shape
         x, own = self._continue(ids, jnp.ones(ids.shape, bool), query_cache, None)
-        keys, values = zip(
-            *(
-                tuple(jnp.concatenate(pair, axis=1) for pair in zip(*both, strict=True))
-                for both in zip(query_cache, own, strict=True)
-            ),
-            strict=True,
-        )
-        mask = jnp.ones((batch, keys[0].shape[1]), bool)
+        joined = [
+            by_head(jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), *both))
+            for both in zip(query_cache, own, strict=True)
+        ]
+        keys, values = zip(*joined, strict=True)
+        mask = jnp.ones((batch, keys[0].shape[2]), bool)
         position = jnp.full((batch,), length, jnp.int32)
         return self.lm_logits(x[:, -1]), Prefix(keys, values, mask, position)
 
@@ -239,14 +239,14 @@ class QFormer(nn.Module):
         """Reads one new token per beam (`models/cache.py`) and predicts the next."""
         positions = jnp.broadcast_to(prefix.next_position[:, None] + time, ids.shape)
         x = self.embeddings(self.embeddings.look_up(ids, positions))
-        written = []
+        step = make_step(time, prefix.mask, visible)
+        made = []
         caches = (prefix.key, prefix.value, generated.key, generated.value)
         for layer, key, value, *slots in zip(self.layer, *caches, strict=True):
-            x, extended = layer.decode(
-                x, time, (key, value), prefix.mask, tuple(slots), visible
-            )
-            written.append(extended)
-        return self.lm_logits(x), Generated(*zip(*written, strict=True))
+            x, new = layer.decode(x, step, (key, value), (slots[0], slots[1]))
+            made.append(new)
+        keys, values = zip(*made, strict=True)
+        return self.lm_logits(x), extend(generated, (keys, values), time)
 
     def _text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embedded text whose positions start at 0, queries beside it or not."""

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from blip2_jax.models.attention import attention, attention_weights, decode_attention
-from blip2_jax.models.cache import write_slots
+from blip2_jax.models.attention import KeyValue, attention, attention_weights
+from blip2_jax.models.cache import Step, step_attention
 from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.layers import Mlp, MultiHeadAttention, layer_norm
 from blip2_jax.presets import QFormerConfig
-
-KeyValue = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]
 
 
 class QFormerLayer(nn.Module):
@@ -173,24 +171,13 @@ class QFormerLayer(nn.Module):
     def decode(
         self,
         text: Float[Array, "B W D"],
-        time: Array,
+        step: Step,
         prefix: KeyValue,
-        prefix_mask: Bool[Array, "B S"],
         generated: KeyValue,
-        visible: Bool[Array, "B W M"],
     ) -> tuple[Float[Array, "B W D"], KeyValue]:
-        """One new text token per beam; returns the generated slots, written."""
-        new = self.attention.project_key_value(text)
-        keys, values = (
-            write_slots(slots, part, time)
-            for slots, part in zip(generated, new, strict=True)
-        )
-        context = decode_attention(
-            self.attention.project_query(text), *prefix, prefix_mask,
-            keys, values, visible,
-        )
-        text = self.attention_norm(text + self.attention.project_output(context))
-        return self.feed_forward_text(text), (keys, values)
+        """One new text token per beam; also returns its keys and values."""
+        attended, new = step_attention(self.attention, text, step, prefix, generated)
+        return self.feed_forward_text(self.attention_norm(text + attended)), new
 
     def _drop(self, x: Array, key: PRNGKeyArray | None) -> Array:
         return dropout(x, self.config.dropout, key)

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip2_jax.models.cache import Generated, Prefix, Step, extend, init_generated
+from blip2_jax.models.attention import DecodeBiases
+from blip2_jax.models.cache import (
+    Generated,
+    Prefix,
+    extend,
+    init_generated,
+    make_step,
+    slot_times,
+)
 from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.layers import normal
 from blip2_jax.models.masks import causal, padding
@@ -26,6 +34,7 @@ from blip2_jax.models.precision import einsum_fp32
 from blip2_jax.models.sequence import queries_then_text
 from blip2_jax.models.stack import Stack
 from blip2_jax.models.t5_block import T5Block, relative_buckets, rms_norm
+from blip2_jax.models.weights_first import product
 from blip2_jax.presets import T5Config
 
 
@@ -82,10 +91,9 @@ class T5Stack(nn.Module):
         )  # fmt: skip
         return self.final_norm(x), kept
 
-    def take_apart(self, *caches: Any) -> list[Any]:
-        """Stacked caches, and behind them the blocks' weights, layer by layer."""
-        weights = self.stack.weights_apart(self.blocks)
-        return [*map(self.stack.apart, caches), weights]
+    def weights_apart(self) -> list[Any]:
+        """The blocks' weights layer by layer."""
+        return self.stack.weights_apart(self.blocks)
 
     def read(
         self,
@@ -185,13 +193,19 @@ class T5(nn.Module):
         """Empty slots for the tokens to come."""
         return init_generated(prefix, beams, max_new)
 
-    def take_apart(self, prefix: Prefix) -> Prefix:
-        """The prefix with caches and weights layer by layer; see `LanguageModel`."""
+    def weights_apart(self) -> dict[str, Any]:
+        """The decoder's blocks layer by layer, and the head; see `LanguageModel`."""
+        head = self.head["kernel"].astype(self.dtype).T
+        return {"layers": self.decoder.weights_apart(), "head": head}
+
+    def take_apart(self, prefix: Prefix, weights: dict[str, Any]) -> Prefix:
+        """The prefix with its caches layer by layer; see `LanguageModel`."""
         names = ("key", "value", "cross_key", "cross_value")
-        caches = [getattr(prefix, name) for name in names]
-        apart = self.decoder.take_apart(*caches)
-        found = dict(zip((*names, "layers"), apart, strict=True))
-        return dataclasses.replace(prefix, **found)
+        caches = {name: getattr(prefix, name) for name in names}
+        apart: dict[str, Any] = {
+            name: self.decoder.stack.apart(cache) for name, cache in caches.items()
+        }
+        return dataclasses.replace(prefix, **apart, weights=weights)
 
     def decode_step(
         self,
@@ -202,13 +216,14 @@ class T5(nn.Module):
         visible: Bool[Array, "B W M"],
     ) -> tuple[Float[Array, "B W V"], Generated]:
         """Logits after each beam has read its token of index `time`."""
-        length, slots = prefix.mask.shape[1], visible.shape[2]
-        times = jnp.arange(slots) % (slots // ids.shape[1])  # slot w * N + t holds t
-        step = Step(
-            time, prefix.mask, visible,
-            prefix_bias=self.decoder.bias(jnp.arange(length)[None] - length - time),
-            generated_bias=self.decoder.bias(times[None] - time),
+        length, times = prefix.mask.shape[1], slot_times(visible.shape[2], ids.shape[1])
+        bias = self.decoder.bias
+        biases = DecodeBiases(
+            prefix=bias(jnp.arange(length)[None] - length - time),
+            generated=bias(times[None] - time),
+            own=bias(jnp.zeros((1, 1), jnp.int32)),
         )
+        step = make_step(time, prefix.mask, visible, biases)
         cached = (
             (prefix.key, prefix.value),
             (generated.key, generated.value),
@@ -216,9 +231,18 @@ class T5(nn.Module):
         )
         hidden, new = self.decoder(
             self.embed(ids), step, prefix.cross_mask,
-            per_layer=cached, method="step", layers=prefix.layers,
+            per_layer=cached, method="step",
+            layers=prefix.weights and prefix.weights["layers"],
         )  # fmt: skip
-        return self.logits(hidden), extend(generated, new, time)
+        return self._next_logits(hidden, prefix), extend(generated, new, time)
+
+    def _next_logits(
+        self, hidden: Float[Array, "B W D"], prefix: Prefix
+    ) -> Float[Array, "B W V"]:
+        """`logits`, with the head as it was taken apart where it was."""
+        if prefix.weights is None:
+            return self.logits(hidden)
+        return product(prefix.weights["head"], hidden.astype(self.dtype))
 
 
 def distances(length: int) -> Int[Array, "T T"]:

@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip2_jax.models.attention import attention
-from blip2_jax.models.cache import KeyValue, Step, prefill_attention, step_attention
+from blip2_jax.models.attention import KeyValue, attention, cached_attention
+from blip2_jax.models.cache import Step, by_head, prefill_attention, step_attention
 from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.layers import (
     ACTIVATIONS,
@@ -131,7 +131,7 @@ class T5Block(nn.Module):
         key, rest = split_key(key, 2)
         cross = self.cross_attention.project_key_value(encoded)
         attend = self._attend(mask, bias, key)
-        return self._run(x, attend, cross, encoded_mask, rest)
+        return self._run(x, attend, self._read(cross, encoded_mask), rest)
 
     def prefill(
         self,
@@ -148,8 +148,8 @@ class T5Block(nn.Module):
         def attend(h: Array) -> tuple[Array, KeyValue]:
             return prefill_attention(self.attention, h, mask, bias=bias, scale=SCALE)
 
-        x, kept = self._run(x, attend, cross, encoded_mask)
-        return x, (kept, cross)
+        x, kept = self._run(x, attend, self._read(cross, encoded_mask))
+        return x, (kept, by_head(cross))
 
     def step(
         self,
@@ -166,7 +166,10 @@ class T5Block(nn.Module):
                 self.attention, h, step, prefix, generated, scale=SCALE
             )
 
-        return self._run(x, attend, cross, encoded_mask)
+        def read(query: Array, _: None) -> Array:
+            return cached_attention(query, *cross, encoded_mask, scale=SCALE)
+
+        return self._run(x, attend, read)
 
     def _attend(
         self, mask: Array, bias: Array, key: PRNGKeyArray | None
@@ -180,24 +183,30 @@ class T5Block(nn.Module):
 
         return attend
 
+    def _read(
+        self, cross: KeyValue, mask: Array
+    ) -> Callable[[Array, PRNGKeyArray | None], Array]:
+        def read(query: Array, key: PRNGKeyArray | None) -> Array:
+            return attention(
+                query, *cross, mask=padding(mask), scale=SCALE,
+                dropout_key=key, dropout_rate=self.config.dropout,
+            )  # fmt: skip
+
+        return read
+
     def _run(
         self,
         x: Array,
         attend: Callable[[Array], tuple[Array, Any]],
-        cross: KeyValue | None = None,
-        cross_mask: Array | None = None,
+        read: Callable[[Array, Any], Array] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Array, Any]:
+        """Both attentions and the feed-forward; `read`: queries to what was encoded."""
         rate, keys = self.config.dropout, split_key(key, 5)
         attended, kept = attend(self.attention_norm(x))
         x = x + dropout(attended, rate, keys[0])
-        if cross is not None:
-            assert cross_mask is not None  # handed over together
+        if read is not None:
             query = self.cross_attention.project_query(self.cross_attention_norm(x))
-            context = attention(
-                query, *cross, mask=padding(cross_mask), scale=SCALE,
-                dropout_key=keys[1], dropout_rate=rate,
-            )
-            context = self.cross_attention.project_output(context)
+            context = self.cross_attention.project_output(read(query, keys[1]))
             x = x + dropout(context, rate, keys[2])
         return x + dropout(self.mlp(self.mlp_norm(x), keys[3]), rate, keys[4]), kept

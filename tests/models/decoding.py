@@ -46,3 +46,9 @@ def run_steps(apply, prefix, ids, forks):
         )
         out.append(np.asarray(logits))
     return out
+
+
+def taken_apart(apply, prefix):
+    """The prefix as a CPU decodes from it."""
+    weights = apply(method="weights_apart")
+    return apply(prefix, weights, method="take_apart")

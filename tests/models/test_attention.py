@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.models.attention import attention, decode_attention
-from blip2_jax.models.cache import write_slots
+from blip2_jax.models.attention import (
+    attention,
+    cached_attention,
+    decode_attention,
+)
+from blip2_jax.models.cache import by_head, make_step, write_slots
 
 B, T, S, H, K = 2, 3, 5, 4, 8
 
@@ -51,8 +55,8 @@ def test_decoding_equals_attention_over_the_joined_sequence(beams):
     length, time = 4, 2
     k0, v0 = normal(1, B, S, H, K), normal(2, B, S, H, K)
     prefix_mask = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
-    keys = values = jnp.zeros((B, beams * length, H, K))
-    for t in range(time + 1):
+    keys = values = jnp.zeros((B, H, beams * length, K))
+    for t in range(time):
         keys = write_slots(keys, normal(10 + t, B, beams, H, K), jnp.int32(t))
         values = write_slots(values, normal(20 + t, B, beams, H, K), jnp.int32(t))
     q = normal(3, B, beams, H, K)
@@ -60,7 +64,11 @@ def test_decoding_equals_attention_over_the_joined_sequence(beams):
     own = slot[None] // length == np.arange(beams)[:, None]
     own = jnp.asarray(own & (slot % length <= time))
     visible = jnp.broadcast_to(own, (B, *own.shape))
-    out = decode_attention(q, k0, v0, prefix_mask, keys, values, visible)
+    step = make_step(jnp.int32(time), prefix_mask, visible)
+    new = tuple(normal(10 * n + time, B, beams, H, K) for n in (1, 2))
+    out = decode_attention(
+        q, new, by_head((k0, v0)), prefix_mask, (keys, values), step.earlier
+    )
     for w in range(beams):
         steps = range(time + 1)
         k1 = jnp.stack([normal(10 + t, B, beams, H, K)[:, w] for t in steps], 1)
@@ -71,3 +79,11 @@ def test_decoding_equals_attention_over_the_joined_sequence(beams):
             mask=mask[:, None, None],
         )
         np.testing.assert_allclose(out[:, w : w + 1], expected, atol=1e-5)
+
+
+def test_a_cache_is_read_like_the_keys_and_values_it_was_made_of():
+    query, key, value = (normal(s, B, n, H, K) for s, n in ((1, 3), (2, S), (3, S)))
+    mask = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
+    out = cached_attention(query, *by_head((key, value)), mask, scale=0.3)
+    expected = attention(query, key, value, mask=mask[:, None, None], scale=0.3)
+    np.testing.assert_allclose(out, expected, atol=1e-6)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import fork, histories, run_steps
+from decoding import fork, histories, run_steps, taken_apart
 from tolerances import assert_values
 
 from blip2_jax import presets
@@ -126,7 +126,7 @@ def test_decoding_equals_the_full_forward_pass():
     new = np.random.default_rng(1).integers(3, 40, (3, 3, 6))
     forks = fork(*new.shape)
     steps = run_steps(apply, prefix, new, forks)
-    apart = run_steps(apply, apply(prefix, method="take_apart"), new, forks)
+    apart = run_steps(apply, taken_apart(apply, prefix), new, forks)
     assert_values(np.array(apart), np.array(steps), "taken apart")
 
     def full(ids):
