@@ -17,15 +17,15 @@ class Decoder:
     """A model's incremental decoding with its parameters bound.
 
     The prefix (image, prompt, start token) is computed once per row and shared by
-    the row's W beams. New tokens have W x N slots: slot w * N + t belongs to beam w
+    the row's W beams. New tokens have W x N slots: slot t * W + w belongs to beam w
     at time t. A beam does not copy its past when it forks; `visible` says which
     slots it came through.
 
     Attributes:
       init_generated: (prefix, W, N) -> empty caches for W x N new tokens a row.
-      decode_step: (ids[B,W], time, prefix, generated, visible[B,W,W*N]) ->
+      decode_step: (ids[B,W], time, prefix, generated, visible[B,W,N*W]) ->
         (logits [B,W,V] fp32 of the following token, generated); writes beam w's
-        keys and values to slot w * N + time. `visible` includes that slot.
+        keys and values to slot time * W + w. `visible` includes that slot.
       eos_id: the token that ends a sequence.
       pad_id: the token that fills up behind it.
     """
@@ -54,20 +54,20 @@ class Decoded:
 
 def visible_slots(
     ancestors: Int[Array, "B W N"], time: Int[Array, ""]
-) -> Bool[Array, "B W W*N"]:
+) -> Bool[Array, "B W N*W"]:
     """Which slots hold a beam's own past, its token of this time included.
 
     `ancestors[b, w, t]` is the beam that beam w of row b was at time t. With W = 2,
     N = 3, time = 1 and a beam 1 that forked from beam 0 after time 0:
 
-        ancestors         visible (slots 0 1 2 of beam 0, then of beam 1)
-        beam 0: 0 0 .     1 1 0   0 0 0
-        beam 1: 0 1 .     1 0 0   0 1 0
+        ancestors         visible (slots 0 1 of time 0, then of times 1, 2)
+        beam 0: 0 0 .     1 0   1 0   0 0
+        beam 1: 0 1 .     1 0   0 1   0 0
     """
     batch, beams, steps = ancestors.shape
-    own = ancestors[:, :, None, :] == jnp.arange(beams)[:, None]  # [B,W,W,N]
-    own &= jnp.arange(steps) <= time
-    return own.reshape(batch, beams, beams * steps)
+    own = ancestors[..., None] == jnp.arange(beams)  # [B,W,N,W]
+    own &= jnp.arange(steps)[:, None] <= time
+    return own.reshape(batch, beams, steps * beams)
 
 
 def sequence_lengths(ids: Int[Array, "*X N"], eos_id: int) -> Int[Array, "*X"]:

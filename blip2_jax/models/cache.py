@@ -2,11 +2,13 @@
 
 A step of beam search reorders beams. Copying their caches at every step would cost
 more than the attention itself, so nothing is ever moved here: the token that beam
-`w` generated at time `t` stays in slot `w * N + t`, and the search says, as a mask
-over all `W * N` slots of a row, which ones a beam descends from.
+`w` generated at time `t` stays in slot `t * W + w`, and the search says, as a mask
+over all M = N * W slots of a row, which ones a beam descends from.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -47,23 +49,32 @@ class Prefix:
 
 @struct.dataclass
 class Generated:
-    """Keys and values of the new tokens, `[L, B, H, W * N, K]` (or one a layer)."""
+    """Keys and values of the new tokens, `[L, B, H, N * W, K]` (or one a layer).
+
+    Those of the newest, `new_key` and `new_value` `[L, B, W, H, K]`, are written into
+    their slots by the next step (`settle`): a step that read the slots and then wrote
+    them would copy them all.
+    """
 
     key: PyTree
     value: PyTree
+    new_key: PyTree
+    new_value: PyTree
 
 
 def init_generated(prefix: Prefix, beams: int, max_new: int) -> Generated:
     """Empty slots for `max_new` (N) tokens of each of `beams` (W) beams a row."""
-    slots = beams * max_new
 
-    def empty(cached: Array) -> Array:
+    def slots(cached: Array) -> Array:
         *lead, _, width = cached.shape
-        return jnp.zeros((*lead, slots, width), cached.dtype)
+        return jnp.zeros((*lead, max_new * beams, width), cached.dtype)
 
-    return Generated(
-        key=jax.tree.map(empty, prefix.key), value=jax.tree.map(empty, prefix.value)
-    )
+    def newest(cached: Array) -> Array:
+        *lead, heads, _, width = cached.shape
+        return jnp.zeros((*lead, beams, heads, width), cached.dtype)
+
+    caches = (prefix.key, prefix.value)
+    return Generated(*jax.tree.map(slots, caches), *jax.tree.map(newest, caches))
 
 
 def by_head(key_value: KeyValue) -> KeyValue:
@@ -77,20 +88,15 @@ def write_slots(
     new: Float[Array, "*L B W H K"],
     time: Int[Array, ""],
 ) -> Float[Array, "*L B H M K"]:
-    """Put what beam w made at `time` into slot `w * N + time`, where M = W * N."""
-    *lead, heads, slots, width = cached.shape
-    beams = new.shape[-3]
-    by_beam = cached.reshape(*lead, heads, beams, slots // beams, width)
+    """Put what beam w made at `time` into slot `time * W + w`."""
     new = new.swapaxes(-3, -2).astype(cached.dtype)
-    written = jax.lax.dynamic_update_slice_in_dim(
-        by_beam, new[..., None, :], time, axis=by_beam.ndim - 2
-    )
-    return written.reshape(cached.shape)
+    start = time * new.shape[-2]
+    return jax.lax.dynamic_update_slice_in_dim(cached, new, start, cached.ndim - 2)
 
 
 def slot_times(slots: int, beams: int) -> Int[Array, " M"]:
     """The 0-based index among the new tokens of what each slot is for."""
-    return jnp.arange(slots) % (slots // beams)
+    return jnp.arange(slots) // beams
 
 
 def prefill_attention(
@@ -149,8 +155,7 @@ def step_attention(
     """One token per beam attends to the prefix, its ancestors and itself.
 
     Returns:
-      The layer's output, and the new keys and values `[B, W, H, K]`, which `extend`
-      puts into the caches of all layers.
+      The layer's output, and the new keys and values `[B, W, H, K]`.
     """
     new = layer.project_key_value(x)
     context = decode_attention(
@@ -160,12 +165,19 @@ def step_attention(
     return layer.project_output(context), new
 
 
-def extend(
-    generated: Generated, new: tuple[PyTree, PyTree], time: Int[Array, ""]
-) -> Generated:
-    """The cache with new keys and values `[L, B, W, H, K]` (or one a layer) written."""
+def settle(generated: Generated, time: Int[Array, ""]) -> Generated:
+    """The newest tokens, of index `time - 1`, put into their slots; at 0, nothing.
+
+    (At 0 zeros go to slots that the first token will fill.)
+    """
 
     def write(cached: PyTree, new: PyTree) -> PyTree:
-        return jax.tree.map(lambda old, part: write_slots(old, part, time), cached, new)
+        return jax.tree.map(
+            lambda old, part: write_slots(old, part, time - 1), cached, new
+        )
 
-    return Generated(write(generated.key, new[0]), write(generated.value, new[1]))
+    return dataclasses.replace(
+        generated,
+        key=write(generated.key, generated.new_key),
+        value=write(generated.value, generated.new_value),
+    )

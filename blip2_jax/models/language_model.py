@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
         ...
 
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
-        """Empty slots for N new tokens of W beams; `w * N + t` is a token's slot."""
+        """Empty slots for N new tokens of W beams; `t * W + w` is a token's slot."""
         ...
 
     def weights_apart(self) -> Any:
@@ -101,7 +101,7 @@ class LanguageModel(Protocol):
           time: scalar.
           prefix: from `prefill`; the beams of a row share it.
           generated: from `init_generated` or the step before.
-          visible: which of the M = W * N slots a beam descends from, its slot of
+          visible: which of the M = N * W slots a beam descends from, its slot of
             `time` included.
 
         Returns:

@@ -22,10 +22,10 @@ from blip2_jax.models.cache import (
     Generated,
     Prefix,
     Step,
-    extend,
     init_generated,
     make_step,
     prefill_attention,
+    settle,
     step_attention,
 )
 from blip2_jax.models.dropout import dropout, split_key
@@ -109,9 +109,7 @@ class OPTEmbeddings(nn.Module):
         self.position = self.param("position", normal(), (rows, config.width))
         if config.embedding_width != config.width:
             self.project_in = dense(config.width, self.dtype, use_bias=False)
-            self.project_out = dense(
-                config.embedding_width, self.dtype, use_bias=False
-            )
+            self.project_out = dense(config.embedding_width, self.dtype, use_bias=False)
 
     def tokens(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         """Embeddings as they enter the model, before positions."""
@@ -238,15 +236,20 @@ class OPT(nn.Module):
         """Logits after each beam has read its token of index `time`."""
         positions = jnp.broadcast_to(prefix.next_position[:, None] + time, ids.shape)
         x = self.embeddings.enter(self.embed(ids), positions)
+        generated = settle(generated, time)
         cached = (
             (prefix.key, prefix.value),
             (generated.key, generated.value),
         )
         step = make_step(time, prefix.mask, visible)
         blocks = self.blocks if prefix.weights is None else prefix.weights
-        x, new = self.stack(blocks, x, step, per_layer=cached, method="step")
+        x, (new_key, new_value) = self.stack(
+            blocks, x, step, per_layer=cached, method="step"
+        )
         logits = self.logits(x, few_rows=prefix.weights is not None)
-        return logits, extend(generated, new, time)
+        return logits, dataclasses.replace(
+            generated, new_key=new_key, new_value=new_value
+        )
 
 
 def _positions(mask: Bool[Array, "B S"]) -> Int[Array, "B S"]:

@@ -8,6 +8,7 @@ computed once (`image_keys_values`) and handed to each pass.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models import masks
 from blip2_jax.models.attention import KeyValue
-from blip2_jax.models.cache import Generated, Prefix, by_head, extend, make_step
+from blip2_jax.models.cache import Generated, Prefix, by_head, make_step, settle
 from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import einsum_fp32
@@ -239,6 +240,7 @@ class QFormer(nn.Module):
         """Reads one new token per beam (`models/cache.py`) and predicts the next."""
         positions = jnp.broadcast_to(prefix.next_position[:, None] + time, ids.shape)
         x = self.embeddings(self.embeddings.look_up(ids, positions))
+        generated = settle(generated, time)
         step = make_step(time, prefix.mask, visible)
         made = []
         caches = (prefix.key, prefix.value, generated.key, generated.value)
@@ -246,7 +248,9 @@ class QFormer(nn.Module):
             x, new = layer.decode(x, step, (key, value), (slots[0], slots[1]))
             made.append(new)
         keys, values = zip(*made, strict=True)
-        return self.lm_logits(x), extend(generated, (keys, values), time)
+        return self.lm_logits(x), dataclasses.replace(
+            generated, new_key=keys, new_value=values
+        )
 
     def _text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embedded text whose positions start at 0, queries beside it or not."""

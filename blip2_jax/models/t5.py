@@ -22,9 +22,9 @@ from blip2_jax.models.attention import DecodeBiases
 from blip2_jax.models.cache import (
     Generated,
     Prefix,
-    extend,
     init_generated,
     make_step,
+    settle,
     slot_times,
 )
 from blip2_jax.models.dropout import dropout, split_key
@@ -107,8 +107,12 @@ class T5Stack(nn.Module):
         per_layer = None if layers is None else jax.random.split(layers, self.depth)
         x = dropout(x.astype(self.dtype), self.config.dropout, first)
         x, _ = self(
-            x, mask, self.bias(distances(x.shape[1])), *encoded,
-            per_layer=per_layer, method="decode" if self.causal else "encode",
+            x,
+            mask,
+            self.bias(distances(x.shape[1])),
+            *encoded,
+            per_layer=per_layer,
+            method="decode" if self.causal else "encode",
         )
         return dropout(x, self.config.dropout, last)
 
@@ -182,7 +186,11 @@ class T5(nn.Module):
         seen = jnp.ones((mask.shape[0], 1), bool)
         start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
         hidden, ((key, value), (cross_key, cross_value)) = self.decoder(
-            start, causal(seen), self.decoder.bias(distances(1)), encoded, mask,
+            start,
+            causal(seen),
+            self.decoder.bias(distances(1)),
+            encoded,
+            mask,
             method="prefill",
         )
         position = jnp.ones(mask.shape[0], jnp.int32)
@@ -224,17 +232,19 @@ class T5(nn.Module):
             own=bias(jnp.zeros((1, 1), jnp.int32)),
         )
         step = make_step(time, prefix.mask, visible, biases)
+        generated = settle(generated, time)
         cached = (
             (prefix.key, prefix.value),
             (generated.key, generated.value),
             (prefix.cross_key, prefix.cross_value),
         )
-        hidden, new = self.decoder(
+        hidden, (new_key, new_value) = self.decoder(
             self.embed(ids), step, prefix.cross_mask,
             per_layer=cached, method="step",
             layers=prefix.weights and prefix.weights["layers"],
         )  # fmt: skip
-        return self._next_logits(hidden, prefix), extend(generated, new, time)
+        generated = dataclasses.replace(generated, new_key=new_key, new_value=new_value)
+        return self._next_logits(hidden, prefix), generated
 
     def _next_logits(
         self, hidden: Float[Array, "B W D"], prefix: Prefix

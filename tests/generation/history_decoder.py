@@ -25,10 +25,10 @@ def history_decoder(next_logits, *, eos_id=EOS, pad_id=PAD):
 
     def decode_step(ids, time, rows, generated, visible):
         batch, beams = ids.shape
-        slots = generated.reshape(batch, beams, -1).at[:, :, time].set(ids)
+        slots = generated.reshape(batch, -1, beams).at[:, time].set(ids)
         seen = visible.reshape(batch, beams, *slots.shape[1:])
-        at_most_one = seen.sum(axis=2).max() <= 1
-        history = jnp.max(jnp.where(seen, slots[:, None], -1), axis=2)
+        at_most_one = seen.sum(axis=3).max() <= 1
+        history = jnp.max(jnp.where(seen, slots[:, None], -1), axis=3)
         history = jnp.where(at_most_one, history, -2)
         return next_logits(rows, history, time), slots.reshape(batch, -1)
 

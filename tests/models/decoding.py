@@ -38,8 +38,8 @@ def run_steps(apply, prefix, ids, forks):
     step = jax.jit(lambda *args: apply(*args, method="decode_step"))
     out = []
     for time in range(steps):
-        own = forks[time][:, :, None, :] == np.arange(beams)[:, None]
-        own = own & (np.arange(steps) <= time)
+        own = forks[time][..., None] == np.arange(beams)
+        own = own & (np.arange(steps)[:, None] <= time)
         visible = jnp.asarray(own.reshape(batch, beams, beams * steps))
         logits, generated = step(
             jnp.asarray(ids[:, :, time]), jnp.int32(time), prefix, generated, visible

@@ -61,8 +61,8 @@ def test_decoding_equals_attention_over_the_joined_sequence(beams):
         values = write_slots(values, normal(20 + t, B, beams, H, K), jnp.int32(t))
     q = normal(3, B, beams, H, K)
     slot = np.arange(beams * length)
-    own = slot[None] // length == np.arange(beams)[:, None]
-    own = jnp.asarray(own & (slot % length <= time))
+    own = slot[None] % beams == np.arange(beams)[:, None]
+    own = jnp.asarray(own & (slot // beams <= time))
     visible = jnp.broadcast_to(own, (B, *own.shape))
     step = make_step(jnp.int32(time), prefix_mask, visible)
     new = tuple(normal(10 * n + time, B, beams, H, K) for n in (1, 2))
