@@ -48,7 +48,7 @@ def scorer(language, steps):
 
 def test_visible_slots_follow_the_ancestors():
     ancestors = jnp.array([[[0, 0, 0], [0, 1, 1]]])
-    expected = [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]]
+    expected = [[1, 0, 1, 0, 0, 0], [1, 0, 0, 1, 0, 0]]
     np.testing.assert_array_equal(
         visible_slots(ancestors, jnp.int32(1))[0], np.array(expected, bool)
     )
