@@ -57,7 +57,7 @@ def test_exact_match():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="unknown variant"):
+    with pytest.raises(ValueError, match="variant 'mine': there are"):
         accuracy("a", ("a",), "mine")
     with pytest.raises(ValueError, match="no reference"):
         accuracy("a", ())

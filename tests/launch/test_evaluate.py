@@ -10,6 +10,7 @@ from tiny_runs import make_run
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from blip2_jax.convert.folder import write_folder
+from blip2_jax.evaluation.examples import read_examples, statistics_of
 from blip2_jax.opening import open_model
 from launch.evaluate import main
 
@@ -48,6 +49,20 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
     assert record["settings"]["data"] == [DATA]
     assert record["records"] == 6
     assert "itc_i2t_r1" in capsys.readouterr().out
+    assert not out.with_suffix(".rerank").exists()
+    check_examples(record, out)
+
+
+def check_examples(record, out):
+    """The scores follow from the examples; every score has an interval around it."""
+    examples = read_examples(out.with_suffix(".examples.jsonl"))
+    assert len(examples) == record["examples"]
+    statistics = statistics_of(examples)
+    assert set(record["intervals"]) == set(record["scores"]) - {"meteor"}
+    for name, (low, high) in record["intervals"].items():
+        value = record["scores"][name]
+        assert statistics[name].value() == pytest.approx(value, abs=1e-4)
+        assert 0 <= low <= value + 1e-4 and value - 1e-4 <= high
 
 
 def test_captioning(run, tmp_path, monkeypatch):
@@ -58,7 +73,8 @@ def test_captioning(run, tmp_path, monkeypatch):
     assert "split by this package" in record["notice"]
     predictions = json.loads((tmp_path / "c.predictions.json").read_text())
     assert (tmp_path / "c.html").read_text().count("<figure>") == 2
-    assert [set(each) for each in predictions] == [{"image_id", "key", "caption"}] * 6
+    assert [set(each) for each in predictions] == [{"image_id", "caption"}] * 6
+    check_examples(record, out)
 
 
 def test_questions(run, tmp_path, capsys, monkeypatch):
@@ -71,6 +87,7 @@ def test_questions(run, tmp_path, capsys, monkeypatch):
     assert 0 <= record["scores"]["exact_match"] <= 100
     answers = json.loads((tmp_path / "q.predictions.json").read_text())
     assert all(set(each) == {"question_id", "answer"} for each in answers)
+    check_examples(record, tmp_path / "q.json")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +98,8 @@ def test_questions(run, tmp_path, capsys, monkeypatch):
         (["--data", "{broken"], "--data is no JSON"),
         (["--data", "no_such.json"], "no_such.json"),
         (["--config.rerunk=3"], "rerunk"),
+        (["--config.variant=mine"], "variant 'mine': there are official, lavis"),
+        (["--config.result_format=coco"], "there are vqa, gqa"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
@@ -105,5 +124,6 @@ def test_a_converted_folder_scores_as_its_run(run, tmp_path, monkeypatch):
         given = ["--model", str(model), "--task", task, "--out", str(out)]
         given += ["--data", json.dumps(DATA), "--config.decoding.max_new_tokens=2"]
         assert call([*given, "--config.text_length=20"], monkeypatch) == 0
-        found.append(json.loads(out.read_text())["scores"])
+        record = json.loads(out.read_text())
+        found.append((record["scores"], record["digests"]))
     assert found[0] == found[1]
