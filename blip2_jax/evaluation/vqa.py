@@ -99,13 +99,6 @@ def matches_exactly(question: AnsweredQuestion) -> bool:
     )
 
 
-def submission(
-    answers: Iterable[tuple[int | str, str]],
-) -> list[dict[str, int | str]]:
-    """(question id, answer) pairs as the list that the evaluation server takes."""
-    return [{"question_id": key, "answer": answer} for key, answer in answers]
-
-
 def _normalised(
     question: AnsweredQuestion, variant: Variant
 ) -> tuple[str, list[str]]:

@@ -72,6 +72,8 @@ def test_each_row_builds_and_reads_its_benchmark(table, row, data):
     if config.task == "vqa":
         (question,) = record.questions
         assert (question.answers == ()) == ("test" in row)
+        if row.startswith("gqa"):
+            assert (question.kind, question.question_id) == ("verify", "20")
         assert config.decoding.num_beams == 5 and config.decoding.length_penalty == -1
     else:
         assert set(record.captions) == {"red"}

@@ -5,7 +5,6 @@ import pytest
 from blip2_jax.evaluation.vqa import (
     AnsweredQuestion,
     exact_match,
-    submission,
     vqa_accuracy,
 )
 
@@ -64,7 +63,3 @@ def test_errors():
     for metric in (vqa_accuracy, exact_match):
         with pytest.raises(ValueError, match="no questions"):
             metric([])
-
-
-def test_submission():
-    assert submission([(7, "cat")]) == [{"question_id": 7, "answer": "cat"}]

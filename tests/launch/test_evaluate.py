@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from blip2_jax.convert.folder import write_folder
 from blip2_jax.evaluation.examples import read_examples, statistics_of
 from blip2_jax.opening import open_model
+from launch import report
 from launch.evaluate import main
 
 DATA = {"kind": "shapes", "split": "validation", "size": 6, "texts": "both"}
@@ -75,6 +76,17 @@ def test_captioning(run, tmp_path, monkeypatch):
     assert (tmp_path / "c.html").read_text().count("<figure>") == 2
     assert [set(each) for each in predictions] == [{"image_id", "caption"}] * 6
     check_examples(record, out)
+
+
+def test_a_report_opens_the_model(run, tmp_path, monkeypatch):
+    """And shows where its queries look, in two of the pictures."""
+    evaluate(monkeypatch, run, "captioning", tmp_path / "c.json")
+    given = [str(tmp_path / "c.json"), "--out", str(tmp_path / "r"), "--maps", "2"]
+    assert report.main(given) == 0
+    page = (tmp_path / "r.html").read_text()
+    queries = run.config.model.overrides.qformer.num_queries
+    assert page.count("data:image/png;base64,") == 2 * (1 + queries)
+    assert page.count("data:image/jpeg;base64,") == 6  # three best, three worst
 
 
 def test_questions(run, tmp_path, capsys, monkeypatch):
