@@ -73,6 +73,8 @@ def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
     if hosts.is_first():
         _write(job.out, record, outcome)
     hosts.wait("the record is written")
+    if outcome.scratch is not None:
+        outcome.scratch.delete()
     return record, job.out
 
 

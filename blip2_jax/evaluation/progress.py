@@ -29,7 +29,9 @@ def shown(items: Sequence[T], what: str, quiet_s: float = QUIET_S) -> Iterator[T
         yield from items
     elif sys.stderr.isatty():
         console = rich.console.Console(file=sys.stderr)
-        yield from rich.progress.track(items, what, console=console)
+        yield from rich.progress.track(
+            items, what, console=console, transient=True
+        )
     else:
         yield from _lines(items, what, quiet_s)
 

@@ -144,11 +144,11 @@ def _references(example: Example) -> str:
 
 def _searches(group: Group, pictures: Pictures | None, count: int) -> str:
     """Of the first entry: texts with the pictures found, pictures with the texts."""
-    examples = group.entries[0].examples
-    name = group.entries[0].name
-    sections = [_note(f"Searches of {name}; what is right is green.")]
+    first = group.entries[0]
+    examples = first.examples
+    sections = [_note(f"Searches of {first.name}; what is right is green.")]
     for unit, show in (("text", _text_search), ("image", _image_search)):
-        found = extremes(group, count, unit)
+        found = extremes(Group(group.task, [first]), count, unit)
         for title, places in (("best", found.best), ("worst", found.worst)):
             rows = "".join(show(examples[place], pictures) for place in places)
             sections.append(f"<h3>From {unit}s, {title}</h3>{rows}")

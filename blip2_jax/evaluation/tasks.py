@@ -65,6 +65,7 @@ class Outcome:
     Attributes:
       predictions: the file for a server, if the task has one.
       page: some captioned pictures as HTML, if asked for.
+      scratch: to be deleted when all is written.
     """
 
     scores: dict[str, float]
@@ -72,6 +73,7 @@ class Outcome:
     notice: str = ""
     predictions: Any = None
     page: str = ""
+    scratch: FinishedRows | None = None
 
 
 def retrieval(job: Job) -> Outcome:
@@ -97,10 +99,9 @@ def retrieval(job: Job) -> Outcome:
         model.model, model.params, job.data, gallery, settings,
         share=job.share, finished=finished,
     )  # fmt: skip
-    if finished is not None:
-        finished.delete()
     notice = f"{len(gallery.records)} images, {len(gallery.texts)} texts"
-    return Outcome(found.scores, _search_examples(job.data, gallery, found), notice)
+    examples = _search_examples(job.data, gallery, found)
+    return Outcome(found.scores, examples, notice, scratch=finished)
 
 
 def _search_examples(

@@ -11,6 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from blip2_jax.convert.folder import write_folder
 from blip2_jax.evaluation.examples import read_examples, statistics_of
+from blip2_jax.evaluation.stage1_scores import Stage1Scorer
 from blip2_jax.opening import open_model
 from launch import report
 from launch.evaluate import main
@@ -52,6 +53,29 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
     assert "itc_i2t_r1" in capsys.readouterr().out
     assert not out.with_suffix(".rerank").exists()
     check_examples(record, out)
+
+
+def test_a_retrieval_that_was_killed_goes_on(run, tmp_path, monkeypatch):
+    if run.config.task == "stage2":
+        pytest.skip("retrieval is for stage 1")
+    score, asked = Stage1Scorer.match_logits, []
+
+    def killed_at_the_fourth(*arguments):
+        asked.append(arguments)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    arguments = (monkeypatch, run, "retrieval")
+    _, whole = evaluate(*arguments, tmp_path / "whole.json")
+    monkeypatch.setattr(Stage1Scorer, "match_logits", killed_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*arguments, tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists() and (tmp_path / "r.rerank").is_dir()
+    _, record = evaluate(*arguments, tmp_path / "r.json")
+    assert len(asked) == 4 + 3  # six images, of which three were done
+    assert record["scores"] == whole["scores"]
+    assert not (tmp_path / "r.rerank").exists()
 
 
 def check_examples(record, out):
