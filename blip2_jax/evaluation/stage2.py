@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from jaxtyping import PyTree
 
 from blip2_jax import hosts
@@ -16,13 +15,13 @@ from blip2_jax.evaluation.captioning import (
     CaptionScores,
     caption_scores,
 )
-from blip2_jax.evaluation.progress import shown
 from blip2_jax.evaluation.vqa import (
     AnsweredQuestion,
     Variant,
     exact_match,
     vqa_accuracy,
 )
+from blip2_jax.evaluation.writing import written
 
 Settings = Mapping[str, Any]
 
@@ -113,7 +112,7 @@ def evaluate_captions(
             before = references.get(record.image_id, ())
             references[record.image_id] = (*before, *record.captions)
     image_ids = list(places)
-    texts = _written(
+    texts = written(
         data, list(places.values()), batch_size, share or hosts.Share(), "captioning",
         lambda images, indices: writer.caption(**images, **(settings or {})),
     )  # fmt: skip
@@ -158,7 +157,7 @@ def evaluate_answers(
     ][: max_questions or None]
     if not asked:
         raise ValueError("question answering needs questions, and there are none")
-    texts = _written(
+    texts = written(
         data, [place for place, _ in asked], batch_size, share or hosts.Share(),
         "answering",
         lambda images, indices: writer.answer(
@@ -249,46 +248,3 @@ class Stage2Evaluator:
                 settings=self._answer_settings,
             ).scores  # fmt: skip
         return result
-
-
-def _written(
-    data: EvaluationSet,
-    places: Sequence[int],
-    batch_size: int,
-    share: hosts.Share,
-    what: str,
-    write: Callable[[dict[str, np.ndarray], list[int]], list[str]],
-) -> list[tuple[int, str]]:
-    """What is written about records: (index into `places`, text), in order.
-
-    Args:
-      share: of the places; every process returns what all have written.
-      what: is done, for the progress shown.
-      write: texts for images and their indices.
-    """
-    mine = share.places(len(places))
-    batches = range(0, len(mine), batch_size)
-    texts: list[tuple[int, str]] = []
-    for start in shown(batches, what):
-        indices, images = _readable(data, places, mine[start:][:batch_size])
-        if indices:
-            texts += zip(indices, write(images, indices), strict=True)
-    return sorted(
-        (index, text) for part in hosts.gather(texts, share) for index, text in part
-    )
-
-
-def _readable(
-    data: EvaluationSet, places: Sequence[int], indices: Sequence[int]
-) -> tuple[list[int], dict[str, np.ndarray]]:
-    """The indices into `places` whose images can be read, and the images.
-
-    An image that several of them share is read once.
-    """
-    read = {place: data.image(place) for place in {places[i]: 0 for i in indices}}
-    images = {place: image for place, image in read.items() if image is not None}
-    found = [index for index in indices if places[index] in images]
-    if not found:
-        return [], {}
-    key = "features" if data.image_name == "features" else "images"
-    return found, {key: np.stack([images[places[index]] for index in found])}

@@ -55,9 +55,8 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
     check_examples(record, out)
 
 
+@pytest.mark.parametrize("run", ["stage1"], indirect=True)
 def test_a_retrieval_that_was_killed_goes_on(run, tmp_path, monkeypatch):
-    if run.config.task == "stage2":
-        pytest.skip("retrieval is for stage 1")
     score, asked = Stage1Scorer.match_logits, []
 
     def killed_at_the_fourth(*arguments):
