@@ -51,5 +51,6 @@ setup(
         "cuda": ["jax[cuda13]"],
         "convert": ["torch"],
         "demo": ["gradio"],
+        "evaluate": ["pycocoevalcap", "spacy"],
     },
 )

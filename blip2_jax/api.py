@@ -143,6 +143,7 @@ class Blip2:
         images: Any = None,
         questions: str | Sequence[str] = (),
         *,
+        question_prompt: str = "",
         features: Any = None,
         seed: int = 0,
         decoding: str = "",
@@ -151,10 +152,15 @@ class Blip2:
         """Answer questions about images, asked as in training; see `caption`.
 
         One image may have many questions, or one question many images.
+
+        Args:
+          question_prompt: another template than in training, with `{}` in the place of
+            the question.
         """
         self._need_stage(2, "answer")
         asked = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
-        prompts = [self._template().format(question) for question in asked]
+        template = question_prompt or self._template()
+        prompts = [template.format(question) for question in asked]
         config = change(self._decoding(decoding, "answer"), settings)
         return self._generate(images, features, prompts, config, seed, asked)
 

@@ -6,12 +6,15 @@ nobody to ask, and nothing here communicates.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped, UInt8
 
 ADDRESS, COUNT, INDEX = (
     "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID",
@@ -96,6 +99,69 @@ def total(count: int) -> int:
     if jax.process_count() == 1:
         return count
     return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of a list that one process works on: every `count`-th, from `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    def places(self, total: int) -> range:
+        """Where its elements stand in a list of `total`."""
+        return range(self.index, total, self.count)
+
+
+def own_share() -> Share:
+    """What this process works on where each has a model of its own."""
+    return Share(jax.process_index(), jax.process_count())
+
+
+def gather(value: Any, share: Share) -> list[Any]:
+    """The values of all who share, by index; all of them must call this.
+
+    Args:
+      value: what JSON can hold.
+      share: this process's; with a count of one nothing is sent.
+    """
+    if share.count == 1:
+        return [value]
+    sent = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    return [json.loads(part.tobytes()) for part in _gather_bytes(sent)]
+
+
+def gather_arrays(
+    array: Shaped[np.ndarray, "n ..."], share: Share
+) -> list[Shaped[np.ndarray, "n ..."]]:
+    """As `gather`, of arrays that are alike but for their number of rows."""
+    if share.count == 1:
+        return [array]
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return [
+        part.view(array.dtype).reshape(-1, *array.shape[1:])
+        for part in _gather_bytes(flat)
+    ]
+
+
+def gather_rows(
+    rows: Shaped[np.ndarray, "n ..."], share: Share
+) -> Shaped[np.ndarray, "N ..."]:
+    """All rows in their places, of which each process has its share's."""
+    parts = gather_arrays(rows, share)
+    whole = np.empty((sum(map(len, parts)), *rows.shape[1:]), rows.dtype)
+    for index, part in enumerate(parts):
+        whole[index :: share.count] = part
+    return whole
+
+
+def _gather_bytes(sent: UInt8[np.ndarray, " n"]) -> list[UInt8[np.ndarray, " n"]]:
+    """The bytes of every process, as many as each has."""
+    lengths = multihost_utils.process_allgather(np.int32(len(sent)))
+    filled = np.zeros(int(lengths.max()), np.uint8)
+    filled[: len(sent)] = sent
+    parts = multihost_utils.process_allgather(filled)
+    return [part[:n].copy() for part, n in zip(parts, lengths, strict=True)]
 
 
 def wait(what: str) -> None:

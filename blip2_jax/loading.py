@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ def load(
     precision: str | None = None,
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
     **beside: Any,
 ) -> Blip2:
     """Open a model.
@@ -43,6 +44,7 @@ def load(
       mesh: sizes of the axes `data`, `fsdp` and `tensor` (-1: the rest), to spread
         the model over all devices and the rows over the first two; None: the first
         device has it all.
+      devices: of the mesh, where it is not over all there are.
       **beside: fields of `opening.Beside`, for what the path does not say: `vision`,
         `language_model`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
         `image_size`, ...
@@ -58,7 +60,7 @@ def load(
             known = ", ".join(names)
             raise ValueError(f"load has no option {name!r}; there are {known}")
     return from_opened(
-        open_model(path, Beside(**beside), which), precision, batch_size, mesh
+        open_model(path, Beside(**beside), which), precision, batch_size, mesh, devices
     )
 
 
@@ -67,6 +69,7 @@ def from_opened(
     precision: str | None = None,
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Blip2:
     """A model to use, its arrays placed one by one, on one device or a mesh.
 
@@ -84,7 +87,7 @@ def from_opened(
     model = build_model(opened.config, opened.question_in_qformer, dtype)
     wanted = expected_shapes(opened.config, opened.question_in_qformer)
     axes: dict[str, Any] = dict(mesh or {})
-    over = sharding.make_mesh(**axes) if axes else None
+    over = sharding.make_mesh(**axes, devices=devices) if axes else None
     params = {}
     for path in [path for path in opened.arrays if path in wanted]:
         kept = dtype if path.startswith(TOWERS) else jnp.dtype(jnp.float32)

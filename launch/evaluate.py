@@ -6,7 +6,9 @@ leaves out is named by `--config.beside.vision=...` and so on).
 `--data` is a source spec as JSON, a list of them, or a file that holds either; without
 it the run's own evaluation sources are used. `--config configs/eval/X.py` is a whole
 evaluation in one file, and `--config.decoding.num_beams=3` changes any of its keys.
-Writes one JSON record, and predictions beside it.
+Writes one JSON record, and beside it every example and the file for a benchmark's
+server. Several processes share the examples; they find each other as in training
+(docs/training.md): `--multihost`, or the three flags.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # configs import each other
-DEFAULT = ROOT / "configs" / "eval" / "default.py"
+sys.path.append(str(pathlib.Path(__file__).parents[1]))  # configs import each other
+
+from launch import train
+
+DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "eval" / "default.py"
 
 
 def define_flags() -> flags.FlagValues:
@@ -39,6 +43,7 @@ def define_flags() -> flags.FlagValues:
     ):
         flags.DEFINE_string(name, None, what, flag_values=own)
     flags.DEFINE_bool("debug", False, "Show where an error was raised.", own)
+    train.define_process_flags(own)
     return own
 
 
@@ -49,12 +54,15 @@ def main(argv: list[str]) -> int:
         rest = given(argv)
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}")
-        return run(requested(given))
-    except (flags.Error, ValueError, OSError, KeyError, AttributeError) as error:
+        config = requested(given)
+        train.join_others(given)
+        return run(config)
+    except train.USERS_ERRORS as error:
         if "--debug" in argv:
             raise
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        train.leave_others()
         return 1
 
 
@@ -83,11 +91,17 @@ def read_specs(text: str) -> tuple[dict[str, Any], ...]:
 def run(config: ConfigDict) -> int:
     """Evaluate and print the scores; returns the exit code."""
     logging.set_verbosity(logging.ERROR)  # orbax tells of every file
+    from blip2_jax import hosts
     from blip2_jax.evaluation.command import evaluate_run
 
     record, path = evaluate_run(config)
+    if not hosts.is_first():
+        return 0
+    intervals = record.get("intervals", {})
     for name, value in record["scores"].items():
-        print(f"{name:>16}  {value:.2f}")
+        low, high = intervals.get(name, (None, None))
+        interval = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
+        print(f"{name:>24}  {value:.2f}{interval}")
     if record["notice"]:
         print(record["notice"])
     print(f"written to {path}")

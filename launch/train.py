@@ -40,10 +40,18 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "The run's directory.", flag_values=own)
     for name, what in (
         ("dry_run", "Show five samples; train nothing."),
-        ("multihost", "One of several processes; the cluster says which."),
         ("debug", "Show where an error was raised."),
     ):
         flags.DEFINE_bool(name, False, what, flag_values=own)
+    define_process_flags(own)
+    return own
+
+
+def define_process_flags(own: flags.FlagValues) -> None:
+    """The flags by which several processes find each other."""
+    flags.DEFINE_bool(
+        "multihost", False, "One of several processes; the cluster says which.", own
+    )
     flags.DEFINE_string(
         "coordinator_address", None, "HOST:PORT of process 0.", flag_values=own
     )
@@ -52,7 +60,15 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         ("process_id", "Which of them this is, from 0."),
     ):
         flags.DEFINE_integer(name, None, what, flag_values=own)
-    return own
+
+
+def join_others(given: flags.FlagValues) -> None:
+    """Meet the other processes, where the flags tell of some."""
+    from blip2_jax import hosts
+
+    which = (given.coordinator_address, given.num_processes, given.process_id)
+    if given.multihost or which != (None, None, None):
+        hosts.join(*which)
 
 
 def main(argv: list[str]) -> int:
@@ -102,12 +118,9 @@ def run(given: flags.FlagValues) -> int:
         return 0
     import jax
 
-    from blip2_jax import hosts
     from blip2_jax.training.loop import train
 
-    which = (given.coordinator_address, given.num_processes, given.process_id)
-    if given.multihost or which != (None, None, None):
-        hosts.join(*which)
+    join_others(given)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     return train(config, given.workdir)

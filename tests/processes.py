@@ -27,14 +27,15 @@ def meeting() -> list[tuple[str, ...]]:
     ]
 
 
-def run_together(script, *arguments) -> None:
-    """A script in `COUNT` processes of `DEVICES` devices, which all must succeed."""
+def run_together(script, *arguments, count=COUNT) -> None:
+    """A script in `count` processes of `DEVICES` devices, which all must succeed."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES} "
+        "--xla_backend_optimization_level=0",  # as in conftest.py
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-        "JAX_NUM_PROCESSES": str(COUNT),
+        "JAX_NUM_PROCESSES": str(count),
     }
     processes = [
         subprocess.Popen(
@@ -42,7 +43,7 @@ def run_together(script, *arguments) -> None:
             env=environment | {"JAX_PROCESS_ID": str(index)},
             stderr=subprocess.PIPE, text=True,
         )
-        for index in range(COUNT)
+        for index in range(count)
     ]  # fmt: skip
     try:
         for process in processes:

@@ -178,6 +178,10 @@ def test_one_image_may_have_many_questions_and_prompts():
     prompts = [f"Question: {q} Answer:" for q in ("what color is the cat?", "where")]
     settings = {"num_beams": 2, "max_new_tokens": 4, "length_penalty": -1.0}
     assert answers == model.generate(image, prompts, **settings)
+    given = {"num_beams": 2, "max_new_tokens": 4, "question_prompt": "Question: {}"}
+    shorter = [prompt.removesuffix(" Answer:") for prompt in prompts]
+    other = model.answer(image, questions, **given)
+    assert other == model.generate(image, shorter, **settings) != answers
     several = model.caption(image, num_return_sequences=3, max_new_tokens=4)
     assert len(several) == 1
     assert len(several[0]) == 3

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 
 from blip2_jax.data.text import load_tokenizer
@@ -41,9 +42,17 @@ def tiny_config(task: str) -> ConfigDict:
     return config.lock()
 
 
-def make_run(directory: pathlib.Path, task: str) -> Run:
-    """A run with a checkpoint of its first parameters."""
+def make_run(directory: pathlib.Path, task: str, factor: float = 1.0) -> Run:
+    """A run with a checkpoint of its first parameters.
+
+    Args:
+      factor: of the trained matrices; 30 makes a model's words depend on the image.
+    """
     run = set_up(tiny_config(task), directory)
-    run.checkpoints.save(0, run.trees(), {})
+    trees = run.trees()
+    trees["trainable"] = jax.tree.map(
+        lambda leaf: leaf * factor if leaf.ndim > 1 else leaf, trees["trainable"]
+    )
+    run.checkpoints.save(0, trees, {})
     run.checkpoints.close()
     return run

@@ -34,6 +34,7 @@ class EvaluationSet:
         sources hold text alone.
       blank: zeros in the shape of an image, for rows that do not count.
       faults: what was broken.
+      broken: cause and key of images that could not be read, by place in `records`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class EvaluationSet:
         plain = [{k: v for k, v in spec.items() if k != "weight"} for spec in specs]
         mixture = build_mixture(plain)
         self.faults = Faults()
+        self.broken: dict[int, tuple[str, str]] = {}
         holds = {source.image_kind for source in mixture.sources} != {ImageKind.NONE}
         self.image_name = image_name(mixture.sources, holds)
         self._size = image_size
@@ -83,15 +85,21 @@ class EvaluationSet:
         raise ValueError("no record has features")
 
     def image(self, index: int) -> np.ndarray | None:
-        """uint8 [S, S, 3] or features [P, D] of a record; None (counted) if broken."""
+        """uint8 [S, S, 3] or features [P, D] of a record; None (noted) if broken."""
         source, place = self._places[index]
         try:
             if self.image_name == "features":
                 return source.load_features(place)
             return evaluation_image(source.load_image(place), self._size)
         except BrokenSample as fault:
-            self.faults.add(1, [(fault.cause, fault.key)])
+            self.note(index, fault.cause, fault.key)
             return None
+
+    def note(self, index: int, cause: str, key: str) -> None:
+        """Count a record's image as broken, once however often it is asked for."""
+        if index not in self.broken:
+            self.broken[index] = cause, key
+            self.faults.add(1, [(cause, key)])
 
     def stacked(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
         """Images of this set as one array, `blank` in place of the broken ones."""

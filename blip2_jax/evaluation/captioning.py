@@ -3,6 +3,8 @@
 All through pycocoevalcap, the COCO captioning server's code. "CIDEr" is what that
 code calls CIDEr, which is CIDEr-D. Its word weights come from the references of the
 evaluated set: score a whole set at once, never a part of it, never one image (= 0).
+Parts of a set that are reported apart (the domains of NoCaps) are sets of their own,
+with their own word weights, as they are when the official code is given a part.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from blip2_jax.evaluation.bleu import bleu_counts
 from blip2_jax.evaluation.words import split_words
 
 Tokenizer = Literal["auto", "java", "python"]
@@ -36,14 +39,19 @@ class CaptionScores:
 
     Attributes:
       scores: "bleu_1" ... "bleu_4", "rouge_l", "cider", perhaps "meteor", "spice";
-        times 100, as papers print them.
+        times 100, as papers print them. Of a part of the set: "cider_PART".
       tokenizer: "java" (the official one) or "python" (`words.split_words`).
       skipped: metrics that were asked for and could not be computed, and why.
+      each: for every image the scores whose mean over images is that of the set:
+        all but BLEU and METEOR.
+      bleu: for every image its `bleu.bleu_counts`.
     """
 
     scores: dict[str, float]
     tokenizer: str
     skipped: dict[str, str]
+    each: dict[Any, dict[str, float]]
+    bleu: dict[Any, list[int]]
 
     def notice(self) -> str:
         """What differs from a full official evaluation; "" if nothing does."""
@@ -62,6 +70,7 @@ def caption_scores(
     *,
     metrics: Sequence[str] = PYTHON_METRICS + JAVA_METRICS,
     tokenizer: Tokenizer = "auto",
+    parts: Mapping[Any, str] | None = None,
 ) -> CaptionScores:
     """Score one caption an image against its references.
 
@@ -71,6 +80,7 @@ def caption_scores(
         evaluation of a subset does.
       metrics: which of `PYTHON_METRICS` and `JAVA_METRICS`.
       tokenizer: "auto" is "java" where Java is found, else "python".
+      parts: by image, the part of the set that it belongs to; "" belongs to none.
 
     Raises:
       ValueError: no captions, an image without references, an unknown metric.
@@ -92,10 +102,28 @@ def caption_scores(
     reasons = {name: _lacking(name) for name in metrics if name in JAVA_METRICS}
     skipped = {name: why for name, why in reasons.items() if why}
     scores: dict[str, float] = {}
-    for name in metrics:
-        if name not in skipped:
-            scores |= _score(name, wanted, found)
-    return CaptionScores(scores, tokenizer, skipped)
+    each: dict[Any, dict[str, float]] = {key: {} for key in captions}
+    for part, keys in _sets(captions, parts or {}).items():
+        here = {key: wanted[key] for key in keys}, {key: found[key] for key in keys}
+        for name in metrics:
+            if name not in skipped:
+                of_set, of_images = _score(name, *here)
+                scores |= {f"{n}{part}": value for n, value in of_set.items()}
+                for key, value in of_images.items():
+                    each[key][f"{name}{part}"] = value
+    counts = {key: bleu_counts(found[key][0], wanted[key]) for key in captions}
+    return CaptionScores(scores, tokenizer, skipped, each, counts)
+
+
+def _sets(
+    captions: Mapping[Any, str], parts: Mapping[Any, str]
+) -> dict[str, list[Any]]:
+    """The images of the whole set, "", and of each part, "_PART"."""
+    sets: dict[str, list[Any]] = {"": list(captions)}
+    for key in captions:
+        if part := parts.get(key, ""):
+            sets.setdefault(f"_{part}", []).append(key)
+    return sets
 
 
 def _choose_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -139,13 +167,22 @@ def _lacking(metric: str) -> str:
     return ""
 
 
-def _score(metric: str, references: Captions, captions: Captions) -> dict[str, float]:
-    """One metric by name, times 100."""
+def _score(
+    metric: str, references: Captions, captions: Captions
+) -> tuple[dict[str, float], dict[Any, float]]:
+    """One metric of a set, by name, and of its images where the set's is their mean."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap chats
-        score, _ = _scorer(metric).compute_score(references, captions)
+        score, each = _scorer(metric).compute_score(references, captions)
     if metric == "bleu":
-        return {f"bleu_{n}": 100 * float(value) for n, value in enumerate(score, 1)}
-    return {metric: 100 * float(score)}
+        names = {f"bleu_{n}": 100 * float(value) for n, value in enumerate(score, 1)}
+        return names, {}
+    if metric == "meteor":
+        return {metric: 100 * float(score)}, {}
+    keys = sorted(captions) if metric == "spice" else list(captions)
+    if metric == "spice":
+        each = [parts["All"]["f"] for parts in each]
+    images = {key: 100 * float(value) for key, value in zip(keys, each, strict=True)}
+    return {metric: 100 * float(score)}, images
 
 
 def _scorer(metric: str) -> Any:

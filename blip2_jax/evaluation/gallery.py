@@ -11,6 +11,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation import EvaluationSet
 from blip2_jax.data.text import QFormerTokenizer, clean_caption
+from blip2_jax.hosts import Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,17 @@ class Gallery:
     texts: list[str]
 
     def image_batches(
-        self, data: EvaluationSet, batch_size: int
+        self, data: EvaluationSet, batch_size: int, share: Share | None = None
     ) -> Iterator[Shaped[Array, "B ..."]]:
-        """Images, in order; one that cannot be read is blank, and counted by `data`."""
-        for start in range(0, len(self.records), batch_size):
-            images = [data.image(place) for place in self.records[start:][:batch_size]]
-            yield data.stacked(images)
+        """Images, in order; one that cannot be read is blank, and counted by `data`.
+
+        Args:
+          share: the images of one process; none: all.
+        """
+        mine = (share or Share()).places(len(self.records))
+        for start in range(0, len(mine), batch_size):
+            places = [self.records[index] for index in mine[start:][:batch_size]]
+            yield data.stacked([data.image(place) for place in places])
 
 
 def make_gallery(

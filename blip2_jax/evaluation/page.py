@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
-import io
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import UInt8
 from numpy import ndarray as Array
-from PIL import Image
 
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
 from blip2_jax.data.sources.registry import build_source
+from blip2_jax.evaluation.report_pictures import photo_tag
 
 _STYLE = """
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 60em; margin: 2em auto; }
 figure { display: flex; gap: 1.5em; margin: 0 0 1.5em; align-items: flex-start; }
-img { width: 224px; border-radius: 6px; }
+img { border-radius: 6px; }
 figcaption { flex: 1; }
 .said { font-size: 1.15em; font-weight: 600; }
 ul { color: #555; margin: .4em 0; padding-left: 1.2em; }
@@ -53,6 +51,47 @@ def caption_page(title: str, lead: str, shown: Sequence[Shown]) -> str:
     )
 
 
+class Pictures:
+    """The pictures of evaluated data by the keys of their records."""
+
+    def __init__(self, specs: Sequence[Mapping[str, Any]]):
+        """Open the sources.
+
+        Args:
+          specs: of the evaluated data; where it holds features, the pictures are those
+            of the source of the texts.
+
+        Raises:
+          FileNotFoundError, ValueError: a source is not there any more.
+        """
+        self._places: dict[str, tuple[Source, int]] = {}
+        for spec in specs:
+            source = build_source(_with_pixels(spec))
+            keys = enumerate(source.keys())
+            self._places |= {key: (source, index) for index, key in keys}
+
+    def find(self, key: str) -> UInt8[Array, "height width 3"] | None:
+        """RGB pixels; None where there is no such picture, or it cannot be read."""
+        if key not in self._places:
+            return None
+        source, index = self._places[key]
+        try:
+            return source.load_image(index)
+        except (BrokenSample, NotImplementedError):
+            return None
+
+
+def _with_pixels(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec with the source of its texts in place of any source of features."""
+    if isinstance(spec.get("texts"), Mapping):
+        return _with_pixels(spec["texts"])
+    return {
+        name: _with_pixels(value) if isinstance(value, Mapping) and "kind" in value
+        else value
+        for name, value in spec.items()
+    }  # fmt: skip
+
+
 def draw_shown(
     specs: Sequence[Mapping[str, Any]],
     records: Sequence[Record],
@@ -70,23 +109,15 @@ def draw_shown(
       count: how many; fewer where fewer can be read.
       seed: of the draw.
     """
-    pictures: dict[str, tuple[Source, int]] = {}
-    for spec in specs:
-        of_texts = spec.get("texts")
-        source = build_source(of_texts if isinstance(of_texts, Mapping) else spec)
-        pictures |= {key: (source, index) for index, key in enumerate(source.keys())}
+    pictures = Pictures(specs)
     drawn = [each for each in records if each.image_id in captions]
     random.Random(seed).shuffle(drawn)
     shown: list[Shown] = []
     for record in drawn:
         if len(shown) == count:
             break
-        if record.key not in pictures:
-            continue
-        source, index = pictures[record.key]
-        try:
-            pixels = source.load_image(index)
-        except (BrokenSample, NotImplementedError):
+        pixels = pictures.find(record.key)
+        if pixels is None:
             continue
         caption = captions[record.image_id]
         shown.append(Shown(pixels, caption, record.captions, record.key))
@@ -94,13 +125,9 @@ def draw_shown(
 
 
 def _figure(shown: Shown) -> str:
-    file = io.BytesIO()
-    Image.fromarray(shown.pixels).save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
     people = "".join(f"<li>{html.escape(each)}</li>" for each in shown.references)
     return (
-        f"<figure><img alt='{html.escape(shown.name)}' "
-        f"src='data:image/jpeg;base64,{data}'><figcaption>"
+        f"<figure>{photo_tag(shown.pixels, shown.name)}<figcaption>"
         f"<div class='said'>{html.escape(shown.caption)}</div>"
         f"<ul>{people}</ul></figcaption></figure>"
     )

@@ -8,15 +8,16 @@ softmax) plus that cosine. All others score -100.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import rich.console
-import rich.progress
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
+
+from blip2_jax import hosts
+from blip2_jax.evaluation.progress import shown
+from blip2_jax.evaluation.scratch import FinishedRows
 
 NOT_RANKED = -100.0
 RECALL_AT = (1, 5, 10)
@@ -30,6 +31,13 @@ class Scores(NamedTuple):
 
     image_to_text: Float[Array, "N M"]
     text_to_image: Float[Array, "M N"]
+
+
+class Ranks(NamedTuple):
+    """Where the first right answer stands, 0 is best."""
+
+    images: Int[Array, " N"]
+    texts: Int[Array, " M"]
 
 
 def similarity(
@@ -49,35 +57,47 @@ def similarity(
     return np.concatenate(parts).astype(np.float32)
 
 
-def rerank(cosine: Float[Array, "N M"], match: MatchImage, k: int) -> Scores:
+def rerank(
+    cosine: Float[Array, "N M"],
+    match: MatchImage,
+    k: int,
+    *,
+    share: hosts.Share | None = None,
+    finished: FinishedRows | None = None,
+) -> Scores:
     """Score the k best of every row of both directions by the matching head.
 
     A pair wanted by both directions is scored once, and an image's pairs are scored
-    together, so that its cross-attention keys and values are computed once. A terminal
-    shows how far it is.
+    together, so that its cross-attention keys and values are computed once.
 
     Args:
       cosine: from `similarity`.
       match: gives the match logits of one image with some texts.
       k: candidates of a text among the images and of an image among the texts;
         more than there are means all.
+      share: the images that this process scores; the others' scores are gathered.
+      finished: rows that need not be scored again; new ones are added.
 
     Returns:
       Logit plus cosine for candidates, `NOT_RANKED` elsewhere.
     """
-    for_image = _top(cosine, k)
-    for_text = _top(cosine.T, k).T
-    score = np.full(cosine.shape, NOT_RANKED, np.float32)
+    share = share or hosts.Share()
+    for_image, for_text = _top(cosine, k), _top(cosine.T, k).T
     wanted = for_image | for_text
-    for image in rich.progress.track(
-        range(len(wanted)),
-        "re-ranking",
-        console=rich.console.Console(file=sys.stderr),
-        disable=not sys.stderr.isatty(),
-    ):
+    logits: list[Float[Array, " n"]] = []
+    for image in shown(share.places(len(cosine)), "re-ranking"):
         texts = np.flatnonzero(wanted[image])
-        if len(texts):
-            score[image, texts] = match(image, texts) + cosine[image, texts]
+        found = finished.find(image, texts) if finished is not None else None
+        if found is None:
+            found = match(image, texts)
+            if finished is not None:
+                finished.add(image, texts, found)
+        logits.append(found)
+    mine = np.concatenate([np.zeros(0, np.float32), *logits])
+    score = cosine.copy()
+    for index, part in enumerate(hosts.gather_arrays(mine, share)):
+        rows = slice(index, None, share.count)
+        score[rows][wanted[rows]] += part
     return Scores(
         np.where(for_image, score, np.float32(NOT_RANKED)),
         np.where(for_text, score, np.float32(NOT_RANKED)).T,
@@ -86,10 +106,6 @@ def rerank(cosine: Float[Array, "N M"], match: MatchImage, k: int) -> Scores:
 
 def recalls(scores: Scores, image_of_text: Int[Array, " M"]) -> dict[str, float]:
     """Recall at 1, 5 and 10 in percent; an image may have several texts.
-
-    An image finds its text when *any* of its texts is among the first k. Equal scores
-    are ordered as the original orders them (numpy's sort, reversed); with at least ten
-    re-ranked candidates no recall depends on it.
 
     Args:
       scores: both directions, see `Scores`.
@@ -102,15 +118,36 @@ def recalls(scores: Scores, image_of_text: Int[Array, " M"]) -> dict[str, float]
     Raises:
       ValueError: an image without a text.
     """
+    ranks = first_hits(scores, image_of_text)
+    result = _recall("i2t", ranks.images) | _recall("t2i", ranks.texts)
+    return result | {"r_mean": (result["i2t_mean"] + result["t2i_mean"]) / 2}
+
+
+def first_hits(scores: Scores, image_of_text: Int[Array, " M"]) -> Ranks:
+    """The rank (0 is best) of the best right answer of each image and each text.
+
+    An image finds its text when *any* of its texts is among the first k. Equal scores
+    are ordered as the original orders them (numpy's sort, reversed); with at least ten
+    re-ranked candidates no recall depends on it.
+
+    Args:
+      scores, image_of_text: as in `recalls`.
+
+    Raises:
+      ValueError: an image without a text.
+    """
     images = scores.image_to_text.shape[0]
     own = image_of_text[None] == np.arange(images)[:, None]
     if not own.any(axis=1).all():
         raise ValueError(f"image {int(own.any(axis=1).argmin())} has no text")
-    result = {
-        **_recall("i2t", _first_hit(scores.image_to_text, own)),
-        **_recall("t2i", _first_hit(scores.text_to_image, own.T)),
-    }
-    return result | {"r_mean": (result["i2t_mean"] + result["t2i_mean"]) / 2}
+    return Ranks(
+        _first_hit(scores.image_to_text, own), _first_hit(scores.text_to_image, own.T)
+    )
+
+
+def best(scores: Float[Array, "N M"], k: int) -> Int[Array, "N k"]:
+    """The columns of the k largest of each row, largest first."""
+    return np.argsort(scores, axis=1)[:, ::-1][:, :k]
 
 
 def _top(scores: Float[Array, "N M"], k: int) -> Bool[Array, "N M"]:

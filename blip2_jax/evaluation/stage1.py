@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from blip2_jax.data.evaluation import EvaluationSet, evaluation_batches
 from blip2_jax.data.text import load_tokenizer
 from blip2_jax.evaluation.gallery import Gallery, make_gallery
 from blip2_jax.evaluation.retrieval import Scores, recalls
+from blip2_jax.evaluation.scratch import FinishedRows
 from blip2_jax.evaluation.stage1_scores import TEXT_LENGTH, Stage1Scorer
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.objectives import ITM_PRIOR_ENTROPY
@@ -40,13 +41,23 @@ class RetrievalSettings:
     text_length: int = TEXT_LENGTH
 
 
+class Searched(NamedTuple):
+    """Recalls, and what they come from: similarities by "itc" and perhaps "itm"."""
+
+    scores: dict[str, float]
+    ranked: dict[str, Scores]
+
+
 def evaluate_retrieval(
     model: Blip2Stage1,
     params: PyTree,
     data: EvaluationSet,
     gallery: Gallery,
     settings: RetrievalSettings,
-) -> dict[str, float]:
+    *,
+    share: hosts.Share | None = None,
+    finished: FinishedRows | None = None,
+) -> Searched:
     """Recalls by ITC ("itc_...") and, where asked for, re-ranked ("itm_...").
 
     Args:
@@ -55,17 +66,33 @@ def evaluate_retrieval(
       data: the images.
       gallery: of `data`.
       settings: see there.
+      share: the images and texts that this process works on, where each process has
+        the parameters to itself; none: all, with those who share the parameters.
+      finished: rows of a re-ranking that was interrupted.
+
+    Raises:
+      ValueError: more processes than images.
     """
+    share = share or hosts.Share()
+    if share.count > len(gallery.records):
+        raise ValueError(f"{share.count} processes for {len(gallery.records)} images")
     scorer = Stage1Scorer(model, params, settings.batch_size)
-    images = scorer.encode_images(gallery.image_batches(data, settings.batch_size))
+    images = scorer.encode_images(
+        gallery.image_batches(data, settings.batch_size, share)
+    )
     texts = gallery.text_ids, gallery.text_mask
-    cosine = scorer.cosine(images, *texts)
-    owner = gallery.image_of_text
-    result = _named("itc", recalls(Scores(cosine, cosine.T), owner))
+    cosine = scorer.cosine(images, *texts, share)
+    ranked = {"itc": Scores(cosine, cosine.T)}
     if settings.rerank:
-        scores = scorer.rerank(images, *texts, cosine, settings.rerank)
-        result |= _named("itm", recalls(scores, owner))
-    return result
+        ranked["itm"] = scorer.rerank(
+            images, *texts, cosine, settings.rerank, share, finished
+        )
+    scores = {
+        f"{stage}_{name}": value
+        for stage, found in ranked.items()
+        for name, value in recalls(found, gallery.image_of_text).items()
+    }
+    return Searched(scores, ranked)
 
 
 @functools.lru_cache(maxsize=1)
@@ -146,7 +173,7 @@ class Stage1Evaluator:
         """All numbers: see `evaluate_retrieval` and `evaluate_losses`."""
         result = evaluate_retrieval(
             self._model, params, self._data, self._gallery, self._settings
-        )
+        ).scores
         if self._loss is not None:
             size = min(self._settings.batch_size, len(self._data.records))
             batches = evaluation_batches(
@@ -154,7 +181,3 @@ class Stage1Evaluator:
             )
             result |= evaluate_losses(self._loss, params, batches)
         return result
-
-
-def _named(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}_{name}": value for name, value in values.items()}

@@ -13,6 +13,7 @@ from numpy import ndarray as Array
 
 from blip2_jax import hosts, sharding
 from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
+from blip2_jax.evaluation.scratch import FinishedRows
 from blip2_jax.inputs import padded
 from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
@@ -31,7 +32,7 @@ def text_length(trained_length: int | None) -> int:
 
 
 class EncodedImages(NamedTuple):
-    """All images: frozen features (before ln_vision) and unit vectors of queries."""
+    """Images: frozen features (before ln_vision) and unit vectors of queries."""
 
     features: Shaped[Array, "N P D"]
     queries: Float[Array, "N Q C"]
@@ -105,10 +106,23 @@ class Stage1Scorer:
         return np.concatenate(logits)
 
     def cosine(
-        self, images: EncodedImages, ids: Int[Array, "M T"], mask: Bool[Array, "M T"]
+        self,
+        images: EncodedImages,
+        ids: Int[Array, "M T"],
+        mask: Bool[Array, "M T"],
+        share: hosts.Share | None = None,
     ) -> Float[Array, "N M"]:
-        """First stage: the ITC similarity of every image with every text."""
-        return similarity(images.queries, self.encode_texts(ids, mask))
+        """First stage: the ITC similarity of every image with every text.
+
+        Args:
+          images: those of the share.
+          ids, mask: all texts.
+          share: what this process encodes; the others' vectors are gathered.
+        """
+        share = share or hosts.Share()
+        mine = list(share.places(len(ids)))
+        texts = hosts.gather_rows(self.encode_texts(ids[mine], mask[mine]), share)
+        return similarity(hosts.gather_rows(images.queries, share), texts)
 
     def rerank(
         self,
@@ -117,14 +131,26 @@ class Stage1Scorer:
         mask: Bool[Array, "M T"],
         cosine: Float[Array, "N M"],
         k: int,
+        share: hosts.Share | None = None,
+        finished: FinishedRows | None = None,
     ) -> Scores:
-        """Second stage: the k best of each row by the matching head."""
+        """Second stage: the k best of each row by the matching head.
+
+        Args:
+          images: those of the share.
+          ids, mask: all texts.
+          cosine, k, finished: as `retrieval.rerank` takes them.
+          share: as in `cosine`.
+        """
+        share = share or hosts.Share()
         return rerank(
             cosine,
             lambda image, texts: self.match_logits(
-                images.features[image], ids[texts], mask[texts]
+                images.features[image // share.count], ids[texts], mask[texts]
             )[:, 1],
             k,
+            share=share,
+            finished=finished,
         )
 
     def _chunks(self, rows: Int[Array, " n"]) -> Iterator[Int[Array, " b"]]:

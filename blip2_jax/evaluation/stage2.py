@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from jaxtyping import PyTree
 
+from blip2_jax import hosts
 from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.data.sources.base import Question
 from blip2_jax.evaluation.captioning import (
     PYTHON_METRICS,
     CaptionScores,
     caption_scores,
 )
-from blip2_jax.evaluation.vqa import AnsweredQuestion, exact_match, vqa_accuracy
+from blip2_jax.evaluation.vqa import (
+    AnsweredQuestion,
+    Variant,
+    exact_match,
+    vqa_accuracy,
+)
+from blip2_jax.evaluation.writing import written
 
 Settings = Mapping[str, Any]
 
@@ -47,11 +54,31 @@ class Captioned(NamedTuple):
     references: dict[int, tuple[str, ...]]
 
 
+class Reply(NamedTuple):
+    """An answer: the question's number among those asked, its record's place."""
+
+    number: int
+    place: int
+    question: Question
+    answer: str
+
+    @property
+    def question_id(self) -> int | str:
+        """The data set's own, or the number."""
+        own = self.question.question_id
+        return self.number if own is None else own
+
+    def answered(self) -> AnsweredQuestion:
+        """As it is scored."""
+        question = self.question
+        return AnsweredQuestion(self.answer, question.answers, question.kind)
+
+
 class Answered(NamedTuple):
-    """Answers and their scores."""
+    """Answers, in the order of the questions, and their scores."""
 
     scores: dict[str, float]
-    answers: list[tuple[int | str, str]]  # (question id, answer)
+    replies: list[Reply]
 
 
 def evaluate_captions(
@@ -60,6 +87,7 @@ def evaluate_captions(
     *,
     batch_size: int = 64,
     settings: Settings | None = None,
+    share: hosts.Share | None = None,
     **metrics: Any,
 ) -> Captioned:
     """Caption every image once and score the captions together.
@@ -70,10 +98,11 @@ def evaluate_captions(
         gets no caption and is counted by `data.faults`.
       batch_size: images at a time.
       settings: of decoding, for `writer.caption`.
+      share: the images that this process captions; the others' captions are gathered.
       **metrics: for `caption_scores`: which metrics, and the tokenizer.
 
     Raises:
-      ValueError: no image has a caption.
+      ValueError: no image has a caption, or none can be read.
     """
     references: dict[int, tuple[str, ...]] = {}
     places: dict[int, int] = {}
@@ -82,12 +111,14 @@ def evaluate_captions(
             places.setdefault(record.image_id, place)
             before = references.get(record.image_id, ())
             references[record.image_id] = (*before, *record.captions)
-    captions: dict[int, str] = {}
     image_ids = list(places)
-    for found, images in _readable(data, list(places.values()), batch_size):
-        texts = writer.caption(**images, **(settings or {}))
-        captions |= zip([image_ids[index] for index in found], texts, strict=True)
-    scores = caption_scores(captions, references, **metrics)
+    texts = written(
+        data, list(places.values()), batch_size, share or hosts.Share(), "captioning",
+        lambda images, indices: writer.caption(**images, **(settings or {})),
+    )  # fmt: skip
+    captions = {image_ids[index]: text for index, text in texts}
+    parts = {record.image_id: record.part for record in data.records}
+    scores = caption_scores(captions, references, parts=parts, **metrics)
     return Captioned(scores, captions, references)
 
 
@@ -98,6 +129,8 @@ def evaluate_answers(
     batch_size: int = 64,
     settings: Settings | None = None,
     max_questions: int = 0,
+    variant: Variant = "official",
+    share: hosts.Share | None = None,
 ) -> Answered:
     """Ask every question, and score the replies to those with people's answers.
 
@@ -108,10 +141,11 @@ def evaluate_answers(
       batch_size: questions at a time.
       settings: of decoding, for `writer.answer`.
       max_questions: ask only the first so many; 0: all.
+      variant: of VQA accuracy.
+      share: the questions that this process asks; the others' answers are gathered.
 
     Returns:
-      "exact_match" in percent and, where every question has ten answers,
-      "vqa_accuracy", also by kind of answer; no scores without people's answers.
+      The replies, and of those to questions with people's answers `answer_scores`.
 
     Raises:
       ValueError: there are no questions.
@@ -123,28 +157,42 @@ def evaluate_answers(
     ][: max_questions or None]
     if not asked:
         raise ValueError("question answering needs questions, and there are none")
-    scored: list[AnsweredQuestion] = []
-    answers: list[tuple[int | str, str]] = []
-    for found, images in _readable(data, [place for place, _ in asked], batch_size):
-        questions = [asked[index][1] for index in found]
-        texts = [question.text for question in questions]
-        replies = writer.answer(questions=texts, **images, **(settings or {}))
-        for index, question, reply in zip(found, questions, replies, strict=True):
-            name = question.question_id
-            answers.append((index if name is None else name, reply))
-            if question.answers:
-                scored.append(AnsweredQuestion(reply, question.answers, question.kind))
-    return Answered(answer_scores(scored), answers)
+    texts = written(
+        data, [place for place, _ in asked], batch_size, share or hosts.Share(),
+        "answering",
+        lambda images, indices: writer.answer(
+            questions=[asked[index][1].text for index in indices],
+            **images, **(settings or {}),
+        ),
+    )  # fmt: skip
+    replies = [Reply(index, *asked[index], text) for index, text in texts]
+    scored = [each.answered() for each in replies if each.question.answers]
+    return Answered(answer_scores(scored, variant), replies)
 
 
-def answer_scores(questions: Sequence[AnsweredQuestion]) -> dict[str, float]:
-    """Exact match, and VQA accuracy where it means something; {} of nothing."""
+def answer_scores(
+    questions: Sequence[AnsweredQuestion], variant: Variant = "official"
+) -> dict[str, float]:
+    """Exact match, and VQA accuracy where it means something; {} of nothing.
+
+    The latter by kind of answer too; where it means nothing, exact match by kind.
+    """
     if not questions:
         return {}
     scores = {"exact_match": exact_match(questions)}
-    if all(len(question.references) >= VQA_ANSWERS for question in questions):
-        scores |= {f"vqa_{name}": v for name, v in vqa_accuracy(questions).items()}
+    if has_ten_answers(questions):
+        found = vqa_accuracy(questions, variant)
+        return scores | {f"vqa_{name}": value for name, value in found.items()}
+    for kind in dict.fromkeys(question.kind for question in questions):
+        if kind:
+            own = [question for question in questions if question.kind == kind]
+            scores[f"exact_match_{kind}"] = exact_match(own)
     return scores
+
+
+def has_ten_answers(questions: Sequence[AnsweredQuestion]) -> bool:
+    """Whether VQA accuracy means something."""
+    return all(len(question.references) >= VQA_ANSWERS for question in questions)
 
 
 class Stage2Evaluator:
@@ -200,16 +248,3 @@ class Stage2Evaluator:
                 settings=self._answer_settings,
             ).scores  # fmt: skip
         return result
-
-
-def _readable(
-    data: EvaluationSet, places: Sequence[int], batch_size: int
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Batches of images that can be read: indices into `places`, and the images."""
-    key = "features" if data.image_name == "features" else "images"
-    for start in range(0, len(places), batch_size):
-        indices = range(start, min(start + batch_size, len(places)))
-        images = ((index, data.image(places[index])) for index in indices)
-        found = {index: image for index, image in images if image is not None}
-        if found:
-            yield list(found), {key: np.stack(list(found.values()))}

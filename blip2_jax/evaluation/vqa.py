@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from blip2_jax.evaluation.answers import normalise_answer, strip_marks
 
 Variant = Literal["official", "lavis"]
+VARIANTS: tuple[str, ...] = get_args(Variant)
 
 _FULL_AGREEMENT = 3
 
@@ -55,11 +56,9 @@ def vqa_accuracy(
     Raises:
       ValueError: an unknown variant, no questions, or one without references.
     """
-    if variant not in ("official", "lavis"):
-        raise ValueError(f"unknown variant {variant!r}; there are official, lavis")
     scores: dict[str, list[float]] = defaultdict(list)
     for question in questions:
-        score = _agreement(*_normalised(question, variant))
+        score = agreement(question, variant)
         scores["accuracy"].append(score)
         if question.kind:
             scores[f"accuracy_{question.kind}"].append(score)
@@ -68,23 +67,36 @@ def vqa_accuracy(
     return {name: 100 * sum(each) / len(each) for name, each in scores.items()}
 
 
+def agreement(question: AnsweredQuestion, variant: Variant = "official") -> float:
+    """VQA accuracy of one question, between 0 and 1; see `vqa_accuracy`.
+
+    It is the mean over the sets that leave one reference out; a single reference
+    leaves nobody to agree: 0.
+
+    Raises:
+      ValueError: an unknown variant, or no references.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r}: there are {', '.join(VARIANTS)}")
+    prediction, references = _normalised(question, variant)
+    matches = sum(reference == prediction for reference in references)
+    agreeing = (matches - (reference == prediction) for reference in references)
+    scores = [min(count / _FULL_AGREEMENT, 1.0) for count in agreeing]
+    return sum(scores) / len(scores)
+
+
 def exact_match(questions: Sequence[AnsweredQuestion]) -> float:
     """Share in percent of predictions equal to any reference, both normalised."""
     if not questions:
         raise ValueError("there are no questions to score")
-    hits = sum(
-        normalise_answer(question.prediction)
-        in {normalise_answer(reference) for reference in question.references}
-        for question in questions
+    return 100 * sum(map(matches_exactly, questions)) / len(questions)
+
+
+def matches_exactly(question: AnsweredQuestion) -> bool:
+    """Whether the prediction is equal to any reference, both normalised."""
+    return normalise_answer(question.prediction) in map(
+        normalise_answer, question.references
     )
-    return 100 * hits / len(questions)
-
-
-def submission(
-    answers: Iterable[tuple[int | str, str]],
-) -> list[dict[str, int | str]]:
-    """(question id, answer) pairs as the list that the evaluation server takes."""
-    return [{"question_id": key, "answer": answer} for key, answer in answers]
 
 
 def _normalised(
@@ -108,11 +120,3 @@ def _normalised(
 
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
-
-
-def _agreement(prediction: str, references: list[str]) -> float:
-    """The mean over the sets that leave one reference out; alone, it is all others."""
-    matches = sum(reference == prediction for reference in references)
-    agreeing = (matches - (reference == prediction) for reference in references)
-    scores = [min(count / _FULL_AGREEMENT, 1.0) for count in agreeing]
-    return sum(scores) / len(scores)

@@ -7,7 +7,7 @@ five captions by people; ten of them go on a page beside their photos. Paths as 
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.command import default_evaluation
+from blip2_jax.evaluation.config import default_evaluation
 from configs.flickr8k_stage1 import photos, read_paths
 
 

@@ -6,7 +6,7 @@ then the best 32 of each list re-ranked by ITM. Paths as in `flickr8k_stage1.py`
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.command import default_evaluation
+from blip2_jax.evaluation.config import default_evaluation
 from configs.flickr8k_stage1 import photos, read_paths
 
 

@@ -17,6 +17,18 @@ def check_rows(axes, own):
     np.testing.assert_array_equal(hosts.fetch(batch)["x"], np.arange(B))
 
 
+def check_shares(total):
+    """Lists that are worked on in parts are whole, in order, in every process."""
+    share = hosts.own_share()
+    mine = np.arange(total, dtype=np.float32)[list(share.places(total))]
+    rows = np.stack([mine, -mine], axis=1)
+    np.testing.assert_array_equal(
+        hosts.gather_rows(rows, share)[:, 1], -np.arange(total, dtype=np.float32)
+    )
+    told = hosts.gather({"é": mine.tolist()}, share)
+    assert sorted(x for each in told for x in each["é"]) == list(range(total))
+
+
 if __name__ == "__main__":
     hosts.join()
     index = jax.process_index()
@@ -26,4 +38,6 @@ if __name__ == "__main__":
     check_rows((8, 1, 1), B // 2)
     check_rows((2, 2, 2), B // 2)
     check_rows((1, 1, 8), B)
+    check_shares(5)
+    check_shares(1)  # one of the two has nothing
     hosts.wait("all is checked")

@@ -6,7 +6,8 @@ Four layouts are known by their shape:
   one row a caption or one an image; rows may hold "question" and "answer" instead;
 - the same objects, one a line (`.jsonl`);
 - Karpathy: `{"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}`;
-- COCO: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`.
+- COCO: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`;
+  NoCaps adds each image's "domain".
 
 Rows of one image become one record: an epoch shows every image once, with one of
 its captions.
@@ -24,8 +25,8 @@ from numpy import ndarray as Array
 from blip2_jax.data.sources.base import Question, Record, Source
 from blip2_jax.data.sources.files import ImageFiles, read_text_file
 
-# (image name, original id, captions, questions)
-_Row = tuple[str, int | str | None, list[str], list[Question]]
+# (image name, original id, captions, questions, part of the data set)
+_Row = tuple[str, int | str | None, list[str], list[Question], str]
 
 
 class AnnotationsSource(Source):
@@ -99,7 +100,8 @@ def _lavis_row(row: Mapping[str, Any]) -> _Row:
         questions.append(Question(row["question"], answers, row.get("question_id")))
     if isinstance(captions, str):
         captions = [captions]
-    return row["image"], row.get("image_id"), list(captions), questions
+    original = row.get("image_id", row.get("img_id"))  # the latter: NoCaps
+    return row["image"], original, list(captions), questions, row.get("domain", "")
 
 
 def _karpathy_rows(content: Mapping[str, Any], splits: Sequence[str]) -> Iterable[_Row]:
@@ -108,7 +110,7 @@ def _karpathy_rows(content: Mapping[str, Any], splits: Sequence[str]) -> Iterabl
             folder = image.get("filepath", "")
             name = f"{folder}/{image['filename']}" if folder else image["filename"]
             original = image.get("cocoid", image.get("imgid"))
-            yield name, original, [s["raw"] for s in image["sentences"]], []
+            yield name, original, [s["raw"] for s in image["sentences"]], [], ""
 
 
 def _coco_rows(content: Mapping[str, Any]) -> Iterable[_Row]:
@@ -116,19 +118,22 @@ def _coco_rows(content: Mapping[str, Any]) -> Iterable[_Row]:
     for annotation in content["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
     for image in content["images"]:
-        yield image["file_name"], image["id"], captions[image["id"]], []
+        found = captions[image["id"]]
+        yield image["file_name"], image["id"], found, [], image.get("domain", "")
 
 
 def _group(rows: Iterable[_Row]) -> list[Record]:
     """One record an image, in the order of first appearance."""
     images: dict[str, _Row] = {}
-    for name, original, captions, questions in rows:
-        _, _, all_captions, all_questions = images.setdefault(
-            name, (name, original, [], [])
+    for name, original, captions, questions, part in rows:
+        _, _, all_captions, all_questions, _ = images.setdefault(
+            name, (name, original, [], [], part)
         )
         all_captions += captions
         all_questions += questions
     return [
-        Record(name, index, tuple(captions), tuple(questions), original)
-        for index, (name, original, captions, questions) in enumerate(images.values())
+        Record(name, index, tuple(captions), tuple(questions), original, part=part)
+        for index, (name, original, captions, questions, part) in enumerate(
+            images.values()
+        )
     ]

@@ -50,6 +50,7 @@ class Record:
       original_id: the data set's own image id, for scoring against its references.
       description: a text that tells all there is to see, where the source has one; a
         language model's own documents begin with it.
+      part: of the data set, where parts are scored apart (the domains of NoCaps).
     """
 
     key: str
@@ -58,6 +59,7 @@ class Record:
     questions: tuple[Question, ...] = ()
     original_id: int | str | None = None
     description: str = ""
+    part: str = ""
 
 
 class BrokenSample(Exception):

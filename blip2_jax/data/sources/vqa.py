@@ -1,4 +1,4 @@
-"""Questions and answers in the layout of the VQA challenge."""
+"""Questions and answers in the layout of the VQA challenge, or of GQA."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ class VqaSource(Source):
     """One record an image, with all of its questions.
 
     Args:
-      questions: `OpenEnded_..._questions.json`.
-      annotations: `..._annotations.json`; "" for questions without answers.
+      questions: `OpenEnded_..._questions.json`, or GQA's `..._questions.json`, which
+        has the answers (and the "structural" type, for scores apart) in it.
+      annotations: `..._annotations.json`; "" for questions without answers, and GQA.
       images: a directory, or the spec of another source that holds the images (or
         their features) under keys.
       image_name: what an image is called there, as a format of its id:
-        "COCO_val2014_{:012d}.jpg", or "test-00000/{:09d}" for a tar's keys.
+        "COCO_val2014_{:012d}.jpg", "{}.jpg" for GQA, or "test-00000/{:09d}" for a
+        tar's keys.
       answer: "answers" offers every annotator's answer, so that one is drawn;
         "multiple_choice_answer" only the agreed one.
       remap: see `ImageFiles`.
@@ -94,7 +96,7 @@ def _answers(path: str, field: str) -> dict[int | str, _Answers]:
     if field not in ("answers", "multiple_choice_answer"):
         raise ValueError(f"answer {field!r}: answers or multiple_choice_answer")
     answers = {}
-    for row in _rows(path, "annotations"):
+    for row in _rows(json.loads(read_text_file(path)), path, "annotations"):
         agreed = field == "multiple_choice_answer"
         given = [row[field]] if agreed else [item["answer"] for item in row[field]]
         kind = row.get("answer_type", "")
@@ -105,20 +107,43 @@ def _answers(path: str, field: str) -> dict[int | str, _Answers]:
 def _records(
     path: str, answers: Mapping[int | str, _Answers], image_name: str
 ) -> list[Record]:
-    images: dict[int, list[Question]] = {}
-    for row in _rows(path, "questions"):
-        question_id = row["question_id"]
-        given, kind = answers.get(question_id, _Answers())
-        question = Question(row["question"], given, question_id, kind)
-        images.setdefault(row["image_id"], []).append(question)
+    content = json.loads(read_text_file(path))
+    if _is_gqa(content):
+        asked = [_gqa_question(name, row) for name, row in content.items()]
+    else:
+        asked = [
+            (row["image_id"], _question(row, answers))
+            for row in _rows(content, path, "questions")
+        ]
+    images: dict[int | str, list[Question]] = {}
+    for image, question in asked:
+        images.setdefault(image, []).append(question)
     return [
         Record(image_name.format(image), index, (), tuple(questions), image)
         for index, (image, questions) in enumerate(images.items())
     ]
 
 
-def _rows(path: str, field: str) -> list[dict[str, Any]]:
-    content = json.loads(read_text_file(path))
+def _question(
+    row: Mapping[str, Any], answers: Mapping[int | str, _Answers]
+) -> Question:
+    given, kind = answers.get(row["question_id"], _Answers())
+    return Question(row["question"], given, row["question_id"], kind)
+
+
+def _is_gqa(content: Any) -> bool:
+    """Whether these are questions by their ids, each with its image."""
+    first = next(iter(content.values()), None) if isinstance(content, dict) else None
+    return isinstance(first, dict) and "imageId" in first
+
+
+def _gqa_question(name: str, row: Mapping[str, Any]) -> tuple[str, Question]:
+    given = (row["answer"],) if "answer" in row else ()
+    kind = row.get("types", {}).get("structural", "")
+    return row["imageId"], Question(row["question"], given, name, kind or "")
+
+
+def _rows(content: Any, path: str, field: str) -> list[dict[str, Any]]:
     if not isinstance(content, dict) or field not in content:
         raise ValueError(f"{path} has no {field!r}: not the layout of VQA files")
     return content[field]
