@@ -42,10 +42,11 @@ def dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
     """Every matrix product that `function(*args)` needs for its outputs.
 
     Args:
-      function: anything that jax can trace.
+      function: anything that jax can trace, already jitted or not.
       *args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
     """
-    return traced_dots(jax.make_jaxpr(function)(*args))
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return traced_dots(jitted.trace(*args).jaxpr)
 
 
 def traced_dots(closed: core.ClosedJaxpr) -> list[Dot]:
