@@ -113,6 +113,9 @@ def _model() -> ConfigDict:
             "overrides": {},
             "scan": True,  # towers as one scanned block: small programs
             "remat": "none",  # what the backward pass recomputes, by name
+            # Stage 2: the Q-Former reads the question beside its queries (the paper's
+            # VQA fine-tune); its text branch is then trained, from stage 1's.
+            "question_in_qformer": False,
         }
     )
 
@@ -202,6 +205,11 @@ def validate(config: ConfigDict) -> None:
     for key in ("data.workers", "evaluation.every", "optimizer.warmup_steps"):
         if (value := lookup(config, key)) < 0:
             raise ConfigError(f"config.{key} is {value}; it must not be negative")
+    if config.model.question_in_qformer and config.task != "stage2":
+        raise ConfigError(
+            f"config.model.question_in_qformer is set, but the task is {config.task!r}; "
+            "it belongs to 'stage2'"
+        )
     if not config.data.train:
         raise ConfigError("config.data.train names no source of data")
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:

@@ -202,7 +202,8 @@ def _take(
         report += _account(name, used, kept, left)
     if not taken:
         raise WeightsError(f"{', '.join(given)} hold no parameter of this model")
-    partition.check_rules("carried", config.carried, carried)
+    # A rule may name what this task trains (VQA: the Q-Former's text branch).
+    partition.check_rules("carried", config.carried, (*carried, *taken))
     new = [path for path in flat if path not in taken]
     report.append(f"new (random): {_summary(new)}")
     return Start(unflatten(flat), unflatten(carried), report)
