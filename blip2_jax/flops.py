@@ -168,11 +168,11 @@ def t5(config: T5Config, tokens: int, target: int) -> Terms:
 def training(terms: Terms, trained_vision: bool = False) -> int:
     """FLOPs of a training step for one image, with a frozen language model.
 
-    A frozen image tower runs forward (x1). A language model runs forward and backward to
-    its inputs (x2). What is trained also gets the gradient of its weights (x3).
+    A frozen image tower runs forward (x1). A language model runs forward and backward
+    to its inputs (x2). What is trained also gets the gradient of its weights (x3).
     """
-    times = {"vit": 3 if trained_vision else 1, "language_weights": 2, "language_attention": 2}
-    times["language_head"] = 2
+    times = {"vit": 3 if trained_vision else 1, "language_weights": 2}
+    times |= {"language_attention": 2, "language_head": 2}
     return sum(times.get(name, 3) * flops for name, flops in terms.items())
 
 

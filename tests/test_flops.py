@@ -28,7 +28,8 @@ STAGE1 = {
 }
 STAGE2 = {
     "vit": "encode_image", "kv": "image_keys_values",
-    "query": "query_pass|multimodal_pass", "projection": "language_projection", "language_head": r"model\.logits",
+    "query": "query_pass|multimodal_pass", "projection": "language_projection",
+    "language_head": r"model\.logits",
     "language_attention": r"b\w{3},b\w{3}->b\w{3}",
     "language_weights": "language_model",
 }

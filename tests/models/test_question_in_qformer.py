@@ -1,4 +1,4 @@
-"""VQA fine-tuning: the question beside the queries, in the Q-Former that stage 1 made."""
+"""VQA fine-tuning: the question beside the queries, in stage 1's Q-Former."""
 
 import functools
 
