@@ -133,6 +133,8 @@ def lavis_arrays(
 ) -> Iterator[tuple[str, Array]]:
     """The model under LAVIS's names, made array by array."""
     left_out = () if complete else model.elsewhere
+    if model.question_in_qformer:
+        raise SourceError("LAVIS has no stage 2 whose Q-Former reads questions")
     rules = lavis_rules(model.config)
     for rule in progress(rules, "converting"):
         paths = rule.paths()

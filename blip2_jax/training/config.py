@@ -79,9 +79,9 @@ def default_config(task: str = "stage1") -> ConfigDict:
 
     config.model = _model()
     config.init = _init()
-    # Weights of the towers: frozen or, where `frozen` leaves them out, to begin from. An
-    # image encoder's positions are brought to the image size. A file or folder of the
-    # tower's own project (EVA-CLIP, CLIP, OPT, T5; docs/conversion.md), one that
+    # Weights of the towers: frozen or, where `frozen` leaves them out, to begin from.
+    # An image encoder's positions are brought to the image size. A file or folder of
+    # the tower's own project (EVA-CLIP, CLIP, OPT, T5; docs/conversion.md), one that
     # launch/convert.py wrote, the directory of the run that made it, "shapes:vision",
     # "shapes:opt", "shapes:t5" (shipped), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
