@@ -101,12 +101,15 @@ def stage1(
     }
 
 
-def stage2(config: Blip2Config, text: int, target: int = 0) -> Terms:
+def stage2(
+    config: Blip2Config, text: int, target: int = 0, question: int = 0
+) -> Terms:
     """Forward terms of stage 2.
 
     Args:
       text: tokens beside the queries (of the encoder, in an encoder-decoder).
       target: the decoder's tokens; 0 for a decoder-only model.
+      question: tokens that the Q-Former reads beside its queries.
 
     Raises:
       ValueError: the configuration has no language model.
@@ -120,10 +123,11 @@ def stage2(config: Blip2Config, text: int, target: int = 0) -> Terms:
         if isinstance(language, OPTConfig)
         else t5(language, q.num_queries + text, target)
     )
+    reading = qformer(q, q.num_queries, question, tokens)
     return {
         "vit": flops,
         "kv": key_value(q, tokens, width),
-        "query": qformer(q, q.num_queries, 0, tokens),
+        "query": reading - unread(q, question, q.num_queries + question),
         "projection": 2 * q.num_queries * q.width * language.embedding_width,
         **model,
     }
@@ -161,23 +165,31 @@ def t5(config: T5Config, tokens: int, target: int) -> Terms:
     }
 
 
-def training(terms: Terms) -> int:
-    """FLOPs of a training step for one image, with frozen image and language models.
+def training(terms: Terms, trained_vision: bool = False) -> int:
+    """FLOPs of a training step for one image, with a frozen language model.
 
-    The image tower runs forward (x1). A language model runs forward and backward to
-    its inputs (x2). What is trained also gets the gradient of its weights (x3).
+    A frozen image tower runs forward (x1). A language model runs forward and backward
+    to its inputs (x2). What is trained also gets the gradient of its weights (x3).
     """
-    times = {"vit": 1, "language_weights": 2, "language_attention": 2}
-    times["language_head"] = 2
+    times = {"vit": 3 if trained_vision else 1, "language_weights": 2}
+    times |= {"language_attention": 2, "language_head": 2}
     return sum(times.get(name, 3) * flops for name, flops in terms.items())
 
 
-def mfu_numerator(config: Blip2Config, text: int, target: int = 0) -> int:
+def mfu_numerator(
+    config: Blip2Config,
+    text: int,
+    target: int = 0,
+    question: int = 0,
+    trained_vision: bool = False,
+) -> int:
     """FLOPs an image that MFU is measured by: the original algorithm's.
 
     In stage 1 it projects an image's keys and values four times and computes what
     nobody reads (761 GF at ViT-g and 32 text tokens); less work shows as speed.
     """
     if config.language_model is None:
-        return training(stage1(config, text, share_kv=False, skip_unread=False))
-    return training(stage2(config, text, target))
+        terms = stage1(config, text, share_kv=False, skip_unread=False)
+    else:
+        terms = stage2(config, text, target, question)
+    return training(terms, trained_vision)

@@ -242,3 +242,19 @@ def lm_loss(
     """
     losses = cross_entropy(logits, targets, label_smoothing)
     return weighted_mean(losses, mask.astype(jnp.float32), num_shards)
+
+
+def text_loss(
+    logits: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    label_smoothing: float = 0.0,
+    num_shards: int = 1,
+) -> Float[Array, ""]:
+    """Mean over texts of the sum of their tokens' cross-entropies; see `lm_loss`.
+
+    Rows without a target are no texts.
+    """
+    losses = cross_entropy(logits, targets, label_smoothing)
+    texts = jnp.where(mask, losses, 0.0).sum(axis=1)
+    return weighted_mean(texts, mask.any(axis=1).astype(jnp.float32), num_shards)

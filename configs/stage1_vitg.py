@@ -2,6 +2,7 @@
 
 Stage 1 of the paper in front of EVA-CLIP ViT-g/14: 1680 pairs a step. The Q-Former's
 blocks begin as BERT-base's; `--config.init.from_weights='()'` begins from nothing.
+`stage1_vitg.py:original` has the numbers of the authors' code in place of the paper's.
 """
 
 from ml_collections import ConfigDict
@@ -9,10 +10,7 @@ from ml_collections import ConfigDict
 from blip2_jax.training import recipes
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "paper") -> ConfigDict:
     """The run's configuration."""
-    config = recipes.stage1()
-    config.model.preset = "pretrain"
-    config.batch_size = 1680
-    config.frozen_sources.vision = "weights/eva_vit_g.pth"
-    return config.lock()
+    (variant,) = recipes.choose(variant, recipes.VARIANTS)
+    return recipes.stage1("vitg", variant).lock()

@@ -2,7 +2,8 @@
 
 Stage 2 of the paper: queries in front of OPT-6.7B, 1920 captions a step, from the
 stage-1 run that `--config.init.from_run` names. Its language model is divided over
-devices by `--config.mesh.fsdp=8`, say.
+devices by `--config.mesh.fsdp=8`, say. `stage2_opt6_7b.py:original` has the numbers of
+the authors' code in place of the paper's.
 """
 
 from ml_collections import ConfigDict
@@ -10,12 +11,7 @@ from ml_collections import ConfigDict
 from blip2_jax.training import recipes
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
     """The run's configuration."""
-    config = recipes.stage2()
-    config.model.preset = "pretrain_opt6.7b"
-    config.batch_size = 1920
-    config.frozen_sources.vision = "weights/eva_vit_g.pth"
-    config.frozen_sources.language_model = "weights/opt-6.7b"
-    config.data.tokenizer.language_model = "weights/opt-6.7b"
-    return config.lock()
+    (variant,) = recipes.choose(variant, recipes.VARIANTS)
+    return recipes.stage2("opt6.7b", variant=variant).lock()

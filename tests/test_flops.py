@@ -27,8 +27,9 @@ STAGE1 = {
     "itm_head": "itm_logits",
 }
 STAGE2 = {
-    "vit": "encode_image", "kv": "image_keys_values", "query": "query_pass",
-    "projection": "language_projection", "language_head": r"model\.logits",
+    "vit": "encode_image", "kv": "image_keys_values",
+    "query": "query_pass|multimodal_pass", "projection": "language_projection",
+    "language_head": r"model\.logits",
     "language_attention": r"b\w{3},b\w{3}->b\w{3}",
     "language_weights": "language_model",
 }
@@ -44,6 +45,7 @@ TINY_OPT = {
     "vocab_size": 60, "max_positions": 64,
 }
 ROWS = 4
+QUESTION = 5  # tokens that the Q-Former reads
 
 
 def stage(name):
@@ -81,6 +83,9 @@ def batch(task, text, target):
     size = task.model.config.vision.image_size
     rows = lambda dtype, *shape: jax.ShapeDtypeStruct((ROWS, *shape), dtype)
     tokens = {"image": rows(jnp.uint8, size, size, 3)}
+    if task.batch_format.startswith("question_"):
+        tokens["question_ids"] = rows(jnp.int32, QUESTION)
+        tokens["question_mask"] = rows(bool, QUESTION)
     if task.batch_format == "encoder_decoder":
         tokens |= {"input_ids": rows(jnp.int32, text), "input_mask": rows(bool, text)}
         tokens["target_ids"] = rows(jnp.int32, target)
@@ -209,6 +214,29 @@ def test_stage2_step_at_full_size(name):
     assert total == flops.training(terms) + terms["language_attention"]
     if name in PUBLISHED:
         assert total / GIGA == pytest.approx(PUBLISHED[name], rel=2e-3)
+
+
+@pytest.mark.parametrize(("preset", "size", "text", "published"), [
+    ("pretrain_opt2.7b", 364, 16, 4867), ("pretrain_opt6.7b", 490, 32, 10_030),
+    ("pretrain", 364, 32, 4677),
+])
+def test_fine_tunes_with_a_trained_image_encoder(preset, size, text, published):
+    config = presets.PRESETS[preset]
+    vision = presets.at_resolution(config.vision, size)
+    config = dataclasses.replace(config, vision=vision)
+    found = flops.mfu_numerator(config, text, trained_vision=True) / GIGA
+    assert found == pytest.approx(published, abs=1)
+
+
+def test_a_fine_tune_reads_the_question_and_trains_the_image_encoder():
+    config = tiny("stage2")
+    config.frozen = ("^language_model/",)
+    config.model.question_in_qformer = True
+    sums, task = count(config, text=6)
+    terms = flops.stage2(task.model.config, 6, question=QUESTION)
+    patches = 2 * 16 * 3 * 14**2 * 32  # of bytes: no gradient goes into the image
+    assert sums.pop("vit") == (terms["vit"], 2 * terms.pop("vit") - patches)
+    check_stage2(sums, terms)
 
 
 def test_the_original_algorithm_projects_keys_and_values_four_times():

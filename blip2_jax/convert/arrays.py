@@ -28,11 +28,13 @@ class Part:
       source: arrays by their project's names.
       rules: the table.
       leftovers: patterns of names that the source may hold and nobody reads.
+      notes: what the table does beside renaming, for the user.
     """
 
     source: Source
     rules: Sequence[Rule]
     leftovers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class ConvertedArrays(Mapping[str, np.ndarray]):
@@ -57,6 +59,7 @@ class ConvertedArrays(Mapping[str, np.ndarray]):
             _check_unused(part)
             self._add(part)
         self._pending: dict[str, np.ndarray] = {}
+        self.notes = tuple(note for part in parts for note in part.notes)
 
     def _add(self, part: Part) -> None:
         whole = []

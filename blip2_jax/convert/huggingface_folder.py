@@ -20,7 +20,7 @@ from blip2_jax.convert.names import Rule
 from blip2_jax.convert.opened import TEXT_BRANCH, Opened, expected_shapes
 from blip2_jax.convert.output import ShardWriter, cast, progress, whole, write_json
 from blip2_jax.convert.sources import Source, SourceError
-from blip2_jax.convert.towers import resized, tied_head
+from blip2_jax.convert.towers import resized_part, tied_head
 from blip2_jax.data.text import LanguageTokenizer, load_tokenizer, tokenizer_directory
 from blip2_jax.presets import Blip2Config, OPTConfig, T5Config, ViTConfig
 
@@ -66,8 +66,7 @@ def open_huggingface(
 def huggingface_part(source: Source, config: Blip2Config) -> Part:
     """The folder with its table; positions take the image size of `config`."""
     rules = tied_head(huggingface_rules(config), source)
-    assert isinstance(config.vision, ViTConfig)  # or there were no table
-    return Part(source, resized(rules, source, config.vision), BUFFERS)
+    return resized_part(source, rules, config.vision, BUFFERS)
 
 
 _WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")

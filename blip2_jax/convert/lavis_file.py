@@ -19,7 +19,7 @@ from blip2_jax.convert.names import Array, Rule
 from blip2_jax.convert.opened import TEXT_BRANCH, TOWERS, Opened, expected_shapes
 from blip2_jax.convert.output import progress, whole
 from blip2_jax.convert.sources import Source, SourceError
-from blip2_jax.convert.towers import language_part, resized, vision_part
+from blip2_jax.convert.towers import language_part, resized_part, vision_part
 from blip2_jax.presets import Blip2Config, ViTConfig
 
 
@@ -71,10 +71,8 @@ def open_lavis(
 
 def lavis_part(source: Source, config: Blip2Config) -> Part:
     """The file with its table; positions take the image size of `config`."""
-    rules = lavis_rules(config)
-    if isinstance(config.vision, ViTConfig):
-        rules = resized(rules, source, config.vision)
-    return Part(source, rules, (re.escape(POSITION_IDS),))
+    leftovers = (re.escape(POSITION_IDS),)
+    return resized_part(source, lavis_rules(config), config.vision, leftovers)
 
 
 def _check_towers(arrays: ConvertedArrays, config: Blip2Config, source: Source) -> None:
@@ -135,6 +133,8 @@ def lavis_arrays(
 ) -> Iterator[tuple[str, Array]]:
     """The model under LAVIS's names, made array by array."""
     left_out = () if complete else model.elsewhere
+    if model.question_in_qformer:
+        raise SourceError("LAVIS has no stage 2 whose Q-Former reads questions")
     rules = lavis_rules(model.config)
     for rule in progress(rules, "converting"):
         paths = rule.paths()

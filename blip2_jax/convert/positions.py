@@ -7,11 +7,76 @@ Bicubic with a = -0.75 and clamped borders: torch's `interpolate`, which differs
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from blip2_jax.presets import FeaturesConfig, ViTConfig
+
 CUBIC = -0.75
+POSITIONS = "visual_encoder/position_embedding"  # our path
+Arrays = Mapping[str, np.ndarray]
+
+
+class ResizedPositions(Mapping[str, np.ndarray]):
+    """Our arrays with the image encoder's positions brought to another image size.
+
+    Attributes:
+      notes: what was done, for the user.
+    """
+
+    def __init__(self, arrays: Arrays, vision: ViTConfig) -> None:
+        self._arrays, self._vision = arrays, vision
+        self.notes = (resizing(len(arrays[POSITIONS]), vision.num_tokens),)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        if path != POSITIONS:
+            return self._arrays[path]
+        return interpolate_positions(
+            self._arrays[path], self._vision.num_tokens,
+            align_corners=self._vision.pre_norm,
+        )  # fmt: skip
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._arrays  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def origin(self, path: str) -> Any:
+        """As the arrays say; what was resized has another digest than there."""
+        found = getattr(self._arrays, "origin", lambda path: "memory")(path)
+        if path == POSITIONS and isinstance(found, Mapping):
+            return found["source"]
+        return found
+
+
+def at_size(arrays: Arrays, vision: ViTConfig | FeaturesConfig) -> Arrays:
+    """Our arrays for an image encoder of this size; the same ones if they are so."""
+    if not isinstance(vision, ViTConfig) or POSITIONS not in arrays:
+        return arrays
+    if len(arrays[POSITIONS]) == vision.num_tokens:
+        return arrays
+    return ResizedPositions(arrays, vision)
+
+
+def resizing(old: int, new: int) -> str:
+    """What is said of it to the user; both are numbers of tokens."""
+    before, after = _side(old), _side(new)
+    return (
+        f"position embeddings resized from {before} x {before} to {after} x {after} "
+        "patches"
+    )
+
+
+def notes_of(arrays: Arrays) -> tuple[str, ...]:
+    """What was done to arrays on the way, for the user."""
+    return getattr(arrays, "notes", ())
 
 
 def interpolate_positions(

@@ -14,7 +14,7 @@ from blip2_jax.convert.arrays import Part
 from blip2_jax.convert.detect import VISION, expect
 from blip2_jax.convert.lavis_stage2 import language_model_rules
 from blip2_jax.convert.names import Arrays, Rule, Transform
-from blip2_jax.convert.positions import interpolate_positions
+from blip2_jax.convert.positions import POSITIONS, interpolate_positions, resizing
 from blip2_jax.convert.sources import Source, SourceError
 from blip2_jax.presets import (
     FeaturesConfig,
@@ -54,7 +54,7 @@ def vision_part(source: Source, config: ViTConfig | FeaturesConfig) -> Part:
         raise SourceError(f"{source.path} is no {wanted} image encoder")
     table = _clip_huggingface if kind == "clip_huggingface" else _visual
     rules, leftovers = table(source, config)
-    return Part(source, resized(rules, source, config), leftovers)
+    return resized_part(source, rules, config, leftovers)
 
 
 Table = tuple[list[Rule], tuple[str, ...]]  # rules and leftovers
@@ -82,19 +82,27 @@ def _clip_huggingface(source: Source, config: ViTConfig) -> Table:
     return rules, (*CLIP_HUGGINGFACE_LEFTOVERS, last)
 
 
-def resized(rules: Sequence[Rule], source: Source, config: ViTConfig) -> list[Rule]:
-    """The table with positions brought to the image size of `config`, if they differ.
+def resized_part(
+    source: Source,
+    rules: Sequence[Rule],
+    config: ViTConfig | FeaturesConfig,
+    leftovers: tuple[str, ...],
+) -> Part:
+    """A part whose positions are brought to the image size of `config`, if they differ.
 
     EVA's are resized with aligned centres, CLIP's with aligned corners.
     """
-    return [
-        _resized(rule, config)
-        if rule.targets == ("visual_encoder/position_embedding",)
-        and rule.sources[0] in source
-        and source.shape(rule.sources[0])[-2] != config.num_tokens
-        else rule
-        for rule in rules
-    ]
+    if not isinstance(config, ViTConfig):
+        return Part(source, rules, leftovers)
+    table, notes = [], []
+    for rule in rules:
+        if rule.targets == (POSITIONS,) and rule.sources[0] in source:
+            tokens = source.shape(rule.sources[0])[-2]
+            if tokens != config.num_tokens:
+                rule = _resized(rule, config)
+                notes.append(resizing(tokens, config.num_tokens))
+        table.append(rule)
+    return Part(source, table, leftovers, tuple(notes))
 
 
 def _resized(rule: Rule, config: ViTConfig) -> Rule:

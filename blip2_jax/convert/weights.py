@@ -18,6 +18,7 @@ from blip2_jax.convert.detect import DESCRIPTIONS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.huggingface_folder import huggingface_part
 from blip2_jax.convert.lavis_file import lavis_part
 from blip2_jax.convert.opened import is_text_branch
+from blip2_jax.convert.positions import at_size
 from blip2_jax.convert.sources import Source, SourceError
 from blip2_jax.convert.towers import bert_part, language_part, vision_part
 from blip2_jax.presets import Blip2Config
@@ -38,11 +39,11 @@ def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
     """
     path = pathlib.Path(path)
     if folder.is_folder(path):
-        return folder.FolderArrays(path)
+        return at_size(folder.FolderArrays(path), config.vision)
     source = Source(path)
     kind = kind_of(source)
     if kind == "blip2_jax":
-        return source
+        return at_size(source, config.vision)
     return ConvertedArrays([part_of(source, kind, config)])
 
 

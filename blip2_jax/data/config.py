@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from blip2_jax.data.images import ImageConfig
 
+# Of a language model's examples, "question_..." adds the question for the Q-Former,
+# "text_..." leaves the images out.
 Format = Literal[
-    "image_text", "decoder", "encoder_decoder", "text_decoder", "text_encoder_decoder"
-]
-FORMATS: tuple[Format, ...] = (
-    "image_text", "decoder", "encoder_decoder", "text_decoder", "text_encoder_decoder",
-)  # fmt: skip
+    "image_text", "decoder", "encoder_decoder", "question_decoder",
+    "question_encoder_decoder", "text_decoder", "text_encoder_decoder",
+]  # fmt: skip
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def family_of(name: Format) -> str:
+    """Which rows a format has: "image_text", "decoder" or "encoder_decoder"."""
+    return name.removeprefix("text_").removeprefix("question_")
+
+
+def with_question(name: Format) -> Format:
+    """The format of a language model's examples with the question for the Q-Former."""
+    return "question_decoder" if name == "decoder" else "question_encoder_decoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +43,8 @@ class DataConfig:
       train: source specs (see `sources.registry`), each with an optional weight.
       image: size and augmentation.
       tokenizer: of the Q-Former and of the language model.
-      max_text_length: length that texts (and encoder prompts) are cut and padded to.
+      max_text_length: length that texts (and encoder prompts, and the Q-Former's
+        questions) are cut and padded to.
       max_target_length: of an encoder-decoder's targets; 0: as `max_text_length`.
       length_buckets: a batch is padded to the smallest of these that holds its
         longest text (`lengths`); ascending, the last one being the longest text that

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from blip2_jax.data.config import DataConfig, Format, data_config
+from blip2_jax.data.config import DataConfig, Format, data_config, with_question
 from blip2_jax.data.formats import TextFormat
 from blip2_jax.data.pipeline import Batch, training_batches
 from blip2_jax.data.text import load_tokenizer
@@ -23,14 +23,16 @@ def dry_run(config: Any, path: str | pathlib.Path = PICTURE) -> None:
     """Print five samples of a run's first steps and draw them.
 
     Args:
-      config: a training configuration: `task`, `seed` and `data` are read.
+      config: a training configuration: `task`, `seed`, `data` and
+        `model.question_in_qformer` are read.
       path: the picture to write.
 
     Raises:
       ValueError, FileNotFoundError: the data cannot be used.
     """
     options = data_config({**dict(config.data.items()), "workers": 0})
-    task_format = format_of(config.task, options)
+    asks_qformer = config.get("model", {}).get("question_in_qformer", False)
+    task_format = format_of(config.task, options, asks_qformer)
     batch = samples(options, task_format, config.seed)
     tokenizer = TextFormat(options, task_format).tokenizer
     for row in range(SAMPLES):
@@ -41,7 +43,9 @@ def dry_run(config: Any, path: str | pathlib.Path = PICTURE) -> None:
     print(f"pictures: {path}")
 
 
-def format_of(task: str, options: DataConfig) -> Format:
+def format_of(
+    task: str, options: DataConfig, question_in_qformer: bool = False
+) -> Format:
     """The format of a task's batches; the tokenizer says which language model."""
     if task in ("stage1", "contrast"):
         return "image_text"
@@ -51,7 +55,8 @@ def format_of(task: str, options: DataConfig) -> Format:
     decoder = tokenizer.family == "decoder_only"
     if task == "language_model":
         return "text_decoder" if decoder else "text_encoder_decoder"
-    return "decoder" if decoder else "encoder_decoder"
+    family: Format = "decoder" if decoder else "encoder_decoder"
+    return with_question(family) if question_in_qformer else family
 
 
 def samples(

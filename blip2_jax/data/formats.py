@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from blip2_jax.data import prompts
-from blip2_jax.data.config import FORMATS, DataConfig, Format
+from blip2_jax.data.config import FORMATS, DataConfig, Format, family_of
 from blip2_jax.data.sources.base import BrokenSample, Record
 from blip2_jax.data.text import (
     LanguageTokenizer,
@@ -24,13 +24,15 @@ class DrawnText:
     """What a model is told and what it shall say: a caption, or an answer.
 
     A document of a language model has a `context` before that, another caption of the
-    same record, and may have `more` texts behind it.
+    same record, and may have `more` texts behind it. `question` is what the Q-Former
+    reads of the prompt, where it reads questions.
     """
 
     prompt: str
     target: str
     context: str = ""
     more: tuple[DrawnText, ...] = ()
+    question: str = ""
 
     @property
     def told(self) -> list[tuple[str, str]]:
@@ -46,7 +48,7 @@ class TextFormat:
     """Draws a text of a record and writes batches of texts as a task's arrays."""
 
     def __init__(self, config: DataConfig, name: Format):
-        """Load the tokenizer that the format needs.
+        """Load the tokenizers that the format needs.
 
         Raises:
           ValueError: unknown format, a tokenizer of the wrong family, or more texts
@@ -58,8 +60,12 @@ class TextFormat:
         self.name = name
         self.reads_images = not name.startswith("text_")
         self._config = config
-        self._family = name.removeprefix("text_")
+        self._family = family_of(name)
         self.tokenizer = self._load_tokenizer()
+        self._question_tokenizer: QFormerTokenizer | None = None
+        if name.startswith("question_"):
+            spec = self._spec("qformer")
+            self._question_tokenizer = load_tokenizer(spec, language_model=False)
         decoder = self._family == "decoder"
         if config.texts_per_document > 1 and self.reads_images:
             raise ValueError(
@@ -77,15 +83,18 @@ class TextFormat:
 
     def _load_tokenizer(self) -> QFormerTokenizer | LanguageTokenizer:
         for_language_model = self.name != "image_text"
-        key = "language_model" if for_language_model else "qformer"
-        spec = getattr(self._config.tokenizer, key)
-        if not spec:
-            raise ValueError(f"format {self.name} needs data.tokenizer.{key}")
+        spec = self._spec("language_model" if for_language_model else "qformer")
         tokenizer = load_tokenizer(spec, language_model=for_language_model)
         family = getattr(tokenizer, "family", "image_text")
         if family.removesuffix("_only") != self._family:
             raise ValueError(f"{spec} is a tokenizer for {family}, not {self.name}")
         return tokenizer
+
+    def _spec(self, key: str) -> str:
+        spec = getattr(self._config.tokenizer, key)
+        if not spec:
+            raise ValueError(f"format {self.name} needs data.tokenizer.{key}")
+        return spec
 
     def draw(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
         """Choose a caption or a question of the record.
@@ -136,10 +145,10 @@ class TextFormat:
         answer = question.answers[_choice(len(question.answers), rng)].strip()
         if not answer:
             raise BrokenSample("empty answer", record.key)
+        asked = clean_question(question.text)
         if self.name == "image_text":
-            return DrawnText("", f"{clean_question(question.text)} {answer}")
-        asked = self._question_prompt.format(clean_question(question.text))
-        return DrawnText(asked, answer)
+            return DrawnText("", f"{asked} {answer}")
+        return DrawnText(self._question_prompt.format(asked), answer, question=asked)
 
     def _caption(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
         if not record.captions:
@@ -180,9 +189,16 @@ class TextFormat:
         if self._family == "image_text":
             ids, mask = self._qformer.encode([str(text) for text in texts], length)
             return {"text_ids": ids, "text_mask": mask}
-        if self._family == "decoder":
-            return _stack([self._decoder_row(text, length) for text in texts])
-        return _stack([self._encoder_decoder_row(text, length) for text in texts])
+        row = (
+            self._decoder_row if self._family == "decoder"
+            else self._encoder_decoder_row
+        )  # fmt: skip
+        rows = _stack([row(text, length) for text in texts])
+        if self._question_tokenizer is not None:
+            rows["question_ids"], rows["question_mask"] = prompts.question_rows(
+                self._question_tokenizer, [text.question for text in texts], length
+            )
+        return rows
 
     def _decoder_row(self, text: DrawnText, length: int) -> prompts.DecoderOnlyExample:
         if not self.reads_images:

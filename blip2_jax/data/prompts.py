@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
-from blip2_jax.data.text import LanguageTokenizer, pad_rows
+from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer, pad_rows
 
 # Section 4.1 of the paper: OPT is asked with the first, FlanT5 with the second.
 QUESTION_PROMPT = "Question: {} Answer:"
@@ -176,6 +176,19 @@ def check_marks(tokenizer: LanguageTokenizer, count: int) -> None:
             f"{count} texts in a document, but the tokenizer has {marks} marks "
             "<extra_id_0>, <extra_id_1>, ..."
         )
+
+
+def question_rows(
+    tokenizer: QFormerTokenizer, questions: Sequence[str], length: int
+) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
+    """Questions for the Q-Former: [CLS] question [SEP], padded on the right.
+
+    "" is a row without any token: the queries of such a row see each other alone, as
+    in stage 2.
+    """
+    ids, mask = tokenizer.encode(questions, length)
+    asked = np.array([bool(question) for question in questions])
+    return ids, mask & asked[:, None]
 
 
 def generation_prompts(

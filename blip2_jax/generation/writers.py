@@ -17,7 +17,7 @@ from jaxtyping import Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax import hosts, sharding
-from blip2_jax.data.prompts import generation_prompts
+from blip2_jax.data.prompts import generation_prompts, question_rows
 from blip2_jax.data.text import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.generation import programs
 from blip2_jax.generation.config import DecodingConfig
@@ -153,22 +153,25 @@ class LanguageWriter:
     def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
         """Prompt ids and mask, and those of the questions where the model reads them.
 
+        Prompts that are no questions leave the Q-Former to its queries.
+
         Raises:
-          ValueError: no questions, or no tokenizer for them, where they are needed.
+          ValueError: no tokenizer of the Q-Former where it is needed.
         """
         _, mask = generation_prompts(self._tokenizer, prompts)
         length = -(-mask.shape[1] // PROMPT_STEP) * PROMPT_STEP
         rows = generation_prompts(self._tokenizer, prompts, length)
         if not self._model.question_in_qformer:
             return rows
-        if questions is None or self._qformer_tokenizer is None:
+        if self._qformer_tokenizer is None:
             raise ValueError(
-                "this model's Q-Former reads the question: use `answer`, with a "
-                "Q-Former tokenizer"
+                "this model's Q-Former reads the question: it needs a "
+                "qformer_tokenizer"
             )
-        longest = max(len(self._qformer_tokenizer.encode_words(q)) for q in questions)
+        asked = questions or [""] * len(prompts)
+        longest = max(len(self._qformer_tokenizer.encode_words(q)) for q in asked)
         length = -(-(longest + 2) // PROMPT_STEP) * PROMPT_STEP
-        return (*rows, *self._qformer_tokenizer.encode(questions, length))
+        return (*rows, *question_rows(self._qformer_tokenizer, asked, length))
 
     def write(
         self,

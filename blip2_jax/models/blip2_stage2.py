@@ -57,18 +57,15 @@ class Blip2Stage2(Blip2Base):
         Args:
           features: from `encode_image`.
           question_ids: Q-Former token ids, `[CLS]` first.
-          question_mask: True = a real token.
+          question_mask: True = a real token; a row without any is as without question.
           key: dropout; None = none.
 
         Raises:
-          ValueError: a question for a model that does not read it, none for one
-            that does, or one without its mask.
+          ValueError: a question for a model that does not read it, or one without its
+            mask.
         """
-        if (question_ids is not None) != self.question_in_qformer:
-            told = "got none" if question_ids is None else "got one"
-            raise ValueError(
-                f"question_in_qformer is {self.question_in_qformer}, but {told}"
-            )
+        if question_ids is not None and not self.question_in_qformer:
+            raise ValueError("question_in_qformer is False, but got question_ids")
         image = self.image_keys_values(features)
         if question_ids is None:
             return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
@@ -97,7 +94,14 @@ class Blip2Stage2(Blip2Base):
             family, and `question_ids`, `question_mask` where the model reads them.
           key: dropout of the Q-Former; None = none.
           language_key: dropout of the language model; None = none.
+
+        Raises:
+          ValueError: no `question_ids` for a model that reads them.
         """
+        if self.question_in_qformer and "question_ids" not in batch:
+            raise ValueError(
+                "question_in_qformer is True, but the batch has no question_ids"
+            )
         images = batch["features"] if "features" in batch else batch["image"]
         queries = self.encode_queries(
             self.encode_image(images),

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax import presets, sharding
 from blip2_jax.data import prompts
+from blip2_jax.data.config import family_of
 from blip2_jax.training import config as configuration
 from blip2_jax.training.setup import design
 from blip2_jax.training.state import TrainState
@@ -82,10 +83,12 @@ def batch_shapes(
         return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=place)
 
     batch = {"image_id": shape(jnp.int32)}
-    family = task.batch_format.removeprefix("text_")
+    family = family_of(task.batch_format)
     names = ["text_ids", "text_mask"]
     if family in _EXAMPLES:
         names = [field.name for field in dataclasses.fields(_EXAMPLES[family])]
+    if task.batch_format.startswith("question_"):
+        names += ["question_ids", "question_mask"]
     length = config.data.max_text_length
     lengths = {"target": length}
     if family == "encoder_decoder":
@@ -94,7 +97,7 @@ def batch_shapes(
         part, _, what = name.partition("_")
         dtype = jnp.bool_ if what == "mask" else jnp.int32
         batch[name] = shape(dtype, lengths.get(part, length))
-    if family == task.batch_format:  # others are without images
+    if not task.batch_format.startswith("text_"):
         vision = model_config(config.model).vision
         if isinstance(vision, presets.FeaturesConfig):
             sizes = (vision.num_tokens, vision.width)

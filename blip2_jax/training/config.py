@@ -80,10 +80,11 @@ def default_config(task: str = "stage1") -> ConfigDict:
 
     config.model = _model()
     config.init = _init()
-    # Weights that are never trained: a file or folder of their own project (EVA-CLIP,
-    # CLIP, OPT, T5; docs/conversion.md), one that launch/convert.py wrote, the
-    # directory of the run that made them, "shapes:vision", "shapes:opt", "shapes:t5"
-    # (shipped), or "random" (for tests).
+    # Weights of the towers: frozen or, where `frozen` leaves them out, to begin from.
+    # An image encoder's positions are brought to the image size. A file or folder of
+    # the tower's own project (EVA-CLIP, CLIP, OPT, T5; docs/conversion.md), one that
+    # launch/convert.py wrote, the directory of the run that made it, "shapes:vision",
+    # "shapes:opt", "shapes:t5" (shipped), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
     # Regexes over parameter paths. Frozen: used, not trained, not checkpointed.
     # Carried: not used by this task, checkpointed for a later one.
@@ -117,6 +118,9 @@ def _model() -> ConfigDict:
             # "cudnn": by cuDNN's kernel where it can (docs/training.md); "auto": the
             # same on a GPU. Which one is faster has not been measured.
             "attention": "xla",
+            # Stage 2: the Q-Former reads the question beside its queries (the paper's
+            # VQA fine-tune); its text branch is then trained, from stage 1's.
+            "question_in_qformer": False,
         }
     )
 
@@ -206,6 +210,11 @@ def validate(config: ConfigDict) -> None:
     for key in ("data.workers", "evaluation.every", "optimizer.warmup_steps"):
         if (value := lookup(config, key)) < 0:
             raise ConfigError(f"config.{key} is {value}; it must not be negative")
+    if config.model.question_in_qformer and config.task != "stage2":
+        raise ConfigError(
+            "config.model.question_in_qformer is set, but the task is "
+            f"{config.task!r}; it belongs to 'stage2'"
+        )
     if not config.data.train:
         raise ConfigError("config.data.train names no source of data")
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:

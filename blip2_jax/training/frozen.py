@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from blip2_jax import sharding
 from blip2_jax.convert.folder import FolderArrays, Manifest, entry, reader
 from blip2_jax.convert.names import listed
+from blip2_jax.convert.positions import POSITIONS, notes_of
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.presets import Blip2Config
 from blip2_jax.training.partition import Tree, flatten, unflatten
@@ -67,6 +68,27 @@ class RandomWeights(Mapping[str, np.ndarray]):
         return len(self._arrays)
 
 
+class Tower(Mapping[str, np.ndarray]):
+    """The arrays of one tower alone, of a source that may hold more.
+
+    Attributes:
+      notes: of the source (`convert.positions`).
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._arrays, self.notes = arrays, notes_of(arrays)
+        self._paths = [path for path in arrays if path.startswith(prefix)]
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self._arrays[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
 def load_frozen(
     shapes: Tree,
     sources: Mapping[str, Mapping[str, np.ndarray]],
@@ -83,7 +105,8 @@ def load_frozen(
       mesh: see `sharding.make_mesh`.
 
     Returns:
-      The tree, and for every path its source, digest, shape and dtype (of the source).
+      The tree, and for every path its source, digest, shape and dtype (of the source),
+      and `notes` on what was resized.
 
     Raises:
       WeightsError: a path is in no source, or has another shape there.
@@ -98,6 +121,8 @@ def load_frozen(
                 f"{path} is {shape} in {name}, the model needs {flat[path].shape}"
             )
         manifest[path] = found | {"source": name}
+        if path == POSITIONS and (notes := notes_of(sources[name])):
+            manifest[path]["notes"] = list(notes)
         loaded[path] = sharding.put_parts(shape, layout[path], read, dtype)
     return unflatten(loaded), manifest
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax import sharding
 from blip2_jax.convert.opened import TOWER_PREFIXES, TOWERS
+from blip2_jax.convert.positions import at_size, notes_of
 from blip2_jax.opening import is_run
 from blip2_jax.presets import Blip2Config
 from blip2_jax.training import partition
@@ -25,6 +26,7 @@ from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.frozen import (
     Manifest,
     RandomWeights,
+    Tower,
     WeightsError,
     load_frozen,
     open_weights,
@@ -116,28 +118,65 @@ def frozen_sources(
 
 def tower_weights(spec: str, sizes: Blip2Config) -> Arrays:
     """The weights of a tower: of a file, or of the newest checkpoint of a run."""
-    return run_arrays(spec) if is_run(spec) else open_weights(spec, sizes)
+    if is_run(spec):
+        return at_size(run_arrays(spec), sizes.vision)
+    return open_weights(spec, sizes)
 
 
 def initialise(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) -> Start:
     """Trainable and carried parameters of a new run.
 
     Args:
-      config: `init` says where from; empty: random values only.
+      config: `init` says where from; a tower that is trained and not in there begins
+        as `frozen_sources` says. All empty: random values only.
       task: of the run.
       shapes: `parameter_shapes(...).trainable`.
       mesh: of the run.
 
     Raises:
       WeightsError: an array has another shape than the model's, a carried rule
-        matches nothing in what is given, or nothing at all could be taken.
+        matches nothing in what is given, nothing at all could be taken, or a tower
+        is to be trained of which nothing is given while other parts are.
     """
     trainable = random_parameters(config, task, shapes, mesh)
     given = given_arrays(config)
     count = len(flatten(shapes))
+    given |= trained_towers(config, list(flatten(shapes)), given)
     if not given:
         return Start(trainable, {}, [f"from scratch: {count} arrays are random"])
     return _take(config, task, trainable, given, mesh)
+
+
+def trained_towers(
+    config: ConfigDict, paths: list[str], given: Mapping[str, Arrays]
+) -> dict[str, Arrays]:
+    """Towers that are trained on, from where they would be frozen; by source.
+
+    Args:
+      config: of the run.
+      paths: of the trainable parameters.
+      given: what `config.init` names; a tower in there goes on as it is.
+
+    Raises:
+      WeightsError: other parts are given, but of this tower nothing is.
+    """
+    found: dict[str, Arrays] = {}
+    for tower, prefix in TOWER_PREFIXES.items():
+        held = any(path.startswith(prefix) for arrays in given.values()
+                   for path in arrays)
+        if held or not any(path.startswith(prefix) for path in paths):
+            continue
+        spec = config.frozen_sources[tower]
+        if not spec and given:
+            raise WeightsError(
+                f"{prefix} is to be trained, and {', '.join(given)} hold nothing of "
+                f"it: name its weights in config.frozen_sources.{tower} (or "
+                '"random")'
+            )
+        if spec and spec != "random":
+            arrays = tower_weights(spec, model_config(config.model))
+            found[spec] = Tower(arrays, prefix)
+    return found
 
 
 def random_parameters(
@@ -160,9 +199,9 @@ def given_arrays(config: ConfigDict) -> dict[str, Arrays]:
     for spec in config.init.from_weights:
         given[spec] = open_weights(spec, model_config(config.model))
     if config.init.from_run:
-        given[config.init.from_run] = run_arrays(
-            config.init.from_run, config.init.which
-        )
+        arrays = run_arrays(config.init.from_run, config.init.which)
+        vision = model_config(config.model).vision
+        given[config.init.from_run] = at_size(arrays, vision)
     return given
 
 
@@ -200,9 +239,11 @@ def _take(
         left = [path for path in arrays if path not in used and path not in kept]
         taken |= set(used)
         report += _account(name, used, kept, left)
+        report += [f"from {name}: {note}" for note in notes_of(arrays)]
     if not taken:
         raise WeightsError(f"{', '.join(given)} hold no parameter of this model")
-    partition.check_rules("carried", config.carried, carried)
+    # A rule may name what this task trains (VQA: the Q-Former's text branch).
+    partition.check_rules("carried", config.carried, (*carried, *taken))
     new = [path for path in flat if path not in taken]
     report.append(f"new (random): {_summary(new)}")
     return Start(unflatten(flat), unflatten(carried), report)

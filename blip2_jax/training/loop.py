@@ -30,7 +30,7 @@ from blip2_jax.training.guards import (
 )
 from blip2_jax.training.meters import Meter
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
-from blip2_jax.training.partition import merge
+from blip2_jax.training.partition import matches, merge
 from blip2_jax.training.setup import Run, set_up
 from blip2_jax.training.tasks import model_config
 
@@ -82,7 +82,11 @@ def flops_per_image(config: ConfigDict) -> int | None:
     if config.task not in ("stage1", "stage2"):
         return None
     length = config.data.max_text_length
-    return mfu_numerator(model_config(config.model), length, length)
+    return mfu_numerator(
+        model_config(config.model), length, length,
+        question=length if config.model.get("question_in_qformer", False) else 0,
+        trained_vision=not matches(config.frozen, "visual_encoder/blocks"),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,7 +178,11 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         checkpoints=open_checkpoints(config, directory),
         evaluator=evaluator,
         negatives=negatives,
-        report=[_sizes(mesh, values, constants), *values.report],
+        report=[
+            _sizes(mesh, values, constants), *values.report,
+            *(f"from {told['source']}: {note}" for told in manifest.values()
+              for note in told.get("notes", ())),
+        ],
     )
 
 

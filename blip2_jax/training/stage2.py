@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.dropout import split_key
-from blip2_jax.objectives import lm_loss
+from blip2_jax.objectives import lm_loss, text_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,22 @@ class Stage2Options:
       num_shards: average within each of this many shards of the batch first, as
         the original's ranks do; 1 = the mean over all target tokens.
       label_smoothing: of the targets; the original has none.
+      mean_over: "tokens" of the global batch, or "texts": a text counts by the sum
+        over its tokens. Of an answer that was drawn by how many annotators gave it,
+        the latter is in expectation exactly the loss of all answers, weighted so.
     """
 
     frozen_dropout: bool = False
     num_shards: int = 1
     label_smoothing: float = 0.0
+    mean_over: Literal["tokens", "texts"] = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.mean_over not in ("tokens", "texts"):
+            raise ValueError(
+                f"config.objective.mean_over is {self.mean_over!r}; it must be tokens "
+                "or texts"
+            )
 
 
 def stage2_loss(
@@ -53,8 +64,8 @@ def stage2_loss(
       options: named deviations.
 
     Returns:
-      The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` (how many targets
-      the loss is a mean of).
+      The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` or `texts` (how
+      many targets, or texts that have any, the loss is a mean of).
     """
     key, language_key = split_key(key, 2)
     logits, targets, mask = bind(model, params)(
@@ -63,10 +74,10 @@ def stage2_loss(
         key=key,
         language_key=language_key if options.frozen_dropout else None,
     )
-    loss = lm_loss(
-        logits, targets, mask, options.label_smoothing, options.num_shards
-    )
-    tokens = mask.sum(dtype=jnp.float32)
+    mean = lm_loss if options.mean_over == "tokens" else text_loss
+    loss = mean(logits, targets, mask, options.label_smoothing, options.num_shards)
+    count = mask if options.mean_over == "tokens" else mask.any(axis=1)
     return loss, {
-        "loss": loss, "loss_lm": jax.lax.stop_gradient(loss), "tokens": tokens,
+        "loss": loss, "loss_lm": jax.lax.stop_gradient(loss),
+        options.mean_over: count.sum(dtype=jnp.float32),
     }  # fmt: skip

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from blip2_jax import presets
-from blip2_jax.data.config import Format
+from blip2_jax.data.config import Format, with_question
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -177,7 +177,8 @@ def _stage1(config: ConfigDict) -> Task:
 def _stage2(config: ConfigDict) -> Task:
     sizes = model_config(config.model)
     family = _family(_language_sizes(sizes))
-    model = Blip2Stage2(sizes, **_how(config))
+    asks_qformer = config.model.get("question_in_qformer", False)  # not in old runs
+    model = Blip2Stage2(sizes, **_how(config), question_in_qformer=asks_qformer)
     options = _options(Stage2Options, config.objective)
     check_options(config.optimizer.accumulate, num_shards=options.num_shards)
 
@@ -189,9 +190,9 @@ def _stage2(config: ConfigDict) -> Task:
         model=model,
         init_params=lambda key: init_params(model, key),
         loss=loss,
-        batch_format=family,
-        tokenizers=("language_model",),
-        gradients=_token_mean(config, loss),
+        batch_format=with_question(family) if asks_qformer else family,
+        tokenizers=(*(("qformer",) if asks_qformer else ()), "language_model"),
+        gradients=_chunked_mean(config, loss, options.mean_over),
     )
 
 
@@ -251,14 +252,14 @@ def _language_model(config: ConfigDict) -> Task:
         loss=loss,
         batch_format="text_decoder" if decoder_only else "text_encoder_decoder",
         tokenizers=("language_model",),
-        gradients=_token_mean(config, loss),
+        gradients=_chunked_mean(config, loss, "tokens"),
     )
 
 
-def _token_mean(config: ConfigDict, loss: Loss) -> Gradients | None:
-    """How a loss that is a mean over tokens takes the chunks that are asked for."""
+def _chunked_mean(config: ConfigDict, loss: Loss, weight: str) -> Gradients | None:
+    """How a loss that is a mean over `weight` takes the chunks that are asked for."""
     count = config.optimizer.accumulate
-    return mean_in_chunks(loss, count, "tokens") if count > 1 else None
+    return mean_in_chunks(loss, count, weight) if count > 1 else None
 
 
 def _how(config: ConfigDict) -> dict[str, Any]:

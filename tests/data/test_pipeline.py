@@ -24,6 +24,7 @@ from generated import (
 from blip2_jax.data.config import data_config
 from blip2_jax.data.faults import TooManyBroken
 from blip2_jax.data.formats import TextFormat
+from blip2_jax.data.order import Purpose, position_rng
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.base import Question, Record
 
@@ -266,6 +267,53 @@ def test_questions_are_mixed_in(tmp_path, options):
     asked = [text for text in texts if text.startswith("Question: what ")]
     assert all(text.endswith("? Answer: red") for text in asked)
     assert 0.2 < len(asked) / len(texts) < 0.4
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_the_question_is_there_for_the_qformer_too(tmp_path, options, family):
+    rows = [
+        {"image": "0.png", "question": "What is it (there)?", "answer": "red"},
+        {"image": "1.png", "caption": "a thing"},
+    ]
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(encoded(picture(n)))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {
+        "kind": "annotations", "path": str(tmp_path / "rows.json"),
+        "images": str(tmp_path),
+    }  # fmt: skip
+    bert = options["tokenizer"]["qformer"]
+    golden = "stage2_opt_a" if family == "decoder" else "stage2_t5_a"
+    options = with_language_model(options, tmp_path, golden, train=[source])
+    with pytest.raises(ValueError, match=r"question_\w+ needs data\.tokenizer.qformer"):
+        take(options, f"question_{family}")
+    options["tokenizer"]["qformer"] = bert
+    batch = take(options, f"question_{family}", 1, 4)[0]
+    plain = take(options, family, 1, 4)[0]
+    formats = TextFormat(data_config({**options, "tokenizer": {"qformer": bert}}),
+                         "image_text")
+    expected = formats.tokenizer.encode(["what is it there?"], 12)[0][0]
+    for row, text in enumerate(batch["_text"]):
+        if "what is it there?" in text:
+            np.testing.assert_array_equal(batch["question_ids"][row], expected)
+        assert batch["question_mask"][row].any() == ("what is" in text)
+    assert 0 < batch["question_mask"].any(axis=1).sum() < 4
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, batch[name], err_msg=name)
+
+
+def test_answers_are_drawn_by_how_many_annotators_gave_them(options, tmp_path):
+    """Each of ten answers is as likely: a distinct one by its share of the ten."""
+    options = with_language_model(options, tmp_path, "stage2_opt_a")
+    answers = ("red",) * 7 + ("green",) * 2 + ("blue",)
+    record = Record("key", 0, questions=(Question("which colour?", answers),))
+    formats = TextFormat(data_config(options), "decoder")
+    drawn = [
+        formats.draw(record, position_rng(0, position, Purpose.TEXT)).target
+        for position in range(3000)
+    ]
+    for answer, weight in (("red", 0.7), ("green", 0.2), ("blue", 0.1)):
+        assert drawn.count(answer) / 3000 == pytest.approx(weight, abs=0.03)
 
 
 def test_a_broken_sample_gives_way_to_the_next_of_its_source(tmp_path, options):

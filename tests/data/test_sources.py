@@ -231,6 +231,14 @@ def test_vqa_files(tmp_path, photos):
     assert [q.text for q in source.record(1).questions] == ["what 1?", "what 3?"]
     assert source.record(1).questions[0].answers == ("a", "b")
     assert source.load_image(1).shape == (30, 40, 3)
+    each = build_source({"kind": "each_question", "of": spec})
+    assert [len(each), each.num_images] == [4, 2]
+    asked = [each.record(row) for row in range(4)]
+    assert [r.questions[0].text for r in asked] == [
+        "what 0?", "what 2?", "what 1?", "what 3?"
+    ]
+    assert [r.image_id for r in asked] == [0, 0, 1, 1]
+    np.testing.assert_array_equal(each.load_image(2), source.load_image(1))
     agreed = build_source({**spec, "answer": "multiple_choice_answer"})
     assert agreed.record(0).questions[0].answers == ("both",)
     in_tars = {"images": tars_spec(tmp_path), "image_name": "00000/{:05d}"}

@@ -23,6 +23,7 @@ from blip2_jax.training.step import make_train_step
 from blip2_jax.training.tasks import make_task
 
 B, T = 8, 5
+FINE_TUNES = {"retrieval": "stage1", "vqa": "stage2"}  # with the image encoder trained
 SIZES = {
     "vision": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "image_size": 28},
     "qformer": {
@@ -40,9 +41,15 @@ MOMENT = 0.1
 
 
 def config_of(task):
-    config = default_config(task).unlock()
+    stage = FINE_TUNES.get(task, task)
+    config = default_config(stage).unlock()
     config.precision, config.steps = "float32", 10
-    language = {"language_model": OPT} if task == "stage2" else {}
+    language = {"language_model": OPT} if stage == "stage2" else {}
+    if task in FINE_TUNES:
+        config.frozen = ("^language_model/",) if language else ()
+        config.optimizer.layer_decay = 0.9
+        config.model.remat = "full"
+    config.model.question_in_qformer = task == "vqa"
     config.model.overrides = SIZES | language
     config.frozen_sources.vision = config.frozen_sources.language_model = "random"
     # At a rate of 0 the first update would hide; Adam's division would magnify
@@ -56,11 +63,14 @@ def rows(task):
     """A whole batch, as the data pipeline makes it."""
     rng = np.random.default_rng(0)
     mask = np.arange(T)[None] < (np.arange(B) % 3 + 3)[:, None]
-    return {
+    stage = FINE_TUNES.get(task, task)
+    question = {"question_ids": rng.integers(3, 23, (B, T), dtype=np.int32),
+                "question_mask": mask[::-1]} if task == "vqa" else {}
+    return question | {
         "image": rng.integers(0, 256, (B, 28, 28, 3), dtype=np.uint8),
         "text_ids": rng.integers(3, 23, (B, T), dtype=np.int32),
         "text_mask": mask,
-        **({"target_mask": mask} if task == "stage2" else
+        **({"target_mask": mask} if stage == "stage2" else
            {"image_id": np.array([0, 1, 2, 3, 4, 5, 6, 0], np.int32)}),
         "position": np.arange(B), "_key": ["k"] * B,
     }

@@ -4,17 +4,44 @@ import importlib.util
 import pathlib
 
 import jax
+import numpy as np
+import one_step
 import pytest
+from shrunk import ROWS, shrunk
 
+from blip2_jax.data.pipeline import training_batches
+from blip2_jax.presets import FeaturesConfig
+from blip2_jax.sharding import global_batch, make_mesh
 from blip2_jax.training import config as configuration
 from blip2_jax.training.config import ConfigError, default_config
 from blip2_jax.training.initialise import parameter_shapes
 from blip2_jax.training.partition import flatten
 from blip2_jax.training.schedule import make_schedule
-from blip2_jax.training.tasks import make_task
+from blip2_jax.training.tasks import make_task, model_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
+# What may stand behind a file's name, beside nothing.
+VARIANTS = {
+    "stage1_vitg": ["original"],
+    "stage1_vitl": ["original"],
+    "stage2_opt2_7b": ["original", "vitl", "vitl,original"],
+    "stage2_opt6_7b": ["original"],
+    "stage2_flant5xl": ["original", "vitl"],
+    "stage2_flant5xxl": ["original"],
+    "caption_coco": ["opt6.7b", "flant5xl", "opt2.7b,frozen"],
+    "vqa_v2": ["opt6.7b", "flant5xl", "opt2.7b,train", "flant5xl,train,frozen"],
+    "retrieval_coco": ["vitl", "vitg,without_itg", "frozen"],
+    "ablation_stage1": ["flant5xl", "opt2.7b,with"],
+    "ablation_qformer": ["num_queries=64", "num_queries=16,opt2.7b"],
+}
+EXPERIMENTS = [
+    (path, text) for path in FILES for text in ("", *VARIANTS.get(path.stem, ()))
+]
+EVERY = pytest.mark.parametrize(
+    ("path", "text"), EXPERIMENTS,
+    ids=[f"{path.stem}:{text}".rstrip(":") for path, text in EXPERIMENTS],
+)  # fmt: skip
 
 
 def load(path: pathlib.Path):
@@ -96,12 +123,17 @@ def test_only_what_changes_no_loss_may_differ_in_a_run_that_continues():
         assert part in message
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_experiment_builds_at_full_size(path):
+def experiment(name, text=""):
+    module = load(CONFIGS / f"{name}.py")
+    return module.get_config(text) if text else module.get_config()
+
+
+@EVERY
+def test_every_experiment_builds_at_full_size(path, text):
     module = load(path)
     first = module.__doc__.splitlines()[0]
     assert first.startswith("python launch/") and f"configs/{path.name}" in first
-    config = module.get_config()
+    config = experiment(path.stem, text)
     assert config.is_locked
     configuration.validate(config)
     make_schedule(config.optimizer, config.steps)
@@ -126,13 +158,97 @@ def test_every_experiment_builds_at_full_size(path):
 )
 def test_the_papers_numbers(name, batch, steps, last_rate):
     """Section 3.4 of the paper."""
-    config = load(CONFIGS / f"{name}.py").get_config()
+    config = experiment(name)
     optimizer = config.optimizer
     assert (config.batch_size, config.steps) == (batch, steps)
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, 0.98, 0.05)
     assert (optimizer.learning_rate, optimizer.warmup_steps) == (1e-4, 2000)
     assert optimizer.final_learning_rate == last_rate
     assert config.data.image.size == 224
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "batch", "epoch", "rate", "b2", "decay"),
+    [
+        ("caption_coco:opt2.7b", 364, 256, 566_747, 1e-5, 0.999, 1.0),
+        ("caption_coco:opt6.7b", 364, 256, 566_747, 1e-5, 0.999, 0.95),
+        ("caption_coco:flant5xl", 364, 256, 566_747, 1e-5, 0.999, 1.0),
+        ("vqa_v2:opt2.7b", 490, 128, 658_111, 1e-5, 0.999, 0.95),
+        ("vqa_v2:opt6.7b", 490, 128, 658_111, 1e-5, 0.999, 0.9),
+        ("vqa_v2:flant5xl", 490, 128, 658_111, 1e-5, 0.999, 0.95),
+        ("retrieval_coco:vitl", 364, 224, 566_747, 5e-6, 0.98, 1.0),
+        ("retrieval_coco:vitg", 364, 224, 566_747, 1e-5, 0.999, 0.95),
+    ],
+)
+def test_the_papers_fine_tunes(name, size, batch, epoch, rate, b2, decay):
+    """Appendix, tables 7 to 9; the image encoder is trained."""
+    config = experiment(*name.split(":"))
+    optimizer = config.optimizer
+    assert (config.batch_size, config.steps) == (batch, 5 * epoch // batch)
+    assert (optimizer.learning_rate, optimizer.warmup_steps) == (rate, 1000)
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, b2, 0.05)
+    assert optimizer.layer_decay == decay
+    sizes = model_config(config.model)
+    assert config.data.image.size == sizes.vision.image_size == size
+    assert sizes.vision.pre_norm == name.endswith("vitl")
+    assert not any("visual_encoder" in rule for rule in config.frozen)
+    assert config.model.question_in_qformer == name.startswith("vqa")
+    prompts = {"c": ("a photo of", ""), "v": ("", "Question: {} Answer:")}
+    told = (config.data.prompt, config.data.question_prompt)
+    assert told == prompts.get(name[0], ("", ""))
+
+
+def test_the_originals_numbers():
+    """Its training files, where they differ from the paper."""
+    first = experiment("stage1_vitg", "original")
+    second = experiment("stage2_opt2_7b", "original")
+    assert (first.batch_size, second.batch_size) == (1600, 1024)
+    warmups = [config.optimizer.warmup_steps for config in (first, second)]
+    assert warmups == [5000, 2000]
+    for config in (first, second):
+        optimizer = config.optimizer
+        assert (optimizer.b2, optimizer.final_learning_rate) == (0.999, 1e-5)
+        assert optimizer.original_decay and len(config.data.train) == 2
+
+
+def test_what_is_chosen_behind_a_name_must_be_there():
+    with pytest.raises(ConfigError, match="'vitg,vitl' behind a configuration's name"):
+        experiment("retrieval_coco", "vitg,vitl")
+    with pytest.raises(ConfigError, match="or flant5xl; frozen"):
+        experiment("caption_coco", "flant5xxl")
+
+
+FAST = ("vqa_v2:flant5xl", "retrieval_coco")
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        pytest.param(
+            path, text, id=f"{path.stem}:{text}".rstrip(":"),
+            marks=() if f"{path.stem}:{text}".rstrip(":") in FAST else pytest.mark.slow,
+        )
+        for path, text in EXPERIMENTS
+    ],
+)  # fmt: skip
+def test_every_experiment_takes_a_step(path, text):
+    """Its own objective, optimizer and kind of data with a model of tiny sizes."""
+    config = shrunk(experiment(path.stem, text))
+    task, mesh = make_task(config), make_mesh(devices=jax.devices()[:1])
+    state, frozen, step = one_step.prepare(config, task, mesh)
+    before = flatten(jax.device_get(state.trainable))
+    batches = training_batches(
+        config.data, task.batch_format, seed=0, batch_size=config.batch_size
+    )
+    batch = next(batches)
+    batches.close()
+    if "image" in batch and isinstance(task.model.config.vision, FeaturesConfig):
+        batch["features"] = np.ones((ROWS, 4, 16), np.float32)
+        del batch["image"]
+    state, metrics = step(state, frozen, global_batch(batch, mesh))
+    assert metrics["finite"] == 1 and metrics["grad_norm"] > 0
+    after = flatten(jax.device_get(state.trainable))
+    assert any((after[path] != before[path]).any() for path in before)
 
 
 def test_a_run_from_before_a_key_had_its_default():

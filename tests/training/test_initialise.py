@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from blip2_jax import sharding
 from blip2_jax.convert.arrays import digest
+from blip2_jax.convert.positions import interpolate_positions
 from blip2_jax.convert.sources import SourceError
 from blip2_jax.presets import PRESETS
 from blip2_jax.training import frozen, initialise
@@ -227,3 +228,97 @@ def test_digest_is_of_the_values_not_of_their_order_in_memory():
     assert digest(array) == digest(array.astype(">f4"))
     assert digest(array) != digest(array + 1)
     assert digest(np.float32(1)) == digest(np.ones((), np.float32))
+
+
+POSITIONS = "visual_encoder/position_embedding"
+
+
+def at_28_pixels(config):
+    """Four patches and the class token, of width 4."""
+    config.model.overrides = {"vision": {"image_size": 28, "width": 4}}
+    return config
+
+
+def towers(old):
+    """A tower of `old` positions, and tasks whose model has five."""
+    arrays = TOWER | {POSITIONS: (old, 4)}
+    model = TOWER | {POSITIONS: (5, 4)}
+    return arrays, task_of("stage1", QUERY, model)
+
+
+def test_a_trained_tower_begins_as_its_weights_at_the_models_size(tmp_path):
+    """In fp32, whatever the file has; the report says what was resized."""
+    given, task = towers(old=17)
+    file = str(tmp_path / "tower.safetensors")
+    arrays = write(file, given | {"qformer/layer_0/query_mlp/kernel": (4, 8)},
+                   np.float16)
+    config = at_28_pixels(config_of("stage1", frozen_sources__vision=file))
+    config.frozen = ()
+    begun = start(config, task)
+    found = flatten(begun.trainable)
+    assert all(array.dtype == jnp.float32 for array in found.values())
+    for path in TOWER:
+        np.testing.assert_array_equal(found[path], arrays[path].astype(np.float32))
+    resized = interpolate_positions(arrays[POSITIONS], 5, align_corners=False)
+    np.testing.assert_array_equal(found[POSITIONS], resized.astype(np.float32))
+    assert begun.report == [
+        f"from {file}: taken 3 arrays (visual_encoder 3)",
+        f"from {file}: carried 0 arrays",
+        f"from {file}: left 0 arrays",
+        f"from {file}: position embeddings resized from 4 x 4 to 2 x 2 patches",
+        "new (random): 1 arrays (qformer 1)",
+    ]
+
+
+def test_a_frozen_tower_is_resized_and_recorded(tmp_path):
+    given, task = towers(old=10)
+    file = str(tmp_path / "tower.safetensors")
+    arrays = write(file, given)
+    config = at_28_pixels(config_of("stage1", frozen_sources__vision=file))
+    parameters, manifest = load(config, task)
+    resized = interpolate_positions(arrays[POSITIONS], 5, align_corners=False)
+    assert manifest[POSITIONS]["digest"] == digest(resized)
+    assert manifest[POSITIONS]["notes"] == [
+        "position embeddings resized from 3 x 3 to 2 x 2 patches"
+    ]
+    np.testing.assert_array_equal(
+        flatten(parameters)[POSITIONS], resized.astype(ml_dtypes.bfloat16)
+    )
+    frozen.verify(manifest, load(config, task)[1])
+
+
+def test_a_run_at_another_size_goes_before_the_towers_source(tmp_path):
+    given, task = towers(old=17)
+    trained = start(config_of("contrast"), task_of("contrast", given)).trainable
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(3, {"trainable": trained}, {})
+    checkpoints.close()
+    run = str(tmp_path / "run")
+    config = config_of("stage1", init__from_run=run, frozen_sources__vision="random")
+    config.frozen = ()
+    begun = start(at_28_pixels(config), task)
+    path = "visual_encoder/class_token"
+    np.testing.assert_array_equal(
+        flatten(begun.trainable)[path], flatten(trained)[path]
+    )
+    assert any("resized from 4 x 4 to 2 x 2" in line for line in begun.report)
+
+
+def test_a_trained_tower_of_which_nothing_is_given_is_an_error(stage1_run):
+    run, _ = stage1_run
+    config = config_of("stage2", init__from_run=run)
+    config.frozen = ("^language_model/",)
+    with pytest.raises(frozen.WeightsError, match=r"visual_encoder/ is to be trained"):
+        start(config, STAGE2)
+    config.frozen_sources.vision = "random"
+    assert "visual_encoder 2" in start(config, STAGE2).report[-1]
+
+
+def test_a_task_may_train_what_another_carries(stage1_run):
+    """VQA: the text branch that stage 2 carried along."""
+    run, arrays = stage1_run
+    vqa = task_of("stage2", QUERY, TEXT, TOWER, MODEL)
+    begun = start(config_of("stage2", init__from_run=run), vqa)
+    for path in TEXT:
+        np.testing.assert_array_equal(flatten(begun.trainable)[path], arrays[path])
+    assert begun.carried == {}

@@ -97,6 +97,24 @@ def test_padding_and_masked_targets_have_no_weight():
     assert abs(loss(batch()) - loss(changed)) > 1e-4
 
 
+def test_a_drawn_answer_is_in_expectation_the_weighted_answers():
+    """Rows 0 and 1 answer one question, given by 7 and 3 of ten annotators."""
+    texts = Stage2Options(mean_over="texts")
+    sums = [float(loss(only(row), texts)) for row in range(4)]
+    tokens = [float(loss(only(row))) for row in range(4)]
+    np.testing.assert_allclose(sums, np.multiply(tokens, [5, 2, 3, 4]), rtol=1e-5)
+    draws = [
+        float(loss(batch() | {"target_mask": batch()["target_mask"]
+                              & (jnp.isin(jnp.arange(4), jnp.array([row, 2])))[:, None]
+                              }, texts))
+        for row in (0, 1)
+    ]
+    expected = (0.7 * sums[0] + 0.3 * sums[1] + sums[2]) / 2
+    np.testing.assert_allclose(np.dot([0.7, 0.3], draws), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="mean_over is 'rows'; it must be tokens"):
+        Stage2Options(mean_over="rows")
+
+
 def test_dropout_of_the_frozen_language_model_is_an_option():
     key, frozen = jax.random.key(3), Stage2Options(frozen_dropout=True)
     still, queries_only, both = (

@@ -12,6 +12,7 @@ from blip2_jax.data.sources.base import Source
 # A source class is imported when first asked for: TFDS takes seconds to import.
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
+    "each_question": "blip2_jax.data.sources.each_question:EachQuestion",
     "features": "blip2_jax.data.sources.features:FeaturesSource",
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
     "tars": "blip2_jax.data.sources.tars:TarsSource",

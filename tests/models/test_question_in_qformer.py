@@ -1,0 +1,124 @@
+"""VQA fine-tuning: the question beside the queries, in stage 1's Q-Former."""
+
+import functools
+
+import decoding
+import golden_stage1
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import assert_values
+
+from blip2_jax.generation import programs
+from blip2_jax.models.bind import bind
+from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.presets import Blip2Config, FeaturesConfig, OPTConfig, T5Config
+from blip2_jax.training.partition import flatten, unflatten
+
+LANGUAGE = {
+    "opt": OPTConfig(16, 2, 2, 24, vocab_size=30, max_positions=40),
+    "t5": T5Config(16, 2, 2, 24, head_width=8, vocab_size=30),
+}
+FEATURES = jax.random.normal(jax.random.key(3), (3, 5, 12))
+IDS = jnp.array([[2, 7, 9, 11, 3], [2, 8, 3, 0, 0], [2, 5, 6, 3, 0]])
+MASK = IDS != 0
+
+
+@functools.cache
+def stage1():
+    """A model with the golden Q-Former's sizes, and parameters of its own."""
+    config = Blip2Config(FeaturesConfig(5, 12), golden_stage1.config().qformer)
+    model = Blip2Stage1(config)
+    return model, jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+
+
+@functools.cache
+def stage2(family, question_in_qformer):
+    """The same Q-Former in front of a language model; its parameters are stage 1's."""
+    first, given = stage1()
+    config = Blip2Config(
+        first.config.vision, first.config.qformer, LANGUAGE[family]
+    )
+    model = Blip2Stage2(config, question_in_qformer=question_in_qformer)
+    own = flatten(jax.jit(lambda key: init_params(model, key))(jax.random.key(1)))
+    given = flatten(given)
+    return model, unflatten({path: given.get(path, own[path]) for path in own})
+
+
+def queries(question_in_qformer, *question, rows=slice(None)):
+    apply = bind(*stage2("opt", question_in_qformer))
+    return apply("encode_queries", FEATURES[rows], *question)
+
+
+def test_the_queries_are_those_of_stage_1s_multimodal_pass():
+    apply = bind(*stage1())
+    image = apply("image_keys_values", FEATURES)
+    expected = apply("multimodal_pass", IDS, MASK, image, queries_only=True)
+    assert_values(queries(True, IDS, MASK), expected)
+
+
+def test_switched_off_it_is_stage_2():
+    apply = bind(*stage1())
+    expected, _ = apply("query_pass", apply("image_keys_values", FEATURES))
+    np.testing.assert_array_equal(queries(False), expected)
+    _, without = stage2("opt", False)
+    _, with_text = stage2("opt", True)
+    assert flatten(without).keys() < flatten(with_text).keys()
+    assert "qformer/layer_1/text_mlp/up/kernel" in flatten(with_text)
+
+
+def test_no_question_leaves_the_queries_to_themselves():
+    expected = queries(False)
+    np.testing.assert_array_equal(queries(True), expected)
+    assert_values(queries(True, IDS, jnp.zeros_like(MASK)), expected)
+    assert np.abs(queries(True, IDS, MASK) - expected).max() > 1e-2
+
+
+def test_rows_do_not_depend_on_neighbours_or_padding():
+    together = queries(True, IDS, MASK)
+    for row, length in enumerate(MASK.sum(axis=1)):
+        one = slice(row, row + 1)
+        alone = queries(True, IDS[one, :length], MASK[one, :length], rows=one)
+        assert_values(alone, together[one])
+
+
+def test_a_batch_without_questions_is_refused():
+    batch = {"features": FEATURES, "text_ids": IDS, "text_mask": MASK}
+    with pytest.raises(ValueError, match="the batch has no question_ids"):
+        bind(*stage2("opt", True))("training_logits", batch)
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_cached_decoding_equals_the_full_pass(family):
+    """Logits after every token of an answer, told one by one and all at once."""
+    model, params = stage2(family, True)
+    apply = bind(model, params)
+    prompt = jnp.array([[2, 14, 15, 16]] * 3)  # of equal length: padded on no side
+    answer = np.random.default_rng(0).integers(3, 29, (3, 1, 4))
+    seen, every = jnp.ones(prompt.shape, bool), jnp.ones((3, 4), bool)
+    first, prefix = programs.read_stage2(
+        model, params, FEATURES, prompt, seen, (IDS, MASK)
+    )
+    one_by_one = decoding.run_steps(
+        lambda *args, method: apply(method, *args), prefix, answer,
+        decoding.fork(3, 1, 4),
+    )  # fmt: skip
+    batch = {"features": FEATURES, "question_ids": IDS, "question_mask": MASK}
+    if family == "opt":
+        text = jnp.concatenate([prompt, answer[:, 0]], axis=1)
+        mask = jnp.ones(text.shape, bool)
+        batch |= {"text_ids": text, "text_mask": mask, "target_mask": mask}
+    else:
+        batch |= {"input_ids": prompt, "input_mask": seen}
+        batch |= {"target_ids": jnp.asarray(answer[:, 0]), "target_mask": every}
+    logits, _, _ = apply("training_logits", batch)
+    expected = np.swapaxes(logits[:, -4:], 0, 1)
+    for found, told in zip((first, *one_by_one[:-1]), expected, strict=True):
+        assert_values(found.reshape(3, -1), told)
+    batch["question_mask"] = MASK.at[0].set(False)
+    other, _, _ = apply("training_logits", batch)
+    assert np.abs(other[0] - logits[0]).max() > 1e-4
+    np.testing.assert_allclose(other[1:], logits[1:], atol=1e-6)

@@ -1,0 +1,108 @@
+"""From stage 1 to a VQA fine-tune: what is handed on, trained, evaluated and used."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+from safetensors.numpy import save_file
+
+import blip2_jax
+from blip2_jax.convert.folder import write_folder
+from blip2_jax.convert.lavis_file import lavis_arrays
+from blip2_jax.convert.sources import SourceError
+from blip2_jax.data.shapes.render import render
+from blip2_jax.data.shapes.world import scene
+from blip2_jax.opening import open_model
+from blip2_jax.training.config import default_config
+from blip2_jax.training.loop import train
+from blip2_jax.training.partition import flatten
+from blip2_jax.training.runs import open_trained
+from blip2_jax.training.setup import set_up
+
+QUESTIONS = ["what color is the circle?", "is there a star?"]
+QUERY_BRANCH = "qformer/layer_0/query_mlp/up/kernel"
+TEXT_BRANCH = "qformer/layer_0/text_mlp/up/kernel"
+
+
+def vqa_config(run, vision):
+    """Questions at 48 pixels in place of 32, all but the language model trained."""
+    config = tiny_runs.tiny_config("stage2").unlock()
+    config.carried = default_config("stage2").carried
+    config.steps, config.log_every, config.batch_size = 1, 1, 8
+    config.model.question_in_qformer = True
+    config.model.overrides.vision.image_size = config.data.image.size = 48
+    config.frozen = ("^language_model/",)
+    config.frozen_sources.vision = vision
+    config.init.from_run = run
+    config.objective = {"mean_over": "texts"}
+    config.optimizer.layer_decay, config.optimizer.warmup_steps = 0.9, 0
+    config.optimizer.learning_rate = 1e-4
+    questions = {"kind": "shapes", "split": "train", "size": 16, "texts": "questions"}
+    config.data.train = ({"kind": "each_question", "of": questions},)
+    config.data.max_text_length = 40
+    config.evaluation.every = 1
+    config.evaluation.metric = "exact_match"
+    config.evaluation.sources = (questions | {"size": 4, "count": 1},)
+    config.evaluation.max_new_tokens = 3
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Directories of a stage-1, a stage-2 and a VQA run, each from the one before."""
+    root = tmp_path_factory.mktemp("chain")
+    first = tiny_runs.make_run(root / "stage1", "stage1")
+    save_file(jax.device_get(flatten(first.frozen)), root / "vit.safetensors")
+    config = tiny_runs.tiny_config("stage2").unlock()
+    config.carried = default_config("stage2").carried
+    config.init.from_run = str(root / "stage1")
+    second = set_up(config.lock(), root / "stage2")
+    second.checkpoints.save(0, second.trees(), {})
+    second.checkpoints.close()
+    config = vqa_config(str(root / "stage2"), str(root / "vit.safetensors"))
+    assert train(config, root / "vqa") == 0
+    return root
+
+
+def test_the_text_branch_travels_from_stage_1_into_training(chain):
+    first = open_trained(chain / "stage1").arrays
+    begun = set_up(
+        vqa_config(str(chain / "stage2"), str(chain / "vit.safetensors")),
+        chain / "again",
+    )
+    found = flatten(begun.state.trainable)
+    for path in (QUERY_BRANCH, TEXT_BRANCH, "qformer/embeddings/word"):
+        np.testing.assert_array_equal(found[path], first[path])
+    assert "itm_head/kernel" in flatten(begun.carried)
+    assert all(array.dtype == jnp.float32 for array in found.values())
+    assert any("resized from 2 x 2 to 3 x 3 patches" in line for line in begun.report)
+    trained = open_trained(chain / "vqa").arrays
+    for path in (QUERY_BRANCH, TEXT_BRANCH, "visual_encoder/blocks/mlp/up/kernel"):
+        change = np.abs(np.asarray(trained[path]) - found[path]).max()
+        assert 0 < change < 2e-4, path
+
+
+def test_evaluation_in_the_loop_asks_the_questions(chain):
+    lines = (chain / "vqa" / "metrics.jsonl").read_text().splitlines()
+    logged = {name for line in lines for name in json.loads(line)}
+    assert {"loss", "texts"} <= logged
+    assert any(name.endswith("exact_match") for name in logged)
+
+
+def test_a_loaded_model_answers_with_the_question_in_the_qformer(chain, tmp_path):
+    model = blip2_jax.load(chain / "vqa")
+    assert model.model.question_in_qformer
+    photos = [render(scene("train", number)) for number in range(2)]
+    settings = {"num_beams": 1, "max_new_tokens": 3}
+    answers = model.answer(photos, QUESTIONS, **settings)
+    assert len(model.caption(photos, **settings)) == 2  # asked nothing
+    assert model.features(photos, mode="image")["image_embeds"].shape == (2, 4, 16)
+    opened = open_model(chain / "vqa")
+    write_folder(opened, tmp_path / "folder")
+    again = blip2_jax.load(tmp_path / "folder")
+    assert again.answer(photos, QUESTIONS, **settings) == answers
+    with pytest.raises(SourceError, match="whose Q-Former reads questions"):
+        list(lavis_arrays(opened))
