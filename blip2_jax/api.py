@@ -144,6 +144,7 @@ class Blip2:
         questions: str | Sequence[str] = (),
         *,
         question_prompt: str = "",
+        image_of: Sequence[int] | None = None,
         features: Any = None,
         seed: int = 0,
         decoding: str = "",
@@ -156,13 +157,17 @@ class Blip2:
         Args:
           question_prompt: another template than in training, with `{}` in the place of
             the question.
+          image_of: which of the images each question is about, by place; each image is
+            encoded once. None: one each, or one for all.
         """
         self._need_stage(2, "answer")
         asked = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
         template = question_prompt or self._template()
         prompts = [template.format(question) for question in asked]
         config = change(self._decoding(decoding, "answer"), settings)
-        return self._generate(images, features, prompts, config, seed, asked)
+        return self._generate(
+            images, features, prompts, config, seed, asked, image_of
+        )
 
     def generate(
         self,
@@ -251,15 +256,21 @@ class Blip2:
         config: DecodingConfig,
         seed: int,
         questions: list[str] | None = None,
+        image_of: Sequence[int] | None = None,
     ) -> list[Any]:
         writer = self._writer
         pixels = self._images(images, features)
-        pixels, prompts, questions = _aligned(pixels, prompts, questions)
-        rows = writer.rows(prompts, questions)
-        texts = write_texts(
-            writer, pixels, rows, config, seed=seed, batch_size=self.batch_size
-        )
-        return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
+        places = inputs.places(image_of, len(pixels))
+        given = {"images": places, "prompts": inputs.as_texts(prompts, "prompts")}
+        if questions is not None:
+            given["questions"] = questions
+        places, texts, *asked = inputs.align(**given)
+        rows = writer.rows(texts, asked[0] if asked else None)
+        found = write_texts(
+            writer, pixels, rows, np.array(places), config, seed=seed,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+        return found if config.num_return_sequences > 1 else [row[0] for row in found]
 
     def _decoding(self, name: str, what: str) -> DecodingConfig:
         """The settings that a call begins with."""
@@ -351,17 +362,3 @@ class Blip2:
             f"{what} needs the heads of stage 1, and this is a stage-2 model: it can "
             "caption, answer, generate and give features with mode='image'"
         )
-
-
-def _aligned(
-    pixels: Shaped[Array, "n ..."],
-    prompts: str | Sequence[str],
-    questions: list[str] | None,
-) -> tuple[Shaped[Array, "B ..."], list[str], list[str] | None]:
-    texts = inputs.as_texts(prompts, "prompts")
-    if questions is None:
-        return *inputs.align(images=pixels, prompts=texts), None
-    pixels, texts, questions = inputs.align(
-        images=pixels, prompts=texts, questions=questions
-    )
-    return pixels, texts, questions

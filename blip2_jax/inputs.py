@@ -144,6 +144,20 @@ def align(**given: Sequence[T] | Shaped[Array, "B ..."]) -> tuple[Any, ...]:
     return tuple(_repeated(values, rows) for values in given.values())
 
 
+def places(given: Sequence[int] | None, images: int) -> list[int]:
+    """The place of the image that each row is about; None: the rows are the images.
+
+    Raises:
+      ValueError: a place where no image is.
+    """
+    if given is None:
+        return list(range(images))
+    wrong = [place for place in given if not 0 <= place < images]
+    if wrong:
+        raise ValueError(f"image_of names image {wrong[0]}, and there are {images}")
+    return list(given)
+
+
 def _repeated(values: Any, rows: int) -> Any:
     if len(values) == rows:
         return values

@@ -42,7 +42,7 @@ class Writer(Protocol):
     def answer(
         self, images: Any = None, questions: Sequence[str] = (), **settings: Any
     ) -> list[str]:
-        """One answer a question; images and questions are aligned."""
+        """One answer a question; `image_of` says which image it is about."""
         ...
 
 
@@ -114,7 +114,7 @@ def evaluate_captions(
     image_ids = list(places)
     texts = written(
         data, list(places.values()), batch_size, share or hosts.Share(), "captioning",
-        lambda images, indices: writer.caption(**images, **(settings or {})),
+        lambda images, *_: writer.caption(**images, **(settings or {})),
     )  # fmt: skip
     captions = {image_ids[index]: text for index, text in texts}
     parts = {record.image_id: record.part for record in data.records}
@@ -160,8 +160,8 @@ def evaluate_answers(
     texts = written(
         data, [place for place, _ in asked], batch_size, share or hosts.Share(),
         "answering",
-        lambda images, indices: writer.answer(
-            questions=[asked[index][1].text for index in indices],
+        lambda images, indices, image_of: writer.answer(
+            questions=[asked[index][1].text for index in indices], image_of=image_of,
             **images, **(settings or {}),
         ),
     )  # fmt: skip

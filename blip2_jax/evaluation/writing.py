@@ -22,23 +22,24 @@ def written(
     batch_size: int,
     share: hosts.Share,
     what: str,
-    write: Callable[[dict[str, np.ndarray], list[int]], list[str]],
+    write: Callable[[dict[str, np.ndarray], list[int], list[int]], list[str]],
 ) -> list[tuple[int, str]]:
     """What is written about records: (index into `places`, text), in order.
 
     Args:
       share: of the places; every process returns what all have written.
       what: is done, for the progress shown.
-      write: texts for images and their indices.
+      write: texts for images, their indices, and the image of each index: one that
+        several share is there once.
     """
     mine = share.places(len(places))
     batches = [mine[start:][:batch_size] for start in range(0, len(mine), batch_size)]
     texts: list[tuple[int, str]] = []
-    for indices, images in _ahead(
+    for indices, images, image_of in _ahead(
         lambda batch: _readable(data, places, batch), shown(batches, what)
     ):
         if indices:
-            texts += zip(indices, write(images, indices), strict=True)
+            texts += zip(indices, write(images, indices, image_of), strict=True)
     return sorted(
         (index, text) for part in hosts.gather(texts, share) for index, text in part
     )
@@ -59,15 +60,15 @@ def _ahead(read: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 def _readable(
     data: EvaluationSet, places: Sequence[int], indices: Sequence[int]
-) -> tuple[list[int], dict[str, np.ndarray]]:
-    """The indices into `places` whose images can be read, and the images.
-
-    An image that several of them share is read once.
+) -> tuple[list[int], dict[str, np.ndarray], list[int]]:
+    """The indices into `places` whose images can be read; each image once; whose it is.
     """
     read = {place: data.image(place) for place in {places[i]: 0 for i in indices}}
     images = {place: image for place, image in read.items() if image is not None}
     found = [index for index in indices if places[index] in images]
     if not found:
-        return [], {}
+        return [], {}, []
     key = "features" if data.image_name == "features" else "images"
-    return found, {key: np.stack([images[places[index]] for index in found])}
+    order = {place: number for number, place in enumerate(images)}
+    image_of = [order[places[index]] for index in found]
+    return found, {key: np.stack([*images.values()])}, image_of

@@ -18,6 +18,7 @@ from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decode import decode
 from blip2_jax.generation.decoder import Decoded, Decoder
 from blip2_jax.models.bind import bind
+from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.cache import Prefix, init_generated
@@ -25,6 +26,13 @@ from blip2_jax.presets import LanguageModelConfig, T5Config
 
 COPIED_BYTES = 2**30  # of a language model of which a CPU keeps a second form
 Read = tuple[Float[Array, "B V"], Prefix]
+
+
+def encode_image(
+    model: Blip2Base, params: PyTree, images: Shaped[Array, "B ..."]
+) -> Float[Array, "B P D"]:
+    """Features of images, which the `read_*` functions take in their place."""
+    return bind(model, params)("encode_image", images)
 
 
 def read_stage1(

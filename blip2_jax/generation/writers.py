@@ -13,7 +13,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Key, PyTree, Shaped
+from jaxtyping import Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax import hosts, sharding
@@ -29,6 +29,7 @@ from blip2_jax.presets import OPTConfig
 
 PROMPT_STEP = 8  # prompts are padded to multiples of so many tokens
 
+_encode_image = jax.jit(programs.encode_image, static_argnums=0)
 _read_stage1 = jax.jit(programs.read_stage1, static_argnums=0)
 _read_stage2 = jax.jit(programs.read_stage2, static_argnums=0)
 _write_stage1 = jax.jit(
@@ -59,6 +60,10 @@ class Writer(Protocol):
         """New tokens for images (or features) and rows."""
         ...
 
+    def encode(self, images: Shaped[Array, "B ..."]) -> jax.Array:
+        """Features of images, which `write` takes in their place."""
+        ...
+
     def text(self, ids: Shaped[Array, " N"]) -> str:
         """What tokens say."""
         ...
@@ -69,6 +74,11 @@ class QFormerWriter:
 
     def __init__(self, model: Blip2Stage1, params: PyTree, tokenizer: QFormerTokenizer):
         self._model, self._params, self._tokenizer = model, params, tokenizer
+
+    def encode(self, images: Shaped[Array, "B ..."]) -> jax.Array:
+        """See `Writer`."""
+        images = sharding.beside(self._params, images)
+        return _encode_image(self._model, self._params, images)
 
     def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
         """[DEC] and the prompt, which must be as long for all rows.
@@ -150,6 +160,11 @@ class LanguageWriter:
         self._model, self._params, self._tokenizer = model, params, tokenizer
         self._qformer_tokenizer = qformer_tokenizer
 
+    def encode(self, images: Shaped[Array, "B ..."]) -> jax.Array:
+        """See `Writer`."""
+        images = sharding.beside(self._params, images)
+        return _encode_image(self._model, self._params, images)
+
     def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
         """Prompt ids and mask, and those of the questions where the model reads them.
 
@@ -213,30 +228,46 @@ def write_texts(
     writer: Writer,
     images: Shaped[Array, "B ..."],
     rows: Rows,
+    image_of: Int[Array, " B"],
     config: DecodingConfig,
     *,
     seed: int,
     batch_size: int,
 ) -> list[list[str]]:
-    """Texts for any number of images, `num_return_sequences` each, best first.
+    """Texts about images, `num_return_sequences` for each row, best first.
 
     Args:
       writer: the model.
-      images: or features.
-      rows: from `writer.rows`, aligned with the images.
+      images: or features; each is encoded once.
+      rows: from `writer.rows`.
+      image_of: the place in `images` of each row's.
       config: static settings.
       seed: of sampling; a row's draws depend on it and on the row's number.
       batch_size: rows of the largest compiled program.
     """
+    if len(image_of) > len(images) and images.ndim > 3:
+        images = _encoded(writer, images, batch_size)
     texts = []
-    for where, size in chunks(len(images), batch_size):
-        part, *part_rows = [padded(array[where], size) for array in (images, *rows)]
+    for where, size in chunks(len(image_of), batch_size):
+        part = padded(images[image_of[where]], size)
+        part_rows = [padded(array[where], size) for array in rows]
         keys = _row_keys(seed, where.start, size) if config.sample else None
         found = hosts.fetch(writer.write(part, tuple(part_rows), config, keys))
         for row in range(where.stop - where.start):
             pairs = zip(found.ids[row], found.lengths[row], strict=True)
             texts.append([writer.text(ids[:length]) for ids, length in pairs])
     return texts
+
+
+def _encoded(
+    writer: Writer, images: Shaped[Array, "n ..."], batch_size: int
+) -> Float[Array, "n P D"]:
+    """Features of images that several rows share."""
+    parts = [
+        hosts.fetch(writer.encode(padded(images[where], size)))[: where.stop - where.start]
+        for where, size in chunks(len(images), batch_size)
+    ]
+    return np.concatenate(parts)
 
 
 def _row_keys(seed: int, start: int, count: int) -> Key[jax.Array, " b"]:

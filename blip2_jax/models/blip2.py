@@ -49,8 +49,9 @@ class Blip2Base(nn.Module):
         """Features of images, before `ln_vision`: the frozen part.
 
         Args:
-          images: uint8 [B, S, S, 3] or, of another dtype, already normalised; with a
-            `FeaturesConfig` the features themselves, which are only cast.
+          images: uint8 [B, S, S, 3] or, of another dtype, already normalised; or what
+            this returned before, which is only cast, as are a `FeaturesConfig`'s
+            features.
 
         Raises:
           ValueError: images or features of another size.
@@ -62,6 +63,8 @@ class Blip2Base(nn.Module):
                     f"this model takes features [B, {vision.num_tokens}, "
                     f"{vision.width}], got {images.shape}"
                 )
+            return images.astype(self.dtype)
+        if images.ndim == 3:
             return images.astype(self.dtype)
         if images.dtype == jnp.uint8:
             images = normalize_images(images)

@@ -51,7 +51,9 @@ class Writer:
         self.batches.append((len(features), settings))
         return [CAPTIONS[int(value)] for value in features[:, 0, 0]]
 
-    def answer(self, images=None, questions=(), *, features, **settings):
+    def answer(self, images=None, questions=(), *, features, image_of, **settings):
+        assert len(features) == len(set(image_of))  # each is encoded once
+        features = features[np.array(image_of)]
         assert questions == [f"q{int(value)}" for value in features[:, 0, 0]]
         return self.caption(features=features)
 
