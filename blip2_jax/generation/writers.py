@@ -38,12 +38,14 @@ _write_stage2 = jax.jit(
 )
 
 Rows = tuple[Shaped[Array, "B ..."], ...]
+# What the Q-Former reads: of each row one question, or one for each of its images.
+Questions = Sequence[Sequence[str]]
 
 
 class Writer(Protocol):
     """What `Blip2` needs to write texts about images."""
 
-    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+    def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """Token arrays, a row for each prompt (and question)."""
         ...
 
@@ -68,7 +70,7 @@ class QFormerWriter:
     def __init__(self, model: Blip2Stage1, params: PyTree, tokenizer: QFormerTokenizer):
         self._model, self._params, self._tokenizer = model, params, tokenizer
 
-    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+    def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """[DEC] and the prompt, which must be as long for all rows.
 
         Raises:
@@ -148,7 +150,7 @@ class LanguageWriter:
         self._model, self._params, self._tokenizer = model, params, tokenizer
         self._qformer_tokenizer = qformer_tokenizer
 
-    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+    def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """Prompt ids and mask, and those of the questions where the model reads them.
 
         Prompts that are no questions leave the Q-Former to its queries.
@@ -166,10 +168,13 @@ class LanguageWriter:
                 "this model's Q-Former reads the question: it needs a "
                 "qformer_tokenizer"
             )
-        asked = questions or [""] * len(prompts)
+        asked = [question for row in questions or [[""]] * len(prompts)
+                 for question in row]
         longest = max(len(self._qformer_tokenizer.encode_words(q)) for q in asked)
         length = -(-(longest + 2) // PROMPT_STEP) * PROMPT_STEP
-        return (*rows, *question_rows(self._qformer_tokenizer, asked, length))
+        found = question_rows(self._qformer_tokenizer, asked, length)
+        each = (part.reshape(len(prompts), -1, length) for part in found)
+        return (*rows, *(part[:, 0] if part.shape[1] == 1 else part for part in each))
 
     def write(
         self,
@@ -188,7 +193,7 @@ class LanguageWriter:
         assert language_model is not None
         history = programs.start_history(language_model, ids, mask, config.convention)
         read = _read_stage2(
-            self._model, self._params, images, ids, mask, tuple(question) or None
+            self._model, self._params, images, ids, mask, tuple(question)
         )
         return _write_stage2(
             self._model, self._params, read, config, history=history, keys=keys,
