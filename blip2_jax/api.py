@@ -20,13 +20,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax import asking, hosts, inputs, sharding
 from blip2_jax import features as passes
-from blip2_jax import hosts, inputs, sharding
 from blip2_jax.data import prompts as prompting
 from blip2_jax.data.text import (
     LanguageTokenizer,
     QFormerTokenizer,
-    clean_question,
 )
 from blip2_jax.generation.config import ANSWER, DecodingConfig, authors, change
 from blip2_jax.generation.writers import (
@@ -37,7 +36,7 @@ from blip2_jax.generation.writers import (
 )
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.presets import OPTConfig, T5Config
+from blip2_jax.presets import FeaturesConfig, OPTConfig, T5Config
 
 TEXT_STEP = 8  # texts are padded to multiples of so many tokens
 CAPTION = DecodingConfig(num_beams=5)
@@ -117,7 +116,9 @@ class Blip2:
         """Describe images.
 
         Args:
-          images: see the module's head.
+          images: see the module's head. Of stage 2, a row may be several images, one
+            after the other before the prompt: lists of lists, all of one length, or an
+            array [B, N, height, width, 3].
           prompt: how captions begin, one for all or one an image; None takes the
             model's own.
           features: in place of images, [P, D] or [B, P, D], for a model that was
@@ -143,6 +144,8 @@ class Blip2:
         images: Any = None,
         questions: str | Sequence[str] = (),
         *,
+        history: Sequence[Any] = (),
+        examples: Sequence[tuple[Any, str, str]] = (),
         question_prompt: str = "",
         image_of: Sequence[int] | None = None,
         features: Any = None,
@@ -155,19 +158,44 @@ class Blip2:
         One image may have many questions, or one question many images.
 
         Args:
+          images: see `caption`.
+          questions: one for all, or one a row.
+          history: earlier turns, pairs (question, answer), that stand before the
+            question: for all rows, or a list of them a row.
+          examples: (image or features, question, answer) of other images, for all
+            rows: their images stand before the row's own, their questions and answers
+            before its question.
           question_prompt: another template than in training, with `{}` in the place of
             the question.
           image_of: which of the images each question is about, by place; each image is
             encoded once. None: one each, or one for all.
+          features, seed, decoding, **settings: see `caption`.
         """
         self._need_stage(2, "answer")
-        asked = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
         template = question_prompt or self._template()
-        prompts = [template.format(question) for question in asked]
+        shown = [(question, answer) for _, question, answer in examples]
+        asked = asking.ask(questions, history, shown, template)
         config = change(self._decoding(decoding, "answer"), settings)
         return self._generate(
-            images, features, prompts, config, seed, asked, image_of
-        )
+            images, features, asked.prompts, config, seed, asked.questions,
+            [image for image, *_ in examples], image_of,
+        )  # fmt: skip
+
+    def converse(
+        self, images: Any = None, questions: Sequence[str] = (), **options: Any
+    ) -> list[str]:
+        """Ask about one image (or several, `[[a, b]]`) one question after the other.
+
+        Each is asked with all earlier ones and their answers before it.
+
+        Args:
+          images, questions, **options: of `answer`.
+        """
+        turns: list[tuple[str, str]] = []
+        for question in inputs.as_texts(questions, "questions"):
+            (answer,) = self.answer(images, question, history=turns, **options)
+            turns.append((question, answer))
+        return [answer for _, answer in turns]
 
     def generate(
         self,
@@ -255,20 +283,27 @@ class Blip2:
         prompts: str | Sequence[str],
         config: DecodingConfig,
         seed: int,
-        questions: list[str] | None = None,
+        questions: list[list[str]] | None = None,
+        examples: Sequence[Any] = (),
         image_of: Sequence[int] | None = None,
     ) -> list[Any]:
+        """Texts for images and prompts, with other images before each row's own."""
         writer = self._writer
-        pixels = self._images(images, features)
-        places = inputs.places(image_of, len(pixels))
-        given = {"images": places, "prompts": inputs.as_texts(prompts, "prompts")}
+        pixels = self._images(images, features, isinstance(self.model, Blip2Stage2))
+        if examples:
+            is_features = isinstance(self.model.config.vision, FeaturesConfig)
+            first = (None, examples) if is_features else (examples, None)
+            pixels = asking.behind(self._images(*first), pixels)
+        given: dict[str, Any] = {
+            "images": inputs.places(image_of, len(pixels)),
+            "prompts": inputs.as_texts(prompts, "prompts"),
+        }
         if questions is not None:
             given["questions"] = questions
         places, texts, *asked = inputs.align(**given)
-        rows = writer.rows(texts, asked[0] if asked else None)
         found = write_texts(
-            writer, pixels, rows, np.array(places), config, seed=seed,
-            batch_size=self.batch_size,
+            writer, pixels, writer.rows(texts, asked[0] if asked else None),
+            np.array(places), config, seed=seed, batch_size=self.batch_size,
         )  # fmt: skip
         return found if config.num_return_sequences > 1 else [row[0] for row in found]
 
@@ -322,9 +357,12 @@ class Blip2:
             return prompting.QUESTION_PROMPT
         return prompting.SHORT_ANSWER_PROMPT
 
-    def _images(self, images: Any, features: Any) -> Shaped[Array, "B ..."]:
+    def _images(
+        self, images: Any, features: Any, several: bool = False
+    ) -> Shaped[Array, "B ..."]:
         """What the model's `encode_image` takes, of whichever was given."""
-        return inputs.as_model_images(self.model.config.vision, images, features)
+        vision = self.model.config.vision
+        return inputs.as_model_images(vision, images, features, several=several)
 
     def _tokens(
         self, texts: Sequence[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,12 +82,23 @@ def as_features(features: Any, num_tokens: int, width: int) -> Float[Array, "B P
 
 
 def as_model_images(
-    vision: ViTConfig | FeaturesConfig, images: Any, features: Any
+    vision: ViTConfig | FeaturesConfig,
+    images: Any,
+    features: Any,
+    *,
+    several: bool = False,
 ) -> Shaped[Array, "B ..."]:
     """Images or features, whichever the model takes.
 
+    Args:
+      vision: the model's.
+      images, features: one of them.
+      several: a row may be several images, as a list of lists or an array
+        [B, N, height, width, 3]; the result is then [B, N, ...].
+
     Raises:
-      ValueError: the other one, both or neither was given.
+      ValueError: the other one, both or neither was given, or rows of unequal numbers
+        of images.
     """
     pair = (("images", images), ("features", features))
     given = [name for name, value in pair if value is not None]
@@ -98,13 +109,38 @@ def as_model_images(
                 f"{vision.width} an image): pass features=, not "
                 f"{' and '.join(given) or 'nothing'}"
             )
-        return as_features(features, vision.num_tokens, vision.width)
+        tokens, width = vision.num_tokens, vision.width
+        return _stacked(features, 2, several, lambda x: as_features(x, tokens, width))
     if given != ["images"]:
         raise ValueError(
             "this model has an image encoder: pass images, not "
             f"{' and '.join(given) or 'nothing'}"
         )
-    return as_images(images, vision.image_size)
+    return _stacked(images, 3, several, lambda x: as_images(x, vision.image_size))
+
+
+def _stacked(
+    given: Any, rank: int, several: bool, convert: Callable[[Any], Array]
+) -> Shaped[Array, "B ..."]:
+    """Rows of one image each, or of several where that is allowed and given."""
+    items = _items(given, rank)
+    if not any(_is_list(row, rank) for row in items):
+        return convert(given)
+    if not several:
+        raise ValueError(
+            "several images in one row are for a stage-2 model's caption, answer and "
+            "generate; give one image a row here"
+        )
+    counts = [len(row) if _is_list(row, rank) else 1 for row in items]
+    if len(set(counts)) > 1:
+        told = ", ".join(map(str, counts))
+        raise ValueError(f"all rows need as many images as each other, got {told}")
+    return np.stack([convert(row) for row in items])
+
+
+def _is_list(item: Any, rank: int) -> bool:
+    """Whether this is several images (or features), not one."""
+    return isinstance(item, list | tuple) or getattr(item, "ndim", rank) == rank + 1
 
 
 def _items(given: Any, single_rank: int) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/ablation_qformer.py --workdir runs/every_block
+"""python launch/train.py --config configs/ablation_qformer.py --workdir runs/every
 
 Stage 1 with another Q-Former: `num_queries` (the paper: 32), `cross_attention_every`
 (2: every other block reads the image) or any other number of `QFormerConfig`, several

@@ -191,6 +191,23 @@ def question_rows(
     return ids, mask & asked[:, None]
 
 
+def dialogue(turns: Sequence[tuple[str, str]], question: str, template: str) -> str:
+    """A question behind others and their answers, all asked in the same words.
+
+    "Question: what is it? Answer: a dog. Question: how old? Answer:"; earlier turns of
+    a conversation, or examples of what is wanted.
+
+    Args:
+      turns: (question, answer), the first one first.
+      template: with `{}` in the place of a question.
+    """
+    told = [
+        f"{template.format(asked)} {answer.strip().rstrip('.')}."
+        for asked, answer in turns
+    ]
+    return " ".join([*told, template.format(question)])
+
+
 def generation_prompts(
     tokenizer: LanguageTokenizer, prompts: Sequence[str], length: int | None = None
 ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:

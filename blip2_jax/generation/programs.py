@@ -22,7 +22,7 @@ from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.cache import Prefix, init_generated
-from blip2_jax.presets import LanguageModelConfig, T5Config
+from blip2_jax.presets import FeaturesConfig, LanguageModelConfig, T5Config
 
 COPIED_BYTES = 2**30  # of a language model of which a CPU keeps a second form
 Read = tuple[Float[Array, "B V"], Prefix]
@@ -91,23 +91,40 @@ def read_stage2(
     images: Shaped[Array, "B ..."],
     prompt_ids: Int[Array, "B T"],
     prompt_mask: Bool[Array, "B T"],
-    question: tuple[Int[Array, "B T"], Bool[Array, "B T"]] | None = None,
+    question: tuple[Int[Array, "B ..."], Bool[Array, "B ..."]] | tuple[()] = (),
 ) -> Read:
     """The language model reads the image's queries and a prompt.
 
     Args:
       model: a stage-2 model.
       params: its parameters.
-      images: uint8 or normalised images, or features (`encode_image`).
+      images: uint8 or normalised images, or features (`encode_image`); with one more
+        axis, [B, N, ...], the N images of a row stand one after the other.
       prompt_ids: decoder-only: BOS and prompt, padded on the left;
         encoder-decoder: prompt and end token.
       prompt_mask: True = a real token.
-      question: Q-Former ids and mask, where the model reads a question there.
+      question: Q-Former ids and mask, where the model reads a question there: one a
+        row, or [B, N, T] one an image.
     """
     apply = bind(model, params)
-    features = apply("encode_image", images)
-    queries = apply("encode_queries", features, *(question or ()))
+    batch, together = images.shape[0], images.ndim > _image_rank(model)
+    count = images.shape[1] if together else 1
+    if together:
+        images = images.reshape(-1, *images.shape[2:])
+    read = [
+        part.reshape(-1, part.shape[-1]) if part.ndim == 3
+        else jnp.repeat(part, count, axis=0)
+        for part in question
+    ]  # fmt: skip
+    queries = apply("encode_queries", apply("encode_image", images), *read)
+    if together:
+        queries = queries.reshape(batch, -1, queries.shape[-1])
     return apply("prefill", queries, prompt_ids, prompt_mask)
+
+
+def _image_rank(model: Blip2Stage2) -> int:
+    """Axes of a batch of images, or of features."""
+    return 3 if isinstance(model.config.vision, FeaturesConfig) else 4
 
 
 def write_stage2(

@@ -41,12 +41,14 @@ _write_stage2 = jax.jit(
 _weights_apart = jax.jit(programs.weights_apart, static_argnums=0)
 
 Rows = tuple[Shaped[Array, "B ..."], ...]
+# What the Q-Former reads: of each row one question, or one for each of its images.
+Questions = Sequence[Sequence[str]]
 
 
 class Writer(Protocol):
     """What `Blip2` needs to write texts about images."""
 
-    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+    def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """Token arrays, a row for each prompt (and question)."""
         ...
 
@@ -80,7 +82,7 @@ class QFormerWriter:
         images = sharding.beside(self._params, images)
         return _encode_image(self._model, self._params, images)
 
-    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+    def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """[DEC] and the prompt, which must be as long for all rows.
 
         Raises:
@@ -165,7 +167,7 @@ class LanguageWriter:
         images = sharding.beside(self._params, images)
         return _encode_image(self._model, self._params, images)
 
-    def rows(self, prompts: Sequence[str], questions: Sequence[str] | None) -> Rows:
+    def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """Prompt ids and mask, and those of the questions where the model reads them.
 
         Prompts that are no questions leave the Q-Former to its queries.
@@ -183,10 +185,13 @@ class LanguageWriter:
                 "this model's Q-Former reads the question: it needs a "
                 "qformer_tokenizer"
             )
-        asked = questions or [""] * len(prompts)
+        asked = [question for row in questions or [[""]] * len(prompts)
+                 for question in row]
         longest = max(len(self._qformer_tokenizer.encode_words(q)) for q in asked)
         length = -(-(longest + 2) // PROMPT_STEP) * PROMPT_STEP
-        return (*rows, *question_rows(self._qformer_tokenizer, asked, length))
+        found = question_rows(self._qformer_tokenizer, asked, length)
+        each = (part.reshape(len(prompts), -1, length) for part in found)
+        return (*rows, *(part[:, 0] if part.shape[1] == 1 else part for part in each))
 
     def write(
         self,
@@ -205,7 +210,7 @@ class LanguageWriter:
         assert language_model is not None
         history = programs.start_history(language_model, ids, mask, config.convention)
         read = _read_stage2(
-            self._model, self._params, images, ids, mask, tuple(question) or None
+            self._model, self._params, images, ids, mask, tuple(question)
         )
         return _write_stage2(
             self._model, self._params, read, config, history=history, keys=keys,
@@ -245,7 +250,7 @@ def write_texts(
       seed: of sampling; a row's draws depend on it and on the row's number.
       batch_size: rows of the largest compiled program.
     """
-    if len(image_of) > len(images) and images.ndim > 3:
+    if len(image_of) > len(images) and images.ndim == 4 and images.dtype == np.uint8:
         images = _encoded(writer, images, batch_size)
     texts = []
     for where, size in chunks(len(image_of), batch_size):
@@ -263,10 +268,10 @@ def _encoded(
     writer: Writer, images: Shaped[Array, "n ..."], batch_size: int
 ) -> Float[Array, "n P D"]:
     """Features of images that several rows share."""
-    parts = [
-        hosts.fetch(writer.encode(padded(images[where], size)))[: where.stop - where.start]
-        for where, size in chunks(len(images), batch_size)
-    ]
+    parts = []
+    for where, size in chunks(len(images), batch_size):
+        features = hosts.fetch(writer.encode(padded(images[where], size)))
+        parts.append(features[: where.stop - where.start])
     return np.concatenate(parts)
 
 

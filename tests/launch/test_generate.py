@@ -65,6 +65,31 @@ def test_questions_or_texts_about_every_image(run, photos, capsys):
     assert lines[2].startswith(f"{photos[1]}: a red circle")
 
 
+@pytest.mark.parametrize("run", ["stage2"], indirect=True)
+def test_conversations_examples_and_several_images(run, photos, capsys):
+    model, short = blip2_jax.load(run.directory), {"num_beams": 1, "max_new_tokens": 3}
+    start = ["--model", str(run.directory), "--num_beams", "1", "--max_new_tokens", "3"]
+    start += ["--question", "a star?", "why?", "--image"]
+
+    def printed(*arguments):
+        assert main([*start, *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    told = model.converse(photos[0], ["a star?", "why?"], **short)
+    assert printed(photos[0], "--dialogue") == [
+        f"{photos[0]}: a star? -> {told[0]}", f"{photos[0]}: why? -> {told[1]}"
+    ]
+    both = model.answer([photos], ["a star?", "why?"], **short)
+    assert printed(*photos, "--together") == [
+        f"{photos[0]} + {photos[1]}: a star? -> {both[0]}",
+        f"{photos[0]} + {photos[1]}: why? -> {both[1]}",
+    ]
+    shown = {"history": [("red?", "no")], "examples": [(photos[1], "blue?", "yes")]}
+    found = model.answer(photos[0], ["a star?", "why?"], **shown, **short)
+    turns = ["--history", "red?", "no", "--example", photos[1], "blue?", "yes"]
+    assert [line.split(" -> ")[1] for line in printed(photos[0], *turns)] == found
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
