@@ -39,6 +39,8 @@ def captioning(language: str) -> ConfigDict:
     config.data.train = (COCO_TRAIN,)
     config.data.prompt = "a photo of"
     config.data.prefix_split = "none"  # what stands before the caption is the prompt
+    if "t5" in language:  # the encoder reads the prompt alone
+        config.data.max_text_length, config.data.max_target_length = 8, 32
     config.evaluation.sources = (COCO_VALIDATION,)
     config.evaluation.num_beams = 5
     return config
@@ -70,6 +72,8 @@ def vqa(language: str, split: str = "trainval") -> ConfigDict:
     config.data.question_prompt = QUESTION_PROMPT  # FlanT5's too
     config.data.max_text_length = 64
     config.data.length_buckets = (24, 32, 48, 64)
+    if "t5" in language:  # the decoder writes the answer alone
+        config.data.max_target_length = 16
     config.evaluation.metric = "vqa_accuracy"
     config.evaluation.sources = (VQA_VALIDATION,)
     config.evaluation.num_beams, config.evaluation.max_new_tokens = 5, 10
