@@ -66,15 +66,20 @@ def as_turns(history: Any) -> list[list[Turn]]:
       TypeError: something else.
     """
     listed = list(history)
-    shared = all(len(turn) == 2 and isinstance(turn[0], str) for turn in listed)
+    shared = all(_is_turn(turn) for turn in listed)
     rows = [listed] if shared else [list(row) for row in listed]
     for turn in (turn for row in rows for turn in row):
-        if len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+        if not _is_turn(turn):
             raise TypeError(
                 "history is pairs (question, answer), or a list of them a row, not "
                 f"{turn!r}"
             )
     return [[(question, answer) for question, answer in row] for row in rows]
+
+
+def _is_turn(given: Any) -> bool:
+    is_pair = isinstance(given, list | tuple) and len(given) == 2
+    return is_pair and all(isinstance(text, str) for text in given)
 
 
 def behind(
