@@ -248,7 +248,8 @@ def test_every_experiment_takes_a_step(path, text):
     )
     batch = next(batches)
     batches.close()
-    if "image" in batch and isinstance(task.model.config.vision, FeaturesConfig):
+    vision = model_config(config.model).vision
+    if "image" in batch and isinstance(vision, FeaturesConfig):
         batch["features"] = np.ones((ROWS, 4, 16), np.float32)
         del batch["image"]
     state, metrics = step(state, frozen, global_batch(batch, mesh))

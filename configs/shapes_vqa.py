@@ -1,0 +1,32 @@
+"""python launch/train.py --config configs/shapes_vqa.py:RUN --workdir runs/shapes_vqa
+
+A question fine-tune on the shapes world, from the stage-2 run RUN (by default
+`runs/shapes_stage2_opt`) that carries the text branch of stage 1: the Q-Former reads
+the question beside its queries. `--config.model.question_in_qformer=False` leaves the
+question to the language model alone. The image encoder stays frozen, as the world's
+pictures have one size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes_stage1, shapes_stage2_opt
+
+
+def get_config(
+    stage2: str = "runs/shapes_stage2_opt", family: str = "opt"
+) -> ConfigDict:
+    """The run's configuration; `family` is "opt" or "t5", as RUN's."""
+    config = shapes_stage2_opt.get_config(stage2, family).unlock()
+    config.steps = 600
+    config.model.question_in_qformer = True
+    config.objective = ConfigDict({"mean_over": "texts"})
+    questions = {"kind": "shapes", "texts": "questions", "count": 1}
+    train = questions | {"split": "train", "size": shapes_stage1.SCENES}
+    config.data.train = ({"kind": "each_question", "of": train},)
+    config.data.tokenizer.qformer = "shapes:bert"
+    config.optimizer.learning_rate = 1e-3
+    config.evaluation.every = config.steps // 3
+    config.evaluation.metric = "exact_match"
+    config.evaluation.sources = (questions | {"split": "validation", "size": 256},)
+    config.evaluation.max_new_tokens = 6
+    return config.lock()
