@@ -187,6 +187,23 @@ def test_one_image_may_have_many_questions_and_prompts():
     assert len(several[0]) == 3
 
 
+def test_images_of_several_questions_are_encoded_once(monkeypatch):
+    model, images, questions = stage2(), photos(2), ["why", "where", "who", "how"]
+    image_of, settings = [1, 0, 1, 1], {"num_beams": 2, "max_new_tokens": 4}
+    repeated = [images[place] for place in image_of]
+    expected = model.answer(repeated, questions, **settings)
+    encoded = []
+    encode = model._writer.encode
+    monkeypatch.setattr(
+        model._writer, "encode", lambda x: encoded.append(len(x)) or encode(x)
+    )
+    found = model.answer(images, questions, image_of=image_of, **settings)
+    assert found == expected
+    assert encoded == [2]
+    with pytest.raises(ValueError, match="image_of names image 2, and there are 2"):
+        model.answer(images, questions, image_of=[0, 1, 2, 0])
+
+
 def test_a_stage1_caption_can_begin_with_a_prompt():
     found = stage1().caption(photos(2), "a photo of", num_beams=1, max_new_tokens=4)
     assert len(found) == 2
