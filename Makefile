@@ -29,7 +29,7 @@ demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.ht
 test: $(STAMP) lint types  ## lint, types and the fast tests (under 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
 
-test-slow: $(STAMP)  ## the longer tests (about twenty minutes on 2 cores)
+test-slow: $(STAMP)  ## the longer tests (about 25 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n 2 --dist load -m slow tests
 
 lint: $(STAMP)  ## ruff

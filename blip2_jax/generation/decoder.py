@@ -24,8 +24,8 @@ class Decoder:
     Attributes:
       init_generated: (prefix, W, N) -> empty caches for W x N new tokens a row.
       decode_step: (ids[B,W], time, prefix, generated, visible[B,W,N*W]) ->
-        (logits [B,W,V] fp32 of the following token, generated); writes beam w's
-        keys and values to slot time * W + w. `visible` includes that slot.
+        (logits [B,W,V] fp32 of the following token, generated), where beam w's keys
+        and values are those of slot time * W + w. `visible` includes that slot.
       eos_id: the token that ends a sequence.
       pad_id: the token that fills up behind it.
     """

@@ -23,6 +23,7 @@ from blip2_jax.generation import programs
 from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decoder import Decoded
 from blip2_jax.inputs import chunks, padded
+from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.presets import OPTConfig
@@ -71,16 +72,23 @@ class Writer(Protocol):
         ...
 
 
-class QFormerWriter:
-    """A stage-1 model: the Q-Former writes captions itself."""
+class _Encoding:
+    """What both writers do alike."""
 
-    def __init__(self, model: Blip2Stage1, params: PyTree, tokenizer: QFormerTokenizer):
-        self._model, self._params, self._tokenizer = model, params, tokenizer
+    _model: Blip2Base
+    _params: PyTree
 
     def encode(self, images: Shaped[Array, "B ..."]) -> jax.Array:
         """See `Writer`."""
         images = sharding.beside(self._params, images)
         return _encode_image(self._model, self._params, images)
+
+
+class QFormerWriter(_Encoding):
+    """A stage-1 model: the Q-Former writes captions itself."""
+
+    def __init__(self, model: Blip2Stage1, params: PyTree, tokenizer: QFormerTokenizer):
+        self._model, self._params, self._tokenizer = model, params, tokenizer
 
     def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """[DEC] and the prompt, which must be as long for all rows.
@@ -128,7 +136,7 @@ class QFormerWriter:
         return self._tokenizer.decode(ids)
 
 
-class LanguageWriter:
+class LanguageWriter(_Encoding):
     """A stage-2 model: its language model writes."""
 
     def __init__(
@@ -161,11 +169,6 @@ class LanguageWriter:
             )
         self._model, self._params, self._tokenizer = model, params, tokenizer
         self._qformer_tokenizer = qformer_tokenizer
-
-    def encode(self, images: Shaped[Array, "B ..."]) -> jax.Array:
-        """See `Writer`."""
-        images = sharding.beside(self._params, images)
-        return _encode_image(self._model, self._params, images)
 
     def rows(self, prompts: Sequence[str], questions: Questions | None) -> Rows:
         """Prompt ids and mask, and those of the questions where the model reads them.

@@ -107,12 +107,8 @@ class T5Stack(nn.Module):
         per_layer = None if layers is None else jax.random.split(layers, self.depth)
         x = dropout(x.astype(self.dtype), self.config.dropout, first)
         x, _ = self(
-            x,
-            mask,
-            self.bias(distances(x.shape[1])),
-            *encoded,
-            per_layer=per_layer,
-            method="decode" if self.causal else "encode",
+            x, mask, self.bias(distances(x.shape[1])), *encoded,
+            per_layer=per_layer, method="decode" if self.causal else "encode",
         )
         return dropout(x, self.config.dropout, last)
 
@@ -186,11 +182,7 @@ class T5(nn.Module):
         seen = jnp.ones((mask.shape[0], 1), bool)
         start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
         hidden, ((key, value), (cross_key, cross_value)) = self.decoder(
-            start,
-            causal(seen),
-            self.decoder.bias(distances(1)),
-            encoded,
-            mask,
+            start, causal(seen), self.decoder.bias(distances(1)), encoded, mask,
             method="prefill",
         )
         position = jnp.ones(mask.shape[0], jnp.int32)

@@ -247,19 +247,22 @@ def test_encoder_decoder_batches(options, tmp_path, split, prefixes):
     assert "image" not in take(options, "text_encoder_decoder", count=1)[0]
 
 
+def annotated(folder, rows):
+    """A source of these annotations, with a picture for each."""
+    for n in range(len(rows)):
+        (folder / f"{n}.png").write_bytes(encoded(picture(n)))
+    (folder / "rows.json").write_text(json.dumps(rows))
+    path = str(folder / "rows.json")
+    return {"kind": "annotations", "path": path, "images": str(folder)}
+
+
 def test_questions_are_mixed_in(tmp_path, options):
     rows = [
         {"image": f"{n}.png", "caption": f"caption {n}", "question": f"what {n}?",
          "answer": "red"}
         for n in range(4)
     ]  # fmt: skip
-    for n in range(4):
-        (tmp_path / f"{n}.png").write_bytes(encoded(picture(n)))
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    source = {
-        "kind": "annotations", "path": str(tmp_path / "rows.json"),
-        "images": str(tmp_path),
-    }  # fmt: skip
+    source = annotated(tmp_path, rows)
     options = with_language_model(
         options, tmp_path, "stage2_opt_a", train=[source], question_share=0.3
     )
@@ -275,13 +278,7 @@ def test_the_question_is_there_for_the_qformer_too(tmp_path, options, family):
         {"image": "0.png", "question": "What is it (there)?", "answer": "red"},
         {"image": "1.png", "caption": "a thing"},
     ]
-    for n in range(2):
-        (tmp_path / f"{n}.png").write_bytes(encoded(picture(n)))
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    source = {
-        "kind": "annotations", "path": str(tmp_path / "rows.json"),
-        "images": str(tmp_path),
-    }  # fmt: skip
+    source = annotated(tmp_path, rows)
     bert = options["tokenizer"]["qformer"]
     golden = "stage2_opt_a" if family == "decoder" else "stage2_t5_a"
     options = with_language_model(options, tmp_path, golden, train=[source])
