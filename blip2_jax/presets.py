@@ -175,6 +175,11 @@ SHAPES_T5 = T5Config(
     128, 5, 4, 192, head_width=32, decoder_depth=2, vocab_size=166, relative_buckets=16,
     relative_max_distance=32, dropout=0.0,
 )
+# A quarter to a third of the numbers each, as ViT-L has of ViT-g's: the paper's tables
+# compare small parts with large ones (`configs/shapes_tables.py`).
+SHAPES_VIT_SMALL = dataclasses.replace(SHAPES_VIT, width=64, mlp_dim=256)
+SHAPES_OPT_SMALL = dataclasses.replace(SHAPES_OPT, width=64, mlp_dim=128)
+SHAPES_T5_SMALL = dataclasses.replace(SHAPES_T5, width=64, mlp_dim=96, head_width=16)
 
 
 def at_resolution(vision: ViTConfig, image_size: int) -> ViTConfig:
@@ -207,10 +212,15 @@ def _released() -> dict[str, Blip2Config]:
 
 def _small() -> dict[str, Blip2Config]:
     """The models of the shapes world, which this package trains itself."""
+    vision = {"shapes": SHAPES_VIT, "shapes_small": SHAPES_VIT_SMALL}
+    language: dict[str, LanguageModelConfig | None] = {
+        "": None, "_opt": SHAPES_OPT, "_t5": SHAPES_T5,
+        "_opt_small": SHAPES_OPT_SMALL, "_t5_small": SHAPES_T5_SMALL,
+    }  # fmt: skip
     return {
-        "shapes": Blip2Config(SHAPES_VIT, SHAPES_QFORMER),
-        "shapes_opt": Blip2Config(SHAPES_VIT, SHAPES_QFORMER, SHAPES_OPT),
-        "shapes_t5": Blip2Config(SHAPES_VIT, SHAPES_QFORMER, SHAPES_T5),
+        f"{seeing}{writing}": Blip2Config(tower, SHAPES_QFORMER, model)
+        for seeing, tower in vision.items()
+        for writing, model in language.items()
     }
 
 

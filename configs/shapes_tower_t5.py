@@ -11,14 +11,18 @@ and 75 % questions (`data.question_share`).
 
 from ml_collections import ConfigDict
 
+from blip2_jax.presets import T5Config, preset
 from configs import shapes_tower_opt
 
 
-def get_config() -> ConfigDict:
-    """The run's configuration."""
-    config = shapes_tower_opt.get_config("t5").unlock()
+def get_config(size: str = "") -> ConfigDict:
+    """The run's configuration; `size` is "" or "small"."""
+    config = shapes_tower_opt.get_config(size, "t5").unlock()
+    sizes = preset(config.model.preset).language_model
+    assert isinstance(sizes, T5Config)
     config.optimizer.rate_factors = (
-        (".*/query/kernel", 32**-0.5),  # their products are not scaled by head width
+        # Their products are not scaled by head width.
+        (".*/query/kernel", sizes.head_width**-0.5),
         # Where to look, relative to oneself, is in these few numbers alone. At the
         # common rate they stay too small for a head to read the word before.
         (".*/relative_bias", 20.0),

@@ -35,7 +35,14 @@ VARIANTS = {
     "retrieval_coco": ["vitl", "vitg,without_itg", "frozen"],
     "ablation_stage1": ["flant5xl", "opt2.7b,with"],
     "ablation_qformer": ["num_queries=64", "num_queries=16,opt2.7b"],
-}
+    "shapes_tables": [
+        "opt", "t5_without_stage1", "small_opt_small", "captions_t5", "questions_opt",
+        "retrieval_without_itg",
+    ],
+    "shapes_tower_image": ["small"],
+    "shapes_tower_opt": ["small"],
+    "shapes_tower_t5": ["small"],
+}  # fmt: skip
 EXPERIMENTS = [
     (path, text) for path in FILES for text in ("", *VARIANTS.get(path.stem, ()))
 ]

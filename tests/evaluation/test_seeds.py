@@ -1,0 +1,65 @@
+"""Scores over seeds, and differences paired by seed and by example."""
+
+import numpy as np
+import pytest
+
+from blip2_jax.evaluation.bootstrap import Statistic, mean, ratio
+from blip2_jax.evaluation.seeds import difference, over_seeds
+
+
+def accuracy(values):
+    values = np.asarray(values, np.float64)
+    ids = [str(number) for number in range(len(values))]
+    return Statistic("question", ids, mean(values, np.ones(len(values))), ratio)
+
+
+def answers(rng, share, count=400):
+    return 100.0 * (rng.random(count) < share)
+
+
+def test_one_seed_has_the_interval_of_its_examples():
+    values = np.random.default_rng(1).normal(50, 10, 400)
+    found = over_seeds([accuracy(values)])
+    error = 1.96 * values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.interval[0] == pytest.approx(values.mean() - error, abs=0.2)
+    assert found.interval[1] == pytest.approx(values.mean() + error, abs=0.2)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    base = answers(rng, 0.5)
+    alike = over_seeds([accuracy(base)] * 3)
+    apart = over_seeds([accuracy(base), accuracy(base + 10), accuracy(base - 10)])
+    assert alike.value == pytest.approx(apart.value)
+    width = lambda found: found.interval[1] - found.interval[0]
+    assert width(apart) > 1.5 * width(alike)
+    assert apart.each == pytest.approx((base.mean(), base.mean() + 10, base.mean() - 10))
+
+
+def test_what_pairs_share_does_not_widen_a_difference():
+    """Every seed and every example is hard or easy for both sides."""
+    rng = np.random.default_rng(0)
+    shared = [rng.normal(50 + 10 * seed, 20, 300) for seed in range(3)]
+    first = [accuracy(values) for values in shared]
+    second = [accuracy(values + 2) for values in shared]
+    found = difference(first, second)
+    assert found.value == pytest.approx(2)
+    assert found.interval == pytest.approx((2, 2))
+    assert found.each == pytest.approx((2, 2, 2))
+    assert found.text(signed=True) == "+2.0 [+2.0, +2.0]"
+
+
+def test_a_difference_that_changes_its_sign_with_the_seed_includes_zero():
+    rng = np.random.default_rng(0)
+    base = answers(rng, 0.5)
+    first = [accuracy(base)] * 3
+    found = difference(first, [accuracy(base + d) for d in (8, -4, 1)])
+    assert found.interval[0] < 0 < found.interval[1]
+
+
+def test_only_the_same_examples_and_seeds_are_compared():
+    with pytest.raises(ValueError, match="3 and of 4 questions"):
+        over_seeds([accuracy([1, 2, 3]), accuracy([1, 2, 3, 4])])
+    with pytest.raises(ValueError, match="2 seeds on one side, 1 on the other"):
+        difference([accuracy([1]), accuracy([2])], [accuracy([1])])
