@@ -14,9 +14,8 @@ from blip2_jax.jobs import Job, cores, run_jobs
 def say(tmp_path, name, code="", needs=()):
     """A job that writes its name behind those of the others when it begins."""
     begun = f"open({str(tmp_path / 'order')!r}, 'a').write('{name} ')"
-    return Job(
-        name, [sys.executable, "-c", f"{begun}\n{code}"], tmp_path / f"{name}.log", needs
-    )
+    command = [sys.executable, "-c", f"{begun}\n{code}"]
+    return Job(name, command, tmp_path / f"{name}.log", needs)
 
 
 def order(tmp_path):
