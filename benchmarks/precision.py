@@ -10,15 +10,13 @@ Finished runs and scores are not made again.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import itertools
 import json
-import os
 import pathlib
-import queue
 import statistics
-import subprocess
 import sys
+
+from blip2_jax import jobs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRECISIONS = ("float32", "bfloat16")
@@ -56,30 +54,20 @@ def directory_of(
 
 def train_missing(options: argparse.Namespace, pairs: list[tuple[int, str]]) -> None:
     """All demos that are not there, as many at a time as there are cores."""
-    cores: queue.Queue[int] = queue.Queue()
-    for core in sorted(os.sched_getaffinity(0)):
-        cores.put(core)
-
-    def train(pair: tuple[int, str]) -> None:
-        seed, precision = pair
+    todo = []
+    for seed, precision in pairs:
         directory = directory_of(options, precision, seed)
         if (directory / "results.json").exists():
-            return
-        directory.mkdir(parents=True, exist_ok=True)
+            continue
         command = [
-            sys.executable, "launch/demo.py", f"--workdir={directory}", "--scenes=20",
-            f"--precision={precision}", f"--seed={seed}", f"--steps={options.steps}",
+            sys.executable, str(ROOT / "launch" / "demo.py"), f"--workdir={directory}",
+            "--scenes=20", f"--precision={precision}", f"--seed={seed}",
+            f"--steps={options.steps}",
         ]  # fmt: skip
-        core = cores.get()
-        with open(directory / "log.txt", "a") as log:
-            subprocess.run(
-                ["taskset", "-c", str(core), *command],
-                cwd=ROOT, check=True, stdout=log, stderr=log,
-            )  # fmt: skip
-        cores.put(core)
-
-    with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
-        list(pool.map(train, pairs))
+        name = f"{precision}, seed {seed}"
+        todo.append(jobs.Job(name, command, directory / "log.txt"))
+    if failed := jobs.run_jobs(todo, places=jobs.cores()):
+        sys.exit(f"failed: {'; '.join(failed)}")
 
 
 def scores_of(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
