@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -197,15 +198,21 @@ def mark(exam: Exam, said: Sequence[Sequence[str]]) -> Answers:
     )
 
 
-def majority_answers(exam: Exam, split: str = "train", count: int = 2000) -> Answers:
-    """The baseline that looks at nothing: each kind's most common training answer."""
+@functools.cache
+def common_answers(split: str = "train", count: int = 2000) -> Mapping[str, str]:
+    """The most common answer to each kind of question, in `count` scenes of a split."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(
         collections.Counter
     )
     for index in range(count):
         for question in questions(split, index):
             counts[question.kind][question.answer] += 1
-    common = {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}
+    return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}
+
+
+def majority_answers(exam: Exam, count: int = 2000) -> Answers:
+    """The baseline that looks at nothing: each kind's most common training answer."""
+    common = common_answers(count=count)
     return mark(exam, [[common[q.kind] for q in asked] for asked in exam.questions])
 
 

@@ -18,6 +18,7 @@ from blip2_jax.evaluation.compare import Table
 from blip2_jax.evaluation.examples import Example, read_examples, statistics_of
 from blip2_jax.evaluation.report_pictures import chart
 from blip2_jax.evaluation.seeds import difference, over_seeds
+from blip2_jax.evaluation.shapes import common_answers
 from blip2_jax.evaluation.small_tables import CURVES, TABLES, Row, Score, SmallTable
 from blip2_jax.training.metrics_log import read_metrics
 
@@ -52,6 +53,8 @@ def _statistics(file: pathlib.Path) -> dict[str, Statistic]:
     found = statistics_of(examples)
     if any("references" in e and "question" not in e for e in examples):
         found["things"] = things_right(examples)
+    if any("question" in e for e in examples):
+        found["guess"] = guessed(examples)
     return found
 
 
@@ -63,6 +66,17 @@ def things_right(captions: Sequence[Example]) -> Statistic:
         right.append(100.0 * read(example["said"]).names(scene(split, int(number))))
     parts = mean(np.array(right), np.ones(len(right)))
     return Statistic("image", [str(e["id"]) for e in captions], parts, ratio)
+
+
+def guessed(questions: Sequence[Example]) -> Statistic:
+    """What each kind of question's most common training answer gets, in percent."""
+    common = common_answers()
+    right = [
+        100.0 * (common[example["id"].split("/")[1]] == example["references"][0])
+        for example in questions
+    ]
+    parts = mean(np.array(right), np.ones(len(right)))
+    return Statistic("question", [e["id"] for e in questions], parts, ratio)
 
 
 def make_table(table: SmallTable, records: Records) -> tuple[Table, Table]:
@@ -91,7 +105,7 @@ def _exam(row: Row, score: Score) -> str:
 
 
 def _statistic(row: Row, score: Score, records: Records, seed: int) -> Statistic:
-    name = score.name.format(stage=row.stage)
+    name = score.name.format(kind=row.kind)
     return records.statistic(seed, row.run, _exam(row, score), name)
 
 

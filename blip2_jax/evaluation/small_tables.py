@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A column: a score of an exam; "{stage}" in its name is the row's."""
+    """A column: a score of an exam; "{kind}" in its name is the row's."""
 
     head: str
     exam: str
@@ -21,12 +21,12 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A kind of training; `ending` of an exam's name, `stage` of a search."""
+    """A kind of training; `ending` of its exams' names, `kind` of its scores."""
 
     label: str
     run: str
     ending: str = ""
-    stage: str = ""
+    kind: str = "exact_match"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +47,12 @@ class SmallTable:
 
 
 _QUESTIONS = (
-    Score("held-out", "questions_heldout", "exact_match"),
-    Score("seen things", "questions_validation", "exact_match"),
+    Score("held-out", "questions_heldout", "{kind}"),
+    Score("seen things", "questions_validation", "{kind}"),
 )
+_GUESS = Row("most common answer to its kind of question", "opt", kind="guess")
 _BASELINES = (
+    _GUESS,
     Row("OPT, blank pictures", "opt", "_blank"),
     Row("OPT, other scenes' pictures", "opt", "_shuffled"),
     Row("T5, blank pictures", "t5", "_blank"),
@@ -64,7 +66,7 @@ _CAPTIONS = tuple(
     )
 )  # fmt: skip
 _RECALLS = tuple(
-    Score(f"{way}@{k}", "retrieval_heldout", f"{{stage}}_{direction}_r{k}")
+    Score(f"{way}@{k}", "retrieval_heldout", f"{{kind}}_{direction}_r{k}")
     for way, direction in (("TR", "i2t"), ("IR", "t2i"))
     for k in (1, 5)
 )
@@ -73,9 +75,9 @@ _RECALLS = tuple(
 def _searches(labels: Mapping[str, str]) -> tuple[Row, ...]:
     """Each kind of training, by contrast alone and re-ranked."""
     return tuple(
-        Row(f"{label}, {how}", run, stage=stage)
+        Row(f"{label}, {how}", run, kind=kind)
         for run, label in labels.items()
-        for how, stage in (("ITC alone", "itc"), ("re-ranked", "itm"))
+        for how, kind in (("ITC alone", "itc"), ("re-ranked", "itm"))
     )
 
 
@@ -128,6 +130,7 @@ TABLES = (
             Row("OPT, fine-tuned", "questions_opt"),
             Row("T5, zero-shot", "t5"),
             Row("T5, fine-tuned", "questions_t5"),
+            _GUESS,
             Row("OPT, fine-tuned, blank pictures", "questions_opt", "_blank"),
             Row("T5, fine-tuned, blank pictures", "questions_t5", "_blank"),
         ),

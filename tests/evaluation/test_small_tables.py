@@ -6,11 +6,13 @@ import pytest
 
 from blip2_jax.data.shapes.captions import captions
 from blip2_jax.evaluation.examples import write_examples
+from blip2_jax.evaluation.shapes import common_answers
 from blip2_jax.evaluation.small_report import (
     Records,
     as_markdown,
     curves,
     figure5,
+    guessed,
     make_table,
     things_right,
 )
@@ -24,8 +26,9 @@ def write(directory, seed, run, exam, rights):
     folder = directory / f"seed_{seed}" / run
     folder.mkdir(parents=True, exist_ok=True)
     examples = [
-        {"unit": "question", "id": n, "key": f"heldout/{n}", "question": "what?",
-         "said": "x", "references": ["y"], "scores": {"exact_match": 100.0 * right}}
+        {"unit": "question", "id": f"{n}/size/0", "key": f"heldout/{n}",
+         "question": "what size is it?", "said": "small", "references": ["large"],
+         "scores": {"exact_match": 100.0 * right}}
         for n, right in enumerate(rights)
     ]  # fmt: skip
     write_examples(folder / f"{exam}.examples.jsonl", examples)
@@ -33,7 +36,7 @@ def write(directory, seed, run, exam, rights):
 
 SMALL = SmallTable(
     "a title", "a lead", (Row("A", "a"), Row("B", "b"), Row("B, blank", "b", "_blank")),
-    (Score("held-out", "questions_heldout", "exact_match"),), (("A", "B"),),
+    (Score("held-out", "questions_heldout", "{kind}"),), (("A", "B"),),
 )  # fmt: skip
 
 
@@ -92,6 +95,17 @@ def test_a_caption_is_right_when_it_names_all_things():
     example = {"id": 4, "key": "heldout/4", "references": [told]}
     wrong = example | {"id": 5, "said": "a large red ring"}
     assert things_right([example | {"said": told}, wrong]).value() == 50
+
+
+def test_a_guess_is_the_most_common_answer_to_the_kind_of_question():
+    common = common_answers()
+    ids = ("3/size/0", "3/count/1", "4/size/0")
+    answers = (common["size"], common["count"], "huge")
+    examples = [
+        {"id": each, "references": [answer]}
+        for each, answer in zip(ids, answers, strict=True)
+    ]
+    assert guessed(examples).value() == pytest.approx(200 / 3)
 
 
 def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
