@@ -5,7 +5,8 @@ each core, examines it (`configs/eval/shapes_tables.py`) and writes `tables.md` 
 `figure5.svg`: tables 2 to 6 and figure 5 of the paper on the shapes world, with the
 intervals of differences paired by seed and by example. What is there is not made again:
 the same command goes on after a kill, and `--report` writes the tables of what there
-is. `--quick` takes few steps and scenes, to see that all works.
+is. `--quick` takes few steps and scenes, to see that all works; `--runs opt,t5` makes
+only these trainings and what they begin from.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     made.add_argument("--jobs", type=int, default=0, help="at a time; 0: one a core")
     made.add_argument("--quick", action="store_true", help="few steps, one seed")
+    made.add_argument("--runs", default="", help="names joined by commas; all if empty")
     made.add_argument("--report", action="store_true", help="only write the tables")
     made.add_argument("--one", default="", metavar="RUN", help="only this training ...")
     made.add_argument("--seed", type=int, default=0, help="... with this seed")
@@ -62,17 +64,19 @@ def run_missing(arguments: argparse.Namespace, seeds: int) -> Iterator[str]:
     """One process for each training that is missing.
 
     Raises:
+      ValueError: a training that there is not was asked for.
       RuntimeError: some failed; the others are done.
     """
     from configs.shapes_tables import RUNS
 
+    wanted = with_sources([name for name in arguments.runs.split(",") if name])
     missing = [
         (name, seed)
         for seed in range(seeds)
-        for name in RUNS
+        for name in wanted
         if not is_done(arguments.workdir, name, seed)
     ]
-    yield f"{len(missing)} of {seeds * len(RUNS)} trainings to do"
+    yield f"{len(missing)} of {seeds * len(wanted)} trainings to do"
     quick = ["--quick"] if arguments.quick else []
     todo = []
     for name, seed in missing:
@@ -89,6 +93,21 @@ def run_missing(arguments: argparse.Namespace, seeds: int) -> Iterator[str]:
     failed = jobs.run_jobs(todo, places=places, tell=say)
     if failed:
         raise RuntimeError(f"not done: {'; '.join(failed)}")
+
+
+def with_sources(names: Sequence[str]) -> list[str]:
+    """Trainings and those they begin from, in order; all of them if none is named."""
+    from configs.shapes_tables import RUNS
+
+    if unknown := [name for name in names if name not in RUNS]:
+        raise ValueError(f"no run {unknown[0]!r}; there are {', '.join(RUNS)}")
+    wanted, todo = set(), list(names or RUNS)
+    while todo:
+        name = todo.pop()
+        wanted.add(name)
+        if RUNS[name].source:
+            todo.append(RUNS[name].source)
+    return [name for name in RUNS if name in wanted]
 
 
 def run_directory(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:

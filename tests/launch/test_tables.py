@@ -1,4 +1,4 @@
-"""`launch/tables.py`: everything in few steps, killed and continued."""
+"""`launch/tables.py`: what is made in which order, and not twice."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.shapes_tables import RUNS, exams
+from launch.tables import with_sources
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "tables.py"
 
@@ -27,28 +28,36 @@ def test_tables_of_nothing_are_empty(tmp_path):
     assert (tmp_path / "figure5.svg").exists()
 
 
-def test_a_training_that_is_not_there_is_named(tmp_path):
-    done = launch(tmp_path, "--one", "opt_large")
+@pytest.mark.parametrize("flag", ["--one", "--runs"])
+def test_a_training_that_is_not_there_is_named(tmp_path, flag):
+    done = launch(tmp_path, flag, "opt_large")
     assert done.returncode == 1
     assert "no run 'opt_large'; there are stage1," in done.stderr
 
 
+def test_trainings_come_behind_what_they_begin_from():
+    assert with_sources(["questions_opt", "t5"]) == [
+        "stage1", "opt", "t5", "questions_opt",
+    ]  # fmt: skip
+    assert with_sources([]) == list(RUNS)
+
+
 @pytest.mark.slow
-def test_the_quick_tables_are_complete_and_nothing_is_made_twice(tmp_path):
+def test_trainings_are_examined_and_nothing_is_made_twice(tmp_path):
     alone = launch(tmp_path, "--quick", "--one", "stage1")
     assert alone.returncode == 0, alone.stderr
     record = tmp_path / "seed_0" / "stage1" / "retrieval_heldout.json"
     made = record.stat().st_mtime_ns
-    done = launch(tmp_path, "--quick")
+    some = ("--quick", "--runs", "questions_opt,opt_without_stage1")
+    done = launch(tmp_path, *some)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(RUNS) - 1} of {len(RUNS)} trainings to do" in done.stdout
+    assert "3 of 4 trainings to do" in done.stdout
     assert record.stat().st_mtime_ns == made
-    for name in RUNS:
+    for name in ("opt", "opt_without_stage1", "questions_opt"):
         for exam in exams(name):
             file = tmp_path / "seed_0" / name / f"{exam.replace(',', '_')}.json"
             assert json.loads(file.read_text())["scores"], file
-    page = (tmp_path / "tables.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| OPT with stage 1")]
-    assert len(rows) == 2 and all("|  |" not in row for row in rows)
-    again = launch(tmp_path, "--quick")
-    assert f"0 of {len(RUNS)} trainings to do" in again.stdout
+    rows = (tmp_path / "tables.md").read_text().splitlines()
+    last = [row for row in rows if row.startswith("| OPT with stage 1")]
+    assert len(last) == 2 and all("|  |" not in row for row in last)
+    assert "0 of 4 trainings to do" in launch(tmp_path, *some).stdout
