@@ -84,7 +84,8 @@ def default_config(task: str = "stage1") -> ConfigDict:
     # An image encoder's positions are brought to the image size. A file or folder of
     # the tower's own project (EVA-CLIP, CLIP, OPT, T5; docs/conversion.md), one that
     # launch/convert.py wrote, the directory of the run that made it, "shapes:vision",
-    # "shapes:opt", "shapes:t5" (shipped), or "random" (for tests).
+    # "shapes:opt", "shapes:t5" (shipped; "shapes:opt_small" and so on too), or "random"
+    # (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
     # Regexes over parameter paths. Frozen: used, not trained, not checkpointed.
     # Carried: not used by this task, checkpointed for a later one.

@@ -34,8 +34,9 @@ def open_weights(spec: str, sizes: Blip2Config) -> Mapping[str, np.ndarray]:
     """The weights that a specification names, read when asked for.
 
     Args:
-      spec: "shapes:vision", "shapes:opt", "shapes:t5" (shipped); or a file or folder
-        in this package's names or in those of another project (`convert.weights`).
+      spec: "shapes:vision", "shapes:opt", "shapes:t5", and each with "_small" behind it
+        (shipped); or a file or folder in this package's names or in those of another
+        project (`convert.weights`).
       sizes: of the model that they are for.
     """
     if spec.startswith("shapes:"):
