@@ -24,7 +24,7 @@ from configs.flickr8k_opt_text import small_opt
 from configs.flickr8k_stage1 import small_qformer, vision_features
 
 QUESTIONS = 6049  # of the training photos that are not held out
-EPOCHS = 6  # passes over the questions
+EPOCHS = 3  # passes over the questions
 PATHS = {
     "data": "data/daquar_vqa",
     "features": "features/daquar_vqa",
@@ -51,7 +51,7 @@ def get_config(paths: str = "") -> ConfigDict:
         }
     )
     config.model.question_in_qformer = True
-    config.objective = ConfigDict({"mean_over": "texts"})
+    config.objective = ConfigDict({"mean_over": "texts", "image_tokens": 12})
     config.frozen, config.carried = ("^language_model/",), ()
     config.frozen_sources.language_model = path["opt"]
 
@@ -73,7 +73,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.evaluation.sources = (questions(path, "train", part="tenth"),)
     config.evaluation.metric = "exact_match"
     config.evaluation.batch_size = 100
-    config.evaluation.max_new_tokens = 12
+    config.evaluation.max_new_tokens = 8
     config.checkpoint.every = config.evaluation.every
     config.log_every = 20
     return config.lock()

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from blip2_jax.command_line import configuration
 from blip2_jax.data.config import data_config
 from blip2_jax.data.prompts import QUESTION_PROMPT
 from blip2_jax.data.sources.base import BrokenSample
@@ -92,18 +92,6 @@ def texts(specs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
                 yield from (f"{asked} {answer}" for answer in question.answers)
 
 
-def training_sources(file: str) -> Sequence[Mapping[str, Any]]:
-    """The training sources of a configuration.
-
-    Args:
-      file: its path, with what stands behind a ":".
-    """
-    path, _, words = file.partition(":")
-    get_config = runpy.run_path(path)["get_config"]
-    config = get_config(words) if words else get_config()
-    return data_config(config.data).train
-
-
 def main() -> None:
     """Parse and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,7 +104,7 @@ def main() -> None:
         parser.error("name either tars or a --config")
     sources: Sequence[Mapping[str, Any]] = [{"kind": "tars", "paths": arguments.tars}]
     if arguments.config:
-        sources = training_sources(arguments.config)
+        sources = data_config(configuration(arguments.config).data).train
     save(byte_level_bpe(texts(sources), arguments.size), arguments.out)
 
 

@@ -3,7 +3,8 @@
 from generated import captions as captions_of
 from generated import tars_spec
 
-from blip2_jax.data.bpe import byte_level_bpe, save, texts, training_sources
+from blip2_jax.command_line import configuration
+from blip2_jax.data.bpe import byte_level_bpe, save, texts
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text import clean_caption, clean_question, load_tokenizer
 
@@ -35,8 +36,8 @@ def test_questions_of_a_configuration(tmp_path):
         "                          'size': int(size), 'texts': 'questions'},)\n"
         "    return config.lock()\n"
     )
-    assert training_sources(str(file))[0]["size"] == 4
-    sources = training_sources(f"{file}:8")
+    assert configuration(str(file)).data.train[0]["size"] == 4
+    sources = configuration(f"{file}:8").data.train
     found = list(texts(sources))
     assert len(found) == 16
     record = build_source(sources[0]).record(0)

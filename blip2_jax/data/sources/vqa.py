@@ -19,7 +19,6 @@ from blip2_jax.data.sources.base import (
 from blip2_jax.data.sources.files import ImageFiles, read_text_file
 from blip2_jax.data.sources.registry import build_source
 
-
 ByImage = dict[int | str, list[Question]]
 Part = Literal["all", "tenth", "rest"]
 
