@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -41,6 +42,17 @@ def checkpoint(which: str) -> str | int:
 def given_beside(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Beside`, as given or at their defaults."""
     return {name: getattr(arguments, name) for name in BESIDE}
+
+
+def configuration(file: str) -> Any:
+    """What a configuration file makes: for commands that read one without flags.
+
+    Args:
+      file: its path; what stands behind a ":" is for its `get_config`.
+    """
+    path, _, words = file.partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return get_config(words) if words else get_config()
 
 
 def print_lines(

@@ -14,6 +14,7 @@ Paths are given behind the file's name, "NAME=PATH" joined by commas:
 
 from ml_collections import ConfigDict
 
+from blip2_jax.training import recipes
 from blip2_jax.training.config import default_config
 
 PHOTOS = 5999
@@ -105,7 +106,4 @@ def photos(path: dict[str, str], split: str) -> dict[str, object]:
 
 def read_paths(paths: str) -> dict[str, str]:
     """`PATHS` with those that the command line names."""
-    given = dict(item.split("=", 1) for item in paths.split(",") if item)
-    if unknown := given.keys() - PATHS.keys():
-        raise ValueError(f"no path {', '.join(unknown)}; there are {', '.join(PATHS)}")
-    return PATHS | given
+    return recipes.read_paths(paths, PATHS)

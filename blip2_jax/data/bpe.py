@@ -1,22 +1,28 @@
-"""Learn a vocabulary as OPT's is (byte-level BPE) from the captions of a data set.
+"""Learn a vocabulary as OPT's is (byte-level BPE) from the texts of a data set.
 
     python -m blip2_jax.data.bpe OUT 'data/flickr8k/train-*.tar' --size 4096
+    python -m blip2_jax.data.bpe OUT --config configs/daquar_text.py --size 2048
 
 writes a tokenizer directory for `config.data.tokenizer.language_model`. A small
-language model that is pre-trained on captions needs no more than their words.
+language model that is pre-trained on captions, or on questions and answers (those of
+`config.data.train`), needs no more than their words.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from blip2_jax.command_line import configuration
+from blip2_jax.data.config import data_config
+from blip2_jax.data.prompts import QUESTION_PROMPT
 from blip2_jax.data.sources.base import BrokenSample
-from blip2_jax.data.sources.tars import TarsSource
-from blip2_jax.data.text import clean_caption
+from blip2_jax.data.sources.registry import build_source
+from blip2_jax.data.text import clean_caption, clean_question
 
 _MARKS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in OPT
 SPECIAL = {
@@ -64,27 +70,42 @@ def save(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     ).save_pretrained(directory)
 
 
-def captions(paths: list[str]) -> Iterator[str]:
-    """The cleaned captions of tars; a record that cannot be read is left out."""
-    source = TarsSource(paths)
-    for index in range(len(source)):
-        try:
-            record = source.record(index)
-        except BrokenSample:
-            continue
-        # With and without the space that a prompt before it would need.
-        for caption in map(clean_caption, record.captions):
-            yield from (caption, f" {caption}")
+def texts(specs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Cleaned captions, and questions with each answer as a model is asked them.
+
+    A record that cannot be read is left out.
+
+    Args:
+      specs: of the sources.
+    """
+    for source in map(build_source, specs):
+        for index in range(len(source)):
+            try:
+                record = source.record(index)
+            except BrokenSample:
+                continue
+            # With and without the space that a prompt before it would need.
+            for caption in map(clean_caption, record.captions):
+                yield from (caption, f" {caption}")
+            for question in record.questions:
+                asked = QUESTION_PROMPT.format(clean_question(question.text))
+                yield from (f"{asked} {answer}" for answer in question.answers)
 
 
 def main() -> None:
     """Parse and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=pathlib.Path, help="directory to write")
-    parser.add_argument("tars", nargs="+", help="paths or patterns")
+    parser.add_argument("tars", nargs="*", help="paths or patterns")
+    parser.add_argument("--config", help="an experiment, in place of tars")
     parser.add_argument("--size", type=int, default=4096, help="pieces at most")
     arguments = parser.parse_args()
-    save(byte_level_bpe(captions(arguments.tars), arguments.size), arguments.out)
+    if bool(arguments.tars) == bool(arguments.config):
+        parser.error("name either tars or a --config")
+    sources: Sequence[Mapping[str, Any]] = [{"kind": "tars", "paths": arguments.tars}]
+    if arguments.config:
+        sources = data_config(configuration(arguments.config).data).train
+    save(byte_level_bpe(texts(sources), arguments.size), arguments.out)
 
 
 if __name__ == "__main__":

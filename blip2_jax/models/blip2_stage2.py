@@ -84,6 +84,7 @@ class Blip2Stage2(Blip2Base):
         self,
         batch: dict[str, Array],
         *,
+        features: Float[Array, "B P D"] | None = None,
         key: PRNGKeyArray | None = None,
         language_key: PRNGKeyArray | None = None,
     ) -> Logits:
@@ -92,6 +93,7 @@ class Blip2Stage2(Blip2Base):
         Args:
           batch: `image` or `features`, the text fields of the language model's
             family, and `question_ids`, `question_mask` where the model reads them.
+          features: in place of those that `encode_image` has of the batch's images.
           key: dropout of the Q-Former; None = none.
           language_key: dropout of the language model; None = none.
 
@@ -102,9 +104,11 @@ class Blip2Stage2(Blip2Base):
             raise ValueError(
                 "question_in_qformer is True, but the batch has no question_ids"
             )
-        images = batch["features"] if "features" in batch else batch["image"]
+        if features is None:
+            images = batch["features"] if "features" in batch else batch["image"]
+            features = self.encode_image(images)
         queries = self.encode_queries(
-            self.encode_image(images),
+            features,
             batch.get("question_ids"),
             batch.get("question_mask"),
             key=key,

@@ -70,3 +70,11 @@ def _finalize(bits: UInt32[Array, ...]) -> UInt32[Array, ...]:
 def split_key(key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
     """`count` keys from one; as many Nones from None (no dropout)."""
     return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def some_tokens(
+    features: Float[Array, "B P D"], count: int, key: PRNGKeyArray
+) -> Float[Array, "B N D"]:
+    """`count` of each image's tokens, without order and without repetition."""
+    order = jax.random.uniform(key, features.shape[:2]).argsort(axis=1)[:, :count]
+    return jnp.take_along_axis(features, order[..., None], axis=1)

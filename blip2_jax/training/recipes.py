@@ -9,6 +9,7 @@ are expected where the functions say; the command line can say otherwise
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -75,6 +76,24 @@ def choose(text: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
             raise ConfigError(f"{text!r} behind a configuration's name: choose {known}")
         chosen[kind] = word
     return tuple(chosen.get(n, words[0]) for n, words in enumerate(choices))
+
+
+def read_paths(text: str, paths: Mapping[str, str]) -> dict[str, str]:
+    """The paths that a configuration looks for, where its command line says otherwise.
+
+    Args:
+      text: what stands behind its name, "NAME=PATH" joined by commas.
+      paths: the defaults of all names.
+
+    Raises:
+      ConfigError: no such name, or no path behind one.
+    """
+    given = dict(item.partition("=")[::2] for item in text.split(",") if item)
+    known = ", ".join(paths)
+    for name, path in given.items():
+        if name not in paths or not path:
+            raise ConfigError(f"{name}={path} is no NAME=PATH; names are {known}")
+    return {**paths, **given}
 
 
 def stage1(vision: str = "vitg", variant: str = "paper") -> ConfigDict:

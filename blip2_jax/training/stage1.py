@@ -14,7 +14,7 @@ from blip2_jax import objectives
 from blip2_jax.exchange import batch_axes, gather_rows
 from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.dropout import split_key
+from blip2_jax.models.dropout import some_tokens, split_key
 from blip2_jax.models.qformer import ImageKeyValues, QueryCache
 from blip2_jax.objectives import Negatives
 
@@ -158,7 +158,7 @@ def encode(
         source = batch["features"] if "features" in batch else batch["image"]
         features = apply("encode_image", source)
         if options.image_tokens and token_key is not None:
-            features = _some_tokens(features, options.image_tokens, token_key)
+            features = some_tokens(features, options.image_tokens, token_key)
     image = apply("image_keys_values", features)
     hidden, query_cache = apply("query_pass", image, key=query_key)
     queries = apply("project_queries", hidden)
@@ -293,14 +293,6 @@ def captioning(
         logits[:, :-1], ids[:, 1:], mask[:, 1:],
         options.label_smoothing, options.num_shards,
     )
-
-
-def _some_tokens(
-    features: Float[Array, "B P D"], count: int, key: PRNGKeyArray
-) -> Float[Array, "B N D"]:
-    """`count` of each image's tokens, without order and without repetition."""
-    order = jax.random.uniform(key, features.shape[:2]).argsort(axis=1)[:, :count]
-    return jnp.take_along_axis(features, order[..., None], axis=1)
 
 
 def triples(*parts: Array) -> Array:

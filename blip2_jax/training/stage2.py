@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.dropout import split_key
+from blip2_jax.models.dropout import some_tokens, split_key
 from blip2_jax.objectives import lm_loss, text_loss
+
+_TOKENS = 0x70C5  # keeps the draw of image tokens apart from the keys of dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +31,15 @@ class Stage2Options:
       mean_over: "tokens" of the global batch, or "texts": a text counts by the sum
         over its tokens. Of an answer that was drawn by how many annotators gave it,
         the latter is in expectation exactly the loss of all answers, weighted so.
+      image_tokens: training sees so many of an image's tokens, as in stage 1
+        (`Stage1Options`); 0: all.
     """
 
     frozen_dropout: bool = False
     num_shards: int = 1
     label_smoothing: float = 0.0
     mean_over: Literal["tokens", "texts"] = "tokens"
+    image_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.mean_over not in ("tokens", "texts"):
@@ -67,10 +72,18 @@ def stage2_loss(
       The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` or `texts` (how
       many targets, or texts that have any, the loss is a mean of).
     """
+    apply, features = bind(model, params), None
+    if options.image_tokens and key is not None:
+        images = batch["features"] if "features" in batch else batch["image"]
+        features = some_tokens(
+            apply("encode_image", images), options.image_tokens,
+            jax.random.fold_in(key, _TOKENS),
+        )  # fmt: skip
     key, language_key = split_key(key, 2)
-    logits, targets, mask = bind(model, params)(
+    logits, targets, mask = apply(
         "training_logits",
         batch,
+        features=features,
         key=key,
         language_key=language_key if options.frozen_dropout else None,
     )

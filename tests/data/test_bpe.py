@@ -3,16 +3,18 @@
 from generated import captions as captions_of
 from generated import tars_spec
 
-from blip2_jax.data.bpe import byte_level_bpe, captions, save
-from blip2_jax.data.text import clean_caption, load_tokenizer
+from blip2_jax.command_line import configuration
+from blip2_jax.data.bpe import byte_level_bpe, save, texts
+from blip2_jax.data.sources.registry import build_source
+from blip2_jax.data.text import clean_caption, clean_question, load_tokenizer
 
 
 def test_learned_from_tars(tmp_path):
     spec = tars_spec(tmp_path, count=6)
-    texts = list(captions([spec["paths"]]))
-    assert texts[0] == clean_caption(captions_of(0)[0])
-    assert texts[1] == f" {texts[0]}" and len(texts) == 24
-    save(byte_level_bpe(texts, 300), tmp_path / "words")
+    found = list(texts([spec]))
+    assert found[0] == clean_caption(captions_of(0)[0])
+    assert found[1] == f" {found[0]}" and len(found) == 24
+    save(byte_level_bpe(found, 300), tmp_path / "words")
     tokenizer = load_tokenizer(str(tmp_path / "words"), language_model=True)
     assert (tokenizer.family, tokenizer.bos_id, tokenizer.pad_id) == (
         "decoder_only", 2, 1,
@@ -21,3 +23,23 @@ def test_learned_from_tars(tmp_path):
     ids = tokenizer.encode_words("something Ünseen")
     assert tokenizer.decode(ids) == "something Ünseen"
     assert len(tokenizer.encode_words("something red")) < len("something red") / 2
+
+
+def test_questions_of_a_configuration(tmp_path):
+    """Each question as a model is asked it, with its answer."""
+    file = tmp_path / "experiment.py"
+    file.write_text(
+        "from blip2_jax.training.config import default_config\n"
+        "def get_config(size='4'):\n"
+        "    config = default_config('language_model').unlock()\n"
+        "    config.data.train = ({'kind': 'shapes', 'split': 'train', 'count': 2,\n"
+        "                          'size': int(size), 'texts': 'questions'},)\n"
+        "    return config.lock()\n"
+    )
+    assert configuration(str(file)).data.train[0]["size"] == 4
+    sources = configuration(f"{file}:8").data.train
+    found = list(texts(sources))
+    assert len(found) == 16
+    record = build_source(sources[0]).record(0)
+    asked, answer = record.questions[0].text, record.questions[0].answers[0]
+    assert found[0] == f"Question: {clean_question(asked)} Answer: {answer}"

@@ -11,6 +11,8 @@ from blip2_jax.data.evaluation import EvaluationSet
 from blip2_jax.data.images import evaluation_image, fast_bicubic
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.registry import build_source
+from configs import daquar_vqa
+from configs.eval import daquar_vqa as daquar_exam
 
 
 @pytest.fixture
@@ -104,3 +106,35 @@ def test_daquar_questions(data, tmp_path):
     questions = [q for i in range(len(source)) for q in source.record(i).questions]
     assert len(questions) == 5673 and questions[0].answers == ("garbage bin",)
     assert source.load_image(0).shape[2] == 3
+
+
+def test_daquar_has_a_part_to_choose_by(data):
+    """Two parts of the training photos, none in both; the test photos are others."""
+    path = daquar_vqa.read_paths(f"data={data / 'daquar_vqa'}")
+    tenth, rest, test = (
+        build_source(daquar_vqa.questions(path, split, part, shown=False))
+        for split, part in (("train", "tenth"), ("train", "rest"), ("test", "all"))
+    )
+    held_out, kept = set(tenth.keys()), set(rest.keys())
+    assert (len(held_out), len(kept), len(test)) == (80, 714, 653)
+    assert not held_out & kept
+    counted = [
+        sum(len(source.record(index).questions) for index in range(len(source)))
+        for source in (tenth, rest, test)
+    ]
+    assert counted == [746, daquar_vqa.QUESTIONS, 5673]
+    joined = "book, scissor, papers, tape dispenser"
+    assert any(q.answers == (joined,) for q in tenth.record(0).questions)
+    assert tenth.load_image(0).shape[2] == 3
+
+
+def test_daquar_asked_without_its_photos():
+    given = "blank,data=D,features=F,vqa=runs/x"
+    config = daquar_exam.get_config(given)
+    (wrong,) = config.data
+    assert (wrong["kind"], wrong["pictures"]) == ("other_pictures", "blank")
+    assert config.out == "runs/x/evaluation_vqa_blank.json"
+    plain = daquar_exam.get_config("data=D,features=F,vqa=runs/x")
+    assert (dict(plain.data[0]), plain.out) == (dict(wrong["of"]), "")
+    with pytest.raises(ValueError, match="grey= is no NAME=PATH; names are data, fe"):
+        daquar_exam.get_config("grey,vqa=runs/x")

@@ -245,6 +245,61 @@ def test_vqa_files(tmp_path, photos):
     assert build_source({**spec, **in_tars}).load_image(1).shape == (30, 40, 3)
 
 
+def vqa_spec(folder, images, ids, **options):
+    """A question an image."""
+    questions = [{"question_id": i, "image_id": i, "question": f"{i}?"} for i in ids]
+    (folder / "q.json").write_text(json.dumps({"questions": questions}))
+    return {
+        "kind": "vqa", "questions": str(folder / "q.json"), "images": images,
+        **options,
+    }  # fmt: skip
+
+
+def test_a_tenth_of_a_vqa_set_is_held_out_in_blocks(tmp_path, photos):
+    """By id, whatever the order of the file; the parts share no image."""
+    ids = [*range(25, 50), *range(25)]
+    spec = vqa_spec(tmp_path, str(photos), ids, image_name="{}", block=2)
+    tenth, rest = (build_source({**spec, "part": part}) for part in ("tenth", "rest"))
+    held_out = [0, 1, 20, 21, 40, 41]
+    assert sorted(map(int, tenth.keys())) == held_out
+    kept = [number for number in ids if number not in held_out]
+    assert list(map(int, rest.keys())) == kept
+    assert [rest.record(n).image_id for n in range(44)] == list(range(44))
+    assert len(build_source(spec)) == 50
+    with pytest.raises(ValueError, match="part 'half' in blocks of 2: all, tenth"):
+        build_source({**spec, "part": "half"})
+
+
+def test_other_pictures_than_the_right_ones(tmp_path):
+    np.save(tmp_path / "features.npy", np.arange(1, 31.0).reshape(5, 2, 3))
+    (tmp_path / "keys.json").write_text(json.dumps([*"01234"]))
+    images = {"kind": "features", "path": str(tmp_path)}
+    right = vqa_spec(tmp_path, images, range(5), image_name="{}")
+    source = build_source(right)
+    wrong = {"kind": "other_pictures", "of": right}
+    blank, shuffled = (
+        build_source({**wrong, "pictures": kind}) for kind in ("blank", "shuffled")
+    )
+    for index in range(5):
+        assert blank.record(index) == shuffled.record(index) == source.record(index)
+        other = source.load_features((index + 2) % 5)
+        np.testing.assert_array_equal(shuffled.load_features(index), other)
+        assert blank.load_features(index).shape == (2, 3)
+        assert not blank.load_features(index).any()
+    assert shuffled.keys() == source.keys() and shuffled.num_images == 5
+    each = build_source({"kind": "each_question", "of": {**wrong, "pictures": "blank"}})
+    assert not each.load_features(4).any() and len(each) == 5
+    with pytest.raises(ValueError, match="blank or shuffled, not 'right'"):
+        build_source({**wrong, "pictures": "right"})
+
+
+def test_other_pictures_of_pixels(tmp_path):
+    spec = tars_spec(tmp_path, count=4)
+    shuffled = build_source({"kind": "other_pictures", "of": spec})
+    right = build_source(spec)
+    np.testing.assert_array_equal(shuffled.load_image(3), right.load_image(1))
+
+
 def test_the_registry_names_mistakes():
     with pytest.raises(ValueError, match="unknown source kind 'tar'; there are anno"):
         build_source({"kind": "tar"})

@@ -127,6 +127,18 @@ def test_dropout_of_the_frozen_language_model_is_an_option():
     assert both == loss(batch(), frozen, key)
 
 
+def test_training_sees_some_of_the_image_tokens():
+    """Two of three, others with another key; evaluation sees all."""
+    some, key = Stage2Options(image_tokens=2), jax.random.key(3)
+    assert loss(batch(), some) == loss(batch())
+    assert loss(batch(), some, key) == loss(batch(), some, key)
+    assert abs(loss(batch(), some, key) - loss(batch(), DEFAULT, key)) > 1e-6
+    # Tokens have no places: of three equal ones any two are as good as all.
+    same = batch() | {"features": jnp.repeat(batch()["features"][:, :1], 3, axis=1)}
+    near = abs(loss(same, some, key) - loss(same, DEFAULT, key))
+    assert near < 1e-5 and loss(same, some, key) > 0
+
+
 def test_bfloat16_is_near_float32():
     model, params = tiny()
     narrow = model.clone(dtype=jnp.bfloat16)

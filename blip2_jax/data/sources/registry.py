@@ -14,6 +14,7 @@ SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
     "each_question": "blip2_jax.data.sources.each_question:EachQuestion",
     "features": "blip2_jax.data.sources.features:FeaturesSource",
+    "other_pictures": "blip2_jax.data.sources.other_pictures:OtherPictures",
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
     "tars": "blip2_jax.data.sources.tars:TarsSource",
     "tfds": "blip2_jax.data.sources.tfds:TfdsSource",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
@@ -18,6 +18,9 @@ from blip2_jax.data.sources.base import (
 )
 from blip2_jax.data.sources.files import ImageFiles, read_text_file
 from blip2_jax.data.sources.registry import build_source
+
+ByImage = dict[int | str, list[Question]]
+Part = Literal["all", "tenth", "rest"]
 
 
 class VqaSource(Source):
@@ -35,10 +38,14 @@ class VqaSource(Source):
       answer: "answers" offers every annotator's answer, so that one is drawn;
         "multiple_choice_answer" only the agreed one.
       remap: see `ImageFiles`.
+      part: "all" images; or one "tenth" of them, or the "rest": a validation part
+        where the data set has none.
+      block: images that stay together then, neighbours in the order of their ids (of
+        one film, or one room): the tenth is every tenth block, the first included.
 
     Raises:
       FileNotFoundError: a file or directory is missing.
-      ValueError: the files are not in this layout.
+      ValueError: the files are not in this layout, or there is no such part.
     """
 
     def __init__(
@@ -49,10 +56,16 @@ class VqaSource(Source):
         annotations: str = "",
         answer: Literal["answers", "multiple_choice_answer"] = "answers",
         remap: Mapping[str, str] | None = None,
+        part: Part = "all",
+        block: int = 1,
     ):
-        self.name = f"vqa:{questions}"
+        self.name = f"vqa:{questions}" + (f" ({part})" if part != "all" else "")
         answers = _answers(annotations, answer) if annotations else {}
-        self._records = _records(questions, answers, image_name)
+        asked = _part(_by_image(questions, answers), part, block)
+        self._records = [
+            Record(image_name.format(image), index, (), tuple(about), image)
+            for index, (image, about) in enumerate(asked.items())
+        ]
         self._files: ImageFiles | None = None
         self._images: Source | None = None
         if isinstance(images, str):
@@ -104,9 +117,8 @@ def _answers(path: str, field: str) -> dict[int | str, _Answers]:
     return answers
 
 
-def _records(
-    path: str, answers: Mapping[int | str, _Answers], image_name: str
-) -> list[Record]:
+def _by_image(path: str, answers: Mapping[int | str, _Answers]) -> ByImage:
+    """The questions about each image, in the order of the file."""
     content = json.loads(read_text_file(path))
     if _is_gqa(content):
         asked = [_gqa_question(name, row) for name, row in content.items()]
@@ -115,13 +127,30 @@ def _records(
             (row["image_id"], _question(row, answers))
             for row in _rows(content, path, "questions")
         ]
-    images: dict[int | str, list[Question]] = {}
+    images: ByImage = {}
     for image, question in asked:
         images.setdefault(image, []).append(question)
-    return [
-        Record(image_name.format(image), index, (), tuple(questions), image)
-        for index, (image, questions) in enumerate(images.items())
-    ]
+    return images
+
+
+def _part(asked: ByImage, part: Part, block: int) -> ByImage:
+    """The images of a part; see `VqaSource`."""
+    if part not in get_args(Part) or block < 1:
+        raise ValueError(
+            f"part {part!r} in blocks of {block}: all, tenth or rest, in blocks of 1 "
+            "or more"
+        )
+    if part == "all":
+        return asked
+    ids: list[Any] = list(asked)  # all numbers or all strings
+    held_out = {
+        image for place, image in enumerate(sorted(ids)) if place // block % 10 == 0
+    }
+    return {
+        image: about
+        for image, about in asked.items()
+        if (image in held_out) == (part == "tenth")
+    }
 
 
 def _question(
