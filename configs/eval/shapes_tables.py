@@ -22,7 +22,7 @@ SPLITS = ("heldout", "validation")
 
 def get_config(exam: str = "questions,heldout") -> ConfigDict:
     """The evaluation's configuration."""
-    name, split, pictures, *_ = (*exam.split(","), "right", "")
+    name, split, pictures, *_ = (*exam.split(","), "", "")
     if name not in TASKS or split not in SPLITS:
         known = f"{' or '.join(TASKS)}, then {' or '.join(SPLITS)}"
         raise ValueError(f"no exam {exam!r}: choose {known}")
@@ -30,7 +30,10 @@ def get_config(exam: str = "questions,heldout") -> ConfigDict:
     config = default_evaluation(task).unlock()
     config.title, config.which = exam, "last"
     scenes = {"kind": "shapes", "split": split, "start": START, "size": SCENES}
-    config.data = (scenes | texts | {"pictures": pictures},)
+    shown = scenes | texts
+    if pictures:
+        shown = {"kind": "other_pictures", "of": shown, "pictures": pictures}
+    config.data = (shown,)
     config.batch_size, config.rerank = 100, 16
     config.tokenizer = "python"
     if task != "retrieval":

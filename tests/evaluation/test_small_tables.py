@@ -59,7 +59,9 @@ def test_every_training_has_a_place_and_its_exams_build():
     for name, run in shapes_tables.RUNS.items():
         assert not run.source or run.source in shapes_tables.RUNS
         for exam in shapes_tables.exams(name):
-            assert exam_configs.get_config(exam).data[0]["split"] in exam
+            (data,) = exam_configs.get_config(exam).data
+            assert data.get("pictures", "") in exam
+            assert data.get("of", data)["split"] in exam
 
 
 def test_no_exam_has_a_name_that_is_not_known():

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from blip2_jax.data.shapes.captions import captions, description
 from blip2_jax.data.shapes.questions import questions
 from blip2_jax.data.shapes.render import render
-from blip2_jax.data.shapes.world import MAX_THINGS, Scene, scene, split_of
+from blip2_jax.data.shapes.world import MAX_THINGS, scene, split_of
 from blip2_jax.data.sources.base import ImageKind, Question, Record, Source
 
 
@@ -26,11 +26,9 @@ class ShapesSource(Source):
       start: the first scene; a multiple of the split's group.
       count: how many captions, and how many questions, a scene has.
       things: only scenes of so many things; 0: one, two, three and four in turn.
-      pictures: what to show: the "right" pictures, "blank" ones, or "shuffled": of a
-        scene half of the set away. What is then still known is known from texts.
 
     Raises:
-      ValueError: unknown split, kind of texts or pictures, or a group that is cut.
+      ValueError: unknown split, kind of texts, or a group that is cut.
     """
 
     def __init__(
@@ -42,13 +40,10 @@ class ShapesSource(Source):
         start: int = 0,
         things: int = 0,
         count: int = 5,
-        pictures: Literal["right", "blank", "shuffled"] = "right",
     ):
         self.group_size = split_of(split).group
         if texts not in ("captions", "questions", "both"):
             raise ValueError(f"texts is captions, questions or both, not {texts!r}")
-        if pictures not in ("right", "blank", "shuffled"):
-            raise ValueError(f"pictures is right, blank or shuffled, not {pictures!r}")
         if start % self.group_size or size % self.group_size:
             raise ValueError(
                 f"start {start} and size {size} must be multiples of "
@@ -60,7 +55,6 @@ class ShapesSource(Source):
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
         self._split, self._size, self._texts = split, size, texts
         self._start, self._things, self._count = start, things, count
-        self._pictures = pictures
 
     def __len__(self) -> int:
         return self._size
@@ -88,10 +82,6 @@ class ShapesSource(Source):
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[np.ndarray, "height width 3"]:
-        if self._pictures == "blank":
-            return render(Scene(()))
-        if self._pictures == "shuffled":
-            index = (index + self._size // 2) % self._size
         return render(scene(self._split, self._number(index)))
 
     def _number(self, index: int) -> int:

@@ -127,19 +127,3 @@ def test_source_groups_and_refuses_cut_groups():
         ShapesSource("train", 41)
     with pytest.raises(ValueError, match="unknown split 'test'"):
         ShapesSource("test", 40)
-
-
-def test_a_source_can_show_other_pictures_than_its_texts_are_about():
-    right, blank, shuffled = (
-        ShapesSource("heldout", 8, start=4, pictures=which)
-        for which in ("right", "blank", "shuffled")
-    )
-    assert [each.record(3).captions for each in (blank, shuffled)] == [
-        right.record(3).captions
-    ] * 2
-    assert (right.load_image(3) == render(world.scene("heldout", 7))).all()
-    assert (blank.load_image(3) == render(world.Scene(()))).all()
-    assert (shuffled.load_image(3) == right.load_image(7)).all()
-    assert (shuffled.load_image(7) == right.load_image(3)).all()
-    with pytest.raises(ValueError, match="blank or shuffled, not 'upside down'"):
-        ShapesSource("heldout", 8, pictures="upside down")
