@@ -170,9 +170,9 @@ def as_markdown(records: Records, directory: pathlib.Path, seeds: int) -> str:
       seeds: how many of each kind there should be.
     """
     parts = [
-        f"Means over seeds 0 to {seeds - 1}; in brackets the interval that holds 95 % of draws "
-        "of seeds and of examples with replacement, and behind a difference that of "
-        "each seed. A blank cell has not been measured.",
+        f"Means over seeds 0 to {seeds - 1}; in brackets the interval that holds 95 % "
+        "of draws of seeds and of examples with replacement, and behind a difference "
+        "that of each seed. A blank cell has not been measured.",
     ]
     for table in TABLES:
         parts.append(f"### {table.title}\n\n{table.lead}")
