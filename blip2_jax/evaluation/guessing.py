@@ -18,11 +18,9 @@ from typing import Any
 from blip2_jax.command_line import configuration
 from blip2_jax.data.sources.base import BrokenSample, Question
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.data.text import clean_question
 from blip2_jax.evaluation.answers import normalise_answer
+from blip2_jax.evaluation.insight import question_type
 from blip2_jax.evaluation.vqa import AnsweredQuestion, exact_match
-
-TYPE_WORDS = 2  # "how many ...", "what color ..."
 
 
 def answered_questions(specs: Iterable[Mapping[str, Any]]) -> list[Question]:
@@ -52,20 +50,15 @@ def guesses(train: Sequence[Question], test: Sequence[Question]) -> dict[str, fl
     for question in train:
         answers = [normalise_answer(answer) for answer in question.answers]
         overall.update(answers)
-        by_type[question_type(question)].update(answers)
+        by_type[question_type(question.text)].update(answers)
     common = overall.most_common(1)[0][0]
     of_type = {kind: found.most_common(1)[0][0] for kind, found in by_type.items()}
     return {
         "the commonest answer": _score(test, [common] * len(test)),
         "the commonest of the question's type": _score(
-            test, [of_type.get(question_type(each), common) for each in test]
+            test, [of_type.get(question_type(each.text), common) for each in test]
         ),
     }
-
-
-def question_type(question: Question) -> str:
-    """The first words of a question."""
-    return " ".join(clean_question(question.text).split()[:TYPE_WORDS])
 
 
 def _score(test: Sequence[Question], said: Sequence[str]) -> float:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from blip2_jax.data.text import clean_question
 from blip2_jax.evaluation.compare import Group, Table
 from blip2_jax.evaluation.examples import Example
 
@@ -95,8 +96,8 @@ def _by_type(examples: Sequence[Example]) -> dict[str, list[float]]:
 
 
 def question_type(question: str) -> str:
-    """The first words in lower case."""
-    return " ".join(question.lower().split()[:TYPE_WORDS])
+    """The first words, in lower case and without marks."""
+    return " ".join(clean_question(question).split()[:TYPE_WORDS])
 
 
 def insights_of(groups: Sequence[Group]) -> dict[str, Table]:
