@@ -71,7 +71,7 @@ def test_each_place_has_a_job_of_its_own(tmp_path):
 
 def test_an_interrupt_ends_what_runs_politely(tmp_path):
     code = f"""
-import pathlib, sys
+import pathlib, signal, sys
 from blip2_jax.jobs import Job, cores, run_jobs
 wait = '''
 import signal, sys, time
@@ -80,6 +80,7 @@ print("begun", flush=True)
 time.sleep(60)
 '''
 log = pathlib.Path({str(tmp_path / "log")!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 jobs = [Job(name, [sys.executable, "-c", wait], log) for name in ("one", "two")]
 run_jobs(jobs, places=cores()[:1])
 """
