@@ -62,15 +62,16 @@ def run_jobs(
         threading.Thread(target=board.work, args=(place, environment))
         for place in places
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
     except KeyboardInterrupt:
         board.stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
         raise
     return board.failed
 
