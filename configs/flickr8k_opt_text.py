@@ -7,6 +7,8 @@ Its vocabulary comes from the same captions, by `python -m blip2_jax.data.bpe`. 
 as in `flickr8k_stage1.py`, of which it needs `data` and `words`.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from blip2_jax.training.config import default_config
@@ -18,31 +20,40 @@ EPOCHS = 10  # passes over the photos, each time with one of five captions
 def get_config(paths: str = "") -> ConfigDict:
     """The run's configuration."""
     path = read_paths(paths)
-    config = default_config("language_model").unlock()
-    config.batch_size = 64
+    config = small_language_model(small_opt(), path["words"])
     config.steps = EPOCHS * PHOTOS // config.batch_size
-    config.precision = "float32"
-    config.model.preset = "pretrain_opt2.7b"
-    config.model.overrides = ConfigDict({"language_model": small_opt()})
-    config.objective = ConfigDict({"initial_std": 0.07})
-
     captions = {"kind": "tars", "paths": f"{path['data']}/train-*.tar"}
     config.data.train = (captions,)
-    config.data.tokenizer.language_model = path["words"]
     config.data.context_share = 0.5
     config.data.max_text_length = 36
+    config.checkpoint.every = config.steps // 2
+    return config.lock()
 
+
+def small_language_model(sizes: dict[str, Any], words: str) -> ConfigDict:
+    """What the small language models of real photos share; unlocked.
+
+    Args:
+      sizes: of the model.
+      words: its tokenizer.
+    """
+    config = default_config("language_model").unlock()
+    config.batch_size = 64
+    config.precision = "float32"
+    config.model.preset = "pretrain_opt2.7b"
+    config.model.overrides = ConfigDict({"language_model": sizes})
+    config.objective = ConfigDict({"initial_std": 0.07})
+    config.data.tokenizer.language_model = words
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.final_learning_rate = 2e-5
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0
-    config.checkpoint.every = config.steps // 2
     config.log_every = 20
-    return config.lock()
+    return config
 
 
-def small_opt() -> dict[str, object]:
+def small_opt() -> dict[str, Any]:
     """Sizes of a language model of 2 million parameters."""
     return {
         "kind": "opt",

@@ -83,7 +83,7 @@ def intervals(
       level: between 0 and 1; as much is left out above as below.
     """
     drawn = _draws(statistics, samples, seed)
-    return {name: _percentiles(values, level) for name, values in drawn.items()}
+    return {name: percentiles(values, level) for name, values in drawn.items()}
 
 
 def differences(
@@ -113,7 +113,7 @@ def differences(
     return {
         name: Difference(
             second[name].value() - first[name].value(),
-            _percentiles(right[name] - left[name], level),
+            percentiles(right[name] - left[name], level),
             _crossing(right[name] - left[name]),
         )
         for name in names
@@ -133,7 +133,8 @@ def _draws(
             if (each.unit, len(each.ids)) == (unit, count)
         ]
         parts = np.concatenate([statistics[name].parts for name in names], axis=1)
-        sums = _sums(parts.astype(np.float64), samples, seed)
+        rng = np.random.default_rng(seed)
+        sums = drawn_sums(parts.astype(np.float64), samples, rng)
         widths = [statistics[name].parts.shape[1] for name in names]
         for name, own in zip(
             names, np.split(sums, np.cumsum(widths)[:-1], axis=1), strict=True
@@ -142,10 +143,11 @@ def _draws(
     return result
 
 
-def _sums(
-    parts: Float[Array, "N K"], samples: int, seed: int
+def drawn_sums(
+    parts: Float[Array, "N K"], samples: int, rng: np.random.Generator
 ) -> Float[Array, "samples K"]:
-    rng, count = np.random.default_rng(seed), len(parts)
+    """The sums of each of `samples` draws of N examples with replacement."""
+    count = len(parts)
     sums = np.empty((samples, parts.shape[1]))
     for number in range(samples):
         drawn = np.bincount(rng.integers(0, count, count), minlength=count)
@@ -153,7 +155,8 @@ def _sums(
     return sums
 
 
-def _percentiles(values: Float[Array, " n"], level: float) -> tuple[float, float]:
+def percentiles(values: Float[Array, " n"], level: float) -> tuple[float, float]:
+    """The interval that holds a share `level` of the values that are numbers."""
     outside = 50 * (1 - level)
     low, high = np.nanpercentile(values, (outside, 100 - outside))
     return float(low), float(high)

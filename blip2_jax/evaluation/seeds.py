@@ -14,7 +14,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from blip2_jax.evaluation.bootstrap import LEVEL, SAMPLES, SEED, Statistic
+from blip2_jax.evaluation.bootstrap import (
+    LEVEL,
+    SAMPLES,
+    SEED,
+    Statistic,
+    drawn_sums,
+    percentiles,
+)
 
 
 class Estimate(NamedTuple):
@@ -79,15 +86,15 @@ def _check(runs: Sequence[Statistic]) -> None:
 
 def _draws(runs: Sequence[Statistic]) -> Float[Array, " samples"]:
     """Means over drawn seeds of the scores of drawn examples; the same draws always."""
-    rng, count = np.random.default_rng(SEED), len(runs[0].ids)
-    drawn = rng.integers(0, count, (SAMPLES, count))
-    times = np.stack([np.bincount(row, minlength=count) for row in drawn])
-    scores = np.stack([run.score(times @ run.parts) for run in runs], axis=1)
+    rng = np.random.default_rng(SEED)
+    parts = np.concatenate([run.parts for run in runs], axis=1).astype(np.float64)
+    sums = np.split(drawn_sums(parts, SAMPLES, rng), len(runs), axis=1)
+    scores = np.stack(
+        [run.score(own) for run, own in zip(runs, sums, strict=True)], axis=1
+    )
     seeds = rng.integers(0, len(runs), (SAMPLES, len(runs)))
     return np.take_along_axis(scores, seeds, axis=1).mean(axis=1)
 
 
 def _estimate(each: Sequence[float], draws: Float[Array, " samples"]) -> Estimate:
-    outside = 50 * (1 - LEVEL)
-    low, high = np.nanpercentile(draws, (outside, 100 - outside))
-    return Estimate(float(np.mean(each)), (float(low), float(high)), tuple(each))
+    return Estimate(float(np.mean(each)), percentiles(draws, LEVEL), tuple(each))

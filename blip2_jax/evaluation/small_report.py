@@ -64,8 +64,7 @@ def things_right(captions: Sequence[Example]) -> Statistic:
     for example in captions:
         split, number = example["key"].split("/")
         right.append(100.0 * read(example["said"]).names(scene(split, int(number))))
-    parts = mean(np.array(right), np.ones(len(right)))
-    return Statistic("image", [str(e["id"]) for e in captions], parts, ratio)
+    return _share("image", captions, right)
 
 
 def guessed(questions: Sequence[Example]) -> Statistic:
@@ -75,8 +74,13 @@ def guessed(questions: Sequence[Example]) -> Statistic:
         100.0 * (common[example["id"].split("/")[1]] == example["references"][0])
         for example in questions
     ]
+    return _share("question", questions, right)
+
+
+def _share(unit: str, examples: Sequence[Example], right: Sequence[float]) -> Statistic:
+    """The mean over all examples."""
     parts = mean(np.array(right), np.ones(len(right)))
-    return Statistic("question", [e["id"] for e in questions], parts, ratio)
+    return Statistic(unit, [str(e["id"]) for e in examples], parts, ratio)
 
 
 def make_table(table: SmallTable, records: Records) -> tuple[Table, Table]:
