@@ -19,9 +19,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.training import recipes
-from blip2_jax.training.config import default_config
 from configs.flickr8k_opt_text import small_opt
-from configs.flickr8k_stage1 import small_qformer, vision_features
+from configs.flickr8k_stage2 import small_stage2
 
 QUESTIONS = 6049  # of the training photos that are not held out
 EPOCHS = 3  # passes over the questions
@@ -38,44 +37,23 @@ PATHS = {
 def get_config(paths: str = "") -> ConfigDict:
     """The run's configuration."""
     path = read_paths(paths)
-    config = default_config("stage2").unlock()
+    config = small_stage2(path, question_opt())
     config.batch_size = 64
     config.steps = EPOCHS * QUESTIONS // config.batch_size
-    config.precision = "float32"
-    config.model.preset = "pretrain_opt2.7b"
-    config.model.overrides = ConfigDict(
-        {
-            "vision": vision_features(),
-            "qformer": small_qformer(),
-            "language_model": question_opt(),
-        }
-    )
     config.model.question_in_qformer = True
     config.objective = ConfigDict({"mean_over": "texts", "image_tokens": 12})
-    config.frozen, config.carried = ("^language_model/",), ()
-    config.frozen_sources.language_model = path["opt"]
+    config.carried = ()
 
     each = {"kind": "each_question", "of": questions(path, "train", part="rest")}
     config.data.train = (each,)
-    config.data.tokenizer.qformer = path["tokenizer"]
-    config.data.tokenizer.language_model = path["words"]
     config.data.max_text_length = 40
     config.data.length_buckets = (28, 40)
-    config.data.workers = 0
-
-    config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.final_learning_rate = 1e-5
-    config.optimizer.warmup_steps = 50
-    config.optimizer.clip = 1.0
 
     config.evaluation.every = config.steps // EPOCHS
     config.evaluation.sources = (questions(path, "train", part="tenth"),)
     config.evaluation.metric = "exact_match"
-    config.evaluation.batch_size = 100
     config.evaluation.max_new_tokens = 8
     config.checkpoint.every = config.evaluation.every
-    config.log_every = 20
     return config.lock()
 
 
