@@ -1,11 +1,13 @@
 """Steps of the released sizes on a GPU, in bfloat16, beside torch.
 
     python benchmarks/gpu.py --lavis PATH --torch_python PYTHON [--model stage1]
+        [--profile DIR]
 
 Stage 1 with ViT-g in the step, beside the original (`--lavis`); stage 2 with OPT-2.7B
 and FlanT5-XL beside transformers' `Blip2ForConditionalGeneration` (`--torch_python`).
 Ours twice: attention by XLA, and by cuDNN where it can. Torch runs under autocast with
-SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere, without cuDNN.
+SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere, without cuDNN. With
+`--profile` DIR gets what the device did in three steps of ours, for TensorBoard.
 """
 
 from __future__ import annotations
@@ -33,38 +35,54 @@ def main() -> int:
     parser = harness.arguments(__doc__ or "", rounds=10)
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--rows", type=int, default=0, help="of a batch")
+    parser.add_argument("--attention", choices=("cudnn", "xla"), action="append")
+    parser.add_argument("--profile", default="", help="directory of profiles of ours")
     parser.add_argument("--device", default="cuda", help="cuda or cpu, torch's name")
     options = parser.parse_args()
     for name in options.model or MODELS:
         entry = MODELS[name]
         rows = options.rows or (2 if options.tiny else entry["rows"])
         given = {"rows": rows, "text": entry["text"], "target": entry["target"]}
-        told, table = run(options, name, given)
         title = f"On a GPU, {entry['preset']}"
-        harness.report(options, title, f"{told}; bfloat16, batch {rows}.", table)
+        with contextlib.ExitStack() as stack:
+            workers = [
+                stack.enter_context(worker)
+                for worker in contestants(options, name, given)
+            ]
+            told, table = measure(workers, options.rounds, given)
+            told = f"{told}; bfloat16, batch {rows}."
+            harness.report(options, title, told, table)
+            for worker in filter(is_ours, workers if options.profile else []):
+                worker.ask("profile", directory=f"{options.profile}/{name}")
     return 0
 
 
-def run(options: Any, name: str, given: dict[str, int]) -> tuple[str, str]:
+def measure(
+    workers: list[harness.Worker], rounds: int, given: dict[str, int]
+) -> tuple[str, str]:
     """Versions and devices, and the table."""
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(worker) for worker in contestants(options, name, given)
-        ]
-        told = ", ".join(worker.ask("versions") for worker in workers)
-        times = harness.take_turns(workers, "step", options.rounds)
-        rows = []
-        for worker in workers:
-            taken = times[worker.name]
-            cells = [f"{given['rows'] / taken:.1f}"]
-            cells.append(f"{times[workers[-1].name] / taken:.2f}")
-            shares = workers[0].ask("mfu", seconds=taken, **given)[1:]
-            cells += [f"{share:.1%}" for share in shares]
-            if not worker.name.startswith(OURS):
-                cells[-1] = ""  # what torch executes is not counted
-            memory = worker.ask("device_peak")
-            rows.append([worker.name, *cells, f"{memory:.1f}"])
+    told = ", ".join(worker.ask("versions") for worker in workers)
+    print("all models are built", file=sys.stderr)
+    times = harness.take_turns(workers, "step", rounds)
+    lengths = {"text": given["text"], "target": given["target"]}
+    fixed, executed, peak = workers[0].ask("counted", **lengths)
+    rows = []
+    for worker in workers:
+        taken = times[worker.name]
+        rows.append([
+            worker.name, f"{given['rows'] / taken:.1f}",
+            f"{times[workers[-1].name] / taken:.2f}",
+            f"{fixed * given['rows'] / taken / peak:.1%}",
+            # what torch executes is not counted
+            f"{executed / taken / peak:.1%}" if is_ours(worker) else "",
+            f"{worker.ask('device_peak'):.1f}",
+        ])  # fmt: skip
     return told, harness.table(HEAD, rows)
+
+
+def is_ours(worker: harness.Worker) -> bool:
+    """Not a peer."""
+    return worker.name.startswith(OURS)
 
 
 def contestants(
@@ -75,16 +93,15 @@ def contestants(
     settings = {"sizes": sizes, **given, "precision": "bfloat16"}
     device = {"device": options.device}
     found = []
-    if options.device != "cpu":
-        found.append(harness.Worker(
-            f"{OURS}, cuDNN attention", sys.executable, "ours.py", "training",
-            settings | {"attention": "cudnn"}, options.threads,
-        ))  # fmt: skip
+    for attention in options.attention or ("cudnn", "xla"):
+        if attention == "xla" or options.device != "cpu":
+            found.append(harness.Worker(
+                f"{OURS}, attention by {attention}", sys.executable, "ours.py",
+                "training", settings | {"attention": attention, "drawn": True},
+                options.threads,
+            ))  # fmt: skip
     if name == "stage1":
-        return found + harness.pair(options, "training", settings, device)
-    found.append(harness.Worker(
-        OURS, sys.executable, "ours.py", "training", settings, options.threads
-    ))  # fmt: skip
+        return found + harness.original(options, "training", settings, device)
     if options.torch_python:
         found.append(harness.Worker(
             "transformers", options.torch_python, "transformers_peer.py", "training",

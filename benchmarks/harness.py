@@ -121,16 +121,24 @@ def pair(
     theirs: Mapping[str, Any] | None = None,
 ) -> list[Worker]:  # fmt: skip
     """Us and, where `--lavis` names a checkout, the original, with more settings."""
-    both = [Worker("ours", sys.executable, "ours.py", kind, given, options.threads)]
-    if options.lavis:
-        checkout = {"lavis": str(pathlib.Path(options.lavis).resolve())}
-        both.append(
-            Worker(
-                "original", options.lavis_python, "lavis_peer.py", kind,
-                dict(given) | checkout | dict(theirs or {}), options.threads,
-            )
-        )  # fmt: skip
-    return both
+    ours = Worker("ours", sys.executable, "ours.py", kind, given, options.threads)
+    return [ours, *original(options, kind, given, theirs)]
+
+
+def original(
+    options: argparse.Namespace, kind: str, given: Mapping[str, Any],
+    theirs: Mapping[str, Any] | None = None,
+) -> list[Worker]:  # fmt: skip
+    """The original where `--lavis` names a checkout, with more settings."""
+    if not options.lavis:
+        return []
+    checkout = {"lavis": str(pathlib.Path(options.lavis).resolve())}
+    return [
+        Worker(
+            "original", options.lavis_python, "lavis_peer.py", kind,
+            dict(given) | checkout | dict(theirs or {}), options.threads,
+        )
+    ]  # fmt: skip
 
 
 def serve(kinds: Mapping[str, Callable[..., Any]]) -> None:
@@ -181,6 +189,8 @@ def take_turns(
             taken = worker.ask(method, **given)
             if turn:
                 times[worker.name].append(taken)
+            else:  # long, where it compiles
+                print(f"{worker.name}: first {taken:.1f} s", file=sys.stderr)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 

@@ -40,9 +40,11 @@ def load(checkout: str, module: str) -> Any:
         package.__path__ = [str(pathlib.Path(checkout, *name.split(".")))]
         sys.modules.setdefault(name, package)
     declare_operators()
-    for name in UNUSED:
-        if importlib.util.find_spec(name.split(".")[0]) is None:
-            stand_in(name)
+    absent = [
+        name for name in UNUSED if importlib.util.find_spec(name.split(".")[0]) is None
+    ]
+    for name in absent:
+        stand_in(name)
     for where, base in REGISTERED.items():  # their registry asks for these
         inside = importlib.import_module(f"{where}.base_{base.lower()[4:]}")
         setattr(sys.modules[where], base, getattr(inside, base))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import statistics
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 import given
 import harness
@@ -68,3 +71,34 @@ def parameters(sizes: Any, shapes: Any) -> Any:
         for name in rule.names()
     }
     return names.to_ours_complete(arrays, rules)
+
+
+def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
+    """Random weights on the device, leaf by leaf: quick, and never whole on the host.
+
+    They are the same few millions of numbers again and again: to draw billions of them
+    on the device would take minutes of compilation.
+
+    Args:
+      shapes: of the tree.
+      frozen: regexes of the paths that are in `dtype`; the others are fp32.
+      dtype: the compute dtype.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from blip2_jax.training import partition
+
+    drawn = {kind: given.weight("drawn", [given.DRAWN]).astype(kind)
+             for kind in (dtype, jnp.float32)}  # fmt: skip
+
+    def weight(path: str, shape: tuple[int, ...]) -> Any:
+        kind = dtype if partition.matches(frozen, path) else jnp.float32
+        if not shape:
+            return jnp.full((), given.TEMPERATURE, kind)
+        if path.endswith("scale"):
+            return jnp.ones(shape, kind)
+        return jax.device_put(np.resize(drawn[kind], shape))
+
+    flat = partition.flatten(shapes)
+    return partition.unflatten({path: weight(path, flat[path].shape) for path in flat})

@@ -9,7 +9,7 @@ import numpy as np
 
 import given
 import harness
-from ours_base import Machine, parameters
+from ours_base import Machine, drawn_parameters, parameters
 
 
 class Training(Machine):
@@ -18,6 +18,7 @@ class Training(Machine):
     def __init__(
         self, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
         precision: str = "float32", scan: bool = True, attention: str = "xla",
+        drawn: bool = False,
     ) -> None:  # fmt: skip
         """Build the step.
 
@@ -27,6 +28,8 @@ class Training(Machine):
           text: tokens of a text; of the encoder's input in an encoder-decoder.
           target: tokens of a decoder's target.
           precision, scan, attention: of the configuration.
+          drawn: weights are drawn on the device, and not those of `given`, which a
+            large model takes minutes to read.
         """
         import jax
 
@@ -39,11 +42,16 @@ class Training(Machine):
         config = configuration(sizes, precision, scan)
         task = make_task(config)
         shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-        parts = partition.split(parameters(task.model.config, shapes), config.frozen)
+        dtype = compute_dtype(config)
+        if drawn:
+            params = drawn_parameters(shapes, config.frozen, dtype)
+        else:
+            params = parameters(task.model.config, shapes)
+        parts = partition.split(params, config.frozen)
         rate = schedule.make_schedule(config.optimizer, config.steps)
         adamw = optimizer.make_optimizer(config.optimizer, rate, parts.trainable)
-        dtype = compute_dtype(config)
         frozen = jax.tree.map(lambda array: array.astype(dtype), parts.frozen)
+        del params
         create = lambda tree: create_state(tree, adamw)
         state = jax.eval_shape(create, parts.trainable)
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -83,8 +91,8 @@ class Training(Machine):
             )
         return sum(dot.flops for dot in found) / 1e9
 
-    def mfu(self, seconds: float, rows: int, text: int, target: int) -> list[float]:
-        """Images/s, and shares of the device's peak: by FACTS' fixed count, by ours."""
+    def counted(self, text: int, target: int) -> list[float]:
+        """FLOPs an image as MFU counts them, those of a step of ours, device's peak."""
         import jax
 
         from blip2_jax import flops
@@ -92,10 +100,15 @@ class Training(Machine):
 
         peak = peak_flops(jax.devices()[0]) or float("nan")
         fixed = flops.mfu_numerator(self.sizes, text, target)
-        return [
-            rows / seconds, fixed * rows / seconds / peak,
-            1e9 * self.gigaflops() / seconds / peak,
-        ]  # fmt: skip
+        return [fixed, 1e9 * self.gigaflops(), peak]
+
+    def profile(self, directory: str) -> None:
+        """Write what the device did in three steps, for TensorBoard and xprof."""
+        import jax
+
+        with jax.profiler.trace(directory):
+            for _ in range(3):
+                self._step()
 
     def device_peak(self) -> float:
         """The most memory of the device, in GB."""

@@ -1,7 +1,8 @@
 """When cuDNN's kernel is asked for, and that it is asked for the same attention.
 
-There is no GPU here: numbers are compared through jax's own products of the same call,
-and programs are lowered for CUDA without being run.
+Without a GPU numbers are compared through jax's own products of the same call, and
+programs are lowered for CUDA without being run. `JAX_PLATFORMS=cuda` where there is one
+compares what the kernel itself computes.
 """
 
 import functools
@@ -88,6 +89,49 @@ def test_the_same_attention_is_asked_for(lengths, restrictions):
     np.testing.assert_allclose(found, expected, atol=2e-6)
     for ours, theirs in zip(pull(query), expected_pull(query), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+GPU_CASES = {  # queries, keys, head width, restrictions
+    "ViT-g, frozen": (257, 257, 88, ""),
+    "ViT-L, frozen": (257, 257, 64, ""),
+    "queries read an even image": (32, 256, 64, ""),
+    "OPT-2.7B": (56, 56, 80, "causal mask"),
+    "T5 encoder": (44, 44, 64, "mask bias"),
+    "T5 decoder": (12, 12, 64, "causal bias"),
+    "T5 decoder reads": (12, 44, 64, "mask"),
+}
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_kernel_computes_the_same_attention(case):
+    queries, keys, width, restrictions = GPU_CASES[case]
+    sizes = [(4, n, 8, width) for n in (queries, keys, keys)]
+    arrays = [normal(n, *size, dtype=jnp.bfloat16) for n, size in enumerate(sizes)]
+    mask = jnp.ones((4, 1, queries, keys), bool)
+    if "mask" in restrictions:
+        seen = jnp.arange(keys) < jnp.array([[keys], [keys - 3], [keys // 2], [keys]])
+        mask = mask & seen[:, None, None]
+    if "causal" in restrictions:
+        mask = mask & jnp.tri(queries, keys, dtype=bool)
+    bias = normal(3, 1, 8, queries, keys) if "bias" in restrictions else None
+    restricted = {"mask": mask if restrictions else None, "bias": bias}
+
+    def value_and_pull(choice, arrays):
+        with fused_attention.chosen(choice):
+            attend = functools.partial(attention, **restricted)
+            if "frozen" in case:
+                return jax.jit(attend)(*arrays), ()
+            found, pull = jax.vjp(jax.jit(attend), *arrays)
+            return found, pull(arrays[0].astype(found.dtype))
+
+    found = jax.tree.leaves(value_and_pull("cudnn", arrays))
+    exact = [array.astype(jnp.float32) for array in arrays]
+    expected = jax.tree.leaves(value_and_pull("xla", exact))
+    for ours, theirs in zip(found, expected, strict=True):
+        ours = ours.astype(jnp.float32)
+        error = jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)
+        assert error < 1e-2, error
 
 
 def test_programs_call_the_kernel_that_fits(for_gpu):
