@@ -42,6 +42,7 @@ def run_jobs(
     places: Sequence[int],
     environment: Mapping[str, str] | None = None,
     tell: Callable[[str], None] = print,
+    echo: bool = False,
 ) -> list[str]:
     """Run all jobs, as many at a time as there are places, in their order.
 
@@ -53,11 +54,12 @@ def run_jobs(
       places: cores; each job is held to the one it is given.
       environment: of the commands; None: this process's.
       tell: called with a line about each job.
+      echo: tell what the jobs say too, line by line, behind their names.
 
     Returns:
       Names of the jobs that failed, or were not run for that reason.
     """
-    board = _Board(list(jobs), tell)
+    board = _Board(list(jobs), tell, echo)
     threads = [
         threading.Thread(target=board.work, args=(place, environment))
         for place in places
@@ -79,11 +81,13 @@ def run_jobs(
 class _Board:
     """Which jobs wait, run, are done and have failed; shared by the workers."""
 
-    def __init__(self, jobs: list[Job], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, jobs: list[Job], tell: Callable[[str], None], echo: bool
+    ) -> None:
         self.failed: list[str] = []
-        self._waiting, self._tell = jobs, tell
+        self._waiting, self._tell, self._echo = jobs, tell, echo
         self._unfinished = {job.name for job in jobs}
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, subprocess.Popen[str]] = {}
         self._changed = threading.Condition()
         self._count = len(jobs)
 
@@ -104,7 +108,8 @@ class _Board:
         """Run a job; returns its exit code."""
         try:
             process = subprocess.Popen(
-                _held_to(place, job.command), stdout=log, stderr=log,
+                _held_to(place, job.command), stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, errors="replace",
                 env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -112,6 +117,12 @@ class _Board:
             return 127
         with self._changed:
             self._running[job.name] = process
+        assert process.stdout is not None  # a pipe
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            if self._echo:
+                self._tell(f"{job.name} | {line.rstrip()}")
         return process.wait()
 
     def stop(self) -> None:

@@ -1,24 +1,28 @@
 """The whole recipe on a small world: `python launch/demo.py --workdir runs/demo`.
 
-Trains stage 1, then stage 2 in front of an OPT and of a T5, examines all three on
-scenes whose combinations of attributes occur in no training data, prints one table
-and writes `report.html` and `results.json` beside the runs. A run that is there
-already is continued, or used as it is.
+Trains stage 1, then stage 2 in front of an OPT and of a T5 (side by side on a CPU of
+several cores), examines all three on scenes whose combinations of attributes occur in
+no training data, prints one table and writes `report.html` and `results.json` beside
+the runs. A run that is there already is continued, or used as it is.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # configs import each other
+sys.path.append(str(pathlib.Path(__file__).parents[1]))  # configs import each other
+
+from blip2_jax import jobs
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where runs and report go.")
 PRECISION = flags.DEFINE_enum(
@@ -27,9 +31,13 @@ PRECISION = flags.DEFINE_enum(
 SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
 STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies steps and warm-ups.")
 SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
+ONLY = flags.DEFINE_enum(
+    "only", None, ("stage1", "stage2_opt", "stage2_t5"), "Train this alone."
+)
 
 EXAM_START = 10_000  # the scenes before it were looked at while recipes were made
 LANGUAGE_MODELS = ("opt", "t5")
+STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +45,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     directory = pathlib.Path(WORKDIR.value).absolute()
     directory.mkdir(parents=True, exist_ok=True)
+    if ONLY.value:
+        train_one(directory, ONLY.value)
+        return
     begin = time.monotonic()
     seconds = train_all(directory)
     start = time.monotonic()
@@ -47,32 +58,78 @@ def main(argv: list[str]) -> None:
 
 
 def train_all(directory: pathlib.Path) -> dict[str, float]:
-    """The three runs in turn; returns how long each took, in seconds."""
+    """Stage 1, then both stages 2; returns how long each stage took, in seconds."""
+    seconds = {}
+    for stage, names in (("stage1", ("stage1",)), ("stage2", STAGE2)):
+        start = time.monotonic()
+        if len(names) > 1 and on_cores():
+            train_side_by_side(names)
+        else:
+            for name in names:
+                train_one(directory, name)
+        seconds[stage] = time.monotonic() - start
+    return seconds
+
+
+def train_one(directory: pathlib.Path, name: str) -> None:
+    """One run in this process.
+
+    Raises:
+      SystemExit: it was asked to stop.
+    """
+    from blip2_jax.training.loop import train
+
+    config = planned(directory, name)
+    print(f"\n{name}: {config.steps} steps of {config.batch_size}", flush=True)
+    if code := train(config, directory / name):
+        sys.exit(code)
+
+
+def planned(directory: pathlib.Path, name: str) -> ConfigDict:
+    """The configuration of a run."""
     import configs.shapes_stage1
     import configs.shapes_stage2_opt
     import configs.shapes_stage2_t5
-    from blip2_jax.training.loop import train
 
     stage1 = str(directory / "stage1")
-    plans = {
-        "stage1": configs.shapes_stage1.get_config(),
-        "stage2_opt": configs.shapes_stage2_opt.get_config(stage1),
-        "stage2_t5": configs.shapes_stage2_t5.get_config(stage1),
-    }
-    seconds = {}
-    for name, config in plans.items():
-        with config.unlocked():
-            config.precision, config.seed = PRECISION.value, SEED.value
-            config.steps = max(2, round(config.steps * STEPS.value))
-            warmup = round(config.optimizer.warmup_steps * STEPS.value)
-            config.optimizer.warmup_steps = min(warmup, config.steps - 1)
-        print(f"\n{name}: {config.steps} steps of {config.batch_size}", flush=True)
-        start = time.monotonic()
-        code = train(config, directory / name)
-        if code:
-            sys.exit(code)
-        seconds[name] = time.monotonic() - start
-    return seconds
+    config = {
+        "stage1": configs.shapes_stage1.get_config,
+        "stage2_opt": lambda: configs.shapes_stage2_opt.get_config(stage1),
+        "stage2_t5": lambda: configs.shapes_stage2_t5.get_config(stage1),
+    }[name]()
+    with config.unlocked():
+        config.precision, config.seed = PRECISION.value, SEED.value
+        config.steps = max(2, round(config.steps * STEPS.value))
+        warmup = round(config.optimizer.warmup_steps * STEPS.value)
+        config.optimizer.warmup_steps = min(warmup, config.steps - 1)
+    return config
+
+
+def on_cores() -> bool:
+    """Whether runs can have a core each: small steps gain little by a second one."""
+    import jax
+
+    return jax.default_backend() == "cpu" and len(jobs.cores()) > 1
+
+
+def train_side_by_side(names: Sequence[str]) -> None:
+    """Runs in processes of their own, one a core.
+
+    Raises:
+      SystemExit: one failed; it has said why.
+    """
+    directory = pathlib.Path(WORKDIR.value).absolute()
+    command = [
+        sys.executable, __file__, f"--workdir={directory}", f"--seed={SEED.value}",
+        f"--precision={PRECISION.value}", f"--steps={STEPS.value}",
+    ]  # fmt: skip
+    todo = [
+        jobs.Job(name, [*command, f"--only={name}"], directory / f"{name}.log")
+        for name in names
+    ]
+    say = functools.partial(print, flush=True)
+    if jobs.run_jobs(todo, places=jobs.cores(), tell=say, echo=True):
+        sys.exit(1)
 
 
 def examine(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
@@ -123,7 +180,7 @@ def write(
     (directory / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     curves = {
         name: read_metrics(directory / name)
-        for name in ("stage1", *(f"stage2_{name}" for name in LANGUAGE_MODELS))
+        for name in ("stage1", *STAGE2)
     }
     page = report.make_page(exam, results, table, curves, spent)
     (directory / "report.html").write_text(page)

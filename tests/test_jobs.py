@@ -36,6 +36,13 @@ def test_jobs_wait_for_what_they_need_and_begin_in_order(tmp_path):
     assert (tmp_path / "first.log").read_text() == "heard\n"
 
 
+def test_what_jobs_say_can_be_told_behind_their_names(tmp_path):
+    lines = []
+    job = say(tmp_path, "one", "print('a'); print('b')")
+    assert run_jobs([job], places=cores()[:1], tell=lines.append, echo=True) == []
+    assert lines == ["one | a", "one | b", "one done, 0 of 1 left"]
+
+
 def test_what_fails_takes_along_what_needs_it_and_nothing_else(tmp_path):
     jobs = [
         say(tmp_path, "bad", "import sys; sys.exit(3)"),
