@@ -170,8 +170,8 @@ def write_tables(workdir: pathlib.Path, seeds: int) -> Iterator[str]:
     from blip2_jax.evaluation import small_report
 
     records = small_report.Records(workdir, seeds)
-    (workdir / "figure5.svg").write_text(small_report.figure5(workdir, seeds))
-    text = small_report.as_markdown(records, workdir, seeds)
+    (workdir / "figure5.svg").write_text(small_report.figure5(records))
+    text = small_report.as_markdown(records)
     (workdir / "tables.md").write_text(text)
     yield text
     yield f"written to {workdir / 'tables.md'} and {workdir / 'figure5.svg'}"

@@ -24,16 +24,15 @@ from blip2_jax.training.metrics_log import read_metrics
 
 
 class Records:
-    """The examples of all exams: `seed_N/RUN/EXAM.examples.jsonl` under a directory."""
+    """What trainings with `count` seeds wrote: `seed_N/RUN/...` under a directory."""
 
-    def __init__(self, directory: pathlib.Path, seeds: int) -> None:
-        self._directory, self._seeds = directory, seeds
+    def __init__(self, directory: pathlib.Path, count: int) -> None:
+        self._directory, self.count = directory, count
 
     def seeds(self, run: str, exam: str) -> list[int]:
         """The seeds whose record is there."""
-        return [
-            seed for seed in range(self._seeds) if self._file(seed, run, exam).exists()
-        ]
+        seeds = range(self.count)
+        return [seed for seed in seeds if self._file(seed, run, exam).exists()]
 
     def statistic(self, seed: int, run: str, exam: str, score: str) -> Statistic:
         """A score of one exam of one training.
@@ -43,8 +42,22 @@ class Records:
         """
         return _statistics(self._file(seed, run, exam))[score]
 
+    def curve(self, seed: int, run: str) -> dict[int, float]:
+        """The share of right answers by step; {} where the run has not begun."""
+        directory = self._run(seed, run)
+        if not (directory / "metrics.jsonl").exists():
+            return {}
+        return {
+            int(line["step"]): line["evaluation/exact_match"]
+            for line in read_metrics(directory)
+            if "evaluation/exact_match" in line
+        }
+
     def _file(self, seed: int, run: str, exam: str) -> pathlib.Path:
-        return self._directory / f"seed_{seed}" / run / f"{exam}.examples.jsonl"
+        return self._run(seed, run) / f"{exam}.examples.jsonl"
+
+    def _run(self, seed: int, run: str) -> pathlib.Path:
+        return self._directory / f"seed_{seed}" / run
 
 
 @functools.cache
@@ -134,22 +147,11 @@ def _difference(first: Row, second: Row, score: Score, records: Records) -> str:
     return f"{found.text(signed=True)} ({each})"
 
 
-def read_curve(directory: pathlib.Path) -> dict[int, float]:
-    """Of a run, the share of right answers by step; {} where it has not begun."""
-    if not (directory / "metrics.jsonl").exists():
-        return {}
-    return {
-        int(line["step"]): line["evaluation/exact_match"]
-        for line in read_metrics(directory)
-        if "evaluation/exact_match" in line
-    }
-
-
-def curves(directory: pathlib.Path, seeds: int) -> dict[str, list[tuple[int, float]]]:
+def curves(records: Records) -> dict[str, list[tuple[int, float]]]:
     """The curves of figure 5: means over the seeds that have the step."""
     result = {}
     for label, run in CURVES.items():
-        found = [read_curve(directory / f"seed_{n}" / run) for n in range(seeds)]
+        found = [records.curve(seed, run) for seed in range(records.count)]
         steps = sorted({step for each in found for step in each})
         result[label] = [
             (step, float(np.mean([each[step] for each in found if step in each])))
@@ -158,30 +160,23 @@ def curves(directory: pathlib.Path, seeds: int) -> dict[str, list[tuple[int, flo
     return {label: curve for label, curve in result.items() if curve}
 
 
-def figure5(directory: pathlib.Path, seeds: int) -> str:
+def figure5(records: Records) -> str:
     """The curves as an SVG file."""
-    title = "right answers on held-out scenes, %"
-    image = chart(title, curves(directory, seeds))
+    image = chart("right answers on held-out scenes, %", curves(records))
     return image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
-def as_markdown(records: Records, directory: pathlib.Path, seeds: int) -> str:
-    """All tables.
-
-    Args:
-      records: of the exams.
-      directory: of the runs.
-      seeds: how many of each kind there should be.
-    """
+def as_markdown(records: Records) -> str:
+    """All tables."""
     parts = [
-        f"Means over seeds 0 to {seeds - 1}; in brackets the interval that holds 95 % "
-        "of draws of seeds and of examples with replacement, and behind a difference "
-        "that of each seed. A blank cell has not been measured.",
+        f"Means over seeds 0 to {records.count - 1}; in brackets the interval that "
+        "holds 95 % of draws of seeds and of examples with replacement, and behind a "
+        "difference that of each seed. A blank cell has not been measured.",
     ]
     for table in TABLES:
         parts.append(f"### {table.title}\n\n{table.lead}")
         parts += [each.markdown() for each in make_table(table, records)]
-    lines = curves(directory, seeds)
+    lines = curves(records)
     steps = sorted({step for curve in lines.values() for step, _ in curve})
     rows = [
         [label, *(f"{dict(curve)[n]:.1f}" if n in dict(curve) else "" for n in steps)]

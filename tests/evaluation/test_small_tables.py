@@ -121,9 +121,10 @@ def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
         lines.append({"step": 20, "loss": 1.0})
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text)
-    assert curves(tmp_path, 3) == {"OPT with stage 1": [(10, 45.0), (20, 70.0)]}
-    image = figure5(tmp_path, 3)
+    records = Records(tmp_path, 3)
+    assert curves(records) == {"OPT with stage 1": [(10, 45.0), (20, 70.0)]}
+    image = figure5(records)
     assert image.startswith("<svg xmlns=") and "OPT with stage 1 70.00" in image
-    page = as_markdown(Records(tmp_path, 3), tmp_path, 3)
+    page = as_markdown(records)
     assert "| OPT with stage 1 | 45.0 | 70.0 |" in page
     assert all(table.title in page for table in TABLES)
