@@ -13,7 +13,6 @@ from configs import shapes_stage2_opt
 def get_config(stage1: str = "runs/shapes_stage1") -> ConfigDict:
     """The run's configuration."""
     config = shapes_stage2_opt.get_config(stage1, "t5").unlock()
-    config.steps = 1300
     config.data.question_share = 0.5
     config.data.prefix_split = "none"
     config.data.max_text_length = 13  # of a question
