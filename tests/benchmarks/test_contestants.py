@@ -4,6 +4,7 @@ import io
 import sys
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,11 +34,24 @@ def test_a_stage1_worker_steps_and_replays_negatives():
     assert losses[0] == pytest.approx(first, rel=0.1) and losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["opt", "t5"])
-def test_a_stage2_step(name):
-    training = ours.Training(stage2_sizes(name), 2, **stage2_step.TOKENS[name])
+def test_a_stage2_step():
+    training = ours.Training(stage2_sizes("opt"), 2, **stage2_step.TOKENS["opt"])
     assert training.compare() == pytest.approx(np.log(100), rel=0.1)
     assert training.step() > 0
+
+
+def test_a_stage2_step_in_half_precision_with_weights_drawn_on_the_device(tmp_path):
+    tokens = stage2_step.TOKENS["t5"]
+    training = ours.Training(
+        stage2_sizes("t5"), 2, **tokens, precision="bfloat16", drawn=True
+    )
+    dtypes = lambda tree: {array.dtype.name for array in jax.tree.leaves(tree)}
+    assert dtypes(training.frozen) == {"bfloat16"}
+    assert dtypes(training.state.trainable) == {"float32"}
+    assert training.compare() == pytest.approx(np.log(100), rel=0.1)
+    assert all(count > 0 for count in training.counted(**tokens)[:2])
+    training.profile(str(tmp_path))
+    assert list(tmp_path.glob("**/*.xplane.pb"))
 
 
 def test_generation_reads_all_weights_and_cache():
