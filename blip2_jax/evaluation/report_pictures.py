@@ -47,25 +47,28 @@ def overlay(
 
 
 def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """An SVG line chart with a legend; both axes begin at zero."""
+    """An SVG line chart; both axes begin at zero, names stand where no line ends."""
     points = [point for line in series.values() for point in line]
     right = max([x for x, _ in points], default=1.0)
     top = 1.05 * max([y for _, y in points], default=1.0)
+    ground = _HEIGHT - _BOTTOM
+    ends = [line[-1][1] for line in series.values()]
+    is_high = 2 * min(ends, default=0.0) > top
+    first = ground - 15 * len(ends) + 7 if is_high else 14  # of the names
 
     def place(x: float, y: float) -> str:
         across = _LEFT + x / right * (_WIDTH - _LEFT - 8)
-        return f"{across:.1f},{(_HEIGHT - _BOTTOM) * (1 - y / top):.1f}"
+        return f"{across:.1f},{ground * (1 - y / top):.1f}"
 
     parts = [
         f'<polyline fill="none" stroke="{color}" stroke-width="1.6" points="'
         + " ".join(place(x, y) for x, y in line)
-        + f'"/><text x="{_WIDTH - 8}" y="{14 + 15 * number}" fill="{color}" '
+        + f'"/><text x="{_WIDTH - 8}" y="{first + 15 * number}" fill="{color}" '
         f'text-anchor="end">{html.escape(name)} {line[-1][1]:.2f}</text>'
         for number, (color, (name, line)) in enumerate(
             zip(_COLORS, series.items(), strict=False)
         )
     ]
-    ground = _HEIGHT - _BOTTOM
     axes = (
         f'<path d="M{_LEFT} 0V{ground}H{_WIDTH - 8}" stroke="#99a" fill="none"/>'
         f'<text x="{_LEFT - 4}" y="12" text-anchor="end">{top:.1f}</text>'

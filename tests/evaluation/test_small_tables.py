@@ -1,11 +1,13 @@
 """The paper's tables in small: what they need is made, and what they print is right."""
 
 import json
+import re
 
 import pytest
 
 from blip2_jax.data.shapes.captions import captions
 from blip2_jax.evaluation.examples import write_examples
+from blip2_jax.evaluation.report_pictures import chart
 from blip2_jax.evaluation.shapes import common_answers
 from blip2_jax.evaluation.small_report import (
     Records,
@@ -128,3 +130,9 @@ def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
     page = as_markdown(records)
     assert "| OPT with stage 1 | 45.0 | 70.0 |" in page
     assert all(table.title in page for table in TABLES)
+
+
+def test_names_stand_where_no_curve_ends():
+    for end, side in ((1, range(20)), (8, range(150, 176))):
+        image = chart("", {"a": [(1, 9), (2, end)]})
+        assert int(re.search(r'y="([0-9]+)" fill', image)[1]) in side
