@@ -28,8 +28,8 @@ class Training(Machine):
           text: tokens of a text; of the encoder's input in an encoder-decoder.
           target: tokens of a decoder's target.
           precision, scan, attention: of the configuration.
-          drawn: weights are drawn on the device, and not those of `given`, which a
-            large model takes minutes to read.
+          drawn: random weights and not those of `given`, which a large model takes
+            minutes to make.
         """
         import jax
 
@@ -51,7 +51,6 @@ class Training(Machine):
         rate = schedule.make_schedule(config.optimizer, config.steps)
         adamw = optimizer.make_optimizer(config.optimizer, rate, parts.trainable)
         frozen = jax.tree.map(lambda array: array.astype(dtype), parts.frozen)
-        del params
         create = lambda tree: create_state(tree, adamw)
         state = jax.eval_shape(create, parts.trainable)
         mesh = sharding.make_mesh(devices=jax.devices()[:1])

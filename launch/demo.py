@@ -24,6 +24,9 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))  # configs import each o
 
 from blip2_jax import jobs
 
+LANGUAGE_MODELS = ("opt", "t5")
+STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
+
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where runs and report go.")
 PRECISION = flags.DEFINE_enum(
     "precision", "float32", ("bfloat16", "float32"), "Of matmul inputs in training."
@@ -31,13 +34,9 @@ PRECISION = flags.DEFINE_enum(
 SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
 STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies steps and warm-ups.")
 SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
-ONLY = flags.DEFINE_enum(
-    "only", None, ("stage1", "stage2_opt", "stage2_t5"), "Train this alone."
-)
+ONLY = flags.DEFINE_enum("only", None, ("stage1", *STAGE2), "Train this alone.")
 
 EXAM_START = 10_000  # the scenes before it were looked at while recipes were made
-LANGUAGE_MODELS = ("opt", "t5")
-STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
 
 
 def main(argv: list[str]) -> None:
@@ -63,7 +62,7 @@ def train_all(directory: pathlib.Path) -> dict[str, float]:
     for stage, names in (("stage1", ("stage1",)), ("stage2", STAGE2)):
         start = time.monotonic()
         if len(names) > 1 and on_cores():
-            train_side_by_side(names)
+            train_side_by_side(directory, names)
         else:
             for name in names:
                 train_one(directory, name)
@@ -112,13 +111,12 @@ def on_cores() -> bool:
     return jax.default_backend() == "cpu" and len(jobs.cores()) > 1
 
 
-def train_side_by_side(names: Sequence[str]) -> None:
+def train_side_by_side(directory: pathlib.Path, names: Sequence[str]) -> None:
     """Runs in processes of their own, one a core.
 
     Raises:
       SystemExit: one failed; it has said why.
     """
-    directory = pathlib.Path(WORKDIR.value).absolute()
     command = [
         sys.executable, __file__, f"--workdir={directory}", f"--seed={SEED.value}",
         f"--precision={PRECISION.value}", f"--steps={STEPS.value}",

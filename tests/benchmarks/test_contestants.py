@@ -34,13 +34,14 @@ def test_a_stage1_worker_steps_and_replays_negatives():
     assert losses[0] == pytest.approx(first, rel=0.1) and losses[1] < losses[0]
 
 
-def test_a_stage2_step():
-    training = ours.Training(stage2_sizes("opt"), 2, **stage2_step.TOKENS["opt"])
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_a_stage2_step(name):
+    training = ours.Training(stage2_sizes(name), 2, **stage2_step.TOKENS[name])
     assert training.compare() == pytest.approx(np.log(100), rel=0.1)
     assert training.step() > 0
 
 
-def test_a_stage2_step_in_half_precision_with_weights_drawn_on_the_device(tmp_path):
+def test_a_stage2_step_in_half_precision_with_random_weights(tmp_path):
     tokens = stage2_step.TOKENS["t5"]
     training = ours.Training(
         stage2_sizes("t5"), 2, **tokens, precision="bfloat16", drawn=True
