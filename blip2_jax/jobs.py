@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import TextIO
 
 
@@ -47,7 +50,8 @@ def run_jobs(
     """Run all jobs, as many at a time as there are places, in their order.
 
     A job that fails takes those that need it with it; all others are run. An
-    interrupt ends the jobs that run, politely: a training run saves and leaves.
+    interrupt, or SIGTERM, ends the jobs that run, politely: a training run saves and
+    leaves.
 
     Args:
       jobs: those to run; what they need and is not among them is taken to be done.
@@ -58,24 +62,33 @@ def run_jobs(
 
     Returns:
       Names of the jobs that failed, or were not run for that reason.
+
+    Raises:
+      SystemExit: SIGTERM came; what ran has ended.
     """
     board = _Board(list(jobs), tell, echo)
-    threads = [
-        threading.Thread(target=board.work, args=(place, environment))
-        for place in places
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except KeyboardInterrupt:
-        board.stop()
-        for thread in threads:
-            if thread.ident is not None:  # it was started
-                thread.join()
-        raise
+    with _exit_on_sigterm(), futures.ThreadPoolExecutor(len(places)) as workers:
+        try:
+            work = [workers.submit(board.work, place, environment) for place in places]
+            for each in futures.as_completed(work):
+                each.result()
+        except BaseException:
+            board.stop()
+            raise
     return board.failed
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that what was begun is ended; in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Board:
@@ -88,7 +101,7 @@ class _Board:
         self._waiting, self._tell, self._echo = jobs, tell, echo
         self._unfinished = {job.name for job in jobs}
         self._running: dict[str, subprocess.Popen[str]] = {}
-        self._changed = threading.Condition()
+        self._changed, self._stopped = threading.Condition(), False
         self._count = len(jobs)
 
     def work(self, place: int, environment: Mapping[str, str] | None) -> None:
@@ -117,6 +130,8 @@ class _Board:
             return 127
         with self._changed:
             self._running[job.name] = process
+            if self._stopped:  # while it was begun
+                process.terminate()
         assert process.stdout is not None  # a pipe
         for line in process.stdout:
             log.write(line)
@@ -129,8 +144,9 @@ class _Board:
         """Start nothing more, and ask what runs to end."""
         with self._changed:
             self._waiting.clear()
+            self._stopped = True
             for process in self._running.values():
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
             self._changed.notify_all()
 
     def _take(self) -> Job | None:

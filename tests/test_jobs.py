@@ -76,8 +76,11 @@ def test_each_place_has_a_job_of_its_own(tmp_path):
     assert held == {f"[{core}]" for core in cores()[:2]}
 
 
-def test_an_interrupt_ends_what_runs_politely(tmp_path):
-    code = f"""
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
+)
+def test_asked_to_end_it_ends_what_runs_politely(tmp_path, number, code):
+    program = f"""
 import pathlib, signal, sys
 from blip2_jax.jobs import Job, cores, run_jobs
 wait = '''
@@ -92,14 +95,15 @@ jobs = [Job(name, [sys.executable, "-c", wait], log) for name in ("one", "two")]
 run_jobs(jobs, places=cores()[:1])
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True
     )
     log = tmp_path / "log"
     deadline = time.monotonic() + 30
     while not (log.exists() and "begun" in log.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, error = process.communicate(timeout=30)
-    assert "KeyboardInterrupt" in error
+    assert ("KeyboardInterrupt" in error) == (number == signal.SIGINT)
+    assert process.returncode == code
     assert log.read_text() == "begun\nsaved\n"
