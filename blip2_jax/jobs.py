@@ -80,7 +80,7 @@ def run_jobs(
 
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that what was begun is ended; in the main thread."""
+    """SIGTERM raises SystemExit in the main thread, so that what was begun is ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

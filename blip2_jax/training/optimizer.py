@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 
+from blip2_jax.training.muon import scale_by_muon
 from blip2_jax.training.partition import flatten, unflatten
 from blip2_jax.training.schedule import Schedule
 
@@ -25,7 +25,6 @@ NO_DECAY_ORIGINAL = r"(.*/)?(bias|scale)"
 TOWER = "visual_encoder"
 # What Muon orthogonalises: the matrices inside of blocks.
 MUON = r"(.*/)?(blocks|layer_[0-9]+)/.*kernel"
-MUON_RMS = 0.2  # of an update, about Adam's: rates mean the same for both
 
 
 def make_optimizer(
@@ -65,21 +64,7 @@ def make_optimizer(
 def _direction(options: Mapping[str, Any]) -> optax.GradientTransformation:
     """From gradients to updates of about unit size."""
     adam = optax.scale_by_adam(options["b1"], options["b2"], options["eps"])
-    return adam if options["name"] == "adamw" else _by_path(MUON, _muon(), adam)
-
-
-def _muon() -> optax.GradientTransformation:
-    """Momentum, orthogonalised (Jordan 2024), at Adam's size (Liu et al. 2025)."""
-    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    orthogonalise = optax.contrib.scale_by_muon(
-        weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: axes, updates)
-    )
-    resize = optax.stateless(
-        lambda updates, _: jax.tree.map(
-            lambda u: u * (MUON_RMS * max(u.shape[-2:]) ** 0.5), updates
-        )
-    )
-    return optax.chain(orthogonalise, resize)
+    return adam if options["name"] == "adamw" else _by_path(MUON, scale_by_muon(), adam)
 
 
 def _by_path(
