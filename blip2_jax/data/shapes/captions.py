@@ -49,7 +49,8 @@ def captions(split: str, index: int, count: int = 5) -> list[str]:
     found: list[str] = []
     while len(found) < count:
         text = caption(members[this], rng)
-        if not any(read(text).describes(other) for other in others):
+        facts = read(text)
+        if not any(facts.describes(other) for other in others):
             found.append(text)
     return found
 
