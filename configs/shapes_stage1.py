@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     """The run's configuration."""
     config = default_config("stage1").unlock()
     config.batch_size = 64
-    config.steps = 650
+    config.steps = 600
     config.model.preset = "shapes"
     config.model.scan = False
     config.frozen_sources.vision = "shapes:vision"

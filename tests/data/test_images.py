@@ -98,8 +98,9 @@ def test_reduced_decoding_hardly_changes_what_is_seen():
     assert np.abs(full - reduced).mean() < 2
 
 
-def test_evaluation_equals_pillow():
-    image = picture(7, 311, 207)
+@pytest.mark.parametrize("size", [(311, 207), (64, 64)])
+def test_evaluation_equals_pillow(size):
+    image = picture(7, *size)
     expected = image.resize((64, 64), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(evaluation_image(np.asarray(image), 64), expected)
 
