@@ -16,7 +16,7 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     """The run's configuration; `family` is "opt" or "t5"."""
     config = default_config("stage2").unlock()
     config.batch_size = 32  # half of stage 1's: more steps in the same time are better
-    config.steps = 1450
+    config.steps = 1300
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
     config.init.from_run = stage1
