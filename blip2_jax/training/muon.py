@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised (Jordan 2024).
 
 As `optax.contrib.scale_by_muon`, which transposes tall matrices and reads its
-coefficients from the state: without either a step of the shapes world takes a tenth
-less on a CPU.
+coefficients from the state: without either a step of the shapes world takes 3 to
+13 % less on a CPU.
 """
 
 from __future__ import annotations
