@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
 # Large pages, and what a step gives back is kept for the next (glibc): a tenth of its time.
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+# Where a worker crashes the run ends and names the test; a new worker might wait for ever.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --max-worker-restart=0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint types clean
@@ -27,10 +29,10 @@ demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.ht
 	$(MALLOC) $(BIN)/python launch/demo.py --workdir $(DEMO_DIR)
 
 test: $(STAMP) lint types  ## lint, types and the fast tests (under 20 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+	$(PYTEST) --dist loadfile -m "not slow" tests
 
 test-slow: $(STAMP)  ## the longer tests (about 25 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n 2 --dist load -m slow tests
+	$(PYTEST) --dist load -m slow tests
 
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .

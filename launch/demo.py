@@ -40,13 +40,23 @@ EXAM_START = 10_000  # the scenes before it were looked at while recipes were ma
 
 
 def main(argv: list[str]) -> None:
-    """Train, examine, report."""
+    """Train, examine, report; what the user can mend becomes one sentence."""
+    from blip2_jax.training.config import ConfigError
+
     logging.set_verbosity(logging.ERROR)
     directory = pathlib.Path(WORKDIR.value).absolute()
-    directory.mkdir(parents=True, exist_ok=True)
-    if ONLY.value:
-        train_one(directory, ONLY.value)
-        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if ONLY.value:
+            train_one(directory, ONLY.value)
+        else:
+            run(directory)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(directory: pathlib.Path) -> None:
+    """The whole recipe."""
     begin = time.monotonic()
     seconds = train_all(directory)
     start = time.monotonic()

@@ -1,8 +1,10 @@
 """Shared by all tests: 8 virtual CPU devices, the goldens, the optional test data."""
 
+import gc
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests are bound by compilation: machine code without optimisation takes half the time
@@ -12,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
+import jax
 import pytest
 from absl import flags
 
@@ -22,6 +25,18 @@ flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """A file's compiled programs end with it.
+
+    Each takes memory maps, of which Linux allows a process 65,530: the compiler crashes
+    where there are no more, and the whole suite would come close.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,32 @@ import sys
 
 import pytest
 
+from blip2_jax.training.config import write_config
+from configs import shapes_stage1
+
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def demo(workdir, *more):
+    return subprocess.run(
+        [sys.executable, "launch/demo.py", f"--workdir={workdir}", *more],
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_directory_of_another_recipe_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "stage1").mkdir()
+    write_config(tmp_path / "stage1", shapes_stage1.get_config())
+    done = demo(tmp_path, "--seed=7")
+    assert done.returncode == 1
+    assert "seed (was 0, is 7)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 def test_demo_trains_examines_and_reports(tmp_path):
-    command = [
-        sys.executable, "launch/demo.py", f"--workdir={tmp_path}", "--steps=0.005",
-        "--scenes=8",
-    ]  # fmt: skip
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = demo(tmp_path, "--steps=0.005", "--scenes=8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "image to text, first of 8" in done.stdout
     results = json.loads((tmp_path / "results.json").read_text())
