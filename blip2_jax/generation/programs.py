@@ -7,6 +7,7 @@ the larger program as it is.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -92,6 +93,7 @@ def read_stage2(
     prompt_ids: Int[Array, "B T"],
     prompt_mask: Bool[Array, "B T"],
     question: tuple[Int[Array, "B ..."], Bool[Array, "B ..."]] | tuple[()] = (),
+    weights: PyTree = None,
 ) -> Read:
     """The language model reads the image's queries and a prompt.
 
@@ -105,6 +107,7 @@ def read_stage2(
       prompt_mask: True = a real token.
       question: Q-Former ids and mask, where the model reads a question there: one a
         row, or [B, N, T] one an image.
+      weights: from `weights_apart`; None: those of `params`.
     """
     apply = bind(model, params)
     batch, together = images.shape[0], images.ndim > _image_rank(model)
@@ -119,7 +122,8 @@ def read_stage2(
     queries = apply("encode_queries", apply("encode_image", images), *read)
     if together:
         queries = queries.reshape(batch, -1, queries.shape[-1])
-    return apply("prefill", queries, prompt_ids, prompt_mask)
+    logits, prefix = apply("prefill", queries, prompt_ids, prompt_mask, weights)
+    return logits, dataclasses.replace(prefix, weights=None)
 
 
 def _image_rank(model: Blip2Stage2) -> int:
@@ -148,13 +152,12 @@ def write_stage2(
       eos_id: what ends a text: the newline for OPT, end of sequence for T5.
       history: from `start_history`.
       keys: one random key a row, for sampling.
-      weights: from `weights_apart`; None: those of `params`.
+      weights: what `read_stage2` was given.
     """
     assert model.config.language_model is not None
     apply = bind(model, params)
     logits, prefix = read
-    if weights is not None:
-        prefix = apply("take_apart", prefix, weights)
+    prefix = dataclasses.replace(prefix, weights=weights)
     decoder = Decoder(
         functools.partial(apply, "init_generated"),
         functools.partial(apply, "decode_step"),
@@ -165,7 +168,7 @@ def write_stage2(
 
 
 def weights_apart(model: Blip2Stage2, params: PyTree) -> PyTree:
-    """A copy of the language model's weights, as a CPU decodes fastest."""
+    """A copy of the language model's weights, as a CPU reads them fastest."""
     return bind(model, params)("weights_apart")
 
 

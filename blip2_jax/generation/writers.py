@@ -213,8 +213,9 @@ class LanguageWriter(_Encoding):
         assert language_model is not None
         history = programs.start_history(language_model, ids, mask, config.convention)
         read = _read_stage2(
-            self._model, self._params, images, ids, mask, tuple(question)
-        )
+            self._model, self._params, images, ids, mask, tuple(question),
+            self._weights,
+        )  # fmt: skip
         return _write_stage2(
             self._model, self._params, read, config, history=history, keys=keys,
             eos_id=self._tokenizer.end_id, weights=self._weights,

@@ -122,20 +122,20 @@ class Blip2Stage2(Blip2Base):
         query_output: Float[Array, "B Q D"],
         prompt_ids: Int[Array, "B T"],
         prompt_mask: Bool[Array, "B T"],
+        weights: Any = None,
     ) -> tuple[Float[Array, "B V"], Prefix]:
-        """Generation: reads the projected queries, then the (left-padded) prompt."""
+        """Generation: reads the projected queries, then the (left-padded) prompt.
+
+        `weights`: of the language model, from `weights_apart`.
+        """
         text = self.language_model.embed(prompt_ids)
         queries = self.project(query_output)
         inputs, mask = queries_then_text(queries, text, prompt_mask)
-        return self.language_model.prefill(inputs, mask)
+        return self.language_model.prefill(inputs, mask, weights)
 
     def weights_apart(self) -> Any:
         """Generation on a CPU: weights by layer; see `LanguageModel`."""
         return self.language_model.weights_apart()
-
-    def take_apart(self, prefix: Prefix, weights: Any) -> Prefix:
-        """Generation on a CPU: caches by layer; see `LanguageModel`."""
-        return self.language_model.take_apart(prefix, weights)
 
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
         """Generation: empty slots; see `LanguageModel`."""

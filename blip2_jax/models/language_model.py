@@ -61,11 +61,16 @@ class LanguageModel(Protocol):
         ...
 
     def prefill(
-        self, inputs_embeds: Float[Array, "B S E"], mask: Bool[Array, "B S"]
+        self,
+        inputs_embeds: Float[Array, "B S E"],
+        mask: Bool[Array, "B S"],
+        weights: Any = None,
     ) -> tuple[Float[Array, "B V"], Prefix]:
         """Reads queries and prompt: fp32 logits of the first new token, and the cache.
 
-        An encoder-decoder encodes them and reads its start token.
+        An encoder-decoder encodes them and reads its start token. `weights`: from
+        `weights_apart`, to be read in place of the parameters, here and by the steps;
+        the caches then are lists, one a layer.
         """
         ...
 
@@ -74,16 +79,12 @@ class LanguageModel(Protocol):
         ...
 
     def weights_apart(self) -> Any:
-        """The weights that decoding reads, as a CPU reads them fastest.
+        """The weights that generation reads, as a CPU reads them fastest.
 
         Layer by layer: a CPU would copy every layer's weights out of their stack at
         every token, which takes several times as long as reading them; and in the
         order of `weights_first`. Made once for a model.
         """
-        ...
-
-    def take_apart(self, prefix: Prefix, weights: Any) -> Prefix:
-        """A prefix that is decoded with these weights, its caches layer by layer."""
         ...
 
     def decode_step(

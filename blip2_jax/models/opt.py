@@ -197,13 +197,18 @@ class OPT(nn.Module):
         return self.logits(hidden[:, queries.shape[1] - 1 : -1]), ids, targets
 
     def prefill(
-        self, inputs_embeds: Float[Array, "B S E"], mask: Bool[Array, "B S"]
+        self,
+        inputs_embeds: Float[Array, "B S E"],
+        mask: Bool[Array, "B S"],
+        weights: list[Any] | None = None,
     ) -> tuple[Float[Array, "B V"], Prefix]:
         """Logits of the first new token, and the cache of what was read."""
         x = self.embeddings.enter(inputs_embeds, _positions(mask))
-        x, (key, value) = self.stack(self.blocks, x, causal(mask), method="prefill")
-        prefix = Prefix(key, value, mask, mask.sum(axis=1, dtype=jnp.int32))
-        return self.logits(last_real(x, mask))[:, 0], prefix
+        blocks = self.blocks if weights is None else weights
+        x, (key, value) = self.stack(blocks, x, causal(mask), method="prefill")
+        length = mask.sum(axis=1, dtype=jnp.int32)
+        logits = self.logits(last_real(x, mask), few_rows=weights is not None)
+        return logits[:, 0], Prefix(key, value, mask, length, weights=weights)
 
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
         """Empty slots for the tokens to come.
@@ -219,11 +224,6 @@ class OPT(nn.Module):
     def weights_apart(self) -> list[Any]:
         """The blocks' weights layer by layer; see `LanguageModel`."""
         return self.stack.weights_apart(self.blocks)
-
-    def take_apart(self, prefix: Prefix, weights: list[Any]) -> Prefix:
-        """The prefix with its caches layer by layer; see `LanguageModel`."""
-        key, value = map(self.stack.apart, (prefix.key, prefix.value))
-        return dataclasses.replace(prefix, key=key, value=value, weights=weights)
 
     def decode_step(
         self,

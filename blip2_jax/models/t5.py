@@ -101,14 +101,16 @@ class T5Stack(nn.Module):
         mask: Bool[Array, "B 1 #T T"],
         *encoded: Array,
         key: PRNGKeyArray | None,
+        layers: list[Any] | None = None,
     ) -> Float[Array, "B T D"]:
         """A whole sequence, with dropout where `key` is given."""
-        first, layers, last = split_key(key, 3)
-        per_layer = None if layers is None else jax.random.split(layers, self.depth)
+        first, inner, last = split_key(key, 3)
+        per_layer = None if inner is None else jax.random.split(inner, self.depth)
         x = dropout(x.astype(self.dtype), self.config.dropout, first)
         x, _ = self(
             x, mask, self.bias(distances(x.shape[1])), *encoded,
             per_layer=per_layer, method="decode" if self.causal else "encode",
+            layers=layers,
         )
         return dropout(x, self.config.dropout, last)
 
@@ -146,9 +148,10 @@ class T5(nn.Module):
         inputs_embeds: Float[Array, "B S D"],
         mask: Bool[Array, "B S"],
         key: PRNGKeyArray | None = None,
+        layers: list[Any] | None = None,
     ) -> Float[Array, "B S D"]:
         """The encoder's normed states."""
-        return self.encoder.read(inputs_embeds, padding(mask), key=key)
+        return self.encoder.read(inputs_embeds, padding(mask), key=key, layers=layers)
 
     def training_logits(
         self,
@@ -174,38 +177,38 @@ class T5(nn.Module):
         return self.logits(hidden), targets, target_mask
 
     def prefill(
-        self, inputs_embeds: Float[Array, "B S D"], mask: Bool[Array, "B S"]
+        self,
+        inputs_embeds: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        weights: dict[str, Any] | None = None,
     ) -> tuple[Float[Array, "B V"], Prefix]:
         """Encodes, reads the start token, returns the first new token's logits."""
         mask = mask.astype(bool)
-        encoded = self.encode(inputs_embeds, mask)
+        apart = weights or {"encoder": None, "decoder": None}
+        encoded = self.encode(inputs_embeds, mask, layers=apart["encoder"])
         seen = jnp.ones((mask.shape[0], 1), bool)
         start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
         hidden, ((key, value), (cross_key, cross_value)) = self.decoder(
             start, causal(seen), self.decoder.bias(distances(1)), encoded, mask,
-            method="prefill",
-        )
+            method="prefill", layers=apart["decoder"],
+        )  # fmt: skip
         position = jnp.ones(mask.shape[0], jnp.int32)
-        prefix = Prefix(key, value, seen, position, cross_key, cross_value, mask)
-        return self.logits(hidden)[:, 0], prefix
+        prefix = Prefix(
+            key, value, seen, position, cross_key, cross_value, mask, weights
+        )
+        return self._next_logits(hidden, prefix)[:, 0], prefix
 
     def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
         """Empty slots for the tokens to come."""
         return init_generated(prefix, beams, max_new)
 
     def weights_apart(self) -> dict[str, Any]:
-        """The decoder's blocks layer by layer, and the head; see `LanguageModel`."""
-        head = self.head["kernel"].astype(self.dtype).T
-        return {"layers": self.decoder.weights_apart(), "head": head}
-
-    def take_apart(self, prefix: Prefix, weights: dict[str, Any]) -> Prefix:
-        """The prefix with its caches layer by layer; see `LanguageModel`."""
-        names = ("key", "value", "cross_key", "cross_value")
-        caches = {name: getattr(prefix, name) for name in names}
-        apart: dict[str, Any] = {
-            name: self.decoder.stack.apart(cache) for name, cache in caches.items()
+        """The blocks layer by layer, and the head; see `LanguageModel`."""
+        return {
+            "encoder": self.encoder.weights_apart(),
+            "decoder": self.decoder.weights_apart(),
+            "head": self.head["kernel"].astype(self.dtype).T,
         }
-        return dataclasses.replace(prefix, **apart, weights=weights)
 
     def decode_step(
         self,
@@ -233,7 +236,7 @@ class T5(nn.Module):
         hidden, (new_key, new_value) = self.decoder(
             self.embed(ids), step, prefix.cross_mask,
             per_layer=cached, method="step",
-            layers=prefix.weights and prefix.weights["layers"],
+            layers=prefix.weights and prefix.weights["decoder"],
         )  # fmt: skip
         generated = dataclasses.replace(generated, new_key=new_key, new_value=new_value)
         return self._next_logits(hidden, prefix), generated

@@ -3,6 +3,7 @@
 Decoding multiplies every matrix with one row a beam: its time is that of reading the
 weights. XLA's CPU backend reads a left operand, contracted along its last axis, at
 two thirds of the speed of a plain matrix-vector product, the usual order at a third.
+The hundred rows of prompts are not slower in that order.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def run_steps(apply, prefix, ids, forks):
     return out
 
 
-def taken_apart(apply, prefix):
-    """The prefix as a CPU decodes from it."""
+def read_apart(apply, embeds, mask):
+    """`prefill` as a CPU runs it, of weights taken apart."""
     weights = apply(method="weights_apart")
-    return apply(prefix, weights, method="take_apart")
+    return apply(embeds, mask, weights, method="prefill")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import fork, histories, run_steps, taken_apart
+from decoding import fork, histories, read_apart, run_steps
 from tolerances import assert_values
 
 from blip2_jax import presets
@@ -98,16 +98,17 @@ def test_decoding_equals_the_full_forward_pass(name):
     config, params = CONFIGS[name], init(CONFIGS[name])
     model, (prompt, mask) = OPT(config), padded("left")
     apply = lambda *args, **kwargs: model.apply({"params": params}, *args, **kwargs)
-    logits, prefix = apply(
-        apply(prompt, method="embed"), jnp.asarray(mask), method="prefill"
-    )
+    given = apply(prompt, method="embed"), jnp.asarray(mask)
+    logits, prefix = apply(*given, method="prefill")
+    logits_apart, prefix_apart = read_apart(apply, *given)
     expected = forward(model, params, prompt, mask)
     assert_values(logits, expected[:, -1])
+    assert_values(logits_apart, logits, "taken apart")
 
     new = np.random.default_rng(1).integers(3, 40, (3, 3, 4))
     forks = fork(*new.shape)
     steps = run_steps(apply, prefix, new, forks)
-    apart = run_steps(apply, taken_apart(apply, prefix), new, forks)
+    apart = run_steps(apply, prefix_apart, new, forks)
     assert_values(np.array(apart), np.array(steps), "taken apart")
     for time, found in enumerate(steps):
         told = histories(new, forks[time])
