@@ -190,8 +190,10 @@ def _cached_scores(query: Array, key: Array) -> Float[Array, "B H W S"]:
 
 
 def _cached_context(weights: Array, value: Array) -> Float[Array, "B W H K"]:
-    # Kept by head behind a barrier: a product that is to leave in another order takes a
-    # CPU four times as long.
+    if weights.shape[2] == 1:
+        return einsum("bhws,bhsk->bwhk", weights, value)
+    # By head behind a barrier: a product of several rows that is to leave in another
+    # order takes a CPU four times as long.
     by_head = einsum("bhws,bhsk->bhwk", weights, value)
     return jax.lax.optimization_barrier(by_head).swapaxes(1, 2)
 
