@@ -120,6 +120,8 @@ def start(
 ) -> subprocess.Popen:
     """Training in a process of its own; what it says goes to `RUN_DIR.log`.
 
+    Runs beside each other share their compiled programs.
+
     Args:
       script: `launch/train.py`, or one like it.
       config: file of the configuration.
@@ -132,7 +134,9 @@ def start(
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(run_dir.parent / "compiled"),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, script, f"--config={config}", f"--workdir={run_dir}"]
     options = [f"--config.{change}" for change in changes]

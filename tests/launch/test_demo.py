@@ -1,12 +1,12 @@
 """`launch/demo.py` from end to end, with hardly any training."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from processes import environment
 
 from blip2_jax.training.config import write_config
 from configs import shapes_stage1
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def demo(workdir, *more):
     return subprocess.run(
         [sys.executable, "launch/demo.py", f"--workdir={workdir}", *more],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        cwd=ROOT, env=environment(workdir / "compiled"),
         capture_output=True, text=True,
     )  # fmt: skip
 
