@@ -31,7 +31,7 @@ demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.ht
 test: $(STAMP) lint types  ## lint, types and the fast tests (under 20 minutes on 2 cores)
 	$(PYTEST) --dist loadfile -m "not slow" tests
 
-test-slow: $(STAMP)  ## the longer tests (about 25 minutes on 2 cores)
+test-slow: $(STAMP)  ## the longer tests (about half an hour on 2 cores)
 	$(PYTEST) --dist load -m slow tests
 
 lint: $(STAMP)  ## ruff
