@@ -63,8 +63,8 @@ class Generation(Machine):
         vision: Any = self.config.vision
         ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
         features = given.images(rows, vision.num_tokens, vision.width)
-        rows = (jnp.asarray(each) for each in (features, ids, ids >= 0))
-        self._given = (*rows, (), self._weights)
+        arrays = map(jnp.asarray, (features, ids, ids >= 0))
+        self._given = (*arrays, (), self._weights)
         self._tokens = tokens
 
     def generate(self) -> float:

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, and several processes of one run."""
+"""Several processes of one run, on this machine."""
 
 import os
 import pathlib
@@ -9,13 +9,6 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 PATIENCE_S = 900
 COUNT, DEVICES = 2, 4
-
-
-def environment(programs) -> dict[str, str]:
-    """Of commands that share their compiled programs, kept in the given directory."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(programs)
-    }  # fmt: skip
 
 
 def free_port() -> int:
