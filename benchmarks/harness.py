@@ -184,15 +184,21 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 def take_turns(
     workers: Sequence[Worker], method: str, rounds: int, **given: Any
 ) -> dict[str, float]:
-    """Median seconds of a method of every worker, called in turn after one untimed."""
+    """Median seconds of a method of every worker, called in turn after one untimed.
+
+    A turn is two calls, of which the second counts, as in a loop of them: in the first
+    a process gets back what it lost while the others ran. Of memory that it had freed
+    a virtual machine's host takes hold within seconds; having it anew took our steps
+    up to a second.
+    """
     times: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):
         for worker in workers:
-            taken = worker.ask(method, **given)
+            first, taken = (worker.ask(method, **given) for _ in range(2))
             if turn:
                 times[worker.name].append(taken)
             else:  # long, where it compiles
-                print(f"{worker.name}: first {taken:.1f} s", file=sys.stderr)
+                print(f"{worker.name}: first {first:.1f} s", file=sys.stderr)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 

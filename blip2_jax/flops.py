@@ -165,14 +165,20 @@ def t5(config: T5Config, tokens: int, target: int) -> Terms:
     }
 
 
-def training(terms: Terms, trained_vision: bool = False) -> int:
+def training(
+    terms: Terms, trained_vision: bool = False, fold_norm: bool = True
+) -> int:
     """FLOPs of a training step for one image, with a frozen language model.
 
     A frozen image tower runs forward (x1). A language model runs forward and backward
-    to its inputs (x2). What is trained also gets the gradient of its weights (x3).
+    to its inputs (x2). What is trained also gets the gradient of its weights (x3). An
+    image's keys and values have no gradient to the image (x2) where the tower is
+    frozen and the norm between is folded into their weights (`models/folded_norm.py`);
+    `fold_norm` False: x3, as the original.
     """
-    times = {"vit": 3 if trained_vision else 1, "language_weights": 2}
-    times |= {"language_attention": 2, "language_head": 2}
+    to_image = trained_vision or not fold_norm
+    times = {"vit": 3 if trained_vision else 1, "kv": 3 if to_image else 2}
+    times |= {"language_weights": 2, "language_attention": 2, "language_head": 2}
     return sum(times.get(name, 3) * flops for name, flops in terms.items())
 
 
@@ -186,10 +192,11 @@ def mfu_numerator(
     """FLOPs an image that MFU is measured by: the original algorithm's.
 
     In stage 1 it projects an image's keys and values four times and computes what
-    nobody reads (761 GF at ViT-g and 32 text tokens); less work shows as speed.
+    nobody reads (761 GF at ViT-g and 32 text tokens), in both stages it takes gradients
+    back to the image's tokens; less work shows as speed.
     """
     if config.language_model is None:
         terms = stage1(config, text, share_kv=False, skip_unread=False)
     else:
         terms = stage2(config, text, target, question)
-    return training(terms, trained_vision)
+    return training(terms, trained_vision, fold_norm=False)

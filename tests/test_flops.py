@@ -106,21 +106,25 @@ def tiny(task, **objective):
 
 
 def check_stage1(sums, terms):
-    """Forward as the formula; what is trained x3; the image tower x1."""
+    """Forward as the formula; what is trained x3; the image tower x1.
+
+    The image's keys and values x2: no gradient goes to the frozen features.
+    """
     for name, forward in terms.items():
-        backward = 0 if name == "vit" else 2 * forward
+        backward = {"vit": 0, "kv": forward}.get(name, 2 * forward)
         assert sums[name] == (forward, backward), name
 
 
 def check_stage2(sums, terms):
     """Frozen weights of the language model have no gradient: x2, not x3.
 
-    The products of its attention have two operands that depend on the queries; they
-    are no weights, and so x3.
+    So do, of the image's keys and values, the frozen features. The products of the
+    language model's attention have two operands that depend on the queries; they are
+    no weights, and so x3.
     """
-    frozen = ("language_weights", "language_head")
+    half = ("language_weights", "language_head", "kv")
     for name, forward in terms.items():
-        times = 0 if name == "vit" else 1 if name in frozen else 2
+        times = 0 if name == "vit" else 1 if name in half else 2
         assert sums[name] == (forward, times * forward), name
     assert sums["other"] == (0, 0)
 
@@ -144,9 +148,12 @@ def test_stage1_formula():
         assert original[name] / GIGA == pytest.approx(expected, abs=0.05)
     itg = original["itg"] + original["itg_head"]
     assert itg / GIGA == pytest.approx(7.1, abs=0.06)
-    assert flops.training(original) / GIGA == pytest.approx(761, abs=0.5)
-    assert flops.training(shared) / GIGA == pytest.approx(701, abs=0.5)
-    assert flops.mfu_numerator(config, 32) == flops.training(original)
+    whole = lambda terms: flops.training(terms, fold_norm=False)
+    assert whole(original) / GIGA == pytest.approx(761, abs=0.5)
+    assert whole(shared) / GIGA == pytest.approx(701, abs=0.5)
+    folded = flops.training(shared)
+    assert whole(shared) - folded == flops.key_value(config.qformer, 257, 1408)
+    assert flops.mfu_numerator(config, 32) == whole(original)
     vit_l = presets.PRESETS["pretrain_vitL"]
     assert flops.mfu_numerator(vit_l, 32) / GIGA == pytest.approx(374, abs=0.5)
 
@@ -175,7 +182,7 @@ def test_text_that_nobody_reads_is_left_out_of_the_last_block():
 
 @pytest.mark.parametrize("name", [n for n in presets.PRESETS if stage(n) == 1])
 def test_stage1_step_at_full_size(name):
-    """Every released size, 32 tokens, every term exact; ViT-g: 701 - 4.6 GF."""
+    """Every released size, 32 tokens, every term exact; ViT-g: 701 - 4.6 - 6.7 GF."""
     config = default_config("stage1").unlock()
     config.model.preset = name
     sums, task = count(config, text=32)
@@ -191,7 +198,7 @@ def test_stage1_step_at_full_size(name):
     total = sum(map(sum, sums.values()))
     assert total == flops.training(terms) + 3 * itm_head + 4 * one
     if name == "pretrain":
-        assert total / GIGA == pytest.approx(696.7, abs=0.05)
+        assert total / GIGA == pytest.approx(690.0, abs=0.05)
 
 
 PUBLISHED = {
@@ -213,7 +220,7 @@ def test_stage2_step_at_full_size(name):
     total = sum(map(sum, sums.values()))
     assert total == flops.training(terms) + terms["language_attention"]
     if name in PUBLISHED:
-        assert total / GIGA == pytest.approx(PUBLISHED[name], rel=2e-3)
+        assert (total + terms["kv"]) / GIGA == pytest.approx(PUBLISHED[name], rel=2e-3)
 
 
 @pytest.mark.parametrize(("preset", "size", "text", "published"), [
@@ -236,6 +243,7 @@ def test_a_fine_tune_reads_the_question_and_trains_the_image_encoder():
     terms = flops.stage2(task.model.config, 6, question=QUESTION)
     patches = 2 * 16 * 3 * 14**2 * 32  # of bytes: no gradient goes into the image
     assert sums.pop("vit") == (terms["vit"], 2 * terms.pop("vit") - patches)
+    assert sums.pop("kv") == (terms["kv"], 2 * terms.pop("kv"))
     check_stage2(sums, terms)
 
 
@@ -245,12 +253,12 @@ def test_the_original_algorithm_projects_keys_and_values_four_times():
 
 
 def test_several_devices_project_the_exchanged_images_once_more():
-    """At ViT-g: 697 + 3 x 6.67 = 717 GF an image."""
+    """At ViT-g: 690 + 2 x 6.67 = 703 GF an image."""
     sums, task = count(tiny("stage1"), text=6, devices=2)
     terms = flops.stage1(task.model.config, 6)
     check_stage1(sums, terms | {"kv": 2 * terms["kv"]})
     full = flops.stage1(presets.PRESETS["pretrain"], 32)
-    assert (flops.training(full) + 3 * full["kv"]) / GIGA <= 717.5
+    assert (flops.training(full) + 2 * full["kv"]) / GIGA <= 703.5
 
 
 @pytest.mark.parametrize("task", ["stage1", "stage2"])

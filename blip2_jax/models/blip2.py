@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from blip2_jax.models.layers import INITIAL_STD, layer_norm, normal
+from blip2_jax.models.folded_norm import FoldedLayerNorm
+from blip2_jax.models.layers import INITIAL_STD, normal
 from blip2_jax.models.qformer import ImageKeyValues, QFormer
 from blip2_jax.models.vit import VisionTransformer, normalize_images
 from blip2_jax.presets import Blip2Config, FeaturesConfig
@@ -35,7 +36,9 @@ class Blip2Base(nn.Module):
             self.visual_encoder = VisionTransformer(
                 vision, self.dtype, self.scan, self.remat
             )
-        self.ln_vision = layer_norm(self.config.ln_vision_eps, self.dtype)
+        self.ln_vision = FoldedLayerNorm(
+            vision.width, self.config.ln_vision_eps, self.dtype
+        )
         shape = (qformer.num_queries, qformer.width)
         self.query_tokens = self.param("query_tokens", normal(), shape)
         self.qformer = QFormer(qformer, self.dtype, self.reads_text)

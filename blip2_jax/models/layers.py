@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.models.attention import attention
+from blip2_jax.models.folded_norm import FoldedDense, Normed
 from blip2_jax.models.precision import precision_of
 
 INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
@@ -123,12 +124,18 @@ class MultiHeadAttention(nn.Module):
     dtype: DTypeLike
     use_bias: bool = True
     key_bias: bool = True  # without use_bias there is none either
+    folded: bool = False  # keys and values are made of `Normed` vectors, with biases
 
     def setup(self) -> None:
         size = self.heads * self.head_width
         self.query = dense(size, self.dtype, use_bias=self.use_bias)
-        self.key = dense(size, self.dtype, use_bias=self.use_bias and self.key_bias)
-        self.value = dense(size, self.dtype, use_bias=self.use_bias)
+        linear = lambda use_bias: (
+            FoldedDense(size, self.dtype, normal())
+            if self.folded
+            else dense(size, self.dtype, use_bias=use_bias)
+        )
+        self.key: Callable[..., Array] = linear(self.use_bias and self.key_bias)
+        self.value: Callable[..., Array] = linear(self.use_bias)
         self.output = dense(self.width, self.dtype, use_bias=self.use_bias)
 
     def project_query(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
@@ -136,9 +143,9 @@ class MultiHeadAttention(nn.Module):
         return self._split(self.query(x))
 
     def project_key_value(
-        self, x: Float[Array, "B S D"]
+        self, x: Float[Array, "B S D"] | Normed
     ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-        """Keys and values of `x`, by head."""
+        """Keys and values of `x`, by head; `Normed` where `folded`."""
         return self._split(self.key(x)), self._split(self.value(x))
 
     def project_output(self, context: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:

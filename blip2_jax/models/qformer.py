@@ -21,6 +21,7 @@ from blip2_jax.models import masks
 from blip2_jax.models.attention import KeyValue
 from blip2_jax.models.cache import Generated, Prefix, by_head, make_step, settle
 from blip2_jax.models.dropout import dropout, split_key
+from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import einsum_fp32
 from blip2_jax.models.qformer_layer import QFormerLayer
@@ -98,7 +99,7 @@ class QFormer(nn.Module):
         ]
         self.head = Head(c, self.dtype)
 
-    def image_keys_values(self, image: Float[Array, "B P D"]) -> ImageKeyValues:
+    def image_keys_values(self, image: Normed) -> ImageKeyValues:
         """Cross-attention keys and values of normed image features, once per image."""
         return tuple(
             layer.image_key_value(image) for layer in self.layer if layer.reads_image

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from blip2_jax.models.attention import KeyValue, attention, attention_weights
 from blip2_jax.models.cache import Step, step_attention
 from blip2_jax.models.dropout import dropout, split_key
+from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import Mlp, MultiHeadAttention, layer_norm
 from blip2_jax.presets import QFormerConfig
 
@@ -30,18 +31,19 @@ class QFormerLayer(nn.Module):
     def setup(self) -> None:
         c = self.config
         head_width = c.width // c.heads
-        projections = lambda: MultiHeadAttention(
-            c.width, c.heads, head_width, self.dtype
+        projections = lambda folded: MultiHeadAttention(
+            c.width, c.heads, head_width, self.dtype, folded=folded
         )
         norm = lambda: layer_norm(c.layer_norm_eps, self.dtype)
         mlp = lambda: Mlp(c.mlp_dim, c.width, "gelu", self.dtype)
-        self.attention, self.attention_norm = projections(), norm()
+        self.attention, self.attention_norm = projections(False), norm()
         if self.reads_image:
-            self.cross_attention, self.cross_attention_norm = projections(), norm()
+            self.cross_attention = projections(True)
+            self.cross_attention_norm = norm()
         self.query_mlp, self.query_mlp_norm = mlp(), norm()
         self.text_mlp, self.text_mlp_norm = mlp(), norm()
 
-    def image_key_value(self, image: Float[Array, "B P D"]) -> KeyValue:
+    def image_key_value(self, image: Normed) -> KeyValue:
         """Keys and values of the image, which depend on nothing else."""
         return self.cross_attention.project_key_value(image)
 

@@ -140,6 +140,6 @@ def test_other_resolutions(tmp_path, size):
         ).last_hidden_state
     found = model.model.apply(
         {"params": model.params}, images,
-        method=lambda m, x: m.ln_vision(m.encode_image(x)),
+        method=lambda m, x: m.ln_vision(m.encode_image(x)).applied(),
     )
     assert_values(found, expected.numpy())

@@ -29,7 +29,7 @@ def intermediates(model, batch):
     queries = model.project(query_output)
     language = model.language_model
     out = {
-        "image_embeds": model.ln_vision(image),
+        "image_embeds": model.ln_vision(image).applied(),
         "query_output": query_output,
         "proj": queries,
     }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.models.cache import init_generated
+from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.qformer import QFormer
 from blip2_jax.presets import QFormerConfig
 
@@ -18,7 +19,11 @@ MODEL = QFormer(CONFIG)
 IDS = jax.random.randint(jax.random.key(1), (B, T), 0, 20)
 MASK = jnp.array([[1] * T, [1] * 4 + [0] * 2], bool)
 QUERIES = jax.random.normal(jax.random.key(2), (3, 16))
-IMAGE = jax.random.normal(jax.random.key(3), (B, P, D))
+IMAGE = Normed(
+    jax.random.normal(jax.random.key(3), (B, P, D)),
+    1 + 0.1 * jax.random.normal(jax.random.key(4), (D,)),
+    0.1 * jax.random.normal(jax.random.key(5), (D,)),
+)
 
 
 def everything(module, key=None):
