@@ -56,7 +56,7 @@ class Machine:
 
 
 def parameters(sizes: Any, shapes: Any) -> Any:
-    """The given weights under our names, as numpy arrays."""
+    """The given weights under our names, as numpy arrays, made one by one."""
     import jax
 
     from blip2_jax.convert import names
@@ -65,12 +65,8 @@ def parameters(sizes: Any, shapes: Any) -> Any:
 
     rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)
     source = jax.eval_shape(lambda tree: names.to_source(tree, rules), shapes)
-    arrays = {
-        name: given.weight(name, source[name].shape)
-        for rule in rules
-        for name in rule.names()
-    }
-    return names.to_ours_complete(arrays, rules)
+    shapes = {name: source[name].shape for rule in rules for name in rule.names()}
+    return names.to_ours_complete(given.Weights(shapes), rules)
 
 
 def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
