@@ -3,8 +3,9 @@
 Plans the paper's configurations on TPU slices, one after the other, each by
 `launch/plan.py` in a process of its own, and writes what was found into the page. A
 case whose numbers are in DIR already is not planned again, so that the command can be
-stopped and continued; `--only NAME` plans some alone. Needs `pip install 'jax[tpu]'`,
-no TPU, up to 8 GB of memory, and some minutes of one core a case.
+stopped and continued; `--only NAME` plans some alone, and the others' rows stay. Needs
+`pip install 'jax[tpu]'`, no TPU, up to 10 GB of memory, and some minutes of one core a
+case.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ class Case:
         size = self.topology.replace(":", "-")
         mesh = f"f{self.fsdp}t{self.tensor}"
         return f"{self.config}_{size}_{self.batch}_{mesh}_{self.remat}"
+
+    def is_told_by(self, line: str) -> bool:
+        """Whether a line of the table is of this case."""
+        cells = [cell.strip() for cell in line.split("|")]
+        mesh = f"x{self.fsdp}x{self.tensor}"
+        told = [self.config, self.topology, str(self.batch)]
+        return cells[1:4] == told and cells[4].endswith(mesh)
 
     def command(self, found: pathlib.Path) -> list[str]:
         """The command line that plans it."""
@@ -97,16 +105,18 @@ def main() -> None:
 
 
 def write_page(workdir: pathlib.Path) -> None:
-    """Put the tables of all plans that there are between the page's marks."""
+    """Put the tables between the page's marks; rows without a plan in DIR stay."""
     text = PAGE.read_text()
     for mark, cases in (("paper", PAPER), ("curve", CURVE)):
+        before, rest = text.split(f"<!-- {mark} -->\n")
+        old, after = rest.split("<!-- end -->", 1)
         lines = [HEADER, RULE]
         for case in cases:
             found = workdir / f"{case.name}.json"
             if found.exists():
                 lines.append(row(case, json.loads(found.read_text())[0]))
-        before, rest = text.split(f"<!-- {mark} -->\n")
-        after = rest.split("<!-- end -->", 1)[1]
+            else:
+                lines += filter(case.is_told_by, old.splitlines())
         body = "\n".join(lines)
         text = f"{before}<!-- {mark} -->\n{body}\n<!-- end -->{after}"
     PAGE.write_text(text)

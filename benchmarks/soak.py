@@ -1,6 +1,7 @@
 """Killed again and again, a run must end as if nothing had happened:
 
     python benchmarks/soak.py --workdir DIR [--steps 2000 --kill_every 100]
+        [--change batch_size=8 ...]
 
 Trains stage 1 on the shapes world twice. One run is left alone; the other is ended by
 `kill -9` every so many steps, and once its newest checkpoint is damaged in between.
@@ -66,11 +67,13 @@ def main() -> None:
     parser.add_argument("--config", default="configs/shapes_stage1.py")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--kill_every", type=int, default=100)
+    parser.add_argument("--change", action="append", default=[], help="key=value")
     options = parser.parse_args()
     start = time.perf_counter()
     outcome = soak(
-        options.workdir, ROOT / options.config, options.steps, options.kill_every
-    )
+        options.workdir, ROOT / options.config, options.steps, options.kill_every,
+        options.change,
+    )  # fmt: skip
     early, late = outcome.memory_gb
     print(
         f"{options.steps} steps, {outcome.kills} kills, checkpoint {outcome.damaged} "
@@ -83,8 +86,9 @@ def main() -> None:
 
 
 def soak(
-    directory: pathlib.Path, config: Any, steps: int, kill_every: int
-) -> Outcome:
+    directory: pathlib.Path, config: Any, steps: int, kill_every: int,
+    changes: Sequence[str] = (),
+) -> Outcome:  # fmt: skip
     """Train undisturbed, train disturbed, compare.
 
     Args:
@@ -92,10 +96,12 @@ def soak(
       config: a stage-1 configuration on generated data.
       steps: of each run.
       kill_every: steps between two kills; checkpoints are written more often.
+      changes: further "key=value" of the configuration.
     """
     whole, killed = directory / "whole", directory / "killed"
     changes = (
         f"steps={steps}", f"checkpoint.every={max(kill_every // 4, 1)}", "log_every=1",
+        *changes,
     )
     run(TRAIN, config, whole, *changes)
     points = range(kill_every, steps, kill_every)

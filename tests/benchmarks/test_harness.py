@@ -41,20 +41,20 @@ def test_given_weights_are_functions_of_their_name():
     assert abs(large.std() - given.STD) < 1e-4
 
 
-def test_turns_alternate_and_the_first_is_not_counted():
+def test_turns_alternate_and_the_second_call_of_each_but_the_first_counts():
     calls = []
 
     class Contestant:
         def __init__(self, name):
-            self.name, self.seconds = name, iter([100.0, 3.0, 1.0, 2.0])
+            self.name, self.seconds = name, iter([200, 100, 50, 3, 9, 1, 7, 2])
 
         def ask(self, method):
             calls.append(self.name)
             return next(self.seconds)
 
     two = [Contestant("a"), Contestant("b")]
-    assert harness.take_turns(two, "step", 3) == {"a": 2.0, "b": 2.0}
-    assert calls == ["a", "b"] * 4
+    assert harness.take_turns(two, "step", 3) == {"a": 2, "b": 2}
+    assert calls == ["a", "a", "b", "b"] * 4
 
 
 def test_a_worker_that_ends_says_so(capfd):
