@@ -47,19 +47,21 @@ class Training(Machine):
             params = drawn_parameters(shapes, config.frozen, dtype)
         else:
             params = parameters(task.model.config, shapes)
-        parts = partition.split(params, config.frozen)
+        trainable, frozen, _ = partition.split(params, config.frozen)
+        del params
         rate = schedule.make_schedule(config.optimizer, config.steps)
-        adamw = optimizer.make_optimizer(config.optimizer, rate, parts.trainable)
+        adamw = optimizer.make_optimizer(config.optimizer, rate, trainable)
         cast = lambda array: array.astype(dtype, copy=False)
-        frozen = jax.tree.map(cast, parts.frozen)
+        frozen = jax.tree.map(cast, frozen)
         create = lambda tree: create_state(tree, adamw)
-        state = jax.eval_shape(create, parts.trainable)
+        state = jax.eval_shape(create, trainable)
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         step = make_train_step(
             task, adamw, rate, mesh, state, frozen, seed=config.seed
         )
-        self.state = jax.jit(create, out_shardings=step.state)(parts.trainable)
-        self.frozen = jax.device_put(frozen, step.frozen)
+        self.frozen = jax.block_until_ready(jax.device_put(frozen, step.frozen))
+        del frozen  # of each weight one array is left, before the optimizer's come
+        self.state = jax.jit(create, out_shardings=step.state)(trainable)
         self.sizes = task.model.config
         fields = batch(self.sizes, rows, text, target)
         self.batch = jax.device_put(fields, step.batch)
