@@ -1,11 +1,12 @@
-"""A layer norm whose weights are folded into the linear maps that read it.
+"""A layer norm and the linear maps that read it, with a cheaper backward pass.
 
-    (n * scale + shift) W + b  =  n (scale W) + (shift W + b),
+    y  =  (n * scale + shift) W + b  =  n (scale W) + (shift W + b),
 
-n being standardized. The gradients by `scale` and `shift` then come from the gradient
-by the folded weights. Where nothing before the norm is trained, as behind a frozen
-image encoder, no product has to take gradients back to the image's tokens: of the three
-products that each map costs a training step, two remain.
+n being standardized. As the left side says it is computed. As the right side says it
+is differentiated, the norm's weights folded into the map's: gradients by `scale` and
+`shift` come from the gradient by the folded weights. Where nothing before the norm is
+trained, as behind a frozen image encoder, no product then takes gradients back to the
+image's tokens: of the three products that each map costs a training step, two remain.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from blip2_jax.models.precision import precision_of
+from blip2_jax.models.precision import einsum, einsum_fp32
 
 
 class Normed(NamedTuple):
@@ -28,7 +30,7 @@ class Normed(NamedTuple):
     shift: Float[Array, " D"]
 
     def applied(self) -> Float[Array, "... D"]:
-        """What a layer norm that is not folded returns."""
+        """What a layer norm returns."""
         return (self.standard * self.scale + self.shift).astype(self.standard.dtype)
 
 
@@ -67,7 +69,30 @@ class FoldedDense(nn.Module):
         shape = (x.standard.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        folded = (x.scale[:, None] * kernel).astype(self.dtype)
-        shift = (x.shift[:, None] * kernel).sum(axis=0) + bias
-        product = jnp.dot(x.standard, folded, precision=precision_of(self.dtype))
-        return product + shift.astype(self.dtype)
+        return _product(x, kernel) + bias.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _product(x: Normed, kernel: Float[Array, "D E"]) -> Float[Array, "... E"]:
+    return einsum("...d,de->...e", x.applied(), kernel.astype(x.standard.dtype))
+
+
+def _forward(x: Normed, kernel: Array) -> tuple[Array, tuple[Normed, Array]]:
+    return _product(x, kernel), (x, kernel)
+
+
+def _backward(kept: tuple[Normed, Array], by_y: Array) -> tuple[Normed, Array]:
+    x, kernel = kept
+    by_folded = einsum_fp32("...d,...e->de", x.standard, by_y)
+    total = by_y.sum(axis=range(by_y.ndim - 1), dtype=jnp.float32)
+    folded = (x.scale[:, None] * kernel).astype(by_y.dtype)
+    by_kernel = x.scale[:, None] * by_folded + x.shift[:, None] * total
+    by_x = Normed(
+        einsum("...e,de->...d", by_y, folded),  # dead code where nobody asks for it
+        (by_folded * kernel).sum(axis=1).astype(x.scale.dtype),
+        (kernel * total).sum(axis=1).astype(x.shift.dtype),
+    )
+    return by_x, by_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_forward, _backward)
