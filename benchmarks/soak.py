@@ -28,6 +28,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
+from blip2_jax.convert.names import listed  # noqa: E402
 from blip2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from blip2_jax.training.metrics_log import read_metrics  # noqa: E402
 
@@ -78,7 +79,7 @@ def main() -> None:
     print(
         f"{options.steps} steps, {outcome.kills} kills, checkpoint {outcome.damaged} "
         f"damaged, {time.perf_counter() - start:.0f} s\n"
-        f"differ: {', '.join(outcome.differences) or 'nothing, bit for bit'}\n"
+        f"differ: {listed(outcome.differences) or 'nothing, bit for bit'}\n"
         f"peak memory of the undisturbed run: {early:.3f} GB after a quarter of the "
         f"steps, {late:.3f} GB at the end"
     )
