@@ -23,7 +23,7 @@ from blip2_jax.models.precision import einsum, einsum_fp32
 
 
 class Normed(NamedTuple):
-    """Standardized vectors, and the weights of their norm, yet to be applied (fp32)."""
+    """Standardized vectors, and the weights of their norm, yet to be applied."""
 
     standard: Float[Array, "... D"]
     scale: Float[Array, " D"]
@@ -31,7 +31,8 @@ class Normed(NamedTuple):
 
     def applied(self) -> Float[Array, "... D"]:
         """What a layer norm returns."""
-        return (self.standard * self.scale + self.shift).astype(self.standard.dtype)
+        wide = self.standard.astype(jnp.float32)  # its weights may be narrow
+        return (wide * self.scale + self.shift).astype(self.standard.dtype)
 
 
 class FoldedLayerNorm(nn.Module):
