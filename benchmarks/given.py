@@ -6,7 +6,7 @@ Weights are named as the original names them. Needs numpy alone.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,26 +28,6 @@ def weight(name: str, shape: Sequence[int]) -> np.ndarray:
     array = np.resize(drawn, tuple(shape))
     scale = len(shape) == 1 and name.endswith("weight")
     return array + 1 if scale else array
-
-
-class Weights(Mapping[str, np.ndarray]):
-    """`weight` of every name, made when it is asked for and not kept."""
-
-    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Of the names and shapes `shapes`."""
-        self._shapes = shapes
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return weight(name, self._shapes[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
 
 
 def images(rows: int, *shape: int) -> np.ndarray:

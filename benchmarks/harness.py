@@ -188,8 +188,8 @@ def take_turns(
 
     A turn is two calls, of which the second counts, as in a loop of them: in the first
     a process gets back what it lost while the others ran. Of memory that it had freed
-    a virtual machine's host takes hold within seconds; having it anew took our steps
-    up to a second.
+    a virtual machine's host takes hold within seconds; having it anew took our steps a
+    second of system time.
     """
     times: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):

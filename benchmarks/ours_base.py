@@ -56,7 +56,7 @@ class Machine:
 
 
 def parameters(sizes: Any, shapes: Any) -> Any:
-    """The given weights under our names, as numpy arrays, made one by one."""
+    """The given weights under our names, as numpy arrays, made a rule at a time."""
     import jax
 
     from blip2_jax.convert import names
@@ -65,8 +65,11 @@ def parameters(sizes: Any, shapes: Any) -> Any:
 
     rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)
     source = jax.eval_shape(lambda tree: names.to_source(tree, rules), shapes)
-    shapes = {name: source[name].shape for rule in rules for name in rule.names()}
-    return names.to_ours_complete(given.Weights(shapes), rules)
+    ours: dict[str, Any] = {}
+    for rule in rules:
+        made = {name: given.weight(name, source[name].shape) for name in rule.names()}
+        ours |= rule.to_ours(made)
+    return names.nest(ours)
 
 
 def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
