@@ -24,6 +24,7 @@ from blip2_jax.generation.decoder import (
     visible_slots,
 )
 from blip2_jax.generation.processors import process
+from blip2_jax.generation.top_k import top_k
 
 UNUSED_BEAM = -1e9  # score of beams 1 … W-1 before the first token: all start as one
 
@@ -109,7 +110,7 @@ def _init(decoder: Decoder, prefix: Any, batch: int, config: DecodingConfig) -> 
 def _best_candidates(state: _State, log_probs: Float[Array, "B W V"]) -> _Candidates:
     batch, beams, vocab = log_probs.shape
     totals = (log_probs + state.scores[:, :, None]).reshape(batch, beams * vocab)
-    scores, places = jax.lax.top_k(totals, 2 * beams)
+    scores, places = top_k(totals, 2 * beams)
     parents, ids = places // vocab, places % vocab
     sequences = select_beams(state.sequences, parents)
     sequences = sequences.at[:, :, state.time].set(ids)
