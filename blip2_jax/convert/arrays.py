@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from blip2_jax.convert.lazy import LazyArrays
 from blip2_jax.convert.names import Array, Rule, listed
 from blip2_jax.convert.sources import Source, SourceError
 
@@ -37,7 +38,7 @@ class Part:
     notes: tuple[str, ...] = ()
 
 
-class ConvertedArrays(Mapping[str, np.ndarray]):
+class ConvertedArrays(LazyArrays):
     """Our arrays by "/"-joined path, from one source or several.
 
     The first part that has all arrays of a rule provides its paths. Arrays keep the
@@ -58,6 +59,7 @@ class ConvertedArrays(Mapping[str, np.ndarray]):
         for part in parts:
             _check_unused(part)
             self._add(part)
+        super().__init__(self._found)
         self._pending: dict[str, np.ndarray] = {}
         self.notes = tuple(note for part in parts for note in part.notes)
 
@@ -79,15 +81,6 @@ class ConvertedArrays(Mapping[str, np.ndarray]):
             made = rule.to_ours(part.source)
             self._pending = {name: np.asarray(value) for name, value in made.items()}
         return self._pending.pop(path)
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._found  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Shape of an array, without reading it."""

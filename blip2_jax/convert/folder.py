@@ -15,13 +15,14 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from blip2_jax import presets
 from blip2_jax.convert.arrays import digest
+from blip2_jax.convert.lazy import LazyArrays
 from blip2_jax.convert.opened import Opened
 from blip2_jax.convert.output import ShardWriter, cast, progress, whole, write_json
 from blip2_jax.convert.sources import Index, Source, SourceError
@@ -32,11 +33,12 @@ Manifest = dict[str, dict[str, Any]]
 TOKENIZERS = ("qformer_tokenizer", "language_tokenizer")
 
 
-class FolderArrays(Mapping[str, np.ndarray]):
+class FolderArrays(LazyArrays):
     """The arrays of a folder, with the digests that were taken at conversion."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._source = Source(path)
+        super().__init__(self._source)
         self.manifest: Manifest = json.loads((path / MANIFEST).read_text())
         if self.manifest.keys() != self._source.keys():
             differ = sorted(self.manifest.keys() ^ self._source.keys())
@@ -44,15 +46,6 @@ class FolderArrays(Mapping[str, np.ndarray]):
 
     def __getitem__(self, path: str) -> np.ndarray:
         return self._source[path]
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._source  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source)
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def part(self, path: str, index: Index) -> np.ndarray:
         """Part of an array; nothing else is read."""

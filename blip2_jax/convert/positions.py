@@ -7,12 +7,13 @@ Bicubic with a = -0.75 and clamped borders: torch's `interpolate`, which differs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from blip2_jax.convert.lazy import LazyArrays
 from blip2_jax.presets import FeaturesConfig, ViTConfig
 
 CUBIC = -0.75
@@ -20,7 +21,7 @@ POSITIONS = "visual_encoder/position_embedding"  # our path
 Arrays = Mapping[str, np.ndarray]
 
 
-class ResizedPositions(Mapping[str, np.ndarray]):
+class ResizedPositions(LazyArrays):
     """Our arrays with the image encoder's positions brought to another image size.
 
     Attributes:
@@ -28,6 +29,7 @@ class ResizedPositions(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, arrays: Arrays, vision: ViTConfig) -> None:
+        super().__init__(arrays)
         self._arrays, self._vision = arrays, vision
         self.notes = (resizing(len(arrays[POSITIONS]), vision.num_tokens),)
 
@@ -38,15 +40,6 @@ class ResizedPositions(Mapping[str, np.ndarray]):
             self._arrays[path], self._vision.num_tokens,
             align_corners=self._vision.pre_norm,
         )  # fmt: skip
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._arrays  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
 
     def origin(self, path: str) -> Any:
         """As the arrays say; what was resized has another digest than there."""

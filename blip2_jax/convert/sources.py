@@ -13,13 +13,15 @@ import json
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import EllipsisType
 from typing import Any
 
 import ml_dtypes  # numpy learns bfloat16
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from blip2_jax.convert.lazy import LazyArrays
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pth", ".pt")
@@ -153,7 +155,7 @@ def _unwrap(content: Any, path: pathlib.Path) -> dict[str, Any]:
     return tensors
 
 
-class Source(Mapping[str, np.ndarray]):
+class Source(LazyArrays):
     """Arrays by name, of a file or of a folder of shards; each access reads anew.
 
     Attributes:
@@ -169,19 +171,11 @@ class Source(Mapping[str, np.ndarray]):
         """
         self.path = pathlib.Path(path)
         self._file_of = _files(self.path)
+        super().__init__(self._file_of)
         self.config = _config(self.path)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._file_of[name].read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file_of  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
 
     def part(self, name: str, index: Index) -> np.ndarray:
         """Part of an array; of a safetensors file, nothing else is read."""

@@ -8,7 +8,7 @@ with other weights is stopped. Files may move, and may be converted in between.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from blip2_jax import sharding
 from blip2_jax.convert.folder import FolderArrays, Manifest, entry, reader
+from blip2_jax.convert.lazy import LazyArrays
 from blip2_jax.convert.names import listed
 from blip2_jax.convert.positions import POSITIONS, notes_of
 from blip2_jax.convert.weights import open_arrays
@@ -44,7 +45,7 @@ def open_weights(spec: str, sizes: Blip2Config) -> Mapping[str, np.ndarray]:
     return open_arrays(spec, sizes)
 
 
-class RandomWeights(Mapping[str, np.ndarray]):
+class RandomWeights(LazyArrays):
     """Fresh parameters as a source, for tests and timings; asked for by name only."""
 
     def __init__(
@@ -55,21 +56,13 @@ class RandomWeights(Mapping[str, np.ndarray]):
             return {path: flat[path] for path in flat if path.startswith(prefix)}
 
         self._arrays = jax.device_get(jax.jit(create)(jax.random.key(seed)))
+        super().__init__(self._arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._arrays  # without reading it
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-
-class Tower(Mapping[str, np.ndarray]):
+class Tower(LazyArrays):
     """The arrays of one tower alone, of a source that may hold more.
 
     Attributes:
@@ -78,16 +71,10 @@ class Tower(Mapping[str, np.ndarray]):
 
     def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
         self._arrays, self.notes = arrays, notes_of(arrays)
-        self._paths = [path for path in arrays if path.startswith(prefix)]
+        super().__init__(path for path in arrays if path.startswith(prefix))
 
     def __getitem__(self, path: str) -> np.ndarray:
         return self._arrays[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
 
 
 def load_frozen(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from blip2_jax.convert.folder import Manifest, entry
+from blip2_jax.convert.lazy import LazyArrays
 from blip2_jax.convert.opened import TOWERS, Opened
 from blip2_jax.training import config as configuration
 from blip2_jax.training import frozen, initialise
@@ -21,7 +22,7 @@ from blip2_jax.training.tasks import make_task
 USABLE = ("stage1", "stage2")
 
 
-class RunArrays(Mapping[str, np.ndarray]):
+class RunArrays(LazyArrays):
     """What a checkpoint holds, and the frozen arrays where they came from."""
 
     def __init__(
@@ -31,6 +32,7 @@ class RunArrays(Mapping[str, np.ndarray]):
         found: Mapping[str, str],
         manifest: Manifest,
     ) -> None:
+        super().__init__([*found, *trained])
         self._trained, self._sources = trained, sources
         self._found, self._manifest = found, manifest
 
@@ -42,16 +44,6 @@ class RunArrays(Mapping[str, np.ndarray]):
         now = entry(arrays, path, array) | {"source": self._found[path]}
         frozen.verify({path: self._manifest[path]}, {path: now})
         return array
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._found or path in self._trained  # without reading it
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._found
-        yield from self._trained
-
-    def __len__(self) -> int:
-        return len(self._found) + len(self._trained)
 
     def origin(self, path: str) -> Any:
         """What the run's record says of a frozen array; else that the run made it."""
