@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.models.attention import attention
 from blip2_jax.models.folded_norm import FoldedDense, Normed
-from blip2_jax.models.precision import precision_of
+from blip2_jax.models.precision import linear_map
 
 INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
 MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
@@ -73,7 +73,7 @@ def dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        precision=precision_of(dtype),
+        dot_general=linear_map,
         kernel_init=kernel_init or normal(),
     )
 

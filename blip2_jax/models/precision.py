@@ -7,6 +7,7 @@ HIGHEST precision: unasked, a TPU computes it in bf16 and a GPU in TF32.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +63,35 @@ def _backward(
 
 
 einsum_fp32.defvjp(_forward, _backward)
+
+
+def linear_map(
+    x: Float[Array, "... K"], kernel: Float[Array, "K N"], *_: Any, **__: Any
+) -> Float[Array, "... N"]:
+    """`x @ kernel`, for `flax.linen.Dense(dot_general=...)`, whose arguments it takes.
+
+    The kernel's gradient is asked for as it is stored, [K, N]. As jax derives it, it is
+    a product [N, K] turned round, for which XLA's CPU backend copies the larger operand
+    and takes a slower product.
+    """
+    return _linear_map(x, kernel)
+
+
+@jax.custom_vjp
+def _linear_map(x: Array, kernel: Array) -> Array:
+    return einsum("...k,kn->...n", x, kernel)
+
+
+def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _linear_map(x, kernel), (x, kernel)
+
+
+def _linear_backward(
+    operands: tuple[Array, Array], by_y: Array
+) -> tuple[Array, Array]:
+    x, kernel = operands
+    rows = [each.reshape(-1, each.shape[-1]) for each in (x, by_y)]
+    return einsum("...n,kn->...k", by_y, kernel), einsum("rk,rn->kn", *rows)
+
+
+_linear_map.defvjp(_linear_forward, _linear_backward)
