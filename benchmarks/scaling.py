@@ -80,11 +80,14 @@ PAPER = (
     Case("stage2_opt6_7b", "v5p:4x4x4", 1920),
     Case("stage2_flant5xl", "v5p:4x4x4", 1536),
 )
-# Eight images a chip on more and more chips.
+# As many images a chip on more and more chips.
 SLICES = {8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-CURVE = tuple(
-    Case("stage2_opt2_7b", f"v5e:{shape}", 8 * count, fsdp=8)
-    for count, shape in SLICES.items()
+CURVE = (
+    *(Case("stage1_vitg", f"v5e:{shape}", 7 * n) for n, shape in SLICES.items()),
+    *(
+        Case("stage2_opt2_7b", f"v5e:{shape}", 8 * n, fsdp=8)
+        for n, shape in SLICES.items()
+    ),
 )
 
 
