@@ -90,6 +90,7 @@ def _linear_backward(
     operands: tuple[Array, Array], by_y: Array
 ) -> tuple[Array, Array]:
     x, kernel = operands
+    # Flat only here: what the backward pass keeps is `x` itself, once for all its maps.
     rows = [each.reshape(-1, each.shape[-1]) for each in (x, by_y)]
     return einsum("...n,kn->...k", by_y, kernel), einsum("rk,rn->kn", *rows)
 

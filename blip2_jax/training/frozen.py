@@ -45,21 +45,16 @@ def open_weights(spec: str, sizes: Blip2Config) -> Mapping[str, np.ndarray]:
     return open_arrays(spec, sizes)
 
 
-class RandomWeights(LazyArrays):
+def random_weights(
+    init_params: Callable[[jax.Array], Tree], seed: int, prefix: str
+) -> dict[str, np.ndarray]:
     """Fresh parameters as a source, for tests and timings; asked for by name only."""
 
-    def __init__(
-        self, init_params: Callable[[jax.Array], Tree], seed: int, prefix: str
-    ) -> None:
-        def create(key: jax.Array) -> dict[str, jax.Array]:
-            flat = flatten(init_params(key))
-            return {path: flat[path] for path in flat if path.startswith(prefix)}
+    def create(key: jax.Array) -> dict[str, jax.Array]:
+        flat = flatten(init_params(key))
+        return {path: flat[path] for path in flat if path.startswith(prefix)}
 
-        self._arrays = jax.device_get(jax.jit(create)(jax.random.key(seed)))
-        super().__init__(self._arrays)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
+    return jax.device_get(jax.jit(create)(jax.random.key(seed)))
 
 
 class Tower(LazyArrays):

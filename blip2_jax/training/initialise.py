@@ -25,11 +25,11 @@ from blip2_jax.training import partition
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.frozen import (
     Manifest,
-    RandomWeights,
     Tower,
     WeightsError,
     load_frozen,
     open_weights,
+    random_weights,
 )
 from blip2_jax.training.partition import Tree, flatten, unflatten
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
@@ -108,7 +108,7 @@ def frozen_sources(
                 'or "shapes:...")'
             )
         sources[f"{spec} ({tower})" if spec == "random" else spec] = (
-            RandomWeights(task.init_params, config.seed, prefix)
+            random_weights(task.init_params, config.seed, prefix)
             if spec == "random" else tower_weights(spec, model_config(config.model))
         )
     if not all(path.startswith(TOWERS) for path in paths):
