@@ -19,12 +19,10 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.models.attention import attention
 from blip2_jax.models.folded_norm import FoldedDense, Normed
-from blip2_jax.models.precision import linear_map
+from blip2_jax.models.precision import PRODUCT, linear_map
 
 INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
 MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
-# Names matrix products that are hidden in a checkpoint, for policies that keep them.
-PRODUCT = "product"
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

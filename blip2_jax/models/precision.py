@@ -11,10 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 PRECISIONS = ("bfloat16", "float32")  # in which models compute
+# Names products that a rule of their own, or a checkpoint, hides from the policies of
+# rematerialisation, for those that keep products.
+PRODUCT = "product"
 
 
 def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -74,7 +78,7 @@ def linear_map(
     a product [N, K] turned round, for which XLA's CPU backend copies the larger operand
     and takes a slower product.
     """
-    return _linear_map(x, kernel)
+    return checkpoint_name(_linear_map(x, kernel), PRODUCT)
 
 
 @jax.custom_vjp

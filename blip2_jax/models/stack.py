@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from blip2_jax.models import weights_first
-from blip2_jax.models.layers import PRODUCT
+from blip2_jax.models.precision import PRODUCT
 from blip2_jax.sharding import divides_parameters, gather_layer
 
 # What the backward pass may keep of a block; the rest is computed again.

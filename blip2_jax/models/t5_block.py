@@ -15,13 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from blip2_jax.models.attention import KeyValue, attention, cached_attention
 from blip2_jax.models.cache import Step, by_head, prefill_attention, step_attention
 from blip2_jax.models.dropout import dropout, split_key
-from blip2_jax.models.layers import (
-    ACTIVATIONS,
-    PRODUCT,
-    MultiHeadAttention,
-    dense,
-)
+from blip2_jax.models.layers import ACTIVATIONS, MultiHeadAttention, dense
 from blip2_jax.models.masks import padding
+from blip2_jax.models.precision import PRODUCT
 from blip2_jax.presets import T5Config
 
 SCALE = 1.0  # T5 folds the usual K ** -0.5 into the initial weights

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from blip2_jax.dot_count import dots
+from blip2_jax.models.layers import Mlp, dense
 from blip2_jax.models.stack import REMAT_POLICIES, Stack
 from blip2_jax.planning.collectives import collectives
 from blip2_jax.sharding import make_mesh, shardings
@@ -56,6 +58,28 @@ def test_scan_equals_loop(remat):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, scanned, looped)
     np.testing.assert_array_equal(scanned[1][1], extra * 2)
+
+
+def test_products_are_computed_again_by_the_policy():
+    """All by "full"; by "dots" those of a batch of matrices, as attention's are."""
+    class Products(nn.Module):
+        @nn.compact
+        def __call__(self, x, per_layer):
+            y = dense(D, jnp.float32)(x)
+            y = jnp.tanh(y @ jnp.tanh(y).mT @ y)
+            return Mlp(2 * D, D, "gelu", jnp.float32)(y), None
+
+    def flops(remat):
+        stack = Stack(Products(parent=None), L, remat=remat)
+        x = jnp.ones((2, 3, D))
+        params = stack.init(jax.random.key(0), x)
+        loss = lambda params: jnp.sin(stack(params, x)[0]).sum()
+        return sum(dot.flops for dot in dots(jax.grad(loss), params))
+
+    rows, batched = 2 * 3 * D * 2, 2 * (2 * 3 * 3 * D * 2)
+    assert flops("dots") - flops("none") == L * batched
+    # The last product of a block is nobody's residual.
+    assert flops("full") - flops("dots") == L * rows * (D + 2 * D)
 
 
 def test_weights_taken_apart_give_the_same():
