@@ -21,11 +21,11 @@ from blip2_jax.training.tasks import make_task
 
 GIGA = 1e9
 STAGE1 = {
-    "vit": "encode_image", "kv": "image_keys_values", "query": "query_pass",
-    "text": "text_pass", "itm": "multimodal_pass", "itg": "generate_pass",
-    "itg_head": "lm_logits", "projections": "project_(queries|text)",
-    "itm_head": "itm_logits",
+    "vit": "encode_image", "kv": "image_keys_values", "joint": "joint_pass",
+    "itm": "multimodal_pass", "itg_head": "lm_logits",
+    "projections": "project_(queries|text)", "itm_head": "itm_logits",
 }
+JOINT = ("query", "text", "itg")  # terms of the formula that run as one pass
 STAGE2 = {
     "vit": "encode_image", "kv": "image_keys_values",
     "query": "query_pass|multimodal_pass", "projection": "language_projection",
@@ -110,6 +110,8 @@ def check_stage1(sums, terms):
 
     The image's keys and values x2: no gradient goes to the frozen features.
     """
+    terms = dict(terms)
+    terms["joint"] = sum(terms.pop(name) for name in JOINT)
     for name, forward in terms.items():
         backward = {"vit": 0, "kv": forward}.get(name, 2 * forward)
         assert sums[name] == (forward, backward), name

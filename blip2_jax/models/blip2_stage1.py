@@ -75,6 +75,20 @@ class Blip2Stage1(Blip2Base):
         """Causal text behind the cached queries; `ids` begin with [DEC]."""
         return self.qformer.generate_pass(ids, mask, query_cache, key=key)
 
+    def joint_pass(
+        self,
+        ids: Int[Array, "B T"],
+        caption_ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        image: ImageKeyValues,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B D"], Float[Array, "B T D"]]:
+        """What ITC and ITG ask, at once: queries, the text's [CLS], captions."""
+        return self.qformer.joint_pass(
+            self.query_tokens, ids, caption_ids, mask, image, key=key
+        )
+
     def lm_logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """fp32 logits over the vocabulary."""
         return self.qformer.lm_logits(hidden)

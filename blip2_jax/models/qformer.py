@@ -1,9 +1,10 @@
 """The Q-Former: queries and text through one BERT, queries reading the image.
 
 Its passes (paper section 3.2) share every parameter and differ by mask: `query_pass`
-and `text_pass` for ITC, `multimodal_pass` for ITM, `generate_pass` for ITG. An
-image's cross-attention keys and values depend on the image alone, so they are
-computed once (`image_keys_values`) and handed to each pass.
+and `text_pass` for ITC, `multimodal_pass` for ITM, `generate_pass` for ITG;
+`joint_pass` is the first, the second and the last at once. An image's
+cross-attention keys and values depend on the image alone, so they are computed once
+(`image_keys_values`) and handed to each pass.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import einsum_fp32
-from blip2_jax.models.qformer_layer import QFormerLayer
+from blip2_jax.models.qformer_layer import ALL_SEE_ALL, QFormerLayer, Stream
 from blip2_jax.presets import QFormerConfig
 
 ImageKeyValues = tuple[KeyValue, ...]  # of the blocks that read the image, in order
@@ -144,7 +145,8 @@ class QFormer(nn.Module):
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(self._text(ids), embedding_key)
         keep = 1 if first_only else None
-        return self._run(x, 0, mask=masks.padding(mask), keep=keep, keys=keys)[0]
+        seen = [Stream(mask=masks.padding(mask))]
+        return self._run(x, 0, streams=seen, keep=keep, keys=keys)[0]
 
     def multimodal_pass(
         self,
@@ -171,11 +173,13 @@ class QFormer(nn.Module):
         joined = jnp.concatenate([queries, self._text(ids)], axis=1)
         x = self.embeddings(joined, embedding_key)
         count = queries.shape[1]
-        seen = masks.bidirectional(count, mask)
+        seen = [Stream(mask=masks.bidirectional(count, mask))]
         keep = count if queries_only else None
         both = (image, other) if other else (image,)
         images = tuple(zip(*both, strict=True))
-        return self._run(x, count, mask=seen, images=images, keep=keep, keys=keys)[0]
+        return self._run(
+            x, count, streams=seen, images=images, keep=keep, keys=keys
+        )[0]
 
     def generate_pass(
         self,
@@ -188,6 +192,50 @@ class QFormer(nn.Module):
         """Text sees its past and the queries as `query_pass` left them (ITG)."""
         return self._continue(ids, mask, query_cache, key)[0]
 
+    def joint_pass(
+        self,
+        query_tokens: Float[Array, "Q D"],
+        ids: Int[Array, "B T"],
+        caption_ids: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        image: ImageKeyValues,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B D"], Float[Array, "B T D"]]:
+        """`query_pass`, `text_pass` and `generate_pass` with one product a weight.
+
+        Products of many rows are faster, and weights that are used once have one
+        gradient instead of a sum of three.
+
+        Args:
+          ids: of the text by itself, [CLS] first.
+          caption_ids: of the text behind the queries, [DEC] first.
+          mask: of both.
+          image: from `image_keys_values`.
+          key: dropout; None = none.
+
+        Returns:
+          The output of the queries, that of the [CLS] of `ids`, and that of
+          `caption_ids`.
+        """
+        embedding_key, *keys = split_key(key, 1 + self.config.depth)
+        queries = _repeat(query_tokens, ids.shape[0])
+        texts = (self._text(caption_ids), self._text(ids))
+        x = self.embeddings(jnp.concatenate([queries, *texts], axis=1), embedding_key)
+        count = queries.shape[1]
+        end = count + ids.shape[1]  # of what sees the queries
+        seen = masks.causal_multimodal(count, mask)[:, :, count:]
+        streams = (
+            Stream(slice(0, count), slice(0, count)),
+            Stream(slice(count, end), slice(0, end), seen),
+            Stream(slice(end, None), slice(end, None), masks.padding(mask)),
+        )
+        images = [(each,) for each in image]
+        x, _ = self._run(
+            x, count, streams=streams, images=images, keep=end + 1, keys=keys
+        )
+        return x[:, :count], x[:, end], x[:, count:end]
+
     def lm_logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """fp32 logits over the vocabulary; decoder tied to the word embedding."""
         return self.head(hidden, self.embeddings.word)
@@ -199,7 +247,7 @@ class QFormer(nn.Module):
         x = self.embeddings(_repeat(query_tokens, image[0][0].shape[0]))
         maps, remaining = [], iter(image)
         for layer in self.layer:
-            x, _ = layer.attend(x, mask=None, past=None, key=None)
+            x, _ = layer.attend(x)
             if layer.reads_image:
                 key_value = next(remaining)
                 maps.append(layer.image_attention_weights(x, key_value))
@@ -268,8 +316,8 @@ class QFormer(nn.Module):
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(self._text(ids), embedding_key)
         count = query_cache[0][0].shape[1]
-        seen = masks.causal_multimodal(count, mask)[:, :, count:]
-        return self._run(x, 0, mask=seen, past=query_cache, keys=keys)
+        seen = [Stream(mask=masks.causal_multimodal(count, mask)[:, :, count:])]
+        return self._run(x, 0, streams=seen, past=query_cache, keys=keys)
 
     def _run(
         self,
@@ -277,7 +325,7 @@ class QFormer(nn.Module):
         num_queries: int,
         *,
         keys: list[PRNGKeyArray | None],
-        mask: Bool[Array, "..."] | None = None,
+        streams: Sequence[Stream] = ALL_SEE_ALL,
         past: QueryCache | None = None,
         images: Sequence[tuple[KeyValue, ...]] = (),
         keep: int | None = None,
@@ -292,7 +340,7 @@ class QFormer(nn.Module):
             x, cache = layer(
                 x,
                 num_queries,
-                mask=mask,
+                streams=streams,
                 past=None if past is None else past[index],
                 images=next(remaining, ()) if layer.reads_image else (),
                 keep=keep if index == self.config.depth - 1 else None,

@@ -7,6 +7,7 @@ blocks that can) and take the query feed-forward; text takes its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,6 +20,23 @@ from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import Mlp, MultiHeadAttention, layer_norm
 from blip2_jax.presets import QFormerConfig
+
+
+class Stream(NamedTuple):
+    """Neighbouring rows of one input, and what self-attention lets them see.
+
+    Attributes:
+      rows: those that ask.
+      seen: those that are asked, counted from the first of what was seen before.
+      mask: of `seen` by `rows`; broadcastable to [B, H, rows, seen]; None: all.
+    """
+
+    rows: slice = slice(None)
+    seen: slice = slice(None)
+    mask: Bool[Array, "..."] | None = None
+
+
+ALL_SEE_ALL = (Stream(),)
 
 
 class QFormerLayer(nn.Module):
@@ -52,7 +70,7 @@ class QFormerLayer(nn.Module):
         x: Float[Array, "B N D"],
         num_queries: int,
         *,
-        mask: Bool[Array, "..."] | None = None,
+        streams: Sequence[Stream] = ALL_SEE_ALL,
         past: KeyValue | None = None,
         images: Sequence[KeyValue] = (),
         keep: int | None = None,
@@ -63,7 +81,7 @@ class QFormerLayer(nn.Module):
         Args:
           x: the queries (`num_queries` of them, possibly none), then the text.
           num_queries: how many of the N rows are queries.
-          mask: broadcastable to [B, H, N, past + N].
+          streams: cover the N rows, in their order.
           past: keys and values seen before those of `x`.
           images: from `image_key_value`, read by the queries; see `attend_image`.
           keep: only the first `keep` rows are computed, M of them; all are attended
@@ -74,7 +92,9 @@ class QFormerLayer(nn.Module):
           The block's output, and the self-attention keys and values of all of `x`.
         """
         keys = split_key(key, 4)
-        x, key_value = self.attend(x, mask=mask, past=past, keep=keep, key=keys[0])
+        x, key_value = self.attend(
+            x, streams=streams, past=past, keep=keep, key=keys[0]
+        )
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
         if num_queries:
@@ -89,25 +109,32 @@ class QFormerLayer(nn.Module):
         self,
         x: Float[Array, "B N D"],
         *,
-        mask: Bool[Array, "..."] | None,
-        past: KeyValue | None,
+        streams: Sequence[Stream] = ALL_SEE_ALL,
+        past: KeyValue | None = None,
         keep: int | None = None,
-        key: PRNGKeyArray | None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B M D"], KeyValue]:
         """Self-attention of `x[:, :keep]` over `past` and `x`, residual and norm."""
-        probability_key, output_key = split_key(key, 2)
+        output_key, *probability_keys = split_key(key, 1 + len(streams))
         own = self.attention.project_key_value(x)
         keys, values = own
         if past is not None:
             keys = jnp.concatenate([past[0], keys], axis=1)
             values = jnp.concatenate([past[1], values], axis=1)
         x = x[:, :keep]
-        if mask is not None:
-            mask = mask[..., :keep, :]
-        context = attention(
-            self.attention.project_query(x), keys, values, mask=mask,
-            dropout_key=probability_key, dropout_rate=self.config.dropout,
-        )
+        query = self.attention.project_query(x)
+        contexts = []
+        for (rows, seen, mask), stream_key in zip(
+            streams, probability_keys, strict=True
+        ):
+            asking = query[:, rows]
+            if mask is not None:
+                mask = mask[..., : asking.shape[1], :]
+            contexts.append(attention(
+                asking, keys[:, seen], values[:, seen], mask=mask,
+                dropout_key=stream_key, dropout_rate=self.config.dropout,
+            ))  # fmt: skip
+        context = jnp.concatenate(contexts, axis=1)
         out = self._drop(self.attention.project_output(context), output_key)
         return self.attention_norm(x + out), own
 

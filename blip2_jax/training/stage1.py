@@ -52,7 +52,8 @@ class Encoded(NamedTuple):
 
     features: Float[Array, "B P D"]  # before ln_vision
     image: ImageKeyValues
-    query_cache: QueryCache
+    query_cache: QueryCache = ()  # of a pass that read no captions
+    captions: Float[Array, "B T D"] | None = None  # the output of one that did
 
 
 class Contrast(NamedTuple):
@@ -103,7 +104,11 @@ def stage1_loss(
     """
     dropout_key, negatives_key = step_keys(key)
     keys = split_key(dropout_key, 3)
-    queries, texts, encoded = encode(model, params, batch, keys[0], options)
+    captions = caption_ids(model, batch, options, decoder_start_id)
+    together = bool(options.itg_weight) and options.itg_every == 1
+    queries, texts, encoded = encode(
+        model, params, batch, keys[0], options, captions=captions if together else None
+    )
     itc = contrast(queries, texts, params["temperature"], batch, options)
     metrics = {"loss_itc": itc.loss, "temperature": params["temperature"]}
     loss = options.itc_weight * itc.loss
@@ -121,9 +126,7 @@ def stage1_loss(
         metrics |= {"loss_itm": itm, "itm_accuracy": accuracy, "negatives": negatives}
         loss += options.itm_weight * itm
     if options.itg_weight:
-        itg = captioning(
-            model, params, batch, encoded, keys[2], options, decoder_start_id
-        )
+        itg = captioning(model, params, batch, captions, encoded, keys[2], options)
         metrics["loss_itg"] = itg
         loss += options.itg_weight * itg
     return loss, metrics | {"loss": loss}
@@ -144,6 +147,7 @@ def encode(
     key: PRNGKeyArray | None,
     options: Stage1Options,
     features: Float[Array, "B P D"] | None = None,
+    captions: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B Q C"], Float[Array, "B C"], Encoded]:
     """Unit vectors of images and texts, and what the other objectives use again.
 
@@ -151,6 +155,7 @@ def encode(
       model, params, batch, options: see `stage1_loss`.
       key: dropout, and which of an image's tokens are seen; None: none, all.
       features: of the images, where an earlier call with this key has left them.
+      captions: to be read in the same pass, for ITG.
     """
     apply = bind(model, params)
     query_key, text_key, token_key = split_key(key, 3)
@@ -160,14 +165,17 @@ def encode(
         if options.image_tokens and token_key is not None:
             features = some_tokens(features, options.image_tokens, token_key)
     image = apply("image_keys_values", features)
-    hidden, query_cache = apply("query_pass", image, key=query_key)
-    queries = apply("project_queries", hidden)
-    hidden = apply(
-        "text_pass", batch["text_ids"], batch["text_mask"], first_only=True,
-        key=text_key,
-    )
-    texts = apply("project_text", hidden[:, 0])
-    return queries, texts, Encoded(features, image, query_cache)
+    ids, mask = batch["text_ids"], batch["text_mask"]
+    if captions is None:
+        hidden, query_cache = apply("query_pass", image, key=query_key)
+        text = apply("text_pass", ids, mask, first_only=True, key=text_key)[:, 0]
+        encoded = Encoded(features, image, query_cache)
+    else:
+        hidden, text, captions_read = apply(
+            "joint_pass", ids, captions, mask, image, key=query_key
+        )
+        encoded = Encoded(features, image, captions=captions_read)
+    return apply("project_queries", hidden), apply("project_text", text), encoded
 
 
 def contrast(
@@ -270,24 +278,35 @@ def _paired_images(
     return own, other
 
 
+def caption_ids(
+    model: Blip2Stage1,
+    batch: Batch,
+    options: Stage1Options,
+    start_id: int | None = None,
+) -> Int[Array, "b T"]:
+    """What ITG reads: texts of every n-th row, [DEC] in place of their [CLS]."""
+    if start_id is None:
+        start_id = model.config.qformer.vocab_size - 1
+    return batch["text_ids"][:: options.itg_every].at[:, 0].set(start_id)
+
+
 def captioning(
     model: Blip2Stage1,
     params: PyTree,
     batch: Batch,
+    ids: Int[Array, "b T"],
     encoded: Encoded,
     key: PRNGKeyArray | None,
     options: Stage1Options,
-    start_id: int | None = None,
 ) -> Float[Array, ""]:
-    """ITG: captions from the cached queries; [DEC] stands in place of [CLS]."""
+    """ITG: the captions `ids` of every n-th row, from what their queries have read."""
     apply = bind(model, params)
     every = options.itg_every
-    if start_id is None:
-        start_id = model.config.qformer.vocab_size - 1
     mask = batch["text_mask"][::every]
-    ids = batch["text_ids"][::every].at[:, 0].set(start_id)
-    cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
-    hidden = apply("generate_pass", ids, mask, cache, key=key)
+    hidden = encoded.captions
+    if hidden is None:
+        cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
+        hidden = apply("generate_pass", ids, mask, cache, key=key)
     logits = apply("lm_logits", hidden)
     return objectives.lm_loss(
         logits[:, :-1], ids[:, 1:], mask[:, 1:],

@@ -178,7 +178,10 @@ def _second_pass(
         metrics |= {"loss_itm": itm * share, "itm_accuracy": accuracy * share}
         value += options.itm_weight * metrics["loss_itm"]
     if options.itg_weight:
-        itg = stage1.captioning(model, params, item.batch, encoded, keys[2], options)
+        itg = stage1.captioning(
+            model, params, item.batch, stage1.caption_ids(model, item.batch, options),
+            encoded, keys[2], options,
+        )  # fmt: skip
         metrics["loss_itg"] = itg * own.mask[:, 1:].sum() / totals.tokens
         value += options.itg_weight * metrics["loss_itg"]
     return value, metrics

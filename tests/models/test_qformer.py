@@ -97,6 +97,31 @@ def test_rows_that_are_asked_for_alone_are_the_same_rows(params, outputs):
     np.testing.assert_allclose(queries, outputs["multimodal"][:, :3], atol=1e-6)
 
 
+def test_the_joint_pass_is_three_passes_at_once(params):
+    """Outputs and gradients; padding and other texts are out of each stream's sight."""
+    captions = (IDS + 1) % 20
+
+    def joint(module):
+        return module.joint_pass(
+            QUERIES, IDS, captions, MASK, module.image_keys_values(IMAGE)
+        )
+
+    def apart(module):
+        queries, cache = module.query_pass(QUERIES, module.image_keys_values(IMAGE))
+        text = module.text_pass(IDS, MASK, first_only=True)
+        return queries, text[:, 0], module.generate_pass(captions, MASK, cache)
+
+    def run(method):
+        def loss(params):
+            outputs = MODEL.apply(params, method=method)
+            return sum(jnp.sin(x).sum() for x in outputs), outputs
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    jax.tree.map(close, run(joint), run(apart))
+
+
 def test_decoding_equals_teacher_forcing(params, outputs):
     """Two beams with the same words: each step's logits are those of the full pass."""
 
