@@ -3,7 +3,9 @@
 import gc
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +15,13 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+
+# What one worker, or a command that a test runs, has compiled the others take. The first
+# process of the run makes the folder; the rest inherit its name.
+MADE_HERE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    MADE_HERE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest
@@ -25,6 +34,12 @@ flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+def pytest_unconfigure() -> None:
+    """The compiled programs of this run are of no use to the next."""
+    if MADE_HERE:
+        shutil.rmtree(MADE_HERE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
