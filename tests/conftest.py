@@ -16,13 +16,6 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
-# What one worker, or a command that a test runs, has compiled the others take. The first
-# process of the run makes the folder; the rest inherit its name.
-MADE_HERE = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    MADE_HERE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-
 import jax
 import pytest
 from absl import flags
@@ -34,12 +27,29 @@ flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+COMPILED = pytest.StashKey[str]()
 
 
-def pytest_unconfigure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """What one process of this run has compiled, the others take.
+
+    The first makes the folder, whose name workers and commands under test inherit.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = config.stash[COMPILED] = tempfile.mkdtemp()
+    for name, value in {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
     """The compiled programs of this run are of no use to the next."""
-    if MADE_HERE:
-        shutil.rmtree(MADE_HERE, ignore_errors=True)
+    if COMPILED in config.stash:
+        shutil.rmtree(config.stash[COMPILED], ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
