@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import harness
@@ -77,17 +77,25 @@ def steps(
     rows, lines, told = [], [], ""
     for dropout in (0.0, 0.1):
         settings = {"sizes": sizes_with(dropout), **given}
-        with contextlib.ExitStack() as stack:
-            workers = [
-                stack.enter_context(worker)
-                for worker in harness.pair(options, "training", settings)
-            ]
-            told = ", ".join(worker.ask("versions") for worker in workers)
-            if not dropout and options.lavis:
+        if not dropout and options.lavis:
+            # By processes of their own: a replay of negatives is one more program.
+            with started(options, settings) as workers:
                 lines.append(same_losses(*workers))
+        with started(options, settings) as workers:
+            told = ", ".join(worker.ask("versions") for worker in workers)
             rounds = options.rounds if dropout else min(options.rounds, PLAIN_ROUNDS)
             rows += measure(workers, rounds, dropout)
     return told, "\n".join([harness.table(HEAD, rows), *lines])
+
+
+@contextlib.contextmanager
+def started(options: Any, settings: dict[str, Any]) -> Iterator[list[harness.Worker]]:
+    """The contestants, until the block ends."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(worker)
+            for worker in harness.pair(options, "training", settings)
+        ]
 
 
 def same_losses(ours: harness.Worker, theirs: harness.Worker) -> str:
