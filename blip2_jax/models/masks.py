@@ -31,7 +31,7 @@ def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
 
 
 def unimodal(num_queries: int, mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 N N"]:
-    """ITC: queries see queries, text sees text (run as two separate passes).
+    """ITC: queries see queries, text sees text (run as streams that attend apart).
 
     1 1 0 0 0
     1 1 0 0 0
