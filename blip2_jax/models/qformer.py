@@ -224,7 +224,7 @@ class QFormer(nn.Module):
         x = self.embeddings(jnp.concatenate([queries, *texts], axis=1), embedding_key)
         count = queries.shape[1]
         end = count + ids.shape[1]  # of what sees the queries
-        seen = masks.causal_multimodal(count, mask)[:, :, count:]
+        seen = masks.causal_multimodal(count, mask)
         streams = (
             Stream(slice(0, count), slice(0, count)),
             Stream(slice(count, end), slice(0, end), seen),
@@ -316,7 +316,7 @@ class QFormer(nn.Module):
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(self._text(ids), embedding_key)
         count = query_cache[0][0].shape[1]
-        seen = [Stream(mask=masks.causal_multimodal(count, mask)[:, :, count:])]
+        seen = [Stream(mask=masks.causal_multimodal(count, mask))]
         return self._run(x, 0, streams=seen, past=query_cache, keys=keys)
 
     def _run(
