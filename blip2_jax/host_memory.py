@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _LARGE = 2.0  # seconds of compiling: smaller programs leave little
+_ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 _LITTLE_MEMORY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
@@ -32,6 +34,17 @@ def give_back_after_compiling() -> None:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def hold_temporaries_once() -> None:
+    """From now on a program of a CPU is over before the next one begins.
+
+    Otherwise jax tells of a result before it has given back what the program had beside
+    it, and a step that follows at once takes a new piece of that size. Call it before
+    jax looks for devices; JAX_CPU_ENABLE_ASYNC_DISPATCH in the environment prevails.
+    """
+    if _ASYNC_DISPATCH.upper() not in os.environ:
+        jax.config.update(_ASYNC_DISPATCH, False)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:

@@ -118,8 +118,10 @@ def run(given: flags.FlagValues) -> int:
         return 0
     import jax
 
+    from blip2_jax.host_memory import hold_temporaries_once
     from blip2_jax.training.loop import train
 
+    hold_temporaries_once()
     join_others(given)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)

@@ -29,22 +29,45 @@ jax.jit(lambda x: x * 3)(2.0).block_until_ready()
 print(before - resident())
 """
 
+# Says whether a program that takes a while is over when its call returns.
+CALLING = """
+import jax
+from blip2_jax import host_memory
+
+host_memory.hold_temporaries_once()
+power = jax.jit(lambda x: x @ x @ x @ x @ x @ x)
+x = jax.numpy.eye(1500)
+power(x).block_until_ready()
+print(power(x).is_ready())
+"""
+
+
+def printed(code: str, **environment: str) -> str:
+    """What a process of its own says."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of Linux")
 def test_what_was_freed_goes_back_after_compiling():
     keeps = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
     def given_back(listens: bool) -> int:
-        command = [sys.executable, "-c", HOLDING.format(listens=listens)]
-        environment = os.environ | keeps | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
-        )
-        return int(done.stdout)
+        code = HOLDING.format(listens=listens)
+        return int(printed(code, JAX_PLATFORMS="cpu", **keeps))
 
     freed = 792 * 2**15 * 8 // 1024  # kB
     assert given_back(listens=False) < 0.1 * freed
     assert given_back(listens=True) > 0.7 * freed
+
+
+def test_a_program_is_over_before_the_next_begins():
+    overruled = {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "true"}
+    assert printed(CALLING, JAX_PLATFORMS="cpu") == "True"
+    assert printed(CALLING, JAX_PLATFORMS="cpu", **overruled) == "False"
 
 
 def test_a_thrifty_order_is_for_programs_of_a_cpu():
