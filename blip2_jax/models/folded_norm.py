@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from blip2_jax.models.precision import einsum, einsum_fp32
+from blip2_jax.models.precision import as_rows, einsum, einsum_fp32
 
 
 class Normed(NamedTuple):
@@ -84,8 +84,9 @@ def _forward(x: Normed, kernel: Array) -> tuple[Array, tuple[Normed, Array]]:
 
 def _backward(kept: tuple[Normed, Array], by_y: Array) -> tuple[Normed, Array]:
     x, kernel = kept
-    by_folded = einsum_fp32("...d,...e->de", x.standard, by_y)
-    total = by_y.sum(axis=range(by_y.ndim - 1), dtype=jnp.float32)
+    rows = as_rows(by_y)
+    by_folded = einsum_fp32("rd,re->de", as_rows(x.standard), rows)
+    total = rows.sum(axis=0, dtype=jnp.float32)
     folded = (x.scale[:, None] * kernel).astype(by_y.dtype)
     by_kernel = x.scale[:, None] * by_folded + x.shift[:, None] * total
     by_x = Normed(

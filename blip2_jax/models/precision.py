@@ -69,6 +69,15 @@ def _backward(
 einsum_fp32.defvjp(_forward, _backward)
 
 
+def as_rows(x: Float[Array, "... D"]) -> Float[Array, "R D"]:
+    """All vectors of an array, one below the other.
+
+    XLA's CPU backend turns an operand round that is summed over several axes, and takes
+    a slower product; over one it does not.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
 def linear_map(
     x: Float[Array, "... K"], kernel: Float[Array, "K N"], *_: Any, **__: Any
 ) -> Float[Array, "... N"]:
@@ -95,8 +104,8 @@ def _linear_backward(
 ) -> tuple[Array, Array]:
     x, kernel = operands
     # Flat only here: what the backward pass keeps is `x` itself, once for all its maps.
-    rows = [each.reshape(-1, each.shape[-1]) for each in (x, by_y)]
-    return einsum("...n,kn->...k", by_y, kernel), einsum("rk,rn->kn", *rows)
+    by_kernel = einsum("rk,rn->kn", as_rows(x), as_rows(by_y))
+    return einsum("...n,kn->...k", by_y, kernel), by_kernel
 
 
 _linear_map.defvjp(_linear_forward, _linear_backward)

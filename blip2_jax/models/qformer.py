@@ -24,7 +24,7 @@ from blip2_jax.models.cache import Generated, Prefix, by_head, make_step, settle
 from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
-from blip2_jax.models.precision import einsum_fp32
+from blip2_jax.models.precision import as_rows, einsum_fp32
 from blip2_jax.models.qformer_layer import ALL_SEE_ALL, QFormerLayer, Stream
 from blip2_jax.presets import QFormerConfig
 
@@ -79,8 +79,8 @@ class Head(nn.Module):
     ) -> Float[Array, "... V"]:
         """fp32 logits of the hidden states, given the word embedding."""
         hidden = self.norm(ACTIVATIONS["gelu"](self.dense(hidden)))
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = einsum_fp32("nd,vd->nv", flat, word.astype(self.dtype))
+        rows = as_rows(hidden)
+        logits = einsum_fp32("rd,vd->rv", rows, word.astype(self.dtype))
         return logits.reshape(*hidden.shape[:-1], -1) + self.bias
 
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from blip2_jax.models.precision import einsum_fp32
+from blip2_jax.models.precision import as_rows, einsum_fp32
 
 KERNEL = "kernel"
 
@@ -24,9 +24,8 @@ def product(
     weights: Float[Array, "N K"], x: Float[Array, "... K"]
 ) -> Float[Array, "... N"]:
     """`x @ weights.T` in fp32, with the weights as the left operand."""
-    rows = x.reshape(-1, x.shape[-1])
     # The barrier keeps the compiler from turning the operands round again.
-    found = jax.lax.optimization_barrier(einsum_fp32("nk,rk->nr", weights, rows))
+    found = jax.lax.optimization_barrier(einsum_fp32("nk,rk->nr", weights, as_rows(x)))
     return found.T.reshape(*x.shape[:-1], -1)
 
 
