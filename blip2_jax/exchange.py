@@ -65,11 +65,11 @@ def _ring(
 
     def turn(carry, t):
         passing, taken = carry
+        passing = jax.lax.ppermute(passing, axes, onward)
         mine = (owner == (me - t) % shards).reshape((-1,) + (1,) * (rows.ndim - 1))
-        taken = jnp.where(mine, passing[place], taken)
-        return (jax.lax.ppermute(passing, axes, onward), taken), None
+        return (passing, jnp.where(mine, passing[place], taken)), None
 
-    (_, taken), _ = jax.lax.scan(
-        turn, (rows, jnp.zeros_like(rows)), jnp.arange(shards)
-    )
+    # Rows that others hold take these wrong ones' place when their shard comes by.
+    own = rows[place]
+    (_, taken), _ = jax.lax.scan(turn, (rows, own), jnp.arange(1, shards))
     return taken

@@ -82,13 +82,15 @@ def stage1(
       share_kv: keys and values once per image; False: for each of four passes, as in
         the original.
       skip_unread: ITC reads the [CLS] of the text alone, ITM the queries alone, so
-        the last block computes nothing else (`unread`); False: all, as the original.
+        the last block computes nothing else (`unread`), and ITG has no logits at the
+        last place; False: all, as the original.
     """
     flops, tokens, width = image_side(config)
     q = config.qformer
     queries, d, c = q.num_queries, q.width, q.projection_dim
     itc_unread = unread(q, text - 1, text) if skip_unread else 0
     itm_unread = unread(q, text, queries + text) if skip_unread else 0
+    predicting = text - 1 if skip_unread else text
     return {
         "vit": flops,
         "kv": key_value(q, tokens, width) * (1 if share_kv else 4),
@@ -96,7 +98,7 @@ def stage1(
         "text": qformer(q, 0, text, 0) - itc_unread,
         "itm": 3 * (qformer(q, queries, text, tokens) - itm_unread),
         "itg": qformer(q, 0, text, 0, past=queries),
-        "itg_head": 2 * text * d * (d + q.vocab_size),
+        "itg_head": 2 * predicting * d * (d + q.vocab_size),
         "projections": 2 * queries * d * c + 2 * d * c,
     }
 

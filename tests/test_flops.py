@@ -169,7 +169,7 @@ def test_stage2_formula(name, text, expected):
     assert found == pytest.approx(expected, abs=0.5)
 
 
-def test_text_that_nobody_reads_is_left_out_of_the_last_block():
+def test_text_that_nobody_reads_is_left_out_of_the_last_block_and_the_head():
     """By hand, for one block of 768 with a feed-forward of 3072: per row 2 products of
     768 x 768 (query, output), 2 of 768 x 3072, and attention to all tokens.
     """
@@ -178,13 +178,14 @@ def test_text_that_nobody_reads_is_left_out_of_the_last_block():
     row = lambda tokens: 2 * (2 * 768 * 768 + 2 * 768 * 3072 + 2 * tokens * 768)
     assert whole["text"] - ours["text"] == 31 * row(32)
     assert whole["itm"] - ours["itm"] == 3 * 32 * row(64)
+    assert whole["itg_head"] - ours["itg_head"] == 2 * 768 * (768 + 30523)
     saved = (flops.training(whole) - flops.training(ours)) / GIGA
-    assert saved == pytest.approx(4.6, abs=0.05)
+    assert saved == pytest.approx(4.70, abs=0.01)
 
 
 @pytest.mark.parametrize("name", [n for n in presets.PRESETS if stage(n) == 1])
 def test_stage1_step_at_full_size(name):
-    """Every released size, 32 tokens, every term exact; ViT-g: 701 - 4.6 - 6.7 GF."""
+    """Every released size, 32 tokens, every term exact; ViT-g: 701 - 4.7 - 6.7 GF."""
     config = default_config("stage1").unlock()
     config.model.preset = name
     sums, task = count(config, text=32)
@@ -200,7 +201,7 @@ def test_stage1_step_at_full_size(name):
     total = sum(map(sum, sums.values()))
     assert total == flops.training(terms) + 3 * itm_head + 4 * one
     if name == "pretrain":
-        assert total / GIGA == pytest.approx(690.0, abs=0.05)
+        assert total / GIGA == pytest.approx(689.84, abs=0.01)
 
 
 PUBLISHED = {

@@ -307,9 +307,9 @@ def captioning(
     if hidden is None:
         cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
         hidden = apply("generate_pass", ids, mask, cache, key=key)
-    logits = apply("lm_logits", hidden)
+    logits = apply("lm_logits", hidden[:, :-1])  # the last place predicts nothing
     return objectives.lm_loss(
-        logits[:, :-1], ids[:, 1:], mask[:, 1:],
+        logits, ids[:, 1:], mask[:, 1:],
         options.label_smoothing, options.num_shards,
     )
 
