@@ -22,7 +22,7 @@ class Blip2Base(nn.Module):
       config: sizes.
       dtype: compute dtype; parameters are fp32.
       scan: scan stacked layers, or unroll them.
-      remat: policy (`models/stack.py`) of the image tower's blocks.
+      remat: policy (`models/stack.py`) of the image tower's and the Q-Former's blocks.
     """
 
     config: Blip2Config
@@ -41,7 +41,9 @@ class Blip2Base(nn.Module):
         )
         shape = (qformer.num_queries, qformer.width)
         self.query_tokens = self.param("query_tokens", normal(), shape)
-        self.qformer = QFormer(qformer, self.dtype, self.reads_text)
+        self.qformer = QFormer(
+            qformer, self.dtype, self.reads_text, self.remat
+        )
 
     @property
     def reads_text(self) -> bool:

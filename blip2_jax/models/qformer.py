@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,7 @@ from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import as_rows, einsum_fp32
 from blip2_jax.models.qformer_layer import ALL_SEE_ALL, QFormerLayer, Stream
+from blip2_jax.models.stack import remat_policy
 from blip2_jax.presets import QFormerConfig
 
 ImageKeyValues = tuple[KeyValue, ...]  # of the blocks that read the image, in order
@@ -90,6 +92,7 @@ class QFormer(nn.Module):
     config: QFormerConfig
     dtype: DTypeLike = jnp.float32
     text: bool = True  # False: only `query_pass`, and no parameters for text
+    remat: str = "none"  # policy (`models/stack.py`) of the blocks
 
     def setup(self) -> None:
         c = self.config
@@ -335,15 +338,21 @@ class QFormer(nn.Module):
         Whatever else a compiler removes, it does not narrow a product whose output is
         read in part.
         """
-        remaining, caches = iter(images), []
+
+        def run(layer: QFormerLayer, x: Array, last: bool, **arrays: Any) -> Any:
+            rows = keep if last else None
+            return layer(x, num_queries, streams=streams, keep=rows, **arrays)
+
+        policy, remaining, caches = remat_policy(self.remat), iter(images), []
+        if policy is not None:
+            run = nn.remat(run, policy=policy, static_argnums=(2,))
         for index, layer in enumerate(self.layer):
-            x, cache = layer(
+            x, cache = run(
+                layer,
                 x,
-                num_queries,
-                streams=streams,
+                index == self.config.depth - 1,
                 past=None if past is None else past[index],
                 images=next(remaining, ()) if layer.reads_image else (),
-                keep=keep if index == self.config.depth - 1 else None,
                 key=keys[index],
             )
             caches.append(cache)

@@ -40,7 +40,7 @@ ALL_SEE_ALL = (Stream(),)
 
 
 class QFormerLayer(nn.Module):
-    """Block `index` of the Q-Former; the text branch is created by its first use."""
+    """A block of the Q-Former; the text branch is created by its first use."""
 
     config: QFormerConfig
     reads_image: bool

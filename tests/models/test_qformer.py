@@ -1,5 +1,7 @@
 """The Q-Former's passes agree with each other, and decoding with teacher forcing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,32 @@ def test_the_joint_pass_is_three_passes_at_once(params):
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
     jax.tree.map(close, run(joint), run(apart))
+
+
+def test_what_is_computed_again_is_the_same(params):
+    """Values and gradients, with dropout; the less is kept, the more is recomputed."""
+    def run(remat):
+        model = QFormer(dataclasses.replace(CONFIG, dropout=0.5), remat=remat)
+
+        def read(module):
+            image = module.image_keys_values(IMAGE)
+            return module.joint_pass(
+                QUERIES, IDS, IDS, MASK, image, key=jax.random.key(6)
+            )
+
+        def loss(params):
+            return sum(jnp.sin(x).sum() for x in model.apply(params, method=read))
+
+        kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        size = sum(leaf.size for leaf in jax.tree.leaves(kept))
+        return jax.jit(jax.value_and_grad(loss))(params), size
+
+    (whole, most), *others = map(run, ("none", "dots", "full"))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    for again, size in others:
+        jax.tree.map(close, whole, again)
+        assert size < most
+        most = size
 
 
 def test_decoding_equals_teacher_forcing(params, outputs):
