@@ -25,7 +25,7 @@ P = PartitionSpec
 
 # (path regex, spec); the first full match holds. Blocks of the towers and language
 # models are stacked, so their kernels are [L, in, out]. An axis that does not divide
-# its dimension is left out. Norms, biases, tokens and small heads are whole.
+# its dimension is left out. Norms, biases and query tokens are whole.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*blocks/.*(output|down)/kernel", P(None, "tensor", "fsdp")),
     (r".*blocks/.*kernel", P(None, "fsdp", "tensor")),

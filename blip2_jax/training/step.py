@@ -35,6 +35,7 @@ class TrainStep:
       state: shardings of the `TrainState`, which the step donates.
       frozen: shardings of the frozen parameters, which it does not.
       batch: sharding of every entry of a batch.
+      jitted: the function of (state, frozen, batch, replay) itself.
     """
 
     mesh: Mesh
@@ -70,11 +71,6 @@ class TrainStep:
         """`jax.jit(...).trace` on (state, frozen, batch, replay), abstract or not."""
         with jax.set_mesh(self.mesh):
             return self.jitted.trace(*args)
-
-    def lower(self, *args: Any) -> Any:
-        """`jax.jit(...).lower` on (state, frozen, batch, replay), abstract or not."""
-        with jax.set_mesh(self.mesh):
-            return self.jitted.lower(*args)
 
 
 def loss_and_gradients(
