@@ -6,12 +6,14 @@
 Stage 1 with ViT-g in the step, beside the original (`--lavis`); stage 2 with OPT-2.7B
 and FlanT5-XL beside transformers' `Blip2ForConditionalGeneration` (`--torch_python`).
 Ours twice: attention by XLA, and by cuDNN where it can. Torch runs under autocast with
-SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere, without cuDNN. With
-`--profile` DIR gets what the device did in three steps of ours, for TensorBoard.
+SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere, without cuDNN, and knows
+no peak, so no MFU. With `--profile` DIR gets what the device did in three steps of
+ours, for TensorBoard.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from typing import Any
@@ -32,13 +34,7 @@ HEAD = ("", "images/s", "ratio", "MFU", "of executed FLOPs", "device GB")
 
 def main() -> int:
     """One model after the other."""
-    parser = harness.arguments(__doc__ or "", rounds=10)
-    parser.add_argument("--model", choices=MODELS, action="append")
-    parser.add_argument("--rows", type=int, default=0, help="of a batch")
-    parser.add_argument("--attention", choices=("cudnn", "xla"), action="append")
-    parser.add_argument("--profile", default="", help="directory of profiles of ours")
-    parser.add_argument("--device", default="cuda", help="cuda or cpu, torch's name")
-    options = parser.parse_args()
+    options = arguments()
     for name in options.model or MODELS:
         entry = MODELS[name]
         rows = options.rows or (2 if options.tiny else entry["rows"])
@@ -57,6 +53,23 @@ def main() -> int:
     return 0
 
 
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = harness.arguments(__doc__ or "", rounds=10)
+    add = parser.add_argument
+    add("--model", choices=MODELS, action="append")
+    add("--rows", type=int, default=0, help="of a batch")
+    add("--attention", choices=("cudnn", "xla"), action="append")
+    add("--profile", default="", help="directory of profiles of ours")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="of ours and torch")
+    options = parser.parse_args()
+    on_cpu = options.device == "cpu"
+    if on_cpu and "cudnn" in (options.attention or ()):
+        parser.error("--attention cudnn needs a GPU: not with --device cpu")
+    options.attention = options.attention or (("xla",) if on_cpu else ("cudnn", "xla"))
+    return options
+
+
 def measure(
     workers: list[harness.Worker], rounds: int, given: dict[str, int]
 ) -> tuple[str, str]:
@@ -72,12 +85,17 @@ def measure(
         rows.append([
             worker.name, f"{given['rows'] / taken:.1f}",
             f"{times[workers[-1].name] / taken:.2f}",
-            f"{fixed * given['rows'] / taken / peak:.1%}",
+            share(fixed * given["rows"] / taken, peak),
             # what torch executes is not counted
-            f"{executed / taken / peak:.1%}" if is_ours(worker) else "",
+            share(executed / taken, peak) if is_ours(worker) else "",
             f"{worker.ask('device_peak'):.1f}",
         ])  # fmt: skip
     return told, harness.table(HEAD, rows)
+
+
+def share(rate: float, peak: float | None) -> str:
+    """FLOP/s as a part of the device's peak; "-" where that is not known."""
+    return "-" if peak is None else f"{rate / peak:.1%}"
 
 
 def is_ours(worker: harness.Worker) -> bool:
@@ -85,21 +103,19 @@ def is_ours(worker: harness.Worker) -> bool:
     return worker.name.startswith(OURS)
 
 
-def contestants(
-    options: Any, name: str, given: dict[str, int]
-) -> list[harness.Worker]:
+def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.Worker]:
     """Us, both ways, and the peer of this model where its interpreter is named."""
     sizes = presets.to_plain(tiny(name) if options.tiny else preset(name))
     settings = {"sizes": sizes, **given, "precision": "bfloat16"}
     device = {"device": options.device}
-    found = []
-    for attention in options.attention or ("cudnn", "xla"):
-        if attention == "xla" or options.device != "cpu":
-            found.append(harness.Worker(
-                f"{OURS}, attention by {attention}", sys.executable, "ours.py",
-                "training", settings | {"attention": attention, "drawn": True},
-                options.threads,
-            ))  # fmt: skip
+    found = [
+        harness.Worker(
+            f"{OURS}, attention by {attention}", sys.executable, "ours.py",
+            "training", settings | {"attention": attention, "drawn": True},
+            options.threads, options.device,
+        )
+        for attention in options.attention
+    ]  # fmt: skip
     if name == "stage1":
         return found + harness.original(options, "training", settings, device)
     if options.torch_python:

@@ -43,12 +43,12 @@ MEMORY = {
 }
 
 
-def arguments(about: str, **defaults: Any) -> argparse.ArgumentParser:
+def arguments(about: str, rounds: int = 5) -> argparse.ArgumentParser:
     """The flags that all benchmarks have.
 
     Args:
       about: the script's docstring.
-      **defaults: of `rounds`.
+      rounds: the default of `--rounds`.
     """
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,7 +57,7 @@ def arguments(about: str, **defaults: Any) -> argparse.ArgumentParser:
     add("--lavis", default="", help="a checkout of the original; empty: ours alone")
     add("--lavis_python", default=sys.executable, help="interpreter with its needs")
     add("--torch_python", default="", help="one with torch and transformers 5")
-    add("--rounds", type=int, default=defaults.get("rounds", 5), help="timed turns")
+    add("--rounds", type=int, default=rounds, help="timed turns")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--tiny", action="store_true", help="small sizes, to see that all works")
     add("--write", action="store_true", help=f"update {PAGE.relative_to(ROOT)}")
@@ -69,15 +69,25 @@ class Worker:
 
     def __init__(
         self, name: str, python: str, script: str, kind: str,
-        settings: Mapping[str, Any], threads: int,
+        settings: Mapping[str, Any], threads: int, device: str = "cpu",
     ) -> None:  # fmt: skip
-        """Start it; `script` is a file beside this one that calls `serve`."""
+        """Start it; `script` is a file beside this one that calls `serve`.
+
+        Args:
+          name: in the tables.
+          python: the interpreter.
+          script: the file's name.
+          kind: of contestant; a key of what the script serves.
+          settings: of the contestant.
+          threads: cores that it may use.
+          device: the platform that JAX takes there.
+        """
         self.name = name
         command = [python, str(ROOT / "benchmarks" / script), kind]
         self._process = subprocess.Popen(
             [*command, json.dumps(dict(settings) | {"threads": threads})],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment() | {"OMP_NUM_THREADS": str(threads)},
+            env=environment(device) | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
     def ask(self, method: str, **given: Any) -> Any:
@@ -112,12 +122,18 @@ class Worker:
         self.close()
 
 
-def environment() -> dict[str, str]:
-    """Of every process: this checkout first, no warnings, memory kept."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Of every process: this checkout first, no warnings, memory kept.
+
+    Args:
+      device: the platform that JAX takes, "cpu" or "cuda". Without CUDA the latter is
+        an error there, as it is in torch.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | MEMORY | {
         "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore",
         "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_PLATFORMS": device,
     }  # fmt: skip
 
 

@@ -93,14 +93,17 @@ class Training(Machine):
             )
         return sum(dot.flops for dot in found) / 1e9
 
-    def counted(self, text: int, target: int) -> list[float]:
-        """FLOPs an image as MFU counts them, those of a step of ours, device's peak."""
+    def counted(self, text: int, target: int) -> list[float | None]:
+        """FLOPs an image as MFU counts them, those of a step of ours, device's peak.
+
+        The peak is None where the device's is not known.
+        """
         import jax
 
         from blip2_jax import flops
         from blip2_jax.training.meters import peak_flops
 
-        peak = peak_flops(jax.devices()[0]) or float("nan")
+        peak = peak_flops(jax.devices()[0])
         fixed = flops.mfu_numerator(self.sizes, text, target)
         return [fixed, 1e9 * self.gigaflops(), peak]
 

@@ -31,6 +31,19 @@ def test_a_report_names_no_path_and_writes_its_section(tmp_path, monkeypatch, ca
     assert "| ours | 1 |" in page.read_text()
 
 
+def test_contestants_run_on_the_cpu_unless_told(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert harness.environment()["JAX_PLATFORMS"] == "cpu"
+    assert harness.environment("cuda")["JAX_PLATFORMS"] == "cuda"
+
+
+def test_rounds_have_a_default():
+    rounds = lambda *words: harness.arguments("", rounds=3).parse_args(words).rounds
+    assert (rounds(), rounds("--rounds", "7")) == (3, 7)
+    with pytest.raises(TypeError):
+        harness.arguments("", round=3)
+
+
 def test_given_weights_are_functions_of_their_name():
     one = given.weight("layer.0.weight", (3, 4))
     np.testing.assert_array_equal(one, given.weight("layer.0.weight", (3, 4)))
