@@ -28,6 +28,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
+END = "<!-- end -->"  # in a section of the page, behind what was measured
 GB = 1e9
 LOAD_BEFORE = os.getloadavg()[0]
 # glibc takes large pages and keeps what a step gives back for the next one, for every
@@ -262,7 +263,8 @@ def report(
 
     Args:
       options: of `arguments`.
-      title: the section's heading; a section of this name is replaced.
+      title: the section's heading; of a section of this name what was measured is
+        replaced.
       about: what was run with what: versions, sizes.
       body: tables.
       page: the Markdown file.
@@ -281,11 +283,21 @@ def report(
 
 
 def put_section(text: str, title: str, section: str) -> str:
-    """`text` with the section `## title` replaced by `section`, or put at its end."""
+    """`text` with the section `## title` replaced by `section`, or put at its end.
+
+    What stands behind the section's line `<!-- end -->` was written by hand and stays.
+
+    Raises:
+      ValueError: the section has no such line.
+    """
     parts = re.split(r"(?m)^(?=## )", text)
     places = [i for i, part in enumerate(parts) if part.startswith(f"## {title}\n")]
+    measured = f"{section.strip()}\n\n{END}"
     if places:
-        parts[places[0]] = section
+        _, *prose = re.split(rf"(?m)^{END}$", parts[places[0]], maxsplit=1)
+        if not prose:
+            raise ValueError(f"section {title!r} lacks the line {END}: what may go?")
+        parts[places[0]] = measured + prose[0]
     else:
-        parts.append(section)
+        parts.append(measured)
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"

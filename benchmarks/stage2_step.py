@@ -41,9 +41,13 @@ def main() -> int:
         sizes = functools.partial(sizes_of, name, options.tiny)
         told, body = steps(options, sizes, given)
         about = f"{told}; fp32, batch {ROWS}, {options.threads} threads."
-        title = f"Stage 2, a language model of {SIZES[name]}'s size"
-        harness.report(options, title, about, body)
+        harness.report(options, title(name), about, body)
     return 0
+
+
+def title(name: str) -> str:
+    """The section's heading."""
+    return f"Stage 2, a language model of {SIZES[name]}'s size"
 
 
 def sizes_of(name: str, tiny: bool, dropout: float) -> dict[str, Any]:

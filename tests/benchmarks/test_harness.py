@@ -2,20 +2,53 @@
 
 import sys
 
+import generation
+import image_pipeline
 import numpy as np
 import pytest
+import reranking
 
 import given
 import harness
+import stage1_step
+import stage2_step
+import startup
 
 
 def test_a_section_is_put_at_the_end_and_later_replaced():
-    page = "# Speed\n\nAn introduction.\n\n## One\n\nfirst\n\n## Two\n\nsecond\n"
-    added = harness.put_section(page, "Three", "## Three\n\nthird\n")
-    assert added == page + "\n## Three\n\nthird\n"
-    changed = harness.put_section(added, "One", "## One\n\nnew\n")
-    assert changed == added.replace("first", "new")
-    assert harness.put_section(changed, "One", "## One\n\nnew\n") == changed
+    page = "# Speed\n\nAn introduction.\n"
+    for number, name in enumerate(("One", "Two", "Three")):
+        section = f"## {name}\n\nnumber {number}\n"
+        added = harness.put_section(page, name, section)
+        assert added == f"{page}\n{section}\n<!-- end -->\n"
+        page = added
+    changed = harness.put_section(page, "Two", "## Two\n\nnew\n")
+    assert changed == page.replace("number 1", "new")
+    assert harness.put_section(changed, "Two", "## Two\n\nnew\n") == changed
+
+
+@pytest.mark.parametrize("title", ["One", "Two"])
+def test_what_was_written_by_hand_stays(title):
+    page = "".join(
+        f"## {name}\n\nold {name}\n\n<!-- end -->\n\nWhy.\n\n### More\n\nText.\n{end}"
+        for name, end in {"One": "\n", "Two": ""}.items()
+    )
+    changed = harness.put_section(page, title, f"## {title}\n\nnew\n")
+    assert changed == page.replace(f"old {title}", "new")
+    with pytest.raises(ValueError, match=f"'{title}' lacks the line <!-- end -->"):
+        harness.put_section(page.replace("<!-- end -->\n\n", ""), title, "new\n")
+
+
+def test_the_sections_of_the_page_say_what_may_be_replaced():
+    titles = [
+        *stage1_step.TITLES.values(), *map(stage2_step.title, stage2_step.LANGUAGE),
+        generation.TITLE, reranking.TITLE, image_pipeline.TITLE, startup.TITLE,
+    ]  # fmt: skip
+    page = harness.PAGE.read_text()
+    for title in titles:
+        _, section = page.split(f"## {title}\n")
+        measured, mark, _ = section.split("\n## ")[0].partition("\n<!-- end -->\n")
+        assert mark and "    python benchmarks/" in measured
 
 
 def test_a_report_names_no_path_and_writes_its_section(tmp_path, monkeypatch, capsys):
@@ -26,7 +59,8 @@ def test_a_report_names_no_path_and_writes_its_section(tmp_path, monkeypatch, ca
     options = harness.arguments("").parse_args(command[1:])
     table = harness.table(("", "s"), [["ours", 1]])
     harness.report(options, "Steps", "fp32.", table, page)
-    assert page.read_text() == "# Speed\n\n" + capsys.readouterr().out.rstrip() + "\n"
+    printed = capsys.readouterr().out.rstrip()
+    assert page.read_text() == f"# Speed\n\n{printed}\n\n<!-- end -->\n"
     assert "python benchmarks/x.py --lavis .../LAVIS\n" in page.read_text()
     assert "| ours | 1 |" in page.read_text()
 
