@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,9 +19,9 @@ import time
 import ml_dtypes
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
+from harness import GB, ROOT, peak
+
 PARTS = ("write", "convert", "caption")
-GB = 1e9
 
 
 def main() -> None:
@@ -110,11 +109,6 @@ def caption(ours: pathlib.Path) -> str:
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     text = model.caption(image, num_beams=1, min_new_tokens=8, max_new_tokens=8)
     return f"loaded in {loaded}, said {text!r}"
-
-
-def peak() -> float:
-    """The most memory that this process has held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
 if __name__ == "__main__":

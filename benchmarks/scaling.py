@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
+REMAT = "none"  # of all cases
 GIB = 2**30
 
 
@@ -32,14 +33,13 @@ class Case:
     batch: int
     fsdp: int = 1
     tensor: int = 1
-    remat: str = "none"
 
     @property
     def name(self) -> str:
         """Of the file that holds its numbers."""
         size = self.topology.replace(":", "-")
         mesh = f"f{self.fsdp}t{self.tensor}"
-        return f"{self.config}_{size}_{self.batch}_{mesh}_{self.remat}"
+        return f"{self.config}_{size}_{self.batch}_{mesh}_{REMAT}"
 
     def is_told_by(self, line: str) -> bool:
         """Whether a line of the table is of this case."""
@@ -54,7 +54,7 @@ class Case:
             "launch/plan.py", "--config", f"configs/{self.config}.py",
             f"--config.batch_size={self.batch}", f"--config.mesh.fsdp={self.fsdp}",
             f"--config.mesh.tensor={self.tensor}",
-            f"--config.model.remat={self.remat}",
+            f"--config.model.remat={REMAT}",
             "--topology", self.topology, "--json", str(found),
         ]  # fmt: skip
 

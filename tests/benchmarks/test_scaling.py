@@ -10,6 +10,14 @@ def line(case, said):
     return f"| {case.config} | {case.topology} | {case.batch} | {size} | {said} |"
 
 
+def test_a_case_names_its_file_and_its_command(tmp_path):
+    case = scaling.PAPER[1]
+    assert case.name == "stage2_flant5xxl_v5e-16x16_1536_f16t1_none"
+    command = case.command(tmp_path)
+    assert "--config.model.remat=none" in command
+    assert command[-4:] == ["--topology", "v5e:16x16", "--json", str(tmp_path)]
+
+
 def test_rows_without_a_plan_stay_and_unknown_ones_go(tmp_path, monkeypatch):
     one, two = scaling.PAPER[0], scaling.PAPER[1]
     assert one.is_told_by(line(one, "yes")) and not one.is_told_by(line(two, "yes"))
