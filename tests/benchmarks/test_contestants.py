@@ -107,4 +107,7 @@ def test_a_start_is_timed(tmp_path):
         )
         for name in "ab"
     )
-    assert 0 < second < first
+    assert 0 < second[0] < first[0]
+    for seconds, compiling in (first, second):
+        assert 0 < compiling < seconds
+    assert second[1] < first[1]
