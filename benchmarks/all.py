@@ -1,9 +1,11 @@
-"""Every benchmark of a CPU, one after the other (about a quarter of an hour):
+"""Every benchmark of a CPU, one after the other (three quarters of an hour):
 
     python benchmarks/all.py --lavis PATH --lavis_python PYTHON --torch_python PYTHON
         --photos TARS [--photos TARS] [--write]
 
-`--write` updates docs/performance.md. The machine should have nothing else to do.
+`--write` updates docs/performance.md. Without `--photos` there is no image pipeline;
+`--rounds` and `--threads` are each script's own where they are not given. The machine
+should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ def main() -> int:
     """Run them; the exit code counts those that failed."""
     parser = harness.arguments(__doc__ or "")
     parser.add_argument("--photos", action="append", default=[], help="tars of JPEGs")
+    parser.set_defaults(rounds=None, threads=None)
     options = parser.parse_args()
     start, failed = time.perf_counter(), 0
     for script, more in SCRIPTS.items():
+        if "photos" in more and not options.photos:
+            print(f"{script} is left out: it needs --photos\n", flush=True)
+            continue
         command = [sys.executable, f"benchmarks/{script}", *flags(options, more)]
         failed += subprocess.run(command, cwd=harness.ROOT).returncode != 0
         minutes = (time.perf_counter() - start) / 60
@@ -39,6 +45,9 @@ def main() -> int:
 def flags(options: argparse.Namespace, more: tuple[str, ...]) -> list[str]:
     """The command line of one script."""
     found = [f"--{name}" for name in ("tiny", "write") if getattr(options, name)]
+    for name in ("rounds", "threads"):
+        value = getattr(options, name)
+        found += [] if value is None else [f"--{name}", str(value)]
     if options.lavis:
         found += ["--lavis", options.lavis, "--lavis_python", options.lavis_python]
     if "torch_python" in more and options.torch_python:
