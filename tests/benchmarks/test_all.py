@@ -1,8 +1,8 @@
 """The command lines of all benchmarks of a CPU."""
 
-import all as everything
 import pytest
 
+import all as everything
 import harness
 
 

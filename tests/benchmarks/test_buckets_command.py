@@ -2,8 +2,9 @@
 
 import sys
 
-import length_buckets
 import pytest
+
+import length_buckets
 
 BUCKETS = ("24", "32")
 
@@ -21,6 +22,7 @@ def tables(printed):
     return found
 
 
+@pytest.mark.slow  # reads all captions
 def test_lengths_and_times(testdata, monkeypatch, capsys):
     command = ["--time", "--size", "tiny", "--steps", "2", "--epochs", "1"]
     command += ["--batch_sizes", "64", "--buckets", *BUCKETS]

@@ -3,9 +3,9 @@
 import json
 import sys
 
-import gpu
 import pytest
 
+import gpu
 import harness
 
 CPU = ("--tiny", "--device", "cpu", "--rounds", "1", "--threads", "1")

@@ -2,14 +2,14 @@
 
 import sys
 
-import generation
-import image_pipeline
 import numpy as np
 import pytest
-import reranking
 
+import generation
 import given
 import harness
+import image_pipeline
+import reranking
 import stage1_step
 import stage2_step
 import startup
