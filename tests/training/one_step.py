@@ -24,6 +24,7 @@ from blip2_jax.training.tasks import make_task
 
 B, T = 8, 5
 FINE_TUNES = {"retrieval": "stage1", "vqa": "stage2"}  # with the image encoder trained
+STAGES = FINE_TUNES | {"t5": "stage2"}
 SIZES = {
     "vision": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "image_size": 28},
     "qformer": {
@@ -36,15 +37,20 @@ OPT = {
     "kind": "opt", "width": 16, "depth": 2, "heads": 2, "mlp_dim": 16,
     "vocab_size": 24, "max_positions": 32,
 }
+T5 = {
+    "kind": "t5", "width": 16, "depth": 2, "heads": 2, "head_width": 8, "mlp_dim": 16,
+    "vocab_size": 24,
+}
 # Adam's first moment after one step is this much of the gradient.
 MOMENT = 0.1
 
 
 def config_of(task):
-    stage = FINE_TUNES.get(task, task)
+    stage = STAGES.get(task, task)
     config = default_config(stage).unlock()
     config.precision, config.steps = "float32", 10
-    language = {"language_model": OPT} if stage == "stage2" else {}
+    model = T5 if task == "t5" else OPT
+    language = {"language_model": model} if stage == "stage2" else {}
     if task in FINE_TUNES:
         config.frozen = ("^language_model/",) if language else ()
         config.optimizer.layer_decay = 0.9
@@ -63,14 +69,17 @@ def rows(task):
     """A whole batch, as the data pipeline makes it."""
     rng = np.random.default_rng(0)
     mask = np.arange(T)[None] < (np.arange(B) % 3 + 3)[:, None]
-    stage = FINE_TUNES.get(task, task)
-    question = {"question_ids": rng.integers(3, 23, (B, T), dtype=np.int32),
+    tokens = lambda: rng.integers(3, 23, (B, T), dtype=np.int32)
+    question = {"question_ids": tokens(),
                 "question_mask": mask[::-1]} if task == "vqa" else {}
-    return question | {
-        "image": rng.integers(0, 256, (B, 28, 28, 3), dtype=np.uint8),
-        "text_ids": rng.integers(3, 23, (B, T), dtype=np.int32),
-        "text_mask": mask,
-        **({"target_mask": mask} if stage == "stage2" else
+    image = rng.integers(0, 256, (B, 28, 28, 3), dtype=np.uint8)
+    if task == "t5":
+        text = {"input_ids": tokens(), "input_mask": mask[::-1], "target_ids": tokens()}
+    else:
+        text = {"text_ids": tokens(), "text_mask": mask}
+    return question | text | {
+        "image": image,
+        **({"target_mask": mask} if STAGES.get(task, task) == "stage2" else
            {"image_id": np.array([0, 1, 2, 3, 4, 5, 6, 0], np.int32)}),
         "position": np.arange(B), "_key": ["k"] * B,
     }

@@ -1,7 +1,6 @@
 """A step's numbers are the same on any mesh, in one process or several."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import one_step as one_step_module
 import pytest
@@ -29,7 +28,7 @@ SLOW = [
     (task, axes)
     for task in ("stage1", "stage2") for meshes in MESHES.values() for axes in meshes
     if (task, axes) not in FAST
-]
+] + [("t5", axes) for axes in ((8, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2))]
 
 
 def assert_same_step(found, expected):
@@ -58,8 +57,8 @@ def test_a_mesh_changes_nothing(task, axes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "axes"),
-    # Of the first two, (1, 1, 8) lets both processes read all rows.
-    [("stage1", (2, 2, 2)), ("stage1", (1, 1, 8)), ("stage2", (2, 2, 2))],
+    # (1, 1, 8) lets both processes read all rows.
+    [(task, axes) for task in ("stage1", "stage2") for axes in MESHES[8]],
 )
 def test_two_processes_change_nothing(tmp_path, task, axes):
     out = tmp_path / "step.npz"
@@ -72,17 +71,27 @@ def test_two_processes_change_nothing(tmp_path, task, axes):
     assert_same_step(parts, one_step(task, ONE))
 
 
-WIDE = {
-    "vision": {"width": 128, "depth": 2, "heads": 2, "mlp_dim": 512, "image_size": 28},
-    "qformer": one_step_module.SIZES["qformer"] | {"width": 128, "mlp_dim": 512},
-    "language_model": one_step_module.OPT | {"width": 128, "mlp_dim": 512},
-}  # fmt: skip
+LAYERS = 8
+# Nearly all of its bytes are a frozen tower's.
+DEEP = one_step_module.SIZES | {
+    "language_model": one_step_module.OPT
+    | {"width": 128, "depth": LAYERS, "mlp_dim": 512}
+}
 
 
-def bytes_of_parameters(devices):
-    """The compiler's figure for one device, and what of it the table leaves whole."""
+def bytes_of(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def compiled_step(devices):
+    """A step over `fsdp` alone: the compiler's figures for one device, and sizes.
+
+    Returns:
+      Its `memory_analysis`; bytes of all arguments of the step, of those that the
+      table leaves whole, and of the language model's blocks.
+    """
     config = one_step_module.config_of("stage2")
-    config.model.overrides = WIDE
+    config.model.overrides = DEEP
     task, mesh = make_task(config), sharding.make_mesh(
         1, devices, 1, devices=jax.devices()[:devices]
     )
@@ -92,24 +101,31 @@ def bytes_of_parameters(devices):
     step = make_train_step(
         task, optimizer, lambda step: 1e-4, mesh, state, shapes.frozen, seed=0
     )
-    held = jax.jit(
-        lambda *trees: jax.tree.map(jnp.add, trees, trees),
-        in_shardings=(step.state, step.frozen),
-    )
-    compiled = held.lower(state, shapes.frozen).compile()
+    batch = sharding.global_batch(one_step_module.rows("stage2"), mesh)
+    compiled = step.lower(state, shapes.frozen, batch, None).compile()
     leaves = zip(
         jax.tree.leaves((state, shapes.frozen)),
         jax.tree.leaves((step.state, step.frozen)), strict=True,
     )
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf, place in leaves
-                if not any(place.spec))
-    return compiled.memory_analysis().argument_size_in_bytes, whole
+    whole = bytes_of([leaf for leaf, place in leaves if not any(place.spec)])
+    blocks = bytes_of(shapes.frozen["language_model"]["blocks"])
+    everything = bytes_of((state, shapes.frozen, batch))
+    return compiled.memory_analysis(), everything, whole, blocks
 
 
-def test_fsdp_divides_the_memory_of_parameters():
-    """Trainable, optimizer and frozen; small arrays alone are on every device."""
-    alone, _ = bytes_of_parameters(1)
-    for devices in (2, 4, 8):
-        found, whole = bytes_of_parameters(devices)
-        assert whole < alone / 10
-        np.testing.assert_allclose(found, whole + (alone - whole) / devices, rtol=0.01)
+@pytest.mark.parametrize(
+    "devices",
+    [*(pytest.param(each, marks=pytest.mark.slow) for each in (1, 2, 4)), 8],
+)
+def test_fsdp_divides_the_memory_of_a_step(devices):
+    """Arguments: small arrays alone are on every device. Temporaries: no whole tower.
+
+    Of the tower there are a copy of the device's part, which the loop over layers
+    makes, and the layers that are whole: the one in use, and what becomes of it.
+    """
+    found, everything, whole, blocks = compiled_step(devices)
+    arguments = found.argument_size_in_bytes
+    assert arguments < everything * (1 / devices + 0.1)
+    expected = whole + (everything - whole) / devices
+    np.testing.assert_allclose(arguments, expected, rtol=0.01)
+    assert found.temp_size_in_bytes < blocks / devices + 4 * blocks / LAYERS
