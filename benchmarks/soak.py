@@ -6,7 +6,8 @@
 Trains stage 1 on the shapes world twice. One run is left alone; the other is ended by
 `kill -9` every so many steps, and once its newest checkpoint is damaged in between.
 Compares every parameter and all optimizer state of the two, bit for bit, and shows
-whether the host's memory grew. The exit code says whether all is well.
+whether the host's memory grew, which runs on Linux tell. The exit code says whether all
+is well.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import json
 import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ from blip2_jax.training.metrics_log import read_metrics  # noqa: E402
 TRAIN = ROOT / "launch" / "train.py"
 PATIENCE_S = 1800  # without a step
 KEPT = ("trainable", "optimizer")
-FLAT = 1.05  # peak memory at the end, by that after the first quarter
+FLAT = 1.05  # memory in the last third of the steps, by that in the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,7 @@ class Outcome:
       kills: how often the run was killed.
       damaged: the checkpoint that was damaged.
       differences: arrays of the last checkpoint, and losses, that are not the same.
-      memory_gb: peak of the undisturbed run after a quarter of its steps, and at
-        its end.
+      memory_gb: see `memory_early_and_late`; of the undisturbed run.
     """
 
     kills: int
@@ -80,8 +81,8 @@ def main() -> None:
         f"{options.steps} steps, {outcome.kills} kills, checkpoint {outcome.damaged} "
         f"damaged, {time.perf_counter() - start:.0f} s\n"
         f"differ: {listed(outcome.differences) or 'nothing, bit for bit'}\n"
-        f"peak memory of the undisturbed run: {early:.3f} GB after a quarter of the "
-        f"steps, {late:.3f} GB at the end"
+        f"memory of the undisturbed run: {early:.3f} GB in the first third of the "
+        f"steps, {late:.3f} GB in the last"
     )
     sys.exit(not outcome.is_well())
 
@@ -112,9 +113,24 @@ def soak(
         if not damaged and point >= steps // 2:
             damaged = damage_newest(killed)
     run(TRAIN, config, killed, *changes)
-    peaks = [line["peak_memory_gb"] for line in read_metrics(whole)]
-    memory = (peaks[len(peaks) // 4], peaks[-1])
+    memory = memory_early_and_late(read_metrics(whole))
     return Outcome(len(points), damaged, differences(killed, whole, steps), memory)
+
+
+def memory_early_and_late(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """What a run's process held in the first and in the last third of its log lines.
+
+    The median of each, in GB, so that neither a peak of compiling or saving nor its
+    end decides.
+
+    Raises:
+      ValueError: there are fewer than three lines that tell it.
+    """
+    held = [line["host_memory_gb"] for line in lines if "host_memory_gb" in line]
+    third = len(held) // 3
+    if not third:
+        raise ValueError(f"host_memory_gb is in {len(held)} log lines, 3 are needed")
+    return statistics.median(held[:third]), statistics.median(held[-third:])
 
 
 def start(

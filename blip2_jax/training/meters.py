@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pathlib
 import re
 import resource
 import sys
@@ -10,6 +12,8 @@ import time
 from collections.abc import Iterator
 
 import jax
+
+_STATM = pathlib.Path("/proc/self/statm")  # of Linux: memory in pages
 
 # Dense bf16 (V100, T4: fp16) peak of one jax device, FLOP/s, by whole words of its
 # `device_kind`, from the makers' data sheets. A TPU v2 or v3 device is half a chip.
@@ -49,6 +53,17 @@ def peak_memory_bytes() -> int:
         return max(peaks)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def host_memory_bytes() -> int | None:
+    """What this process holds of the host's memory now; None where there is no /proc.
+
+    Beside `peak_memory_bytes`, which on a CPU never falls, it shows what grows slowly
+    below an early peak.
+    """
+    if not _STATM.exists():
+        return None
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Meter:
@@ -93,7 +108,7 @@ class Meter:
         self._compiled += time.perf_counter() - start
 
     def count_step(self) -> None:
-        """One more step has been started."""
+        """One more step is finished."""
         self._steps += 1
 
     def read(self) -> dict[str, float]:
@@ -106,6 +121,9 @@ class Meter:
             "data_wait_share": self._waited / max(elapsed, 1e-9),
             "peak_memory_gb": peak_memory_bytes() / 1e9,
         }
+        held = host_memory_bytes()
+        if held is not None:
+            values["host_memory_gb"] = held / 1e9
         if self._compiled:
             values["compile_seconds"] = self._compiled
         peak = peak_flops(jax.devices()[0])

@@ -1,9 +1,11 @@
-"""Rates, utilisation and peaks."""
+"""Rates, utilisation, memory."""
 
 import dataclasses
+import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from blip2_jax.training import meters
@@ -54,3 +56,20 @@ def test_waiting_is_a_share_and_pauses_do_not_count(monkeypatch):
     assert values["mfu"] == pytest.approx(per_chip * 1e4 / 1e6)
     assert values["peak_memory_gb"] > 0
     assert not {"mfu", "compile_seconds"} & meters.Meter(16, None).read().keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of Linux")
+def test_memory_held_now_rises_and_falls():
+    before = meters.host_memory_bytes()
+    held = np.ones(2**26, np.uint8)
+    during = meters.host_memory_bytes()
+    assert during - before == pytest.approx(held.nbytes, rel=0.1)
+    del held
+    assert meters.host_memory_bytes() - before < 2**26 / 10
+    logged = meters.Meter(16, None).read()["host_memory_gb"]
+    assert logged == pytest.approx(before / 1e9, rel=0.1)
+
+
+def test_memory_held_now_is_left_out_where_nothing_tells_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(meters, "_STATM", tmp_path / "statm")
+    assert "host_memory_gb" not in meters.Meter(16, None).read()
