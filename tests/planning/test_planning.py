@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 
 import jax
@@ -12,6 +13,8 @@ import tiny_runs
 
 from blip2_jax import sharding
 from blip2_jax.data.pipeline import training_batches
+from blip2_jax.data.sources.registry import build_source
+from blip2_jax.data.text import load_tokenizer
 from blip2_jax.dot_count import dots
 from blip2_jax.planning import report, topology
 from blip2_jax.planning.estimate import Estimate, device_flops
@@ -101,9 +104,41 @@ def test_sampled_negatives_travel_by_shards(plan):
     assert not [c for c in gathered if any(features in shape for shape in c.shapes)]
 
 
-@pytest.mark.parametrize("task", ["stage1", "stage2"])
-def test_batch_is_what_the_pipeline_makes(task):
-    settings = config(task)
+def batch_config(case, directory):
+    """A configuration of each kind of batch; `directory` for what it reads."""
+    settings = config("stage1" if case in ("stage1", "features") else "stage2").unlock()
+    (source,) = settings.data.train
+    if case.startswith("t5"):
+        words = load_tokenizer("shapes:t5", language_model=True).vocab_size
+        settings.model.overrides.language_model = tiny_runs.OPT | {
+            "kind": "t5", "head_width": 8, "vocab_size": words,
+        }  # fmt: skip
+        settings.data.tokenizer.language_model = "shapes:t5"
+        settings.data.max_target_length = 12 if case == "t5_targets" else 0
+    if case.endswith("vqa"):
+        settings.model.question_in_qformer = True
+        settings.data.tokenizer.qformer = "shapes:bert"
+        questions = source | {"texts": "questions", "count": 1}
+        settings.data.train = ({"kind": "each_question", "of": questions},)
+    if case == "features":
+        tokens, width = FEATURES
+        vision = {"kind": "features", "num_tokens": tokens, "width": width}
+        settings.model.overrides.vision = vision
+        texts = build_source(source)
+        np.save(directory / "features.npy", np.ones((16, *FEATURES), np.float32))
+        keys = [texts.record(index).key for index in range(16)]
+        (directory / "keys.json").write_text(json.dumps(keys))
+        settings.data.train = (
+            {"kind": "features", "path": str(directory), "texts": source},
+        )
+    return settings.lock()
+
+
+@pytest.mark.parametrize(
+    "case", ["stage1", "stage2", "t5", "t5_targets", "vqa", "t5_vqa", "features"]
+)
+def test_batch_is_what_the_pipeline_makes(case, tmp_path):
+    settings = batch_config(case, tmp_path)
     made = make_task(settings)
     batches = training_batches(
         settings.data, made.batch_format, seed=0, batch_size=16
