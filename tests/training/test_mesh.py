@@ -102,7 +102,7 @@ def compiled_step(devices):
         task, optimizer, lambda step: 1e-4, mesh, state, shapes.frozen, seed=0
     )
     batch = sharding.global_batch(one_step_module.rows("stage2"), mesh)
-    compiled = step.lower(state, shapes.frozen, batch, None).compile()
+    compiled = step.trace(state, shapes.frozen, batch, None).lower().compile()
     leaves = zip(
         jax.tree.leaves((state, shapes.frozen)),
         jax.tree.leaves((step.state, step.frozen)), strict=True,
