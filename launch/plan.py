@@ -4,9 +4,9 @@ Compiles the training step of a configuration for hardware that need not be ther
 prints memory by kind, matrix products, traffic between devices and time. NAME is a TPU
 slice by chips (v4:2x2x1, v5e:16x16, v5p:4x4x4, v6e:2x4; needs `pip install 'jax[tpu]'`,
 no TPU) or cpu:N. `--mfu` is the share of the peak that matrix products are taken to
-reach. `--sweep batch,remat,mesh` tries a small grid and recommends the best that fits.
-`--json FILE` writes the same numbers. The exit code is 0 when something fits, 2 when
-nothing does, 1 after an error.
+reach. `--sweep batch,remat,mesh` tries a small grid and recommends the best that fits;
+where batches are too large, smaller ones until one fits. `--json FILE` writes the same
+numbers. The exit code is 0 when something fits, 2 when nothing does, 1 after an error.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pathlib
 import sys
 
 from absl import flags
+from ml_collections import ConfigDict
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # configs import each other
 
@@ -71,7 +72,7 @@ def parse(given: flags.FlagValues, argv: list[str]) -> None:
 
 def run(given: flags.FlagValues) -> int:
     """Do what the flags say; returns the exit code."""
-    from blip2_jax.planning.plan import make_plan
+    from blip2_jax.planning.plan import Plan, make_plan
     from blip2_jax.planning.report import describe, report, verdict
     from blip2_jax.planning.sweep import parse_axes, recommendation, sweep
     from blip2_jax.planning.topology import open_topology
@@ -79,9 +80,13 @@ def run(given: flags.FlagValues) -> int:
     axes = parse_axes(given.sweep) if given.sweep else ()
     topology = open_topology(given.topology)
     if axes:
-        tell = lambda plan: print(f"{describe(plan)}: {verdict(plan)}", flush=True)
-        plans = sweep(given.config, topology, axes, given.mfu, tell)
-        print(f"\n{recommendation(plans, given.config.batch_size)}")
+        def planned(config: ConfigDict) -> Plan:
+            plan = make_plan(config, topology, given.mfu, only_arguments=True)
+            print(f"{describe(plan)}: {verdict(plan)}", flush=True)
+            return plan
+
+        plans = sweep(given.config, len(topology.devices), axes, planned)
+        print(f"\n{recommendation(plans, given.config.batch_size, axes)}")
     else:
         plans = [make_plan(given.config, topology, given.mfu)]
         print(report(plans[0]))

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from ml_collections import ConfigDict
 
 from blip2_jax.models.stack import REMAT_POLICIES
-from blip2_jax.planning.plan import Plan, make_plan
+from blip2_jax.planning.plan import Plan
 from blip2_jax.planning.report import describe, report, table
-from blip2_jax.planning.topology import Topology
 
 AXES = ("batch", "remat", "mesh")
+_MESH = ("data", "fsdp", "tensor")
 _FSDP = 8  # devices among which parameters are divided, where it is neither 1 nor all
+_NARROWED = 3  # plans between a batch that fits and one of twice its size that does not
 
 
 def parse_axes(text: str) -> tuple[str, ...]:
@@ -50,34 +51,69 @@ def candidates(
     for mesh, remat in itertools.product(
         dict.fromkeys(meshes), dict.fromkeys(policies)
     ):
-        for batch in _batches(config.batch_size, mesh[0] * mesh[1], "batch" in axes):
-            candidate = config.copy_and_resolve_references().unlock()
-            candidate.batch_size, candidate.model.remat = batch, remat
-            for name, size in zip(("data", "fsdp", "tensor"), mesh, strict=True):
-                candidate.mesh[name] = size
-            yield candidate.lock()
+        given = config.copy_and_resolve_references().unlock()
+        given.model.remat = remat
+        for name, size in zip(_MESH, mesh, strict=True):
+            given.mesh[name] = size
+        given.lock()
+        for batch in _batches(config.batch_size, _shards(given), "batch" in axes):
+            yield _with_batch(given, batch)
 
 
 def sweep(
     config: ConfigDict,
-    topology: Topology,
+    devices: int,
     axes: Sequence[str],
-    utilisation: float = 0.4,
-    tell: Callable[[Plan], None] = lambda plan: None,
+    planned: Callable[[ConfigDict], Plan],
 ) -> list[Plan]:
-    """Plan every candidate; those too large by their arguments are not compiled.
+    """Plan every candidate; where a batch is too large, look for the largest that fits.
 
     Args:
-      config, topology, utilisation: see `make_plan`.
+      config: see `candidates`.
+      devices: of the topology.
       axes: what varies, of `AXES`.
-      tell: hears of each plan as it is made.
+      planned: makes the plan of a candidate.
     """
     plans = []
-    for candidate in candidates(config, len(topology.devices), axes):
-        plan = make_plan(candidate, topology, utilisation, only_arguments=True)
-        tell(plan)
-        plans.append(plan)
+    grid = candidates(config, devices, axes)
+    for _, group in itertools.groupby(grid, key=_all_but_batch):
+        alike = list(group)
+        found = [planned(candidate) for candidate in alike]
+        plans += found
+        if "batch" in axes:
+            plans += _smaller(alike[0], found, planned)
     return plans
+
+
+def largest_batch(
+    fits: Callable[[int], bool], shards: int, fitting: int, too_large: int
+) -> int:
+    """The largest batch that fits, less at most an eighth; 0: no row a shard does.
+
+    Halves until a batch fits, then tries at most three between it and the smallest that
+    does not: an eighth of what was halved last.
+
+    Args:
+      fits: whether a batch does, which is costly to ask.
+      shards: batches are multiples of it.
+      fitting: the largest known to fit; 0: none is. At least half of `too_large`.
+      too_large: the smallest known not to fit.
+    """
+    while not fitting and too_large > shards:
+        half = too_large // 2 // shards * shards
+        if fits(half):
+            fitting = half
+        else:
+            too_large = half
+    for _ in range(_NARROWED):
+        middle = (fitting + too_large) // 2 // shards * shards
+        if middle == fitting or not fitting:
+            break
+        if fits(middle):
+            fitting = middle
+        else:
+            too_large = middle
+    return fitting
 
 
 def best(plans: Sequence[Plan]) -> Plan | None:
@@ -102,24 +138,74 @@ def nearest(plans: Sequence[Plan], batch_size: int) -> Plan | None:
     return best([plan for plan in fitting if plan.batch_size == size])
 
 
-def recommendation(plans: Sequence[Plan], batch_size: int) -> str:
-    """A table of all plans, the best and the one nearest to what was asked for."""
+def recommendation(plans: Sequence[Plan], batch_size: int, axes: Sequence[str]) -> str:
+    """A table of all plans, the best and the one nearest to what was asked for.
+
+    Args:
+      plans: of a sweep.
+      batch_size: asked for.
+      axes: what was varied, of `AXES`.
+    """
     parts = [table(plans)]
     if all(plan.fits is None for plan in plans):
         return f"{parts[0]}\n\nno published rates: nothing to recommend by"
-    chosen = best(plans)
+    tried = "at any batch" if "batch" in axes else "and batches were not varied"
+    chosen, none = best(plans), f"nothing fits, {tried}"
     for name, found in (("best", chosen),
                         (f"nearest to batch {batch_size}", nearest(plans, batch_size))):
-        parts.append(f"{name}: {describe(found) if found else 'nothing fits'}")
+        parts.append(f"{name}: {describe(found) if found else none}")
     return "\n\n".join([*parts, *([report(chosen)] if chosen else [])])
 
 
+def _smaller(
+    config: ConfigDict, plans: Sequence[Plan], planned: Callable[[ConfigDict], Plan]
+) -> list[Plan]:
+    """More plans like these but for the batch, where some of these do not fit.
+
+    None where a device cannot hold the arguments even without a batch.
+    """
+    too_large = [plan.batch_size for plan in plans if plan.fits is False]
+    if not too_large or any(map(_hopeless, plans)):
+        return []
+    more: list[Plan] = []
+
+    def fits(batch: int) -> bool:
+        more.append(planned(_with_batch(config, batch)))
+        return bool(more[-1].fits)
+
+    fitting = [plan.batch_size for plan in plans if plan.fits]
+    largest_batch(fits, _shards(config), max(fitting, default=0), min(too_large))
+    return more
+
+
+def _hopeless(plan: Plan) -> bool:
+    """Whether parameters and optimizer alone are too large."""
+    held = plan.memory.frozen + plan.memory.trainable + plan.memory.optimizer
+    return plan.capacity is not None and held > plan.capacity
+
+
 def _own_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    sizes = [config.mesh[name] for name in ("data", "fsdp", "tensor")]
+    sizes = [config.mesh[name] for name in _MESH]
     if sizes.count(-1) == 1:
         known = -sizes[0] * sizes[1] * sizes[2]
         sizes[sizes.index(-1)] = devices // known
     return sizes[0], sizes[1], sizes[2]
+
+
+def _all_but_batch(config: ConfigDict) -> tuple[str, ...]:
+    """What candidates that differ in their batch alone have in common."""
+    return (config.model.remat, *(str(config.mesh[name]) for name in _MESH))
+
+
+def _shards(config: ConfigDict) -> int:
+    """What a batch must divide into: devices that take rows, chunks of a step."""
+    return config.mesh.data * config.mesh.fsdp * config.optimizer.accumulate
+
+
+def _with_batch(config: ConfigDict, batch: int) -> ConfigDict:
+    changed = config.copy_and_resolve_references().unlock()
+    changed.batch_size = batch
+    return changed.lock()
 
 
 def _batches(wanted: int, shards: int, vary: bool) -> list[int]:

@@ -24,9 +24,11 @@ from blip2_jax.planning.program import batch_shapes, training_program
 from blip2_jax.planning.sweep import (
     best,
     candidates,
+    largest_batch,
     nearest,
     parse_axes,
     recommendation,
+    sweep,
 )
 from blip2_jax.training.step import loss_and_gradients
 from blip2_jax.training.tasks import make_task
@@ -210,11 +212,82 @@ def test_best_and_nearest(plan):
     assert best(plans) is fewer_links
     assert nearest(plans, 64) is fast
     assert best([too_large]) is None and nearest([too_large], 64) is None
-    text = recommendation(plans, 64)
+    text = recommendation(plans, 64, ("batch",))
     assert "\nbest: cpu:8 (8 devices: data 4 x fsdp 2 x tensor 1), batch 16" in text
     assert "\nnearest to batch 64: cpu:8" in text and "batch 32" in text
-    assert recommendation([too_large], 64).count("nothing fits") == 2
-    assert recommendation([plan], 16).endswith("nothing to recommend by")
+    text = recommendation([too_large], 64, ("batch",))
+    assert text.count("nothing fits, at any batch") == 2
+    text = recommendation([too_large], 64, ("mesh", "remat"))
+    assert text.count("nothing fits, and batches were not varied") == 2
+    assert recommendation([plan], 16, ()).endswith("nothing to recommend by")
+
+
+@pytest.mark.parametrize("shards", [1, 8, 48])
+def test_largest_batch_is_found_but_for_an_eighth(shards):
+    """Whatever fits, in multiples of the shards, with few questions."""
+    for limit in range(0, 64 * shards, shards // 2 or 1):
+        asked = []
+        fits = lambda batch, limit=limit, asked=asked: (
+            asked.append(batch) or batch <= limit
+        )
+        found = largest_batch(fits, shards, 0, 64 * shards)
+        most = limit // shards * shards
+        assert 7 / 8 * most <= found <= most
+        halvings = math.ceil(math.log2(64 / max(most / shards, 1)))
+        assert len(asked) == len(set(asked)) <= halvings + 3
+        assert not [batch for batch in asked if batch % shards or batch < shards]
+    refuse = lambda batch: pytest.fail("nothing lies between")
+    assert largest_batch(refuse, 8, 8, 16) == 8
+    assert largest_batch(refuse, 8, 0, 8) == 0
+
+
+def planner(plan, fits, frozen=10):
+    """Plans without compiling: `fits` is asked for (batch, fsdp)."""
+    def planned(candidate):
+        fsdp, batch = candidate.mesh.fsdp, candidate.batch_size
+        made = estimated(plan, batch, 1.0, total=10 if fits(batch, fsdp) else 10**9)
+        memory = dataclasses.replace(made.memory, frozen=frozen)
+        mesh = dict(candidate.mesh)
+        return dataclasses.replace(made, mesh=mesh, memory=memory)
+
+    return planned
+
+
+def test_sweep_looks_for_the_largest_batch_of_each_mesh(plan):
+    """Too large by a little ends near it, by a lot not in "nothing fits"."""
+    settings = config(data=-1).unlock()
+    settings.batch_size = 1024
+    largest = {1: 40, 8: 1000, 16: 4096}
+    planned = planner(plan, lambda batch, fsdp: batch <= largest[fsdp])
+    plans = sweep(settings, 16, ("batch", "mesh"), planned)
+    most = {
+        fsdp: max(p.batch_size for p in plans if p.mesh["fsdp"] == fsdp and p.fits)
+        for fsdp in largest
+    }
+    assert most == {1: 32, 8: 960, 16: 1024}
+    assert nearest(plans, 1024).batch_size == 1024
+    alone = sweep(settings, 16, ("mesh",), planned)
+    assert [p.batch_size for p in alone] == [1024] * 4
+
+
+def test_sweep_gives_up_where_parameters_are_too_large(plan):
+    never = lambda batch, fsdp: False
+    batches = lambda plans: [p.batch_size for p in plans]
+    settings = config(data=8)
+    smaller = sweep(settings, 8, ("batch",), planner(plan, never))
+    assert batches(smaller) == [16, 8]
+    settings = config(data=1, fsdp=1).unlock()
+    smaller = sweep(settings, 1, ("batch",), planner(plan, never))
+    assert batches(smaller) == [16, 8, 4, 2, 1]
+    hopeless = sweep(settings, 1, ("batch",), planner(plan, never, frozen=10**9))
+    assert batches(hopeless) == [16, 8]
+
+
+def test_batches_of_a_sweep_divide_into_chunks():
+    settings = config(data=8).unlock()
+    settings.batch_size, settings.optimizer.accumulate = 48, 2
+    batches = [c.batch_size for c in candidates(settings, 8, ("batch",))]
+    assert batches == [48, 16]
 
 
 def test_report_says_what_was_found(plan):
@@ -258,3 +331,19 @@ def test_a_tpu_that_is_not_there():
     refused = make_plan(large, slice_)
     assert refused.fits is False and refused.refusal.needed > 16 * 2**30
     assert jnp.isfinite(refused.refusal.needed)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_nearest_batch_for_a_tpu():
+    """Too large by much, and the compiler's word on what is near to the largest."""
+    slice_ = topology.open_topology("v5e:2x2")
+    large = config("stage2", data=4).unlock()
+    large.batch_size = 2**21
+    planned = lambda candidate: make_plan(candidate, slice_, only_arguments=True)
+    plans = sweep(large, 4, ("batch",), planned)
+    found = nearest(plans, large.batch_size)
+    refused = min(plan.batch_size for plan in plans if not plan.fits)
+    assert plans[0].fits is False and found.fits
+    assert found.batch_size < refused <= 9 / 8 * found.batch_size
+    assert found.memory.total > 12 * 2**30
