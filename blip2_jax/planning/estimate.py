@@ -1,8 +1,8 @@
-"""How long a step takes: bounds from published rates, and a guess at a stated share.
+"""How long a step takes: estimates from published rates, products at peak or a share.
 
-Assumptions, all printed with the numbers: matrix products alone, at the dense bf16
-peak; arguments are read once, results written once, temporaries written and read once;
-a collective is a ring over one axis of the torus, and all of them follow one another.
+`ASSUMPTIONS` are printed with the numbers. None of the times is a bound: a program may
+move its temporaries more often than once or keep them from HBM, and its exchanges may
+use all axes of the torus at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from blip2_jax.planning.topology import Topology
 
 ASSUMPTIONS = (
     "matrix products alone, at the dense bf16 peak of one chip",
-    "HBM: arguments read once, temporaries written and read once",
+    "HBM: arguments read once, temporaries of the peak written and read once; that "
+    "parameters and optimizer are written as well is left out",
     "links: rings over one axis of the torus, one collective after the other",
     "the step takes as long as the slowest of the three",
 )
@@ -49,7 +50,7 @@ class Estimate:
 
     @property
     def roofline(self) -> float:
-        """No step can be faster."""
+        """Seconds of the slowest of the three, products at the peak: no bound."""
         return max(self.products, self.memory, self.links)
 
     @property

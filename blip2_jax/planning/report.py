@@ -147,7 +147,7 @@ def _time(plan: Plan) -> list[str]:
         return ["time: no published rates for this hardware"]
     mfu = "" if guess.mfu is None else f" (MFU {guess.mfu:.2f} by the numerator)"
     return [
-        f"roofline: at least {guess.roofline:.3f} s a step "
+        f"roofline, an estimate: {guess.roofline:.3f} s a step "
         f"(products {guess.products:.3f}, HBM {guess.memory:.3f}, "
         f"links {guess.links:.3f})",
         f"products at {guess.utilisation:.0%} of {scaled(guess.peak, 1000, 'FLOP/s')}: "

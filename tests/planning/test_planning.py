@@ -299,6 +299,7 @@ def test_report_says_what_was_found(plan):
     slow = dataclasses.replace(estimated(plan, 16, 2.0), steps=86400)
     text = report.report(slow)
     assert "1.0 images/s/chip (MFU 0.10 by the numerator), 2.00 days" in text
+    assert "\nroofline, an estimate: 2.000 s a step (products 2.000, HBM" in text
     assert slow.to_plain()["estimate"]["days"] == pytest.approx(2.0)
 
 
@@ -339,7 +340,7 @@ def test_nearest_batch_for_a_tpu():
     """Too large by much, and the compiler's word on what is near to the largest."""
     slice_ = topology.open_topology("v5e:2x2")
     large = config("stage2", data=4).unlock()
-    large.batch_size = 2**21
+    large.batch_size = 2**18
     planned = lambda candidate: make_plan(candidate, slice_, only_arguments=True)
     plans = sweep(large, 4, ("batch",), planned)
     found = nearest(plans, large.batch_size)
