@@ -21,6 +21,8 @@ class Memory:
       padding: what the compiler adds to arguments to tile them.
       outputs: beside the arguments that the step's results are written over.
       temporaries: at the peak: activations, gathered weights, gradients, buffers.
+      activations: of `temporaries`, what is kept for the backward pass, by the trace
+        (`activations.kept_activations`); None: not counted.
     """
 
     frozen: int
@@ -30,11 +32,19 @@ class Memory:
     padding: int = 0
     outputs: int = 0
     temporaries: int = 0
+    activations: int | None = None
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """All that is held, nothing twice: `activations` are in `temporaries`."""
+        kinds = dataclasses.asdict(self)
+        del kinds["activations"]
+        return kinds
 
     @property
     def total(self) -> int:
         """The peak of the step."""
-        return sum(dataclasses.asdict(self).values())
+        return sum(self.kinds.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.dot_count import traced_dots
 from blip2_jax.models import fused_attention
+from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.collectives import Collective, by_kind, collectives
 from blip2_jax.planning.estimate import (
     ASSUMPTIONS,
@@ -38,7 +39,7 @@ class Plan:
     Attributes:
       topology, devices, mesh, batch_size, remat, steps: what was planned.
       capacity: bytes of a device; None where it is not known (a CPU).
-      memory: of a device; its arguments alone where the step did not compile.
+      memory: of a device; arguments and activations where the step did not compile.
       refusal: why it did not; None: it compiled.
       flops: matrix products of a whole step, recomputation included.
       numerator: FLOPs an image that MFU is measured by; None: there is none.
@@ -110,9 +111,9 @@ def make_plan(
     program = training_program(config, topology.devices)
     platform = topology.devices[0].platform
     with fused_attention.chosen(program.config.model.attention, platform):
-        traced = program.trace()
+        traced, kept = program.trace(), kept_activations(program)
     dots = traced_dots(traced.jaxpr)
-    arguments = argument_memory(program)
+    arguments = dataclasses.replace(argument_memory(program), activations=kept)
     capacity = None if topology.chip is None else topology.chip.memory
     numerator = flops_per_image(program.config)
     plan = Plan(

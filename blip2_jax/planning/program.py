@@ -38,12 +38,14 @@ class Program:
     Attributes:
       config: of the run.
       mesh: of the devices that it is for.
+      task: whose loss it lowers.
       step: the very step of `training.setup`.
       state, frozen, batch: its arguments, as shapes with their places.
     """
 
     config: ConfigDict
     mesh: Mesh
+    task: Task
     step: TrainStep
     state: TrainState
     frozen: Any
@@ -70,7 +72,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
     )  # fmt: skip
     batch = batch_shapes(config, made.task, sharding.batch_sharding(made.mesh))
     step = made.train_step(frozen)
-    return Program(config, made.mesh, step, made.state, frozen, batch)
+    return Program(config, made.mesh, made.task, step, made.state, frozen, batch)
 
 
 def batch_shapes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
@@ -93,9 +92,12 @@ def _memory(plan: Plan) -> list[str]:
             "outputs": "beside those written over arguments"}  # fmt: skip
     rows = [
         ("  " + kind, in_bytes(size), what.get(kind, ""))
-        for kind, size in dataclasses.asdict(plan.memory).items()
+        for kind, size in plan.memory.kinds.items()
         if size or kind not in what
     ]
+    if plan.memory.activations is not None:
+        kept = "of which kept for the backward pass, by the trace"
+        rows.append(("", in_bytes(plan.memory.activations), kept))
     if plan.refusal is None:
         rows.append(("  total", in_bytes(plan.memory.total), ""))
     return ["memory of one device", *aligned(rows)]

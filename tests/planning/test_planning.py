@@ -17,6 +17,7 @@ from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text import load_tokenizer
 from blip2_jax.dot_count import dots
 from blip2_jax.planning import report, topology
+from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.estimate import Estimate, device_flops
 from blip2_jax.planning.memory import Memory, refusal
 from blip2_jax.planning.plan import make_plan
@@ -71,6 +72,34 @@ def test_memory_by_kind_is_what_devices_hold(plan):
     assert memory.batch == rows * (32 * 32 * 3 + 4 + 32 * 4 + 32)
     assert memory.padding == 0  # the compiler's arguments are these, to the byte
     assert memory.temporaries > 0
+
+
+def kept(batch=16, remat="none", chunks=1):
+    settings = config("stage2", data=4, fsdp=2).unlock()
+    settings.model.overrides.language_model.depth = 3
+    settings.batch_size, settings.model.remat = batch, remat
+    settings.optimizer.accumulate = chunks
+    return kept_activations(training_program(settings, jax.devices()))
+
+
+def test_activations_are_what_the_backward_pass_keeps():
+    """They grow with the batch, and fall where they are computed again."""
+    none, dots, full = map(kept, [16] * 3, ["none", "dots", "full"])
+    assert none > dots > full > 0
+    assert kept(32) == 2 * none and kept(32, "full") == 2 * full
+    assert kept(chunks=2) is None
+    tokens, width, rows = 4 + 32, 16, 16 // 8
+    assert full > 3 * rows * tokens * width * 4  # the inputs of three blocks
+
+
+def test_activations_are_counted_once(plan):
+    memory = plan.memory
+    assert plan.to_plain()["memory"]["activations"] == memory.activations > 0
+    without = dataclasses.replace(memory, activations=None)
+    assert without.total == memory.total
+    line = "of which kept for the backward pass, by the trace"
+    assert report.report(plan).count(line) == 1
+    assert line not in report.report(dataclasses.replace(plan, memory=without))
 
 
 def test_products_are_those_of_the_loss(plan):
