@@ -96,8 +96,9 @@ def _memory(plan: Plan) -> list[str]:
         if size or kind not in what
     ]
     if plan.memory.activations is not None:
-        kept = "of which kept for the backward pass, by the trace"
-        rows.append(("", in_bytes(plan.memory.activations), kept))
+        part = "of which " if plan.refusal is None else ""
+        kept = f"{part}kept for the backward pass, by the trace"
+        rows.append(("    activations", in_bytes(plan.memory.activations), kept))
     if plan.refusal is None:
         rows.append(("  total", in_bytes(plan.memory.total), ""))
     return ["memory of one device", *aligned(rows)]

@@ -19,7 +19,7 @@ from blip2_jax.dot_count import dots
 from blip2_jax.planning import report, topology
 from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.estimate import Estimate, device_flops
-from blip2_jax.planning.memory import Memory, refusal
+from blip2_jax.planning.memory import Memory, Refusal, refusal
 from blip2_jax.planning.plan import make_plan
 from blip2_jax.planning.program import batch_shapes, training_program
 from blip2_jax.planning.sweep import (
@@ -100,6 +100,9 @@ def test_activations_are_counted_once(plan):
     line = "of which kept for the backward pass, by the trace"
     assert report.report(plan).count(line) == 1
     assert line not in report.report(dataclasses.replace(plan, memory=without))
+    refused = dataclasses.replace(plan, refusal=Refusal(None, 1, "too large"))
+    text = report.report(refused)
+    assert line not in text and line.removeprefix("of which ") in text
 
 
 def test_products_are_those_of_the_loss(plan):
