@@ -364,19 +364,3 @@ def test_a_tpu_that_is_not_there():
     refused = make_plan(large, slice_)
     assert refused.fits is False and refused.refusal.needed > 16 * 2**30
     assert jnp.isfinite(refused.refusal.needed)
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_nearest_batch_for_a_tpu():
-    """Too large by much, and the compiler's word on what is near to the largest."""
-    slice_ = topology.open_topology("v5e:2x2")
-    large = config("stage2", data=4).unlock()
-    large.batch_size = 2**18
-    planned = lambda candidate: make_plan(candidate, slice_, only_arguments=True)
-    plans = sweep(large, 4, ("batch",), planned)
-    found = nearest(plans, large.batch_size)
-    refused = min(plan.batch_size for plan in plans if not plan.fits)
-    assert plans[0].fits is False and found.fits
-    assert found.batch_size < refused <= 9 / 8 * found.batch_size
-    assert found.memory.total > 12 * 2**30
