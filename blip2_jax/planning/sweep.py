@@ -13,7 +13,8 @@ from blip2_jax.planning.report import describe, report, table
 
 AXES = ("batch", "remat", "mesh")
 _MESH = ("data", "fsdp", "tensor")
-_FSDP = 8  # devices among which parameters are divided, where it is neither 1 nor all
+# (fsdp, tensor) that are tried beside the configuration's own and beside one and all.
+_DIVISIONS = ((8, 1), (8, 2), (4, 4))
 _NARROWED = 3  # plans between a batch that fits and one of twice its size that does not
 
 
@@ -36,12 +37,11 @@ def candidates(
     """The grid, the configuration's own values first on every axis.
 
     Batches: the nearest that divide, below and above, and half of them. Meshes: no
-    division of parameters, division among 8 devices and among all, 2 halves of every
-    matrix.
+    division of parameters, division among all devices, and `_DIVISIONS`.
     """
     meshes = [_own_mesh(config, devices)]
     if "mesh" in axes:
-        options = [(1, 1), (_FSDP, 1), (devices, 1), (_FSDP, 2)]
+        options = ((1, 1), (devices, 1), *_DIVISIONS)
         meshes += [
             (devices // (fsdp * tensor), fsdp, tensor)
             for fsdp, tensor in options
