@@ -115,7 +115,9 @@ def _model() -> ConfigDict:
             # Sizes that differ from the preset, e.g. {"qformer": {"depth": 4}}.
             "overrides": {},
             "scan": True,  # towers as one scanned block: small programs
-            "remat": "none",  # what the backward pass recomputes, by name
+            # What the backward pass computes again of a block: "none", "full", or
+            # "dots": all but products of rows with weights (docs/training.md).
+            "remat": "none",
             # "cudnn": by cuDNN's kernel where it can (docs/training.md); "auto": the
             # same on a GPU. Which one is faster has not been measured.
             "attention": "xla",
