@@ -11,22 +11,19 @@ from blip2_jax import host_memory, sharding
 
 # A process that keeps what it frees, as a Makefile's MALLOC_... asks, in many pieces.
 HOLDING = """
-import jax, numpy, resource
+import jax, numpy
 from blip2_jax import host_memory
-
-def resident():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+from blip2_jax.training.meters import host_memory_bytes
 
 if {listens}:
     host_memory._LARGE = 0.0
     host_memory.give_back_after_compiling()
 pieces = [numpy.ones(2**15) for _ in range(800)]
 kept = pieces[::100]
-before = resident()
+before = host_memory_bytes()
 del pieces
 jax.jit(lambda x: x * 3)(2.0).block_until_ready()
-print(before - resident())
+print(before - host_memory_bytes())
 """
 
 # Says whether a program that takes a while is over when its call returns.
@@ -59,7 +56,7 @@ def test_what_was_freed_goes_back_after_compiling():
         code = HOLDING.format(listens=listens)
         return int(printed(code, JAX_PLATFORMS="cpu", **keeps))
 
-    freed = 792 * 2**15 * 8 // 1024  # kB
+    freed = 792 * 2**15 * 8
     assert given_back(listens=False) < 0.1 * freed
     assert given_back(listens=True) > 0.7 * freed
 

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from blip2_jax.models.stack import REMAT_POLICIES
 from blip2_jax.planning.plan import Plan
 from blip2_jax.planning.report import describe, report, table
+from blip2_jax.sharding import AXES as MESH_AXES
 
 AXES = ("batch", "remat", "mesh")
-_MESH = ("data", "fsdp", "tensor")
 # (fsdp, tensor) that are tried beside the configuration's own and beside one and all.
 _DIVISIONS = ((8, 1), (8, 2), (4, 4))
 _NARROWED = 3  # plans between a batch that fits and one of twice its size that does not
@@ -53,7 +53,7 @@ def candidates(
     ):
         given = config.copy_and_resolve_references().unlock()
         given.model.remat = remat
-        for name, size in zip(_MESH, mesh, strict=True):
+        for name, size in zip(MESH_AXES, mesh, strict=True):
             given.mesh[name] = size
         given.lock()
         for batch in _batches(config.batch_size, _shards(given), "batch" in axes):
@@ -185,7 +185,7 @@ def _hopeless(plan: Plan) -> bool:
 
 
 def _own_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    sizes = [config.mesh[name] for name in _MESH]
+    sizes = [config.mesh[name] for name in MESH_AXES]
     if sizes.count(-1) == 1:
         known = -sizes[0] * sizes[1] * sizes[2]
         sizes[sizes.index(-1)] = devices // known
@@ -194,7 +194,7 @@ def _own_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 
 def _all_but_batch(config: ConfigDict) -> tuple[str, ...]:
     """What candidates that differ in their batch alone have in common."""
-    return (config.model.remat, *(str(config.mesh[name]) for name in _MESH))
+    return (config.model.remat, *(str(config.mesh[name]) for name in MESH_AXES))
 
 
 def _shards(config: ConfigDict) -> int:
