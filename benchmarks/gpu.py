@@ -49,7 +49,8 @@ def main() -> int:
             told = f"{told}; bfloat16, batch {rows}."
             harness.report(options, title, told, table)
             for worker in filter(is_ours, workers if options.profile else []):
-                worker.ask("profile", directory=f"{options.profile}/{name}")
+                kind = worker.name.split()[-1]
+                worker.ask("profile", directory=f"{options.profile}/{name}-{kind}")
     return 0
 
 
