@@ -32,15 +32,13 @@ END = "<!-- end -->"  # in a section of the page, behind what was measured
 GB = 1e9
 LOAD_BEFORE = os.getloadavg()[0]
 # glibc takes large pages and keeps what a step gives back for the next one, for every
-# contestant alike. Kept is only what the first arena has, so there is no other. Ours on
-# a CPU gives a step's memory back before the next begins.
+# contestant alike. Kept is only what the first arena has, so there is no other.
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
-    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
 }
 
 

@@ -15,7 +15,10 @@ from ours_training import Training
 
 
 def main() -> None:
-    """Serve one of our contestants."""
+    """Serve one of our contestants, on a CPU as `launch/train.py` runs."""
+    from blip2_jax.host_memory import hold_temporaries_once
+
+    hold_temporaries_once()
     harness.serve({
         "training": Training, "generation": Generation, "reranking": Reranking,
         "images": Images,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 
 import jax
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _LARGE = 2.0  # seconds of compiling: smaller programs leave little
-_ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 
 
 @functools.cache
@@ -38,7 +36,6 @@ def hold_temporaries_once() -> None:
 
     Otherwise jax tells of a result before it has given back what the program had beside
     it, and a step that follows at once takes a new piece of that size. Call it before
-    jax looks for devices; JAX_CPU_ENABLE_ASYNC_DISPATCH in the environment prevails.
+    jax looks for devices. (jax reads no environment variable for this.)
     """
-    if _ASYNC_DISPATCH.upper() not in os.environ:
-        jax.config.update(_ASYNC_DISPATCH, False)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
