@@ -5,10 +5,10 @@
 
 Stage 1 with ViT-g in the step, beside the original (`--lavis`); stage 2 with OPT-2.7B
 and FlanT5-XL beside transformers' `Blip2ForConditionalGeneration` (`--torch_python`).
-Ours twice: attention by XLA, and by cuDNN where it can. Torch runs under autocast with
-SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere, without cuDNN, and knows
-no peak, so no MFU. With `--profile` DIR gets what the device did in three steps of
-ours, for TensorBoard.
+Ours twice: attention by `auto` (cuDNN's in the image tower), and by XLA. Torch runs
+under autocast with SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere,
+without cuDNN, and knows no peak, so no MFU. With `--profile` DIR gets what the device
+did in three steps of ours, for TensorBoard.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", choices=MODELS, action="append")
     add("--rows", type=int, default=0, help="of a batch")
-    add("--attention", choices=("cudnn", "xla"), action="append")
+    add("--attention", choices=("auto", "cudnn", "xla"), action="append")
     add("--profile", default="", help="directory of profiles of ours")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="of ours and torch")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
     if on_cpu and "cudnn" in (options.attention or ()):
         parser.error("--attention cudnn needs a GPU: not with --device cpu")
-    options.attention = options.attention or (("xla",) if on_cpu else ("cudnn", "xla"))
+    options.attention = options.attention or (("xla",) if on_cpu else ("auto", "xla"))
     return options
 
 

@@ -59,8 +59,9 @@ def attention(
       The context, in the dtype of `value`.
     """
     factor = _scale(query, scale)
-    if fused_attention.is_chosen() and fused_attention.is_possible(
-        query, key, restricted=not (mask is None and bias is None),
+    restricted = not (mask is None and bias is None)
+    if fused_attention.is_chosen(restricted=restricted) and fused_attention.is_possible(
+        query, key, restricted=restricted,
         dropout=dropout_key is not None and dropout_rate > 0,
     ):  # fmt: skip
         plain = functools.partial(_attention, scale=factor)

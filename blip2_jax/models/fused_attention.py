@@ -21,7 +21,9 @@ from jaxtyping import Array, Bool, Float
 CHOICES = ("xla", "cudnn", "auto")
 MAX_HEAD_WIDTH = 128  # of every GPU that cuDNN's kernel runs on, backward too
 
-_uses_cudnn = jax.make_user_context(False)
+OLDEST_GPU = 8.0  # compute capability that the kernel needs
+
+_choice = jax.make_user_context("xla")
 
 
 def chosen(
@@ -31,7 +33,9 @@ def chosen(
 
     Args:
       choice: "xla": products and a softmax, always. "cudnn": cuDNN's kernel where
-        `is_possible`. "auto": the same on a GPU, and "xla" elsewhere.
+        `is_possible`. "auto": the same on a GPU that has it, for attention without
+        mask and bias, as in image towers, where it is faster (docs/performance.md);
+        "xla" elsewhere.
       platform: what the programs are for; None: where this process computes.
 
     Raises:
@@ -46,12 +50,20 @@ def chosen(
             f"attention is 'cudnn', which needs an NVIDIA GPU; this program is for "
             f"{platform}: choose 'xla' or 'auto'"
         )
-    return _uses_cudnn(choice != "xla" and platform in ("gpu", "cuda"))
+    if choice == "auto" and not (platform in ("gpu", "cuda") and _has_kernel()):
+        choice = "xla"
+    return _choice(choice)
 
 
-def is_chosen() -> bool:
-    """Whether attention is to be cuDNN's where it can."""
-    return _uses_cudnn.value
+def _has_kernel() -> bool:
+    """Whether this process's GPU is new enough; one that is not here is taken to be."""
+    capability = getattr(jax.local_devices()[0], "compute_capability", OLDEST_GPU)
+    return float(capability) >= OLDEST_GPU
+
+
+def is_chosen(*, restricted: bool) -> bool:
+    """Whether attention, with a mask or bias or without, is cuDNN's where it can."""
+    return _choice.value == "cudnn" or (_choice.value == "auto" and not restricted)
 
 
 def is_possible(

@@ -118,9 +118,9 @@ def _model() -> ConfigDict:
             # What the backward pass computes again of a block: "none", "full", or
             # "dots": all but products of rows with weights (docs/training.md).
             "remat": "none",
-            # "cudnn": by cuDNN's kernel where it can (docs/training.md); "auto": the
-            # same on a GPU. Which one is faster has not been measured.
-            "attention": "xla",
+            # "cudnn": by cuDNN's kernel where it can (docs/training.md); "auto": on a
+            # GPU that has it, where nothing is masked (image towers).
+            "attention": "auto",
             # Stage 2: the Q-Former reads the question beside its queries (the paper's
             # VQA fine-tune); its text branch is then trained, from stage 1's.
             "question_in_qformer": False,

@@ -6,6 +6,7 @@ compares what the kernel itself computes.
 """
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -169,17 +170,29 @@ def test_a_frozen_tower_of_odd_length_calls_the_kernel_inside_a_gradient(for_gpu
 def test_the_choice_is_of_the_context_and_compiled_programs_know_it(monkeypatch):
     monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91000)
     x = normal(0, B, 4, H, K, dtype=jnp.bfloat16)
-    run = jax.jit(lambda x: attention(x, x, x))
-    uses_kernel = lambda: "dot_product_attention" in str(run.trace(x).jaxpr)
+    run = jax.jit(lambda x, bias=None: attention(x, x, x, bias=bias))
+    kernel_in = lambda *args: "dot_product_attention" in str(run.trace(*args).jaxpr)
+    uses_kernel = lambda: kernel_in(x)
+    bias = normal(1, 1, H, 4, 4)
     assert not uses_kernel()
     with fused_attention.chosen("auto", "gpu"):
-        assert uses_kernel()
+        assert uses_kernel() and not kernel_in(x, bias)
+        with fused_attention.chosen("cudnn", "gpu"):
+            assert kernel_in(x, bias)
         with fused_attention.chosen("xla"):
             assert not uses_kernel()
     for platform in ("cpu", "tpu", None):
         with fused_attention.chosen("auto", platform):
             assert not uses_kernel()
     assert not uses_kernel()
+
+
+@pytest.mark.parametrize("capability, choice", [("7.5", "xla"), ("8.0", "auto")])
+def test_auto_asks_a_gpu_that_has_the_kernel(capability, choice, monkeypatch):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    with fused_attention.chosen("auto", "gpu"):
+        assert fused_attention.is_chosen(restricted=False) == (choice == "auto")
 
 
 @pytest.mark.parametrize(
