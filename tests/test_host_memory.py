@@ -1,10 +1,13 @@
-"""Tests of host_memory: freed memory really goes back, programs run in order."""
+"""Tests of host_memory: freed memory really goes back, and the option is known here."""
 
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from blip2_jax import host_memory, sharding
 
 # A process that keeps what it frees, as a Makefile's MALLOC_... asks, in many pieces.
 HOLDING = """
@@ -63,3 +66,10 @@ def test_a_program_is_over_before_the_next_begins():
     for waits in (True, False):
         code = CALLING.format(waits=waits)
         assert printed(code, JAX_PLATFORMS="cpu") == str(waits)
+
+
+def test_a_thrifty_order_is_for_programs_of_a_cpu():
+    options = host_memory.compiler_options(sharding.make_mesh())
+    assert options == host_memory._LITTLE_MEMORY
+    found = jax.jit(lambda x: x + 1, compiler_options=options)(1)
+    assert int(found) == 2
