@@ -3,8 +3,9 @@
     python benchmarks/gpu.py --lavis PATH --torch_python PYTHON [--model stage1]
         [--profile DIR]
 
-Stage 1 with ViT-g in the step, beside the original (`--lavis`); stage 2 with OPT-2.7B
-and FlanT5-XL beside transformers' `Blip2ForConditionalGeneration` (`--torch_python`).
+ViT-g alone, forward; stage 1 with ViT-g in the step, beside the original (`--lavis`);
+stage 2 with OPT-2.7B and FlanT5-XL beside transformers'
+`Blip2ForConditionalGeneration` (`--torch_python`).
 Ours twice: attention by `auto` (cuDNN's in the image tower), and by XLA. Torch runs
 under autocast with SDPA and a fused AdamW. `--tiny --device cpu` runs everywhere,
 without cuDNN, and knows no peak, so no MFU. With `--profile` DIR gets what the device
@@ -24,6 +25,7 @@ from stage1_step import TINY_QFORMER, TINY_VISIONS
 from stage2_step import TINY_LANGUAGE
 
 MODELS: dict[str, dict[str, Any]] = {
+    "tower": {"preset": "pretrain", "text": 0, "target": 0, "rows": 64},
     "stage1": {"preset": "pretrain", "text": 32, "target": 0, "rows": 64},
     "opt": {"preset": "pretrain_opt2.7b", "text": 24, "target": 0, "rows": 32},
     "t5": {"preset": "pretrain_flant5xl", "text": 12, "target": 12, "rows": 32},
@@ -39,7 +41,7 @@ def main() -> int:
         entry = MODELS[name]
         rows = options.rows or (2 if options.tiny else entry["rows"])
         given = {"rows": rows, "text": entry["text"], "target": entry["target"]}
-        title = f"On a GPU, {entry['preset']}"
+        title = f"On a GPU, {entry['preset']}" + ", its tower" * (name == "tower")
         with contextlib.ExitStack() as stack:
             workers = [
                 stack.enter_context(worker)
@@ -105,21 +107,24 @@ def is_ours(worker: harness.Worker) -> bool:
 
 
 def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.Worker]:
-    """Us, both ways, and the peer of this model where its interpreter is named."""
+    """Us, by every attention, and the peer of this model where it is named."""
     sizes = presets.to_plain(tiny(name) if options.tiny else preset(name))
     settings = {"sizes": sizes, **given, "precision": "bfloat16"}
     device = {"device": options.device}
+    kind, ours = "training", settings | {"drawn": True}
+    if name == "tower":
+        kind = name
+        ours = {key: settings[key] for key in ("sizes", "rows", "precision")}
     found = [
         harness.Worker(
-            f"{OURS}, attention by {attention}", sys.executable, "ours.py",
-            "training", settings | {"attention": attention, "drawn": True},
-            options.threads, options.device,
+            f"{OURS}, attention by {attention}", sys.executable, "ours.py", kind,
+            ours | {"attention": attention}, options.threads, options.device,
         )
         for attention in options.attention
     ]  # fmt: skip
     if name == "stage1":
         return found + harness.original(options, "training", settings, device)
-    if options.torch_python:
+    if options.torch_python and name != "tower":
         found.append(harness.Worker(
             "transformers", options.torch_python, "transformers_peer.py", "training",
             {"sizes": sizes, **given, **device}, options.threads,

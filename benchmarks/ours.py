@@ -11,6 +11,7 @@ import numpy as np
 import given
 import harness
 from ours_base import Machine, parameters
+from ours_tower import Tower
 from ours_training import Training
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     hold_temporaries_once()
     harness.serve({
         "training": Training, "generation": Generation, "reranking": Reranking,
-        "images": Images,
+        "images": Images, "tower": Tower,
     })  # fmt: skip
 
 

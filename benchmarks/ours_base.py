@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import harness
 
 class Machine:
     """What every contestant of ours can tell."""
+
+    step: Callable[[], float]  # of those that are profiled
 
     def versions(self) -> str:
         """Of what it runs on."""
@@ -53,6 +55,20 @@ class Machine:
             for _ in range(times)
         )
         return matrix.nbytes / harness.GB / best
+
+    def profile(self, directory: str) -> None:
+        """Write what the device did in three steps, for TensorBoard and xprof."""
+        import jax
+
+        with jax.profiler.trace(directory):
+            for _ in range(3):
+                self.step()
+
+    def device_peak(self) -> float:
+        """The most memory of the device, in GB."""
+        from blip2_jax.training.meters import peak_memory_bytes
+
+        return peak_memory_bytes() / harness.GB
 
 
 def parameters(sizes: Any, shapes: Any) -> Any:

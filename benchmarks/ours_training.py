@@ -107,20 +107,6 @@ class Training(Machine):
         fixed = flops.mfu_numerator(self.sizes, text, target)
         return [fixed, 1e9 * self.gigaflops(), peak]
 
-    def profile(self, directory: str) -> None:
-        """Write what the device did in three steps, for TensorBoard and xprof."""
-        import jax
-
-        with jax.profiler.trace(directory):
-            for _ in range(3):
-                self._step()
-
-    def device_peak(self) -> float:
-        """The most memory of the device, in GB."""
-        from blip2_jax.training.meters import peak_memory_bytes
-
-        return peak_memory_bytes() / harness.GB
-
     def _step(self, replay: Any = None) -> Any:
         import jax
 
