@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 CHOICES = ("xla", "cudnn", "auto")
 MAX_HEAD_WIDTH = 128  # of every GPU that cuDNN's kernel runs on, backward too
-
-OLDEST_GPU = 8.0  # compute capability that the kernel needs
+OLDEST_GPU = 8  # major compute capability that the kernel needs
 
 _choice = jax.make_user_context("xla")
 
@@ -56,9 +56,13 @@ def chosen(
 
 
 def _has_kernel() -> bool:
-    """Whether this process's GPU is new enough; one that is not here is taken to be."""
+    """Whether this process's GPU is new enough; one that is not here is taken to be.
+
+    NVIDIA's have a number, "9.0"; AMD's a name.
+    """
     capability = getattr(jax.local_devices()[0], "compute_capability", OLDEST_GPU)
-    return float(capability) >= OLDEST_GPU
+    number = re.match(r"\d+", str(capability))
+    return number is not None and int(number[0]) >= OLDEST_GPU
 
 
 def is_chosen(*, restricted: bool) -> bool:

@@ -187,12 +187,15 @@ def test_the_choice_is_of_the_context_and_compiled_programs_know_it(monkeypatch)
     assert not uses_kernel()
 
 
-@pytest.mark.parametrize("capability, choice", [("7.5", "xla"), ("8.0", "auto")])
-def test_auto_asks_a_gpu_that_has_the_kernel(capability, choice, monkeypatch):
+@pytest.mark.parametrize(
+    "capability, has",
+    [("7.5", False), ("8.0", True), ("9.0a", True), ("10.0", True), ("gfx90a", False)],
+)
+def test_auto_asks_a_gpu_that_has_the_kernel(capability, has, monkeypatch):
     device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     with fused_attention.chosen("auto", "gpu"):
-        assert fused_attention.is_chosen(restricted=False) == (choice == "auto")
+        assert fused_attention.is_chosen(restricted=False) == has
 
 
 @pytest.mark.parametrize(
