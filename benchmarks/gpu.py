@@ -24,12 +24,19 @@ from blip2_jax import presets
 from stage1_step import TINY_QFORMER, TINY_VISIONS
 from stage2_step import TINY_LANGUAGE
 
+# "lengths": of a text, and of a decoder's target
 MODELS: dict[str, dict[str, Any]] = {
-    "tower": {"preset": "pretrain", "text": 0, "target": 0, "rows": 64},
-    "stage1": {"preset": "pretrain", "text": 32, "target": 0, "rows": 64},
-    "opt": {"preset": "pretrain_opt2.7b", "text": 24, "target": 0, "rows": 32},
-    "t5": {"preset": "pretrain_flant5xl", "text": 12, "target": 12, "rows": 32},
-}
+    "tower": {"preset": "pretrain", "rows": 64, "lengths": {}},
+    "stage1": {"preset": "pretrain", "rows": 64, "lengths": {"text": 32, "target": 0}},
+    "opt": {
+        "preset": "pretrain_opt2.7b", "rows": 32,
+        "lengths": {"text": 24, "target": 0},
+    },
+    "t5": {
+        "preset": "pretrain_flant5xl", "rows": 32,
+        "lengths": {"text": 12, "target": 12},
+    },
+}  # fmt: skip
 OURS = "ours"  # how the names of our rows begin
 HEAD = ("", "images/s", "ratio", "MFU", "of executed FLOPs", "device GB")
 
@@ -40,7 +47,7 @@ def main() -> int:
     for name in options.model or MODELS:
         entry = MODELS[name]
         rows = options.rows or (2 if options.tiny else entry["rows"])
-        given = {"rows": rows, "text": entry["text"], "target": entry["target"]}
+        given = {"rows": rows, **entry["lengths"]}
         title = f"On a GPU, {entry['preset']}" + ", its tower" * (name == "tower")
         with contextlib.ExitStack() as stack:
             workers = [
@@ -80,7 +87,7 @@ def measure(
     told = ", ".join(worker.ask("versions") for worker in workers)
     print("all models are built", file=sys.stderr)
     times = harness.take_turns(workers, "step", rounds)
-    lengths = {"text": given["text"], "target": given["target"]}
+    lengths = {name: length for name, length in given.items() if name != "rows"}
     fixed, executed, peak = workers[0].ask("counted", **lengths)
     rows = []
     for worker in workers:
@@ -111,14 +118,12 @@ def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.
     sizes = presets.to_plain(tiny(name) if options.tiny else preset(name))
     settings = {"sizes": sizes, **given, "precision": "bfloat16"}
     device = {"device": options.device}
-    kind, ours = "training", settings | {"drawn": True}
-    if name == "tower":
-        kind = name
-        ours = {key: settings[key] for key in ("sizes", "rows", "precision")}
+    kind, more = ("tower", {}) if name == "tower" else ("training", {"drawn": True})
     found = [
         harness.Worker(
             f"{OURS}, attention by {attention}", sys.executable, "ours.py", kind,
-            ours | {"attention": attention}, options.threads, options.device,
+            settings | more | {"attention": attention}, options.threads,
+            options.device,
         )
         for attention in options.attention
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,6 @@ import harness
 
 class Machine:
     """What every contestant of ours can tell."""
-
-    step: Callable[[], float]  # of those that are profiled
 
     def versions(self) -> str:
         """Of what it runs on."""
@@ -56,13 +54,24 @@ class Machine:
         )
         return matrix.nbytes / harness.GB / best
 
+
+class Stepper(Machine):
+    """A contestant whose turn is one `_step`, which waits for the device."""
+
+    def _step(self) -> Any:
+        raise NotImplementedError
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        return harness.seconds(self._step)[0]
+
     def profile(self, directory: str) -> None:
         """Write what the device did in three steps, for TensorBoard and xprof."""
         import jax
 
         with jax.profiler.trace(directory):
             for _ in range(3):
-                self.step()
+                self._step()
 
     def device_peak(self) -> float:
         """The most memory of the device, in GB."""

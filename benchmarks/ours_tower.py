@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import given
-import harness
-from ours_base import Machine, drawn_parameters
+from ours_base import Stepper, drawn_parameters
 
 
-class Tower(Machine):
+class Tower(Stepper):
     """The frozen image tower, forward, on random weights."""
 
     def __init__(
@@ -32,11 +31,7 @@ class Tower(Machine):
         self._run = jax.jit(lambda params, x: tower.apply({"params": params}, x))
         self._given, self._attention = (params, images), attention
 
-    def step(self) -> float:
-        """Seconds of one batch."""
-        return harness.seconds(self._step)[0]
-
-    def counted(self, **_: int) -> list[float | None]:
+    def counted(self) -> list[float | None]:
         """FLOPs an image, those of a batch, device's peak; None where not known."""
         import jax
 

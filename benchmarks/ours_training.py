@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 import given
-import harness
-from ours_base import Machine, drawn_parameters, parameters
+from ours_base import Stepper, drawn_parameters, parameters
 
 
-class Training(Machine):
+class Training(Stepper):
     """The step that `launch/train.py` runs, on one batch."""
 
     def __init__(
@@ -66,10 +65,6 @@ class Training(Machine):
         fields = batch(self.sizes, rows, text, target)
         self.batch = jax.device_put(fields, step.batch)
         self.train_step, self._attention = step, attention
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        return harness.seconds(self._step)[0]
 
     def compare(self, negatives: Sequence[Sequence[int]] | None = None) -> float:
         """The loss of one step, with the peer's negatives (images, texts) replayed."""

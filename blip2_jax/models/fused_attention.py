@@ -42,15 +42,16 @@ def chosen(
       ValueError: an unknown choice, or cuDNN without a GPU.
     """
     platform = platform or jax.default_backend()
+    on_gpu = platform in ("gpu", "cuda")
     if choice not in CHOICES:
         known = ", ".join(CHOICES)
         raise ValueError(f"attention is {choice!r}; it must be one of {known}")
-    if choice == "cudnn" and platform not in ("gpu", "cuda"):
+    if choice == "cudnn" and not on_gpu:
         raise ValueError(
             f"attention is 'cudnn', which needs an NVIDIA GPU; this program is for "
             f"{platform}: choose 'xla' or 'auto'"
         )
-    if choice == "auto" and not (platform in ("gpu", "cuda") and _has_kernel()):
+    if choice == "auto" and not (on_gpu and _has_kernel()):
         choice = "xla"
     return _choice(choice)
 
