@@ -22,11 +22,18 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from blip2_jax.models import masks
 from blip2_jax.models.attention import KeyValue
 from blip2_jax.models.cache import Generated, Prefix, by_head, make_step, settle
-from blip2_jax.models.dropout import dropout, split_key
+from blip2_jax.models.dropout import dropout
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import as_rows, einsum_fp32
-from blip2_jax.models.qformer_layer import ALL_SEE_ALL, QFormerLayer, Stream
+from blip2_jax.models.qformer_layer import (
+    ALL_SEE_ALL,
+    NO_DROPOUT,
+    BlockKeys,
+    QFormerLayer,
+    Stream,
+    keys_of_blocks,
+)
 from blip2_jax.models.stack import remat_policy
 from blip2_jax.presets import QFormerConfig
 
@@ -126,11 +133,9 @@ class QFormer(nn.Module):
         Returns:
           The queries' output, and their self-attention keys and values by block.
         """
-        embedding_key, *keys = split_key(key, 1 + self.config.depth)
         queries = _repeat(query_tokens, image[0][0].shape[0])
-        x = self.embeddings(queries, embedding_key)
         images = [(each,) for each in image]
-        return self._run(x, queries.shape[1], images=images, keys=keys)
+        return self._run(queries, queries.shape[1], images=images, key=key)
 
     def text_pass(
         self,
@@ -145,11 +150,9 @@ class QFormer(nn.Module):
         Args:
           first_only: N = 1, the output of [CLS]; the last block leaves the rest out.
         """
-        embedding_key, *keys = split_key(key, 1 + self.config.depth)
-        x = self.embeddings(self._text(ids), embedding_key)
         keep = 1 if first_only else None
         seen = [Stream(mask=masks.padding(mask))]
-        return self._run(x, 0, streams=seen, keep=keep, keys=keys)[0]
+        return self._run(self._text(ids), 0, streams=seen, keep=keep, key=key)[0]
 
     def multimodal_pass(
         self,
@@ -171,17 +174,15 @@ class QFormer(nn.Module):
           queries_only: N = Q, the queries' output; the last block leaves out what the
             text would become there. Else N = Q + T, queries first.
         """
-        embedding_key, *keys = split_key(key, 1 + self.config.depth)
         queries = _repeat(query_tokens, ids.shape[0])
         joined = jnp.concatenate([queries, self._text(ids)], axis=1)
-        x = self.embeddings(joined, embedding_key)
         count = queries.shape[1]
         seen = [Stream(mask=masks.bidirectional(count, mask))]
         keep = count if queries_only else None
         both = (image, other) if other else (image,)
         images = tuple(zip(*both, strict=True))
         return self._run(
-            x, count, streams=seen, images=images, keep=keep, keys=keys
+            joined, count, streams=seen, images=images, keep=keep, key=key
         )[0]
 
     def generate_pass(
@@ -221,10 +222,9 @@ class QFormer(nn.Module):
           The output of the queries, that of the [CLS] of `ids`, and that of
           `caption_ids`.
         """
-        embedding_key, *keys = split_key(key, 1 + self.config.depth)
         queries = _repeat(query_tokens, ids.shape[0])
         texts = (self._text(caption_ids), self._text(ids))
-        x = self.embeddings(jnp.concatenate([queries, *texts], axis=1), embedding_key)
+        joined = jnp.concatenate([queries, *texts], axis=1)
         count = queries.shape[1]
         end = count + ids.shape[1]  # of what sees the queries
         seen = masks.causal_multimodal(count, mask)
@@ -235,7 +235,7 @@ class QFormer(nn.Module):
         )
         images = [(each,) for each in image]
         x, _ = self._run(
-            x, count, streams=streams, images=images, keep=end + 1, keys=keys
+            joined, count, streams=streams, images=images, keep=end + 1, key=key
         )
         return x[:, :count], x[:, end], x[:, count:end]
 
@@ -316,24 +316,22 @@ class QFormer(nn.Module):
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], QueryCache]:
         """Causal text behind cached queries; also returns its own cache."""
-        embedding_key, *keys = split_key(key, 1 + self.config.depth)
-        x = self.embeddings(self._text(ids), embedding_key)
         count = query_cache[0][0].shape[1]
         seen = [Stream(mask=masks.causal_multimodal(count, mask))]
-        return self._run(x, 0, streams=seen, past=query_cache, keys=keys)
+        return self._run(self._text(ids), 0, streams=seen, past=query_cache, key=key)
 
     def _run(
         self,
         x: Float[Array, "B N D"],
         num_queries: int,
         *,
-        keys: list[PRNGKeyArray | None],
+        key: PRNGKeyArray | None,
         streams: Sequence[Stream] = ALL_SEE_ALL,
         past: QueryCache | None = None,
         images: Sequence[tuple[KeyValue, ...]] = (),
         keep: int | None = None,
     ) -> tuple[Float[Array, "B M D"], QueryCache]:
-        """All blocks in order; the last one computes the first `keep` rows alone.
+        """Embedded rows through all blocks; the last computes `keep` of them alone.
 
         Whatever else a compiler removes, it does not narrow a product whose output is
         read in part.
@@ -343,6 +341,9 @@ class QFormer(nn.Module):
             rows = keep if last else None
             return layer(x, num_queries, streams=streams, keep=rows, **arrays)
 
+        count = len(images[0]) if images else 0
+        embedding_key, keys = self._split(key, len(streams), count)
+        x = self.embeddings(x, embedding_key)
         policy, remaining, caches = remat_policy(self.remat), iter(images), []
         if policy is not None:
             run = nn.remat(run, policy=policy, static_argnums=(2,))
@@ -353,10 +354,19 @@ class QFormer(nn.Module):
                 index == self.config.depth - 1,
                 past=None if past is None else past[index],
                 images=next(remaining, ()) if layer.reads_image else (),
-                key=keys[index],
+                keys=keys[index],
             )
             caches.append(cache)
         return x, tuple(caches)
+
+    def _split(
+        self, key: PRNGKeyArray | None, streams: int, images: int
+    ) -> tuple[PRNGKeyArray | None, Sequence[BlockKeys]]:
+        """Dropout's keys: of the embeddings, and of each block."""
+        if key is None:
+            return None, [NO_DROPOUT] * self.config.depth
+        keys = jax.random.split(key, 1 + self.config.depth)
+        return keys[0], keys_of_blocks(keys[1:], streams, images)
 
 
 def _repeat(query_tokens: Float[Array, "Q D"], batch: int) -> Float[Array, "B Q D"]:
