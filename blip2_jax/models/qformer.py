@@ -22,18 +22,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from blip2_jax.models import masks
 from blip2_jax.models.attention import KeyValue
 from blip2_jax.models.cache import Generated, Prefix, by_head, make_step, settle
-from blip2_jax.models.dropout import dropout
+from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.models.precision import as_rows, einsum_fp32
-from blip2_jax.models.qformer_layer import (
-    ALL_SEE_ALL,
-    NO_DROPOUT,
-    BlockKeys,
-    QFormerLayer,
-    Stream,
-    keys_of_blocks,
-)
+from blip2_jax.models.qformer_layer import ALL_SEE_ALL, QFormerLayer, Stream
 from blip2_jax.models.stack import remat_policy
 from blip2_jax.presets import QFormerConfig
 
@@ -341,8 +334,7 @@ class QFormer(nn.Module):
             rows = keep if last else None
             return layer(x, num_queries, streams=streams, keep=rows, **arrays)
 
-        count = len(images[0]) if images else 0
-        embedding_key, keys = self._split(key, len(streams), count)
+        embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(x, embedding_key)
         policy, remaining, caches = remat_policy(self.remat), iter(images), []
         if policy is not None:
@@ -354,19 +346,10 @@ class QFormer(nn.Module):
                 index == self.config.depth - 1,
                 past=None if past is None else past[index],
                 images=next(remaining, ()) if layer.reads_image else (),
-                keys=keys[index],
+                key=keys[index],
             )
             caches.append(cache)
         return x, tuple(caches)
-
-    def _split(
-        self, key: PRNGKeyArray | None, streams: int, images: int
-    ) -> tuple[PRNGKeyArray | None, Sequence[BlockKeys]]:
-        """Dropout's keys: of the embeddings, and of each block."""
-        if key is None:
-            return None, [NO_DROPOUT] * self.config.depth
-        keys = jax.random.split(key, 1 + self.config.depth)
-        return keys[0], keys_of_blocks(keys[1:], streams, images)
 
 
 def _repeat(query_tokens: Float[Array, "Q D"], batch: int) -> Float[Array, "B Q D"]:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from blip2_jax.models.attention import KeyValue, attention, attention_weights
 from blip2_jax.models.cache import Step, step_attention
-from blip2_jax.models.dropout import dropout
+from blip2_jax.models.dropout import dropout, split_key
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.layers import Mlp, MultiHeadAttention, layer_norm
 from blip2_jax.presets import QFormerConfig
@@ -38,46 +37,6 @@ class Stream(NamedTuple):
 
 
 ALL_SEE_ALL = (Stream(),)
-
-
-class BlockKeys(NamedTuple):
-    """What a block draws its dropout by; None: nothing is dropped.
-
-    Attributes:
-      attention: [1 + S]: of self-attention's output, then of the probabilities of each
-        stream.
-      image: [R + 1]: of the probabilities of each image read, then of the output.
-      queries: of their feed-forward.
-      text: of its feed-forward.
-    """
-
-    attention: PRNGKeyArray | None = None
-    image: PRNGKeyArray | None = None
-    queries: PRNGKeyArray | None = None
-    text: PRNGKeyArray | None = None
-
-
-NO_DROPOUT = BlockKeys()
-
-
-def keys_of_blocks(keys: PRNGKeyArray, streams: int, images: int) -> list[BlockKeys]:
-    """The keys of L blocks, drawn together: one hash to compile instead of one each.
-
-    Args:
-      keys: [L], one for each block.
-      streams: S of `BlockKeys`.
-      images: R of `BlockKeys`, in the blocks that read any.
-    """
-
-    def of_one(key: PRNGKeyArray) -> BlockKeys:
-        attention, image, queries, text = jax.random.split(key, 4)
-        split = jax.random.split
-        return BlockKeys(
-            split(attention, 1 + streams), split(image, images + 1), queries, text
-        )
-
-    together = jax.vmap(of_one)(keys)
-    return [BlockKeys(*each) for each in zip(*together, strict=True)]
 
 
 class QFormerLayer(nn.Module):
@@ -115,7 +74,7 @@ class QFormerLayer(nn.Module):
         past: KeyValue | None = None,
         images: Sequence[KeyValue] = (),
         keep: int | None = None,
-        keys: BlockKeys = NO_DROPOUT,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B M D"], KeyValue]:
         """Runs the block.
 
@@ -127,22 +86,23 @@ class QFormerLayer(nn.Module):
           images: from `image_key_value`, read by the queries; see `attend_image`.
           keep: only the first `keep` rows are computed, M of them; all are attended
             to. None: M = N.
-          keys: dropout.
+          key: dropout; None = none.
 
         Returns:
           The block's output, and the self-attention keys and values of all of `x`.
         """
+        keys = split_key(key, 4)
         x, key_value = self.attend(
-            x, streams=streams, past=past, keep=keep, drop_keys=keys.attention
+            x, streams=streams, past=past, keep=keep, key=keys[0]
         )
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
         if num_queries:
             if self.reads_image and images:
-                queries = self.attend_image(queries, images, drop_keys=keys.image)
-            parts.append(self.feed_forward_queries(queries, key=keys.queries))
+                queries = self.attend_image(queries, images, key=keys[1])
+            parts.append(self.feed_forward_queries(queries, key=keys[2]))
         if text.shape[1]:
-            parts.append(self.feed_forward_text(text, key=keys.text))
+            parts.append(self.feed_forward_text(text, key=keys[3]))
         return jnp.concatenate(parts, axis=1), key_value
 
     def attend(
@@ -152,10 +112,10 @@ class QFormerLayer(nn.Module):
         streams: Sequence[Stream] = ALL_SEE_ALL,
         past: KeyValue | None = None,
         keep: int | None = None,
-        drop_keys: PRNGKeyArray | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B M D"], KeyValue]:
         """Self-attention of `x[:, :keep]` over `past` and `x`, residual and norm."""
-        output_key, *stream_keys = _listed(drop_keys, 1 + len(streams))
+        output_key, *probability_keys = split_key(key, 1 + len(streams))
         own = self.attention.project_key_value(x)
         keys, values = own
         if past is not None:
@@ -164,7 +124,9 @@ class QFormerLayer(nn.Module):
         x = x[:, :keep]
         query = self.attention.project_query(x)
         contexts = []
-        for (rows, seen, mask), stream_key in zip(streams, stream_keys, strict=True):
+        for (rows, seen, mask), stream_key in zip(
+            streams, probability_keys, strict=True
+        ):
             asking = query[:, rows]
             if mask is not None:
                 mask = mask[..., : asking.shape[1], :]
@@ -181,7 +143,7 @@ class QFormerLayer(nn.Module):
         queries: Float[Array, "N Q D"],
         images: Sequence[KeyValue],
         *,
-        drop_keys: PRNGKeyArray | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "N Q D"]:
         """Cross-attention of the queries to the image, residual and norm.
 
@@ -189,9 +151,9 @@ class QFormerLayer(nn.Module):
           queries: N = R * B rows, R neighbours to each of B images.
           images: keys and values of B images. Of several, the first is read by all
             neighbours but the last, which take one of the others each.
-          drop_keys: `BlockKeys.image`.
+          key: dropout; None = none.
         """
-        keys = _listed(drop_keys, len(images) + 1)
+        keys = split_key(key, 1 + len(images))
         context = self._read(self.cross_attention.project_query(queries), images, keys)
         out = self._drop(self.cross_attention.project_output(context), keys[-1])
         return self.cross_attention_norm(queries + out)
@@ -248,7 +210,3 @@ class QFormerLayer(nn.Module):
 
     def _drop(self, x: Array, key: PRNGKeyArray | None) -> Array:
         return dropout(x, self.config.dropout, key)
-
-
-def _listed(keys: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
-    return [None] * count if keys is None else list(keys)

@@ -10,7 +10,6 @@ import pytest
 from blip2_jax.models.cache import init_generated
 from blip2_jax.models.folded_norm import Normed
 from blip2_jax.models.qformer import QFormer
-from blip2_jax.models.qformer_layer import keys_of_blocks
 from blip2_jax.presets import QFormerConfig
 
 B, P, D, T = 2, 5, 12, 6
@@ -181,17 +180,3 @@ def test_dropout_needs_a_key_and_depends_on_it(params, outputs):
     one, two = run(params, jax.random.key(0)), run(params, jax.random.key(1))
     assert not np.allclose(one, two)
     assert not np.allclose(one, outputs["queries"])
-
-
-def test_no_place_shares_its_dropout():
-    """One hash for each kind of key, however many blocks; no two keys are the same."""
-    traced = jax.make_jaxpr(keys_of_blocks, static_argnums=(1, 2))
-    two, four = (
-        str(traced(jax.random.split(jax.random.key(0), depth), 3, 2))
-        for depth in (2, 4)
-    )
-    assert two.count("random_split") == four.count("random_split") == 3
-    drawn = keys_of_blocks(jax.random.split(jax.random.key(0), 4), 3, 2)
-    keys = [jax.random.key_data(key) for key in jax.tree.leaves(drawn)]
-    every = np.concatenate([np.reshape(key, (-1, 2)) for key in keys])
-    assert len(every) == 4 * (4 + 3 + 2) == len(np.unique(every, axis=0))
