@@ -192,6 +192,11 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
+def device_peak(allocated: int) -> float:
+    """GB of the bytes allocated on a device; the process's where there are none."""
+    return allocated / GB if allocated else peak()
+
+
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     """How long `work()` takes, and what it returns."""
     start = time.perf_counter()

@@ -133,7 +133,7 @@ class Training(Peer):
 
     def device_peak(self) -> float:
         """The most memory of the device, in GB."""
-        return torch.cuda.max_memory_allocated() / harness.GB
+        return harness.device_peak(torch.cuda.max_memory_allocated())
 
     def _step(self) -> float:
         with torch.autocast(self.device, torch.bfloat16):

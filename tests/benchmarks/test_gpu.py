@@ -37,6 +37,19 @@ def test_a_model_on_a_cpu(name, command, capsys):
     assert found["MFU"] == found["of executed FLOPs"] == "-"  # a CPU's peak
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_a_model_beside_torch(name, command, capsys):
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", minversion="5")
+    command(*CPU, "--model", name, "--torch_python", sys.executable)
+    assert gpu.main() == 0
+    table = capsys.readouterr().out
+    ours, peer = row(table, gpu.OURS), row(table, "transformers")
+    assert float(ours["ratio"]) > 0 and peer["ratio"] == "1.00"
+    assert float(peer["images/s"]) > 0 and float(peer["device GB"]) > 0.1
+
+
 class Contestant:
     """Answers as a process with a GPU of 100 FLOP/s would."""
 
