@@ -1,7 +1,7 @@
 """Steps of the released sizes on a GPU, in bfloat16, beside torch.
 
-    python benchmarks/gpu.py --lavis PATH --torch_python PYTHON [--model stage1]
-        [--profile DIR]
+    python benchmarks/gpu.py --lavis PATH --lavis_python PYTHON --torch_python PYTHON
+        [--model stage1] [--profile DIR]
 
 ViT-g alone, forward; stage 1 with ViT-g in the step, beside the original (`--lavis`);
 stage 2 with OPT-2.7B and FlanT5-XL beside transformers'
