@@ -76,7 +76,9 @@ def test_images_of_a_row_stand_one_after_the_other(name):
     assert np.abs(swapped - found).max() > 1e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)]
+)
 def test_a_row_of_several_images_does_not_depend_on_its_neighbours(name):
     model, images = stage2(name), photos(4)
     rows = [images[:2], images[2:]]
