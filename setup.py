@@ -11,8 +11,14 @@ VERSION = re.search(
 ).group(1)
 
 TEST = [
-    "pytest", "pytest-xdist", "ruff", "mypy", "pycocoevalcap", "nbclient", "ipykernel",
-]  # fmt: skip
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "pycocoevalcap",
+    "nbclient",
+    "ipykernel",
+]
 
 setup(
     name="blip2_jax",

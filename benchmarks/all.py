@@ -15,13 +15,17 @@ import subprocess
 import sys
 import time
 
-import harness
+from benchmarks import harness
 
 # Script, and which of the flags it takes beside those that all take.
 SCRIPTS = {
-    "stage1_step.py": (), "stage2_step.py": (), "generation.py": ("torch_python",),
-    "reranking.py": (), "image_pipeline.py": ("photos",), "startup.py": (),
-}  # fmt: skip
+    "stage1_step.py": (),
+    "stage2_step.py": (),
+    "generation.py": ("torch_python",),
+    "reranking.py": (),
+    "image_pipeline.py": ("photos",),
+    "startup.py": (),
+}
 
 
 def main() -> int:

@@ -28,8 +28,8 @@ def main() -> int:
 
     import blip2_jax
     from blip2_jax.convert.huggingface_folder import write_huggingface
-    from blip2_jax.evaluation.shapes import make_exam
-    from blip2_jax.opening import open_model
+    from blip2_jax.evaluation.shapes_exam import make_exam
+    from blip2_jax.training.open_model import open_model
 
     exam = make_exam("heldout", options.scenes, 1, start=EXAM_START)
     questions = [asked[0].text for asked in exam.questions]
@@ -41,8 +41,10 @@ def main() -> int:
             print(line)
         theirs = Theirs(folder)
         for beams in (1, 5):
-            for what, prompts in (("captions", [""] * len(questions)),
-                                  ("answers", questions)):  # fmt: skip
+            for what, prompts in (
+                ("captions", [""] * len(questions)),
+                ("answers", questions),
+            ):
                 ours = model.generate(
                     exam.images, prompts, num_beams=beams, max_new_tokens=28
                 )
@@ -66,9 +68,11 @@ class Theirs:
     def generate(self, images: np.ndarray, prompts: list[str], beams: int) -> list[str]:
         """What their `generate` writes behind the prompts."""
         given = self.processor(
-            images=[Image.fromarray(image) for image in images], text=prompts,
-            padding=True, return_tensors="pt",
-        )  # fmt: skip
+            images=[Image.fromarray(image) for image in images],
+            text=prompts,
+            padding=True,
+            return_tensors="pt",
+        )
         ids = self.model.generate(**given, num_beams=beams, max_new_tokens=28)
         if not self.model.language_model.config.is_encoder_decoder:
             ids = ids[:, given["input_ids"].shape[1] :]

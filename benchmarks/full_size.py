@@ -19,7 +19,7 @@ import time
 import ml_dtypes
 import numpy as np
 
-from harness import GB, ROOT, peak
+from benchmarks.harness import GB, ROOT, peak
 
 PARTS = ("write", "convert", "caption")
 
@@ -59,13 +59,13 @@ def run(options: argparse.Namespace) -> None:
 
 def write(folder: pathlib.Path, options: argparse.Namespace) -> str:
     """Random weights under Hugging Face's names, made array by array."""
-    from blip2_jax import presets
     from blip2_jax.convert.huggingface_folder import write_huggingface
-    from blip2_jax.convert.opened import Opened, expected_shapes
+    from blip2_jax.convert.model_source import ModelSource, expected_shapes
+    from blip2_jax.models import presets
 
     config = presets.preset(options.preset)
     arrays = RandomArrays(expected_shapes(config))
-    model = Opened(config, arrays, "random", language_tokenizer=options.tokenizer)
+    model = ModelSource(config, arrays, "random", language_tokenizer=options.tokenizer)
     write_huggingface(model, folder)
     files = list(folder.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / GB
@@ -89,8 +89,8 @@ class RandomArrays(dict):
 
 def convert(theirs: pathlib.Path, ours: pathlib.Path) -> str:
     """Hugging Face's folder to ours."""
-    from blip2_jax.convert.folder import write_folder
-    from blip2_jax.opening import open_model
+    from blip2_jax.convert.native_folder import write_folder
+    from blip2_jax.training.open_model import open_model
 
     write_folder(open_model(theirs), ours)
     manifest = json.loads((ours / "manifest.json").read_text())

@@ -16,10 +16,10 @@ import sys
 import tempfile
 from typing import Any
 
-import harness
-from blip2_jax import presets
-from stage1_step import TINY_QFORMER, TINY_VISIONS, VISIONS
-from stage2_step import LANGUAGE, TINY_LANGUAGE
+from benchmarks import harness
+from benchmarks.stage1_step import TINY_QFORMER, TINY_VISIONS, VISIONS
+from benchmarks.stage2_step import LANGUAGE, TINY_LANGUAGE
+from blip2_jax.models import presets
 
 ROWS, TOKENS, PROMPT = 4, 30, (2, 20, 30, 40)
 BEAMS = {"greedy": 1, "beam 5": 5}
@@ -60,9 +60,12 @@ def contestants(
         (TINY_LANGUAGE if tiny else LANGUAGE)["opt"],
     )
     settings = {
-        "sizes": presets.to_plain(config), "rows": ROWS, "prompt": PROMPT,
-        "beams": beams, "tokens": TOKENS,
-    }  # fmt: skip
+        "sizes": presets.to_plain(config),
+        "rows": ROWS,
+        "prompt": PROMPT,
+        "beams": beams,
+        "tokens": TOKENS,
+    }
     workers = harness.pair(options, "generation", settings)
     if options.torch_python:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -70,10 +73,14 @@ def contestants(
         workers[0].ask("export", file=file)
         workers.append(
             harness.Worker(
-                "transformers", options.torch_python, "transformers_peer.py",
-                "generation", settings | {"weights": file}, options.threads,
+                "transformers",
+                options.torch_python,
+                "transformers_peer.py",
+                "generation",
+                settings | {"weights": file},
+                options.threads,
             )
-        )  # fmt: skip
+        )
     return [stack.enter_context(worker) for worker in workers]
 
 
@@ -88,10 +95,16 @@ def measure(workers: list[harness.Worker], rounds: int, mode: str) -> list[list[
         same = sum(
             a == b for a, b in zip(written[worker.name], written[ours], strict=True)
         )
-        rows.append([
-            f"{worker.name}, {mode}", f"{taken:.2f}", f"{ROWS * TOKENS / taken:.0f}",
-            f"{taken / times[ours]:.2f}", f"{same} of {ROWS}", f"{worker.peak():.2f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{worker.name}, {mode}",
+                f"{taken:.2f}",
+                f"{ROWS * TOKENS / taken:.0f}",
+                f"{taken / times[ours]:.2f}",
+                f"{same} of {ROWS}",
+                f"{worker.peak():.2f}",
+            ]
+        )
     return rows
 
 

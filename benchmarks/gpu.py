@@ -19,24 +19,26 @@ import contextlib
 import sys
 from typing import Any
 
-import harness
-from blip2_jax import presets
-from stage1_step import TINY_QFORMER, TINY_VISIONS
-from stage2_step import TINY_LANGUAGE
+from benchmarks import harness
+from benchmarks.stage1_step import TINY_QFORMER, TINY_VISIONS
+from benchmarks.stage2_step import TINY_LANGUAGE
+from blip2_jax.models import presets
 
 # "lengths": of a text, and of a decoder's target
 MODELS: dict[str, dict[str, Any]] = {
     "tower": {"preset": "pretrain", "rows": 64, "lengths": {}},
     "stage1": {"preset": "pretrain", "rows": 64, "lengths": {"text": 32, "target": 0}},
     "opt": {
-        "preset": "pretrain_opt2.7b", "rows": 32,
+        "preset": "pretrain_opt2.7b",
+        "rows": 32,
         "lengths": {"text": 24, "target": 0},
     },
     "t5": {
-        "preset": "pretrain_flant5xl", "rows": 32,
+        "preset": "pretrain_flant5xl",
+        "rows": 32,
         "lengths": {"text": 12, "target": 12},
     },
-}  # fmt: skip
+}
 OURS = "ours"  # how the names of our rows begin
 HEAD = ("", "images/s", "ratio", "MFU", "of executed FLOPs", "device GB")
 
@@ -92,14 +94,17 @@ def measure(
     rows = []
     for worker in workers:
         taken = times[worker.name]
-        rows.append([
-            worker.name, f"{given['rows'] / taken:.1f}",
-            f"{times[workers[-1].name] / taken:.2f}",
-            share(fixed * given["rows"] / taken, peak),
-            # what torch executes is not counted
-            share(executed / taken, peak) if is_ours(worker) else "",
-            f"{worker.ask('device_peak'):.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                worker.name,
+                f"{given['rows'] / taken:.1f}",
+                f"{times[workers[-1].name] / taken:.2f}",
+                share(fixed * given["rows"] / taken, peak),
+                # what torch executes is not counted
+                share(executed / taken, peak) if is_ours(worker) else "",
+                f"{worker.ask('device_peak'):.1f}",
+            ]
+        )
     return told, harness.table(HEAD, rows)
 
 
@@ -121,19 +126,29 @@ def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.
     kind, more = ("tower", {}) if name == "tower" else ("training", {"drawn": True})
     found = [
         harness.Worker(
-            f"{OURS}, attention by {attention}", sys.executable, "ours.py", kind,
-            settings | more | {"attention": attention}, options.threads,
+            f"{OURS}, attention by {attention}",
+            sys.executable,
+            "ours.py",
+            kind,
+            settings | more | {"attention": attention},
+            options.threads,
             options.device,
         )
         for attention in options.attention
-    ]  # fmt: skip
+    ]
     if name == "stage1":
         return found + harness.original(options, "training", settings, device)
     if options.torch_python and name != "tower":
-        found.append(harness.Worker(
-            "transformers", options.torch_python, "transformers_peer.py", "training",
-            {"sizes": sizes, **given, **device}, options.threads,
-        ))  # fmt: skip
+        found.append(
+            harness.Worker(
+                "transformers",
+                options.torch_python,
+                "transformers_peer.py",
+                "training",
+                {"sizes": sizes, **given, **device},
+                options.threads,
+            )
+        )
     return found
 
 

@@ -67,9 +67,15 @@ class Worker:
     """A contestant in its own process."""
 
     def __init__(
-        self, name: str, python: str, script: str, kind: str,
-        settings: Mapping[str, Any], threads: int, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        python: str,
+        script: str,
+        kind: str,
+        settings: Mapping[str, Any],
+        threads: int,
+        device: str = "cpu",
+    ) -> None:
         """Start it; `script` is a file beside this one that calls `serve`.
 
         Args:
@@ -85,9 +91,11 @@ class Worker:
         command = [python, str(ROOT / "benchmarks" / script), kind]
         self._process = subprocess.Popen(
             [*command, json.dumps(dict(settings) | {"threads": threads})],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env=environment(device) | {"OMP_NUM_THREADS": str(threads)},
-        )  # fmt: skip
+        )
 
     def ask(self, method: str, **given: Any) -> Any:
         """Call a method there and wait for what it returns.
@@ -129,36 +137,50 @@ def environment(device: str = "cpu") -> dict[str, str]:
         an error there, as it is in torch.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | MEMORY | {
-        "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore",
-        "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_PLATFORMS": device,
-    }  # fmt: skip
+    return (
+        os.environ
+        | MEMORY
+        | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONWARNINGS": "ignore",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_PLATFORMS": device,
+        }
+    )
 
 
 def pair(
-    options: argparse.Namespace, kind: str, given: Mapping[str, Any],
+    options: argparse.Namespace,
+    kind: str,
+    given: Mapping[str, Any],
     theirs: Mapping[str, Any] | None = None,
-) -> list[Worker]:  # fmt: skip
+) -> list[Worker]:
     """Us and, where `--lavis` names a checkout, the original, with more settings."""
     ours = Worker("ours", sys.executable, "ours.py", kind, given, options.threads)
     return [ours, *original(options, kind, given, theirs)]
 
 
 def original(
-    options: argparse.Namespace, kind: str, given: Mapping[str, Any],
+    options: argparse.Namespace,
+    kind: str,
+    given: Mapping[str, Any],
     theirs: Mapping[str, Any] | None = None,
-) -> list[Worker]:  # fmt: skip
+) -> list[Worker]:
     """The original where `--lavis` names a checkout, with more settings."""
     if not options.lavis:
         return []
     checkout = {"lavis": str(pathlib.Path(options.lavis).resolve())}
     return [
         Worker(
-            "original", options.lavis_python, "lavis_peer.py", kind,
-            dict(given) | checkout | dict(theirs or {}), options.threads,
+            "original",
+            options.lavis_python,
+            "lavis_peer.py",
+            kind,
+            dict(given) | checkout | dict(theirs or {}),
+            options.threads,
         )
-    ]  # fmt: skip
+    ]
 
 
 def serve(kinds: Mapping[str, Callable[..., Any]]) -> None:

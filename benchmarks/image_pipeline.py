@@ -14,7 +14,7 @@ import contextlib
 import pathlib
 import sys
 
-import harness
+from benchmarks import harness
 
 SIZE, COUNT = 224, 80
 HEAD = ("photos", "", "images/s/core", "ratio")
@@ -44,9 +44,14 @@ def main() -> int:
         slowest = times[workers[-1].name]
         for worker in workers:
             taken = times[worker.name]
-            rows.append([
-                name, worker.name, f"{len(files) / taken:.0f}", f"{slowest / taken:.2f}"
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    worker.name,
+                    f"{len(files) / taken:.0f}",
+                    f"{slowest / taken:.2f}",
+                ]
+            )
     harness.report(options, TITLE, f"{told}; {SIZE} px.", harness.table(HEAD, rows))
     return 0
 

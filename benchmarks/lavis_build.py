@@ -16,17 +16,24 @@ from typing import Any
 
 import torch
 
-import given
+from benchmarks import given
 
 # What the checkout imports and what no benchmark calls, where it is not installed.
 UNUSED = (
-    "fairscale.nn.checkpoint.checkpoint_activations", "pandas", "cv2", "decord",
-    "iopath.common.download", "iopath.common.file_io",
-)  # fmt: skip
+    "fairscale.nn.checkpoint.checkpoint_activations",
+    "pandas",
+    "cv2",
+    "decord",
+    "iopath.common.download",
+    "iopath.common.file_io",
+)
 PACKAGES = (
-    "lavis", "lavis.models", "lavis.models.blip2_models", "lavis.models.blip_models",
+    "lavis",
+    "lavis.models",
+    "lavis.models.blip2_models",
+    "lavis.models.blip_models",
     "lavis.processors",
-)  # fmt: skip
+)
 REGISTERED = {"lavis.models": "BaseModel", "lavis.processors": "BaseProcessor"}
 KEPT: list[Any] = []  # what must live as long as the process
 
@@ -92,8 +99,10 @@ class Numbers:
 
         if texts == "\n":
             return BatchEncoding({"input_ids": [self._newline]})
-        rows = [[int(n) for n in text.split()] for text in
-                ([texts] if isinstance(texts, str) else texts)]
+        rows = [
+            [int(n) for n in text.split()]
+            for text in ([texts] if isinstance(texts, str) else texts)
+        ]
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), self.pad_token_id)
         for place, row in zip(ids, rows, strict=True):
@@ -134,8 +143,9 @@ def build(lavis: str, sizes: dict[str, Any], dropout: float) -> Any:
     base = sys.modules["lavis.models.blip2_models.blip2"]
     prepare_towers(base, sizes, dropout)
     options: dict[str, Any] = {
-        "num_query_token": sizes["qformer"]["num_queries"], "vit_precision": "fp32",
-    }  # fmt: skip
+        "num_query_token": sizes["qformer"]["num_queries"],
+        "vit_precision": "fp32",
+    }
     if kind == "qformer":
         options["embed_dim"] = sizes["qformer"]["projection_dim"]
         model = module.Blip2Qformer(**options)
@@ -159,12 +169,15 @@ def prepare_towers(base: Any, sizes: dict[str, Any], dropout: float) -> None:
     vision, qformer = sizes["vision"], sizes["qformer"]
     bert, towers = base.BertLMHeadModel, sys.modules["lavis.models.eva_vit"]
     configured = BertConfig(
-        vocab_size=qformer["vocab_size"] - 1, hidden_size=qformer["width"],
-        num_hidden_layers=qformer["depth"], num_attention_heads=qformer["heads"],
-        intermediate_size=qformer["mlp_dim"], hidden_dropout_prob=dropout,
+        vocab_size=qformer["vocab_size"] - 1,
+        hidden_size=qformer["width"],
+        num_hidden_layers=qformer["depth"],
+        num_attention_heads=qformer["heads"],
+        intermediate_size=qformer["mlp_dim"],
+        hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         max_position_embeddings=qformer["max_positions"],
-    )  # fmt: skip
+    )
     base.BertConfig = types.SimpleNamespace(from_pretrained=lambda name: configured)
     base.BertLMHeadModel = types.SimpleNamespace(
         from_pretrained=lambda name, config: bert(config)
@@ -176,12 +189,16 @@ def prepare_towers(base: Any, sizes: dict[str, Any], dropout: float) -> None:
         if vision["kind"] == "features":
             return Features(vision["width"])
         return towers.VisionTransformer(
-            img_size=vision["image_size"], patch_size=vision["patch_size"],
-            embed_dim=vision["width"], depth=vision["depth"],
-            num_heads=vision["heads"], qkv_bias=True, use_mean_pooling=False,
+            img_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            embed_dim=vision["width"],
+            depth=vision["depth"],
+            num_heads=vision["heads"],
+            qkv_bias=True,
+            use_mean_pooling=False,
             mlp_ratio=vision["mlp_dim"] / vision["width"],
             norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
-        )  # fmt: skip
+        )
 
     base.create_eva_vit_g = tower
 
@@ -191,11 +208,15 @@ def build_opt(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
     import transformers
 
     config = transformers.OPTConfig(
-        vocab_size=sizes["vocab_size"], hidden_size=sizes["width"],
-        num_hidden_layers=sizes["depth"], num_attention_heads=sizes["heads"],
-        ffn_dim=sizes["mlp_dim"], word_embed_proj_dim=sizes["width"],
-        max_position_embeddings=sizes["max_positions"], dropout=dropout,
-    )  # fmt: skip
+        vocab_size=sizes["vocab_size"],
+        hidden_size=sizes["width"],
+        num_hidden_layers=sizes["depth"],
+        num_attention_heads=sizes["heads"],
+        ffn_dim=sizes["mlp_dim"],
+        word_embed_proj_dim=sizes["width"],
+        max_position_embeddings=sizes["max_positions"],
+        dropout=dropout,
+    )
     fresh = lambda *_, **__: transformers.OPTForCausalLM(config)
     module.OPTForCausalLM = types.SimpleNamespace(from_pretrained=fresh)
     numbers = Numbers(sizes["vocab_size"], 2, 1, newline=sizes["vocab_size"] - 1)
@@ -208,11 +229,17 @@ def build_opt(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
 def build_t5(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
     """`Blip2T5`, its language model in fp32."""
     config = module.T5Config(
-        vocab_size=sizes["vocab_size"], d_model=sizes["width"],
-        num_layers=sizes["depth"], num_heads=sizes["heads"], d_ff=sizes["mlp_dim"],
-        d_kv=sizes["head_width"], dropout_rate=dropout, tie_word_embeddings=False,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
-    )  # fmt: skip
+        vocab_size=sizes["vocab_size"],
+        d_model=sizes["width"],
+        num_layers=sizes["depth"],
+        num_heads=sizes["heads"],
+        d_ff=sizes["mlp_dim"],
+        d_kv=sizes["head_width"],
+        dropout_rate=dropout,
+        tie_word_embeddings=False,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
     model = module.T5ForConditionalGeneration
     module.T5Config = types.SimpleNamespace(from_pretrained=lambda name: config)
     module.T5ForConditionalGeneration = types.SimpleNamespace(

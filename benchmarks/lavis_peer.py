@@ -13,17 +13,20 @@ from typing import Any
 
 import torch
 
-import given
-import harness
-from lavis_build import build, channels_first, image_shape, load, texts
+from benchmarks import given, harness
+from benchmarks.lavis_build import build, channels_first, image_shape, load, texts
 
 
 def main() -> None:
     """Serve one of the contestants below."""
-    harness.serve({
-        "training": Training, "generation": Generation, "reranking": Reranking,
-        "images": Images,
-    })  # fmt: skip
+    harness.serve(
+        {
+            "training": Training,
+            "generation": Generation,
+            "reranking": Reranking,
+            "images": Images,
+        }
+    )
 
 
 class Peer:
@@ -40,9 +43,15 @@ class Training(Peer):
     """Forward, backward and AdamW as its runner does them."""
 
     def __init__(
-        self, lavis: str, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
-        precision: str = "float32", device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        lavis: str,
+        sizes: dict[str, Any],
+        rows: int,
+        text: int,
+        target: int = 0,
+        precision: str = "float32",
+        device: str = "cpu",
+    ) -> None:
         """Build model and optimizer; arguments as ours.
 
         In bfloat16 frozen weights are kept so, products run so (autocast), and the
@@ -107,9 +116,15 @@ def fused_attention() -> None:
         return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
 
     def layer_forward(
-        self: Any, hidden: torch.Tensor, mask: Any = None, head_mask: Any = None,
-        image: Any = None, image_mask: Any = None, past: Any = None, maps: Any = False,
-    ) -> Any:  # fmt: skip
+        self: Any,
+        hidden: torch.Tensor,
+        mask: Any = None,
+        head_mask: Any = None,
+        image: Any = None,
+        image_mask: Any = None,
+        past: Any = None,
+        maps: Any = False,
+    ) -> Any:
         source = hidden if image is None else image
         heads = (self.num_attention_heads, -1)
         split = lambda x: x.unflatten(-1, heads).transpose(1, 2)
@@ -159,18 +174,26 @@ class Generation(Peer):
     """`Blip2OPT.generate`."""
 
     def __init__(
-        self, lavis: str, sizes: dict[str, Any], rows: int, prompt: Sequence[int],
-        beams: int, tokens: int,
-    ) -> None:  # fmt: skip
+        self,
+        lavis: str,
+        sizes: dict[str, Any],
+        rows: int,
+        prompt: Sequence[int],
+        beams: int,
+        tokens: int,
+    ) -> None:
         """Arguments as ours; their lengths count a placeholder of the start."""
         self.model = build(lavis, sizes, 0.0).eval()
         images = given.images(rows, *image_shape(sizes["vision"]))
         self.samples = {
-            "image": channels_first(images), "prompt": " ".join(map(str, prompt)),
-        }  # fmt: skip
+            "image": channels_first(images),
+            "prompt": " ".join(map(str, prompt)),
+        }
         self.how = {
-            "num_beams": beams, "max_length": tokens + 1, "min_length": tokens + 1,
-        }  # fmt: skip
+            "num_beams": beams,
+            "max_length": tokens + 1,
+            "min_length": tokens + 1,
+        }
 
     def generate(self) -> float:
         """Seconds from features to ids."""
@@ -210,11 +233,12 @@ class Reranking(Peer):
     def _scores(self) -> list[torch.Tensor]:
         return [
             self.model.compute_itm(
-                image_inputs=features.repeat(len(self.ids), 1, 1), text_ids=self.ids,
+                image_inputs=features.repeat(len(self.ids), 1, 1),
+                text_ids=self.ids,
                 text_atts=torch.ones_like(self.ids),
             )
             for features in self.features
-        ]  # fmt: skip
+        ]
 
 
 class Images(Peer):

@@ -27,17 +27,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from blip2_jax import flops, presets, sharding
-from blip2_jax.data.config import DataConfig, TokenizerConfig
-from blip2_jax.data.lengths import LengthBuckets
+from blip2_jax.data.data_config import DataConfig, TokenizerConfig
+from blip2_jax.data.length_buckets import LengthBuckets
 from blip2_jax.data.rows import TrainingRows
-from blip2_jax.training import initialise
-from blip2_jax.training.config import default_config
+from blip2_jax.models import presets
+from blip2_jax.parallel import sharding
+from blip2_jax.perf import flops
+from blip2_jax.training import initial_params
 from blip2_jax.training.optimizer import make_optimizer
 from blip2_jax.training.schedule import make_schedule
 from blip2_jax.training.state import create_state
 from blip2_jax.training.step import make_train_step
 from blip2_jax.training.tasks import make_task
+from blip2_jax.training.train_config import default_config
 
 SIZES: dict[str, dict[str, Any]] = {
     "real": {"vision": {"kind": "features", "num_tokens": 257, "width": 1408}},
@@ -59,8 +61,10 @@ def main() -> None:
         length_buckets=options.buckets,
     )
     rows = TrainingRows(config, "image_text", seed=0)
-    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
-          f"jax {jax.__version__}\n")
+    print(
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"jax {jax.__version__}\n"
+    )
     print_lengths(rows, options)
     if options.time:
         print_times(rows, options)
@@ -92,8 +96,10 @@ def print_lengths(rows: TrainingRows, options: argparse.Namespace) -> None:
     images = sum(len(source) for source in rows.mixture.sources)
     tower = flops.image_side(config)[0] / 1e9
     cost = {n: flops.training(flops.stage1(config, n)) / 1e9 for n in buckets}
-    print("| batch | " + " | ".join(f"to {n}" for n in buckets) + " | mean length "
-          "| GF an image | saved | saved of a step on features |")
+    print(
+        "| batch | " + " | ".join(f"to {n}" for n in buckets) + " | mean length "
+        "| GF an image | saved | saved of a step on features |"
+    )
     print("|---" * (len(buckets) + 5) + "|")
     for batch_size in options.batch_sizes:
         lengths = LengthBuckets(rows, buckets, batch_size)
@@ -128,8 +134,10 @@ def print_times(rows: TrainingRows, options: argparse.Namespace) -> None:
             for name, columns in (both if step % 2 else reversed(both))
         }
         pairs.append((took["bucket"], took["full"]))
-    print(f"\nQ-Former of {options.size} size, batch {size}, {len(pairs)} steps of "
-          "each in turn, seconds a step (medians):\n")
+    print(
+        f"\nQ-Former of {options.size} size, batch {size}, {len(pairs)} steps of "
+        "each in turn, seconds a step (medians):\n"
+    )
     print("| padded to | steps | to the bucket | to the full length | ratio |")
     print("|---" * 5 + "|")
     for width in sorted(set(widths)):
@@ -141,8 +149,10 @@ def print_times(rows: TrainingRows, options: argparse.Namespace) -> None:
 def print_row(name: str, pairs: Sequence[tuple[float, float]]) -> None:
     """Medians of both, and how much faster all of these steps were together."""
     ours, theirs = zip(*pairs, strict=True)
-    print(f"| {name} | {len(pairs)} | {statistics.median(ours):.3f} "
-          f"| {statistics.median(theirs):.3f} | {sum(theirs) / sum(ours):.2f} |")
+    print(
+        f"| {name} | {len(pairs)} | {statistics.median(ours):.3f} "
+        f"| {statistics.median(theirs):.3f} | {sum(theirs) / sum(ours):.2f} |"
+    )
 
 
 def texts(
@@ -162,10 +172,10 @@ def prepare(size: str, batch_size: int, vocab_size: int) -> Step:
     config.precision, config.frozen = "float32", ()
     task = make_task(config)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    shapes = initialise.parameter_shapes(config, task)
+    shapes = initial_params.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    begun = initialise.initialise(config, task, shapes.trainable, mesh)
+    begun = initial_params.initialise(config, task, shapes.trainable, mesh)
     state = jax.jit(lambda tree: create_state(tree, optimizer))(begun.trainable)
     step = make_train_step(task, optimizer, schedule, mesh, state, {}, seed=0)
     vision = task.model.config.vision

@@ -8,38 +8,48 @@ from typing import Any
 
 import numpy as np
 
-import given
-import harness
-from ours_base import Machine, parameters
-from ours_tower import Tower
-from ours_training import Training
+from benchmarks import given, harness
+from benchmarks.ours_base import Machine, parameters
+from benchmarks.ours_tower import Tower
+from benchmarks.ours_training import Training
 
 
 def main() -> None:
     """Serve one of our contestants, on a CPU as `launch/train.py` runs."""
-    from blip2_jax.host_memory import hold_temporaries_once
+    from blip2_jax.parallel.host_memory import hold_temporaries_once
 
     hold_temporaries_once()
-    harness.serve({
-        "training": Training, "generation": Generation, "reranking": Reranking,
-        "images": Images, "tower": Tower,
-    })  # fmt: skip
+    harness.serve(
+        {
+            "training": Training,
+            "generation": Generation,
+            "reranking": Reranking,
+            "images": Images,
+            "tower": Tower,
+        }
+    )
 
 
 class Generation(Machine):
     """`read_stage2` and `write_stage2`, each compiled once, as the API runs them."""
 
     def __init__(
-        self, sizes: dict[str, Any], rows: int, prompt: Sequence[int],
-        beams: int, tokens: int, precision: str = "float32", scan: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        sizes: dict[str, Any],
+        rows: int,
+        prompt: Sequence[int],
+        beams: int,
+        tokens: int,
+        precision: str = "float32",
+        scan: bool = True,
+    ) -> None:
         """Build a model that writes `tokens` tokens behind a prompt."""
         import jax
         import jax.numpy as jnp
 
-        from blip2_jax import presets
         from blip2_jax.generation import programs
-        from blip2_jax.generation.config import DecodingConfig
+        from blip2_jax.generation.decoding_config import DecodingConfig
+        from blip2_jax.models import presets
         from blip2_jax.models.blip2 import init_params
         from blip2_jax.models.blip2_stage2 import Blip2Stage2
 
@@ -56,13 +66,15 @@ class Generation(Machine):
         end = getattr(language, "eos_id", language.vocab_size - 1)
         self._read = jax.jit(functools.partial(programs.read_stage2, model))
         self._write = jax.jit(
-            lambda params, read, weights: programs.write_stage2(
-                model, params, read, decoding, eos_id=end, weights=weights
-            ).ids
+            lambda params, read, weights: (
+                programs.write_stage2(
+                    model, params, read, decoding, eos_id=end, weights=weights
+                ).ids
+            )
         )
         self._weights = None
         if programs.are_worth_a_copy(self.params):
-            apart = jax.jit(functools.partial(programs.weights_apart, model))
+            apart = jax.jit(functools.partial(programs.unstacked_weights, model))
             self._weights = apart(self.params)
         vision: Any = self.config.vision
         ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
@@ -104,12 +116,14 @@ class Generation(Machine):
         """Write the weights under the names of `Blip2ForConditionalGeneration`."""
         import safetensors.numpy
 
-        from blip2_jax.convert import huggingface, names
-        from blip2_jax.convert.lavis_stage2 import stage2_rules
+        from blip2_jax.convert.tables import huggingface, name_table
+        from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
 
         rules = [huggingface.renamed(rule) for rule in stage2_rules(self.config)]
-        params = {name: np.asarray(a) for name, a in names.flatten(self.params).items()}
-        arrays = names.to_source(names.nest(params), rules)
+        params = {
+            name: np.asarray(a) for name, a in name_table.flatten(self.params).items()
+        }
+        arrays = name_table.to_source(name_table.nest(params), rules)
         safetensors.numpy.save_file(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()}, file
         )
@@ -128,8 +142,8 @@ class Reranking(Machine):
         """`count` images with `texts` texts of `text` tokens each."""
         import jax
 
-        from blip2_jax import presets
         from blip2_jax.evaluation.stage1_scores import Stage1Scorer
+        from blip2_jax.models import presets
         from blip2_jax.models.blip2 import init_params
         from blip2_jax.models.blip2_stage1 import Blip2Stage1
 
@@ -166,7 +180,7 @@ class Images:
         import jax
 
         from blip2_jax.data.images import ImageConfig
-        from blip2_jax.models.vit import normalize_images
+        from blip2_jax.models.vision.vit import normalize_images
 
         self._files = harness.photos(tars, count)
         self._config = ImageConfig(size=size)

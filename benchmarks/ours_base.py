@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import given
-import harness
+from benchmarks import given, harness
 
 
 class Machine:
@@ -75,7 +74,7 @@ class Stepper(Machine):
 
     def device_peak(self) -> float:
         """The most memory of the device, in GB."""
-        from blip2_jax.training.meters import peak_memory_bytes
+        from blip2_jax.perf.meters import peak_memory_bytes
 
         return peak_memory_bytes() / harness.GB
 
@@ -84,17 +83,17 @@ def parameters(sizes: Any, shapes: Any) -> Any:
     """The given weights under our names, as numpy arrays, made a rule at a time."""
     import jax
 
-    from blip2_jax.convert import names
-    from blip2_jax.convert.lavis import stage1_rules
-    from blip2_jax.convert.lavis_stage2 import stage2_rules
+    from blip2_jax.convert.tables import name_table
+    from blip2_jax.convert.tables.lavis import stage1_rules
+    from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
 
     rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)
-    source = jax.eval_shape(lambda tree: names.to_source(tree, rules), shapes)
+    source = jax.eval_shape(lambda tree: name_table.to_source(tree, rules), shapes)
     ours: dict[str, Any] = {}
     for rule in rules:
         made = {name: given.weight(name, source[name].shape) for name in rule.names()}
         ours |= rule.to_ours(made)
-    return names.nest(ours)
+    return name_table.nest(ours)
 
 
 def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
@@ -113,8 +112,10 @@ def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
 
     from blip2_jax.training import partition
 
-    drawn = {kind: given.weight("drawn", [given.DRAWN]).astype(kind)
-             for kind in (dtype, jnp.float32)}  # fmt: skip
+    drawn = {
+        kind: given.weight("drawn", [given.DRAWN]).astype(kind)
+        for kind in (dtype, jnp.float32)
+    }
 
     def weight(path: str, shape: tuple[int, ...]) -> Any:
         kind = dtype if partition.matches(frozen, path) else jnp.float32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import given
-from ours_base import Stepper, drawn_parameters
+from benchmarks import given
+from benchmarks.ours_base import Stepper, drawn_parameters
 
 
 class Tower(Stepper):
@@ -18,8 +18,8 @@ class Tower(Stepper):
         import jax
         import jax.numpy as jnp
 
-        from blip2_jax import presets
-        from blip2_jax.models.vit import VisionTransformer
+        from blip2_jax.models import presets
+        from blip2_jax.models.vision.vit import VisionTransformer
 
         vision: Any = presets.from_plain(sizes).vision
         dtype = jnp.dtype(precision)
@@ -35,8 +35,8 @@ class Tower(Stepper):
         """FLOPs an image, those of a batch, device's peak; None where not known."""
         import jax
 
-        from blip2_jax import dot_count
-        from blip2_jax.training.meters import peak_flops
+        from blip2_jax.perf import dot_count
+        from blip2_jax.perf.meters import peak_flops
 
         batch = sum(dot.flops for dot in dot_count.dots(self._run, *self._given))
         return [batch / len(self._given[1]), batch, peak_flops(jax.devices()[0])]
@@ -44,7 +44,7 @@ class Tower(Stepper):
     def _step(self) -> None:
         import jax
 
-        from blip2_jax.models import fused_attention
+        from blip2_jax.nn import fused_attention
 
         with fused_attention.chosen(self._attention):
             jax.block_until_ready(self._run(*self._given))

@@ -7,18 +7,24 @@ from typing import Any
 
 import numpy as np
 
-import given
-from ours_base import Stepper, drawn_parameters, parameters
+from benchmarks import given
+from benchmarks.ours_base import Stepper, drawn_parameters, parameters
 
 
 class Training(Stepper):
     """The step that `launch/train.py` runs, on one batch."""
 
     def __init__(
-        self, sizes: dict[str, Any], rows: int, text: int, target: int = 0,
-        precision: str = "float32", scan: bool = True, attention: str = "xla",
+        self,
+        sizes: dict[str, Any],
+        rows: int,
+        text: int,
+        target: int = 0,
+        precision: str = "float32",
+        scan: bool = True,
+        attention: str = "xla",
         drawn: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build the step.
 
         Args:
@@ -32,7 +38,7 @@ class Training(Stepper):
         """
         import jax
 
-        from blip2_jax import sharding
+        from blip2_jax.parallel import sharding
         from blip2_jax.training import optimizer, partition, schedule
         from blip2_jax.training.state import create_state
         from blip2_jax.training.step import make_train_step
@@ -55,9 +61,7 @@ class Training(Stepper):
         create = lambda tree: create_state(tree, adamw)
         state = jax.eval_shape(create, trainable)
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        step = make_train_step(
-            task, adamw, rate, mesh, state, frozen, seed=config.seed
-        )
+        step = make_train_step(task, adamw, rate, mesh, state, frozen, seed=config.seed)
         self.frozen = jax.block_until_ready(jax.device_put(frozen, step.frozen))
         del frozen  # of each weight one array is left, before the optimizer's come
         self.state = jax.jit(create, out_shardings=step.state)(trainable)
@@ -68,7 +72,7 @@ class Training(Stepper):
 
     def compare(self, negatives: Sequence[Sequence[int]] | None = None) -> float:
         """The loss of one step, with the peer's negatives (images, texts) replayed."""
-        from blip2_jax.objectives import Negatives
+        from blip2_jax.losses.objectives import Negatives
 
         replay = None
         if negatives:
@@ -80,7 +84,7 @@ class Training(Stepper):
         """Of all matrix products of the step, in billions."""
         import jax
 
-        from blip2_jax import dot_count
+        from blip2_jax.perf import dot_count
 
         with jax.set_mesh(self.train_step.mesh):
             found = dot_count.dots(
@@ -95,8 +99,8 @@ class Training(Stepper):
         """
         import jax
 
-        from blip2_jax import flops
-        from blip2_jax.training.meters import peak_flops
+        from blip2_jax.perf import flops
+        from blip2_jax.perf.meters import peak_flops
 
         peak = peak_flops(jax.devices()[0])
         fixed = flops.mfu_numerator(self.sizes, text, target)
@@ -105,7 +109,7 @@ class Training(Stepper):
     def _step(self, replay: Any = None) -> Any:
         import jax
 
-        from blip2_jax.models import fused_attention
+        from blip2_jax.nn import fused_attention
 
         with fused_attention.chosen(self._attention):
             self.state, metrics = self.train_step(
@@ -119,7 +123,7 @@ def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
     """A training configuration for a model of these sizes, at a constant rate."""
     from ml_collections import ConfigDict
 
-    from blip2_jax.training.config import default_config
+    from blip2_jax.training.train_config import default_config
 
     parts = {name: sizes[name] for name in ("vision", "qformer", "language_model")}
     parts = {name: part for name, part in parts.items() if part is not None}
@@ -139,7 +143,7 @@ def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
 
 def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray]:
     """A batch without padding for a model of these sizes."""
-    from blip2_jax.presets import FeaturesConfig, OPTConfig
+    from blip2_jax.models.presets import FeaturesConfig, OPTConfig
 
     vision, language = model.vision, model.language_model
     if isinstance(vision, FeaturesConfig):
@@ -157,6 +161,4 @@ def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray
     ids = given.ids("text", rows, text, language.vocab_size)
     targets = given.ids("target", rows, target, language.vocab_size)
     fields |= {"input_ids": ids.astype(np.int32), "input_mask": ids > 0}
-    return fields | {
-        "target_ids": targets.astype(np.int32), "target_mask": targets > 0
-    }  # fmt: skip
+    return fields | {"target_ids": targets.astype(np.int32), "target_mask": targets > 0}

@@ -20,10 +20,14 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "parity.md"
 TESTS = (
-    "tests/models", "tests/training/test_stage1.py", "tests/training/test_stage2.py",
-    "tests/generation", "tests/convert", "tests/test_api.py",
+    "tests/models",
+    "tests/training/test_stage1.py",
+    "tests/training/test_stage2.py",
+    "tests/generation",
+    "tests/convert",
+    "tests/test_api.py",
     "tests/evaluation/test_stage1_scores.py",
-)  # fmt: skip
+)
 
 # Blocks in the order of the page: name, against what, pattern of what is compared.
 NAMED = ("kind", "test", "what")
@@ -115,7 +119,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     ]
     for name, against, pattern in BLOCKS:
         found = [
-            line for line in lines
+            line
+            for line in lines
             if line["kind"] != "bf16"
             and re.search(pattern, " :: ".join(line[k] for k in NAMED))
         ]
@@ -135,10 +140,14 @@ def table(lines: list[dict[str, Any]]) -> str:
 def half_table(lines: list[dict[str, Any]]) -> str:
     """bfloat16 of ours beside torch's own, both against torch's fp32."""
     rows = [
-        "", "## bfloat16", "",
-        "Largest error of a logit against torch's fp32, beside torch's own.", "",
-        "| model | ours | torch |", "| --- | ---: | ---: |",
-    ]  # fmt: skip
+        "",
+        "## bfloat16",
+        "",
+        "Largest error of a logit against torch's fp32, beside torch's own.",
+        "",
+        "| model | ours | torch |",
+        "| --- | ---: | ---: |",
+    ]
     errors: dict[str, dict[str, float]] = {}
     for line in lines:
         if line["kind"] == "bf16":

@@ -16,7 +16,7 @@ import pathlib
 import statistics
 import sys
 
-from blip2_jax import jobs
+from blip2_jax.cli import jobs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRECISIONS = ("float32", "bfloat16")
@@ -60,10 +60,14 @@ def train_missing(options: argparse.Namespace, pairs: list[tuple[int, str]]) -> 
         if (directory / "results.json").exists():
             continue
         command = [
-            sys.executable, str(ROOT / "launch" / "demo.py"), f"--workdir={directory}",
-            "--scenes=20", f"--precision={precision}", f"--seed={seed}",
+            sys.executable,
+            str(ROOT / "launch" / "demo.py"),
+            f"--workdir={directory}",
+            "--scenes=20",
+            f"--precision={precision}",
+            f"--seed={seed}",
             f"--steps={options.steps}",
-        ]  # fmt: skip
+        ]
         name = f"{precision}, seed {seed}"
         todo.append(jobs.Job(name, command, directory / "log.txt"))
     if failed := jobs.run_jobs(todo, places=jobs.cores()):
@@ -82,7 +86,7 @@ def scores_of(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
 def examine(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
     """Means over hundreds of scenes of every score of the demo's table."""
     import blip2_jax
-    from blip2_jax.evaluation import shapes
+    from blip2_jax.evaluation import shapes_exam
 
     stage1 = blip2_jax.load(directory / "stage1", batch_size=SCENES)
     models = {
@@ -90,25 +94,27 @@ def examine(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
         for name in ("OPT", "T5")
     }
 
-    def one(exam: shapes.Exam) -> dict[str, float]:
-        found = shapes.retrieve(stage1, exam)
+    def one(exam: shapes_exam.Exam) -> dict[str, float]:
+        found = shapes_exam.retrieve(stage1, exam)
         scores = {
             f"image to text, first of {SCENES}": found.recall,
             "by contrast alone": found.recall_itc,
-            "matching pairs told apart": shapes.matching_accuracy(stage1, exam),
+            "matching pairs told apart": shapes_exam.matching_accuracy(stage1, exam),
         }
         for name, model in {"Q-Former": stage1, **models}.items():
-            captions = shapes.caption_scores(model, exam)
+            captions = shapes_exam.caption_scores(model, exam)
             scores[f"{name}: captions, things"] = captions.attributes
             scores[f"{name}: and places"] = captions.everything
             if model is not stage1:
-                scores[f"{name}: answers"] = shapes.answer_scores(model, exam).accuracy
+                scores[f"{name}: answers"] = shapes_exam.answer_scores(
+                    model, exam
+                ).accuracy
         return scores
 
     means = {}
     for split in SPLITS:
         parts = [
-            one(shapes.make_exam(split, SCENES, start=START + SCENES * part))
+            one(shapes_exam.make_exam(split, SCENES, start=START + SCENES * part))
             for part in range(hundreds)
         ]
         for name in parts[0]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-import harness
-from blip2_jax import presets
-from stage1_step import TINY_QFORMER, TINY_VISIONS
+from benchmarks import harness
+from benchmarks.stage1_step import TINY_QFORMER, TINY_VISIONS
+from blip2_jax.models import presets
 
 IMAGES, TEXTS, LENGTH = 2, 16, 35
 HEAD = ("", "ms a pair", "ratio", "peak GB")
@@ -28,8 +28,11 @@ def main() -> int:
     parser = harness.arguments(__doc__ or "", rounds=5)
     options = parser.parse_args()
     settings = {
-        "sizes": sizes(options.tiny), "count": IMAGES, "texts": TEXTS, "text": LENGTH
-    }  # fmt: skip
+        "sizes": sizes(options.tiny),
+        "count": IMAGES,
+        "texts": TEXTS,
+        "text": LENGTH,
+    }
     with contextlib.ExitStack() as stack:
         workers = [
             stack.enter_context(worker)
@@ -41,11 +44,13 @@ def main() -> int:
         slowest = times[workers[-1].name]
         rows = [
             [
-                worker.name, f"{1e3 * times[worker.name] / (IMAGES * TEXTS):.1f}",
-                f"{slowest / times[worker.name]:.2f}", f"{worker.peak():.2f}",
+                worker.name,
+                f"{1e3 * times[worker.name] / (IMAGES * TEXTS):.1f}",
+                f"{slowest / times[worker.name]:.2f}",
+                f"{worker.peak():.2f}",
             ]
             for worker in workers
-        ]  # fmt: skip
+        ]
     apart = np.abs(scores[0] - scores[-1]).max()
     about = (
         f"{told}; fp32, {IMAGES} images x {TEXTS} texts, {options.threads} threads. "

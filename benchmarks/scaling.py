@@ -51,12 +51,18 @@ class Case:
     def command(self, found: pathlib.Path) -> list[str]:
         """The command line that plans it."""
         return [
-            "launch/plan.py", "--config", f"configs/{self.config}.py",
-            f"--config.batch_size={self.batch}", f"--config.mesh.fsdp={self.fsdp}",
+            "launch/plan.py",
+            "--config",
+            f"configs/{self.config}.py",
+            f"--config.batch_size={self.batch}",
+            f"--config.mesh.fsdp={self.fsdp}",
             f"--config.mesh.tensor={self.tensor}",
             f"--config.model.remat={REMAT}",
-            "--topology", self.topology, "--json", str(found),
-        ]  # fmt: skip
+            "--topology",
+            self.topology,
+            "--json",
+            str(found),
+        ]
 
 
 # The most important first.
@@ -137,12 +143,14 @@ def row(case: Case, plan: dict[str, Any]) -> str:
     """One line of the table; times are those of the roofline, rates at 40 %."""
     memory, guess = plan["memory"], plan["estimate"]
     cells = [
-        case.config, plan["topology"], str(plan["batch_size"]),
+        case.config,
+        plan["topology"],
+        str(plan["batch_size"]),
         "x".join(map(str, plan["mesh"].values())),
         "yes" if plan["fits"] else "no",
         f"{memory['frozen'] / GIB:.2f}",
         f"{(memory['trainable'] + memory['optimizer']) / GIB:.2f}",
-    ]  # fmt: skip
+    ]
     if guess is None:
         refusal = plan["refusal"]
         needed = refusal["needed"]

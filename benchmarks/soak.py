@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT))
 
-from blip2_jax.convert.names import listed  # noqa: E402
+from blip2_jax.convert.tables.name_table import listed  # noqa: E402
 from blip2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from blip2_jax.training.metrics_log import read_metrics  # noqa: E402
 
@@ -73,9 +72,12 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     outcome = soak(
-        options.workdir, ROOT / options.config, options.steps, options.kill_every,
+        options.workdir,
+        ROOT / options.config,
+        options.steps,
+        options.kill_every,
         options.change,
-    )  # fmt: skip
+    )
     early, late = outcome.memory_gb
     print(
         f"{options.steps} steps, {outcome.kills} kills, checkpoint {outcome.damaged} "
@@ -88,9 +90,12 @@ def main() -> None:
 
 
 def soak(
-    directory: pathlib.Path, config: Any, steps: int, kill_every: int,
+    directory: pathlib.Path,
+    config: Any,
+    steps: int,
+    kill_every: int,
     changes: Sequence[str] = (),
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Train undisturbed, train disturbed, compare.
 
     Args:
@@ -102,7 +107,9 @@ def soak(
     """
     whole, killed = directory / "whole", directory / "killed"
     changes = (
-        f"steps={steps}", f"checkpoint.every={max(kill_every // 4, 1)}", "log_every=1",
+        f"steps={steps}",
+        f"checkpoint.every={max(kill_every // 4, 1)}",
+        "log_every=1",
         *changes,
     )
     run(TRAIN, config, whole, *changes)
@@ -192,9 +199,7 @@ def run_and_kill(
         raise RuntimeError(f"{run_dir} ended before it was killed")
 
 
-def wait_for_step(
-    step: int, run_dir: pathlib.Path, process: subprocess.Popen
-) -> None:
+def wait_for_step(step: int, run_dir: pathlib.Path, process: subprocess.Popen) -> None:
     """Return when a run has written a line of this step to its metrics.
 
     Raises:

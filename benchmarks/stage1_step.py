@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import harness
-from blip2_jax import presets
+from benchmarks import harness
+from blip2_jax.models import presets
 
 ROWS, TEXT = 8, 32
 VISIONS: dict[str, Any] = {

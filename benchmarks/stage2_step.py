@@ -15,9 +15,9 @@ import functools
 import sys
 from typing import Any
 
-import harness
-from blip2_jax import presets
-from stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
+from benchmarks import harness
+from benchmarks.stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
+from blip2_jax.models import presets
 
 TOKENS = {"opt": {"text": 32}, "t5": {"text": 16, "target": 16}}
 LANGUAGE: dict[str, presets.LanguageModelConfig] = {

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-import harness
+from benchmarks import harness
 
 HEAD = ("start", "s to the end of step 1", "of the first", "of it compiling, s")
 TITLE = "Start"
@@ -66,9 +66,11 @@ def first_step(
     """
     start = time.perf_counter()
     process = python(
-        "launch/train.py", f"--config={config}", f"--workdir={directory}",
+        "launch/train.py",
+        f"--config={config}",
+        f"--workdir={directory}",
         f"--config.compilation_cache={cache}",
-    )  # fmt: skip
+    )
     log = directory / "metrics.jsonl"
     try:
         while not (log.exists() and log.read_text().endswith("\n")):
@@ -90,9 +92,11 @@ def seconds(code: str) -> float:
 def python(*arguments: str) -> subprocess.Popen:
     """This interpreter, in the repository, quiet."""
     return subprocess.Popen(
-        [sys.executable, *arguments], cwd=harness.ROOT, stderr=subprocess.DEVNULL,
+        [sys.executable, *arguments],
+        cwd=harness.ROOT,
+        stderr=subprocess.DEVNULL,
         env=harness.environment(),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ import safetensors.torch
 import torch
 import transformers
 
-import given
-import harness
+from benchmarks import given, harness
 
 
 def main() -> None:
@@ -47,9 +46,14 @@ class Generation(Peer):
     """`Blip2ForConditionalGeneration.generate`."""
 
     def __init__(
-        self, sizes: dict[str, Any], rows: int, prompt: Sequence[int], beams: int,
-        tokens: int, weights: str,
-    ) -> None:  # fmt: skip
+        self,
+        sizes: dict[str, Any],
+        rows: int,
+        prompt: Sequence[int],
+        beams: int,
+        tokens: int,
+        weights: str,
+    ) -> None:
         """Arguments as ours, and a file of weights under this model's names."""
         vision, language = sizes["vision"], sizes["language_model"]
         config = configuration(sizes)
@@ -66,12 +70,16 @@ class Generation(Peer):
             "pixel_values": torch.from_numpy(
                 given.images(rows, vision["num_tokens"], vision["width"])
             ),
-            "input_ids": ids, "attention_mask": torch.ones_like(ids),
-        }  # fmt: skip
-        self._how = {
-            "num_beams": beams, "max_new_tokens": tokens, "min_new_tokens": tokens,
-            "do_sample": False, "eos_token_id": language["vocab_size"] - 1,
-        }  # fmt: skip
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+        }
+        self.module_kwargs = {
+            "num_beams": beams,
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens,
+            "do_sample": False,
+            "eos_token_id": language["vocab_size"] - 1,
+        }
         self._tokens = tokens
 
     def generate(self) -> float:
@@ -84,7 +92,7 @@ class Generation(Peer):
 
     @torch.no_grad()
     def _run(self) -> torch.Tensor:
-        return self.model.generate(**self._given, **self._how)
+        return self.model.generate(**self._given, **self.module_kwargs)
 
 
 class Training(Peer):
@@ -108,9 +116,12 @@ class Training(Peer):
         model.language_model.eval()
         trained = [each for each in model.parameters() if each.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=1e-4, betas=(0.9, 0.98), weight_decay=0.05,
+            trained,
+            lr=1e-4,
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
             fused=device == "cuda",
-        )  # fmt: skip
+        )
         words, size = language["vocab_size"], vision["image_size"]
         ids = torch.from_numpy(given.ids("text", rows, text, words))
         queries = torch.full(
@@ -123,9 +134,10 @@ class Training(Peer):
         pixels = torch.from_numpy(given.images(rows, size, size, 3))
         self._given = {
             "pixel_values": pixels.permute(0, 3, 1, 2).contiguous().to(device),
-            "input_ids": ids.to(device), "labels": labels.to(device),
+            "input_ids": ids.to(device),
+            "labels": labels.to(device),
             "attention_mask": torch.ones_like(ids).to(device),
-        }  # fmt: skip
+        }
 
     def step(self) -> float:
         """Seconds of one step."""
@@ -149,24 +161,29 @@ def configuration(sizes: dict[str, Any]) -> Any:
     vision, qformer = sizes["vision"], sizes["qformer"]
     language = sizes["language_model"]
     tower = {
-        "hidden_size": vision["width"], "num_hidden_layers": vision.get("depth", 1),
+        "hidden_size": vision["width"],
+        "num_hidden_layers": vision.get("depth", 1),
         "num_attention_heads": vision.get("heads", 1),
         "intermediate_size": vision.get("mlp_dim", 1),
         "image_size": vision.get("image_size", 14),
-        "patch_size": vision.get("patch_size", 14), "layer_norm_eps": 1e-6,
-    }  # fmt: skip
+        "patch_size": vision.get("patch_size", 14),
+        "layer_norm_eps": 1e-6,
+    }
     reader = {
-        "hidden_size": qformer["width"], "num_hidden_layers": qformer["depth"],
+        "hidden_size": qformer["width"],
+        "num_hidden_layers": qformer["depth"],
         "num_attention_heads": qformer["heads"],
         "intermediate_size": qformer["mlp_dim"],
-        "encoder_hidden_size": vision["width"], "vocab_size": qformer["vocab_size"],
-    }  # fmt: skip
+        "encoder_hidden_size": vision["width"],
+        "vocab_size": qformer["vocab_size"],
+    }
     return transformers.Blip2Config(
-        vision_config=tower, qformer_config=reader,
+        vision_config=tower,
+        qformer_config=reader,
         text_config=text_configuration(language),
         num_query_tokens=qformer["num_queries"],
         image_token_index=language["vocab_size"] - 2,
-    )  # fmt: skip
+    )
 
 
 def text_configuration(language: dict[str, Any]) -> dict[str, Any]:
@@ -175,17 +192,25 @@ def text_configuration(language: dict[str, Any]) -> dict[str, Any]:
     words = {"vocab_size": language["vocab_size"]}
     if language["kind"] == "opt":
         return words | {
-            "model_type": "opt", "hidden_size": width, "word_embed_proj_dim": width,
-            "num_hidden_layers": depth, "num_attention_heads": heads,
+            "model_type": "opt",
+            "hidden_size": width,
+            "word_embed_proj_dim": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
             "ffn_dim": language["mlp_dim"],
             "max_position_embeddings": language["max_positions"],
-        }  # fmt: skip
+        }
     return words | {
-        "model_type": "t5", "d_model": width, "num_layers": depth, "num_heads": heads,
-        "d_ff": language["mlp_dim"], "d_kv": language["head_width"],
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+        "model_type": "t5",
+        "d_model": width,
+        "num_layers": depth,
+        "num_heads": heads,
+        "d_ff": language["mlp_dim"],
+        "d_kv": language["head_width"],
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
         "decoder_start_token_id": 0,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ __all__ = ["Blip2", "__version__", "load", "presets"]
 
 
 def __getattr__(name: str) -> Any:
-    modules = {"Blip2": "blip2_jax.api", "load": "blip2_jax.loading"}
+    modules = {"Blip2": "blip2_jax.inference.model", "load": "blip2_jax.inference.load"}
     if name in modules:
         return getattr(importlib.import_module(modules[name]), name)
     if name == "presets":
-        return importlib.import_module("blip2_jax.presets")
+        return importlib.import_module("blip2_jax.models.presets")
     raise AttributeError(f"module 'blip2_jax' has no attribute {name!r}")

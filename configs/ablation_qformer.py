@@ -8,7 +8,7 @@ that `--config.init.from_run` names: `ablation_qformer.py:num_queries=64,opt2.7b
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
+from blip2_jax.configs import recipes
 
 
 def get_config(words: str = "cross_attention_every=1") -> ConfigDict:
@@ -16,7 +16,7 @@ def get_config(words: str = "cross_attention_every=1") -> ConfigDict:
     items = words.split(",")
     sizes = dict(item.split("=", 1) for item in items if "=" in item)
     others = ",".join(item for item in items if "=" not in item)
-    (language,) = recipes.choose(others, ("", *recipes.LANGUAGE))
+    (language,) = recipes.parse_variant(others, ("", *recipes.LANGUAGE))
     config = recipes.stage2(language) if language else recipes.stage1()
     config.model.overrides.qformer = {name: int(n) for name, n in sizes.items()}
     return config.lock()

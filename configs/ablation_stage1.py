@@ -7,12 +7,12 @@ shows it. `ablation_stage1.py:flant5xl,with` is the other curve.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import fine_tunes, recipes
+from blip2_jax.configs import fine_tunes, recipes
 
 
 def get_config(words: str = "opt2.7b") -> ConfigDict:
     """The run's configuration."""
-    language, stage1 = recipes.choose(
+    language, stage1 = recipes.parse_variant(
         words, tuple(recipes.LANGUAGE), ("without", "with")
     )
     config = recipes.stage2(language)

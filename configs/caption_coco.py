@@ -7,11 +7,11 @@ stage-2 run (appendix, table 7): `caption_coco.py:flant5xl`, opt2.7b or opt6.7b.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import fine_tunes, recipes
+from blip2_jax.configs import fine_tunes, recipes
 
 
 def get_config(words: str = "opt2.7b") -> ConfigDict:
     """The run's configuration."""
-    language, vision = recipes.choose(words, fine_tunes.TUNED, ("", "frozen"))
+    language, vision = recipes.parse_variant(words, fine_tunes.TUNED, ("", "frozen"))
     config = fine_tunes.captioning(language)
     return (fine_tunes.freeze_vision(config) if vision else config).lock()

@@ -3,13 +3,13 @@
 A small OPT that learns DAQUAR's questions and answers as text alone, several of one
 photo one after the other, so that it learns to go by what stands before. It is the
 frozen language model of `daquar_vqa.py`. Its vocabulary comes from the same texts,
-by `python -m blip2_jax.data.bpe`. Paths as there, of which it needs `data` and `words`.
+by `python -m blip2_jax.data.text.bpe`. Paths as there, of which it needs `data` and `words`.
 """
 
 from ml_collections import ConfigDict
 
-from configs.daquar_vqa import question_opt, questions, read_paths
-from configs.flickr8k_opt_text import small_language_model
+from blip2_jax.configs.daquar_vqa import question_opt, questions, read_paths
+from blip2_jax.configs.flickr8k_opt_text import small_language_model
 
 
 def get_config(paths: str = "") -> ConfigDict:

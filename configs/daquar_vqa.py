@@ -18,9 +18,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
-from configs.flickr8k_opt_text import small_opt
-from configs.flickr8k_stage2 import small_stage2
+from blip2_jax.configs import recipes
+from blip2_jax.configs.flickr8k_opt_text import small_opt
+from blip2_jax.configs.flickr8k_stage2 import small_stage2
 
 QUESTIONS = 6049  # of the training photos that are not held out
 EPOCHS = 3  # passes over the questions

@@ -7,7 +7,7 @@ photos and two cores it pays to let ITC find the way first. Paths as there.
 
 from ml_collections import ConfigDict
 
-from configs import flickr8k_stage1
+from blip2_jax.configs import flickr8k_stage1
 
 EPOCHS = 14  # passes over the photos, each time with one of five captions
 

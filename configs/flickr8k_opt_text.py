@@ -3,7 +3,7 @@
 A small OPT that learns the language of captions: the training captions of Flickr8k
 as text alone, half of them behind another caption of the same photo, so that it learns
 to go by what stands before. It is the frozen language model of `flickr8k_stage2.py`.
-Its vocabulary comes from the same captions, by `python -m blip2_jax.data.bpe`. Paths
+Its vocabulary comes from the same captions, by `python -m blip2_jax.data.text.bpe`. Paths
 as in `flickr8k_stage1.py`, of which it needs `data` and `words`.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.config import default_config
-from configs.flickr8k_stage1 import PHOTOS, read_paths
+from blip2_jax.configs.flickr8k_stage1 import PHOTOS, read_paths
+from blip2_jax.training.train_config import default_config
 
 EPOCHS = 10  # passes over the photos, each time with one of five captions
 

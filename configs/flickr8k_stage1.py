@@ -14,8 +14,8 @@ Paths are given behind the file's name, "NAME=PATH" joined by commas:
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
-from blip2_jax.training.config import default_config
+from blip2_jax.configs import recipes
+from blip2_jax.training.train_config import default_config
 
 PHOTOS = 5999
 EPOCHS = 10  # passes over the photos, each time with one of five captions

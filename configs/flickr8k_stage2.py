@@ -9,15 +9,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.config import default_config
-from configs.flickr8k_opt_text import small_opt
-from configs.flickr8k_stage1 import (
+from blip2_jax.configs.flickr8k_opt_text import small_opt
+from blip2_jax.configs.flickr8k_stage1 import (
     PHOTOS,
     photos,
     read_paths,
     small_qformer,
     vision_features,
 )
+from blip2_jax.training.train_config import default_config
 
 EPOCHS = 7  # passes over the photos, each time with one of five captions
 

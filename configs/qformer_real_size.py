@@ -11,7 +11,7 @@ DATA is a folder with `flickr8k/train-*.tar` (img2dataset layout) and
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.config import default_config
+from blip2_jax.training.train_config import default_config
 
 VISION = {"width": 192, "depth": 4, "heads": 3, "mlp_dim": 768, "patch_size": 16}
 

@@ -8,12 +8,12 @@ table 6's other row (to be called runs/retrieval_vitg_without_itg for `configs/e
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import fine_tunes, recipes
+from blip2_jax.configs import fine_tunes, recipes
 
 
 def get_config(words: str = "vitg") -> ConfigDict:
     """The run's configuration."""
-    name, itg, trained = recipes.choose(
+    name, itg, trained = recipes.parse_variant(
         words, tuple(recipes.VISION), ("", "without_itg"), ("", "frozen")
     )
     config = fine_tunes.retrieval(name, itg=not itg)

@@ -6,7 +6,7 @@ the frozen image encoder that ships with the package. Part of `make demo`.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.config import default_config
+from blip2_jax.training.train_config import default_config
 
 SCENES = 40_000
 

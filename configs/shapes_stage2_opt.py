@@ -8,8 +8,8 @@ that ships with the package. It continues a stage-1 run, by default
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.config import default_config
-from configs import shapes_stage1
+from blip2_jax.configs import shapes_stage1
+from blip2_jax.training.train_config import default_config
 
 
 def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> ConfigDict:

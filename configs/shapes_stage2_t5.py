@@ -7,7 +7,7 @@ ones teach more in a few steps.
 
 from ml_collections import ConfigDict
 
-from configs import shapes_stage2_opt
+from blip2_jax.configs import shapes_stage2_opt
 
 
 def get_config(stage1: str = "runs/shapes_stage1") -> ConfigDict:

@@ -12,8 +12,13 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.config import ConfigError
-from configs import shapes_stage1, shapes_stage2_opt, shapes_stage2_t5, shapes_vqa
+from blip2_jax.configs import (
+    shapes_stage1,
+    shapes_stage2_opt,
+    shapes_stage2_t5,
+    shapes_vqa,
+)
+from blip2_jax.training.train_config import ConfigError
 
 LANGUAGE_MODELS = {"opt": shapes_stage2_opt, "t5": shapes_stage2_t5}
 CURVE_POINTS = 6  # of figure 5

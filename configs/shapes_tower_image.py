@@ -11,8 +11,8 @@ is the encoder of a quarter of the size, in half of the steps.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
-from blip2_jax.training.config import default_config
+from blip2_jax.configs import recipes
+from blip2_jax.training.train_config import default_config
 
 SCENES = 800_000  # hardly one is seen twice
 
@@ -22,7 +22,7 @@ STEPS = {"": 10_000, "small": 5000}
 
 def get_config(size: str = "") -> ConfigDict:
     """The run's configuration; `size` is "" or "small"."""
-    (size,) = recipes.choose(size, tuple(STEPS))
+    (size,) = recipes.parse_variant(size, tuple(STEPS))
     config = default_config("contrast").unlock()
     config.batch_size = 64
     config.steps = STEPS[size]

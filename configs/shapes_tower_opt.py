@@ -12,8 +12,8 @@ from what the first left (`init.from_weights`), with seed 1 and a rate of 3e-3.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
-from blip2_jax.training.config import default_config
+from blip2_jax.configs import recipes
+from blip2_jax.training.train_config import default_config
 
 SCENES = 200_000
 
@@ -23,7 +23,7 @@ STEPS = {"": 3000, "small": 6000}
 
 def get_config(size: str = "", family: str = "opt") -> ConfigDict:
     """The run's configuration; `size` is "" or "small", `family` "opt" or "t5"."""
-    (size,) = recipes.choose(size, tuple(STEPS))
+    (size,) = recipes.parse_variant(size, tuple(STEPS))
     config = default_config("language_model").unlock()
     config.batch_size = 32
     config.steps = STEPS[size]
@@ -34,9 +34,13 @@ def get_config(size: str = "", family: str = "opt") -> ConfigDict:
     config.objective = ConfigDict({"initial_std": 0.08})
 
     world = {
-        "kind": "shapes", "split": "train", "size": SCENES, "texts": "both",
-        "count": 8, "images": False,
-    }  # fmt: skip
+        "kind": "shapes",
+        "split": "train",
+        "size": SCENES,
+        "texts": "both",
+        "count": 8,
+        "images": False,
+    }
     # With two things around, every question is about which of them.
     config.data.train = (world | {"weight": 0.6}, world | {"weight": 0.4, "things": 2})
     config.data.question_share = 0.6

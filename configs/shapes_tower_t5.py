@@ -12,8 +12,8 @@ quarter of the size, in one run of 5,000 steps with 70 % questions.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.presets import T5Config, preset
-from configs import shapes_tower_opt
+from blip2_jax.configs import shapes_tower_opt
+from blip2_jax.models.presets import T5Config, preset
 
 
 def get_config(size: str = "") -> ConfigDict:

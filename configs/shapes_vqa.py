@@ -9,7 +9,7 @@ pictures have one size.
 
 from ml_collections import ConfigDict
 
-from configs import shapes_stage1, shapes_stage2_opt
+from blip2_jax.configs import shapes_stage1, shapes_stage2_opt
 
 
 def get_config(

@@ -7,10 +7,10 @@ blocks begin as BERT-base's; `--config.init.from_weights='()'` begins from nothi
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
+from blip2_jax.configs import recipes
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
     """The run's configuration."""
-    (variant,) = recipes.choose(variant, recipes.VARIANTS)
+    (variant,) = recipes.parse_variant(variant, recipes.VARIANTS)
     return recipes.stage1("vitg", variant).lock()

@@ -10,10 +10,12 @@ ViT-g, and `original` has the numbers of the authors' code in place of the paper
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
+from blip2_jax.configs import recipes
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The run's configuration."""
-    vision, variant = recipes.choose(variant, tuple(recipes.VISION), recipes.VARIANTS)
+    vision, variant = recipes.parse_variant(
+        variant, tuple(recipes.VISION), recipes.VARIANTS
+    )
     return recipes.stage2("flant5xl", vision, variant).lock()

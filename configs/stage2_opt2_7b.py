@@ -8,10 +8,12 @@ of the paper's: `stage2_opt2_7b.py:vitl,original`.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
+from blip2_jax.configs import recipes
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The run's configuration."""
-    vision, variant = recipes.choose(variant, tuple(recipes.VISION), recipes.VARIANTS)
+    vision, variant = recipes.parse_variant(
+        variant, tuple(recipes.VISION), recipes.VARIANTS
+    )
     return recipes.stage2("opt2.7b", vision, variant).lock()

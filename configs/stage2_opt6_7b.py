@@ -8,10 +8,10 @@ the authors' code in place of the paper's.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import recipes
+from blip2_jax.configs import recipes
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The run's configuration."""
-    (variant,) = recipes.choose(variant, recipes.VARIANTS)
+    (variant,) = recipes.parse_variant(variant, recipes.VARIANTS)
     return recipes.stage2("opt6.7b", variant=variant).lock()

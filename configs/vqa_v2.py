@@ -9,12 +9,12 @@ it was. `--config.model.question_in_qformer=False` asks the language model alone
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training import fine_tunes, recipes
+from blip2_jax.configs import fine_tunes, recipes
 
 
 def get_config(words: str = "opt2.7b") -> ConfigDict:
     """The run's configuration."""
-    language, split, vision = recipes.choose(
+    language, split, vision = recipes.parse_variant(
         words, fine_tunes.TUNED, ("trainval", "train"), ("", "frozen")
     )
     config = fine_tunes.vqa(language, split)

@@ -1,38 +1,13 @@
-"""Pack a tower: `python launch/pack_tower.py --run DIR --out FILE.safetensors`.
+"""Run `blip2_jax.cli.pack_tower` from a checkout; its options are described there."""
 
-Takes one part of a run's last checkpoint (the image encoder of a contrast run, the
-language model of a text run) and writes it in half precision under its own names, as
-`config.frozen_sources` reads it.
-"""
-
-from __future__ import annotations
-
+import pathlib
 import sys
 
-import numpy as np
-from absl import app, flags
-from safetensors.numpy import save_file
+from absl import app
 
-from blip2_jax.training.initialise import run_arrays
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-PARTS = ("visual_encoder/", "language_model/")
-
-RUN = flags.DEFINE_string("run", None, "A run's directory.", required=True)
-OUT = flags.DEFINE_string("out", None, "The file to write.", required=True)
-
-
-def main(argv: list[str]) -> None:
-    arrays = {
-        path: np.asarray(array, np.float16)
-        for path, array in run_arrays(RUN.value).items()
-        if path.startswith(PARTS)
-    }
-    if not arrays:
-        sys.exit(f"error: {RUN.value} holds neither {' nor '.join(PARTS)}")
-    save_file(arrays, OUT.value)
-    size = sum(array.nbytes for array in arrays.values()) / 1e6
-    print(f"{OUT.value}: {len(arrays)} arrays, {size:.1f} MB")
-
+from blip2_jax.cli.pack_tower import main
 
 if __name__ == "__main__":
     app.run(main)

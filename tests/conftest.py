@@ -20,13 +20,15 @@ import jax
 import pytest
 from absl import flags
 
+from tests.support.goldens import GOLDENS
+
 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 
 # transformers imports torchvision where it finds it, and breaks where the build does
 # not fit torch. No test needs it.
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
 
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
 COMPILED = pytest.StashKey[str]()
 
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from blip2_jax.convert.lazy import LazyArrays
-from blip2_jax.convert.names import Array, Rule, listed
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.files.lazy_arrays import LazyArrays
+from blip2_jax.convert.tables.name_table import Array, Rule, listed
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -32,7 +32,7 @@ class Part:
       notes: what the table does beside renaming, for the user.
     """
 
-    source: Source
+    source: CheckpointFiles
     rules: Sequence[Rule]
     leftovers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -136,7 +136,9 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(array.view(np.uint8).data).hexdigest()
 
 
-def _shapes(source: Source, rules: list[Rule]) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(
+    source: CheckpointFiles, rules: list[Rule]
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what rules will give, by tracing them."""
     names = {name for rule in rules for name in rule.names()}
     structs = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 
 # The first whose pattern some name begins with; a pattern tells its kind from those
 # below it.
@@ -35,7 +35,7 @@ VISION = ("eva", "clip", "clip_huggingface")
 LANGUAGE = ("opt", "t5")
 
 
-def kind_of(source: Source) -> str:
+def kind_of(source: CheckpointFiles) -> str:
     """A key of `KINDS`.
 
     Raises:
@@ -50,7 +50,7 @@ def kind_of(source: Source) -> str:
     )
 
 
-def expect(source: Source, kinds: Iterable[str], what: str) -> str:
+def expect(source: CheckpointFiles, kinds: Iterable[str], what: str) -> str:
     """`kind_of`, which must be one of `kinds`.
 
     Raises:

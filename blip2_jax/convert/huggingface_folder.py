@@ -15,14 +15,24 @@ import numpy as np
 
 from blip2_jax.convert import sizes
 from blip2_jax.convert.arrays import ConvertedArrays, Part
-from blip2_jax.convert.huggingface import RETRIEVAL_LACKS, huggingface_rules
-from blip2_jax.convert.names import Rule
-from blip2_jax.convert.opened import TEXT_BRANCH, Opened, expected_shapes
-from blip2_jax.convert.output import ShardWriter, cast, progress, whole, write_json
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.files.atomic_output import (
+    ShardWriter,
+    cast,
+    progress,
+    whole,
+    write_json,
+)
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
+from blip2_jax.convert.tables.huggingface import RETRIEVAL_LACKS, huggingface_rules
+from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.convert.towers import resized_part, tied_head
-from blip2_jax.data.text import LanguageTokenizer, load_tokenizer, tokenizer_directory
-from blip2_jax.presets import Blip2Config, OPTConfig, T5Config, ViTConfig
+from blip2_jax.data.text.tokenizers import (
+    LanguageTokenizer,
+    load_tokenizer,
+    tokenizer_directory,
+)
+from blip2_jax.models.presets import Blip2Config, OPTConfig, T5Config, ViTConfig
 
 BUFFERS = (r".*position_ids",)
 IMAGE_TOKEN = "<image>"  # stands for a query in their prompts
@@ -30,11 +40,11 @@ STAGE1, STAGE2 = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
 
 
 def open_huggingface(
-    source: Source,
+    source: CheckpointFiles,
     config: Blip2Config | None = None,
     *,
     extra: tuple[Part, ...] = (),
-) -> Opened:
+) -> ModelSource:
     """A Hugging Face folder as a model, its tokenizer included.
 
     Args:
@@ -52,7 +62,7 @@ def open_huggingface(
     half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
     has_words = any((source.path / name).exists() for name in _WORDS)
     words = str(source.path) if has_words else ""
-    return Opened(
+    return ModelSource(
         config,
         arrays,
         "huggingface",
@@ -63,7 +73,7 @@ def open_huggingface(
     )
 
 
-def huggingface_part(source: Source, config: Blip2Config) -> Part:
+def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """The folder with its table; positions take the image size of `config`."""
     rules = tied_head(huggingface_rules(config), source)
     return resized_part(source, rules, config.vision, BUFFERS)
@@ -77,7 +87,7 @@ def _has(arrays: ConvertedArrays, pattern: str) -> bool:
 
 
 def write_huggingface(
-    model: Opened, output: pathlib.Path, dtype: str | None = None
+    model: ModelSource, output: pathlib.Path, dtype: str | None = None
 ) -> list[str]:
     """Write a folder; it appears when it is complete.
 
@@ -110,7 +120,11 @@ def write_huggingface(
 
 
 def _write_weights(
-    model: Opened, rules: list[Rule], rows: int, place: pathlib.Path, dtype: str | None
+    model: ModelSource,
+    rules: list[Rule],
+    rows: int,
+    place: pathlib.Path,
+    dtype: str | None,
 ) -> str:
     """Write all arrays, rule by rule; returns the widest dtype among them.
 
@@ -136,9 +150,10 @@ def _write_weights(
 
 
 _WORD_TABLES = (
-    "decoder.embed_tokens.weight", "language_model.shared.weight",
+    "decoder.embed_tokens.weight",
+    "language_model.shared.weight",
     "language_model.lm_head.weight",
-)  # fmt: skip
+)
 
 
 def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
@@ -150,7 +165,7 @@ def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
 class _Words:
     """The tokenizer with `<image>`, and the rows that the model's table then needs."""
 
-    def __init__(self, model: Opened) -> None:
+    def __init__(self, model: ModelSource) -> None:
         stage2 = model.stage == 2
         spec = model.language_tokenizer if stage2 else model.qformer_tokenizer
         if not spec:
@@ -180,7 +195,7 @@ class _Words:
         else:
             self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
 
-    def save(self, place: pathlib.Path, model: Opened) -> None:
+    def save(self, place: pathlib.Path, model: ModelSource) -> None:
         """Tokenizer and processor."""
         from transformers import Blip2Processor
         from transformers.models.blip import BlipImageProcessorPil
@@ -209,7 +224,7 @@ def _use_older_names(place: pathlib.Path) -> None:
         file.write_text(file.read_text().replace(new, old))
 
 
-def _config(model: Opened, words: _Words, dtype: str) -> Any:
+def _config(model: ModelSource, words: _Words, dtype: str) -> Any:
     """Their `Blip2Config` of a model."""
     from transformers import Blip2Config as TheirConfig
 
@@ -218,22 +233,29 @@ def _config(model: Opened, words: _Words, dtype: str) -> Any:
     qformer, stage2 = ours.qformer, model.stage == 2
     return TheirConfig(
         vision_config={
-            "hidden_size": vision.width, "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads, "intermediate_size": vision.mlp_dim,
-            "image_size": vision.image_size, "patch_size": vision.patch_size,
-            "hidden_act": vision.activation, "layer_norm_eps": vision.layer_norm_eps,
+            "hidden_size": vision.width,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp_dim,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.layer_norm_eps,
             "qkv_bias": True,
         },
         qformer_config={
-            "vocab_size": qformer.vocab_size, "hidden_size": qformer.width,
-            "num_hidden_layers": qformer.depth, "num_attention_heads": qformer.heads,
+            "vocab_size": qformer.vocab_size,
+            "hidden_size": qformer.width,
+            "num_hidden_layers": qformer.depth,
+            "num_attention_heads": qformer.heads,
             "intermediate_size": qformer.mlp_dim,
             "hidden_dropout_prob": qformer.dropout,
             "attention_probs_dropout_prob": qformer.dropout,
             "max_position_embeddings": qformer.max_positions,
             "layer_norm_eps": qformer.layer_norm_eps,
             "cross_attention_frequency": qformer.cross_attention_every,
-            "encoder_hidden_size": vision.width, "use_qformer_text_input": not stage2,
+            "encoder_hidden_size": vision.width,
+            "use_qformer_text_input": not stage2,
         },
         text_config=_text_config(model, words) if stage2 else None,
         num_query_tokens=qformer.num_queries,
@@ -241,42 +263,59 @@ def _config(model: Opened, words: _Words, dtype: str) -> Any:
         image_token_index=words.image_id,
         architectures=[STAGE2 if stage2 else STAGE1],
         dtype=dtype,
-    )  # fmt: skip
+    )
 
 
-def _text_config(model: Opened, words: _Words) -> dict[str, Any]:
+def _text_config(model: ModelSource, words: _Words) -> dict[str, Any]:
     """Their configuration of the language model."""
     ours = model.config.language_model
     assert isinstance(words.ours, LanguageTokenizer)
     if isinstance(ours, OPTConfig):
         return {
-            "model_type": "opt", "architectures": ["OPTForCausalLM"],
-            "vocab_size": words.rows, "hidden_size": ours.width,
-            "num_hidden_layers": ours.depth, "num_attention_heads": ours.heads,
-            "ffn_dim": ours.mlp_dim, "max_position_embeddings": ours.max_positions,
+            "model_type": "opt",
+            "architectures": ["OPTForCausalLM"],
+            "vocab_size": words.rows,
+            "hidden_size": ours.width,
+            "num_hidden_layers": ours.depth,
+            "num_attention_heads": ours.heads,
+            "ffn_dim": ours.mlp_dim,
+            "max_position_embeddings": ours.max_positions,
             "word_embed_proj_dim": ours.embedding_width,
-            "do_layer_norm_before": ours.pre_norm, "dropout": ours.dropout,
-            "activation_function": "relu", "pad_token_id": ours.pad_id,
-            "bos_token_id": ours.bos_id, "eos_token_id": words.ours.end_id,
+            "do_layer_norm_before": ours.pre_norm,
+            "dropout": ours.dropout,
+            "activation_function": "relu",
+            "pad_token_id": ours.pad_id,
+            "bos_token_id": ours.bos_id,
+            "eos_token_id": words.ours.end_id,
             "prefix": "</s>",
-        }  # fmt: skip
+        }
     assert isinstance(ours, T5Config)
     return {
-        "model_type": "t5", "architectures": ["T5ForConditionalGeneration"],
-        "vocab_size": words.rows, "d_model": ours.width, "num_layers": ours.depth,
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": words.rows,
+        "d_model": ours.width,
+        "num_layers": ours.depth,
         "num_decoder_layers": ours.decoder_depth or ours.depth,
-        "num_heads": ours.heads, "d_ff": ours.mlp_dim, "d_kv": ours.head_width,
-        "feed_forward_proj": "gated-gelu", "dense_act_fn": ours.activation,
+        "num_heads": ours.heads,
+        "d_ff": ours.mlp_dim,
+        "d_kv": ours.head_width,
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": ours.activation,
         "relative_attention_num_buckets": ours.relative_buckets,
         "relative_attention_max_distance": ours.relative_max_distance,
-        "layer_norm_epsilon": ours.layer_norm_eps, "dropout_rate": ours.dropout,
-        "tie_word_embeddings": False, "pad_token_id": ours.pad_id,
-        "bos_token_id": ours.eos_id, "eos_token_id": ours.eos_id,
-        "decoder_start_token_id": ours.decoder_start_id, "is_encoder_decoder": True,
-    }  # fmt: skip
+        "layer_norm_epsilon": ours.layer_norm_eps,
+        "dropout_rate": ours.dropout,
+        "tie_word_embeddings": False,
+        "pad_token_id": ours.pad_id,
+        "bos_token_id": ours.eos_id,
+        "eos_token_id": ours.eos_id,
+        "decoder_start_token_id": ours.decoder_start_id,
+        "is_encoder_decoder": True,
+    }
 
 
-def _generation(model: Opened, words: _Words) -> dict[str, Any]:
+def _generation(model: ModelSource, words: _Words) -> dict[str, Any]:
     """Their `generation_config.json`."""
     told = _text_config(model, words)
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -286,7 +325,7 @@ def _generation(model: Opened, words: _Words) -> dict[str, Any]:
     return settings
 
 
-def _report(model: Opened, rules: list[Rule], words: _Words) -> list[str]:
+def _report(model: ModelSource, rules: list[Rule], words: _Words) -> list[str]:
     written = {path for rule in rules for path in rule.paths()}
     left = [path for path in model.arrays if path not in written]
     lines = []
@@ -300,4 +339,3 @@ def _report(model: Opened, rules: list[Rule], words: _Words) -> list[str]:
             "never generated"
         )
     return lines
-

@@ -11,26 +11,32 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from blip2_jax.convert import pickled, sizes
+from blip2_jax.convert import sizes
 from blip2_jax.convert.arrays import ConvertedArrays, Part
-from blip2_jax.convert.lavis import POSITION_IDS, position_ids, stage1_rules
-from blip2_jax.convert.lavis_stage2 import stage2_rules
-from blip2_jax.convert.names import Array, Rule
-from blip2_jax.convert.opened import TEXT_BRANCH, TOWERS, Opened, expected_shapes
-from blip2_jax.convert.output import progress, whole
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.files import torch_pickle
+from blip2_jax.convert.files.atomic_output import progress, whole
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.model_source import (
+    TEXT_BRANCH,
+    TOWERS,
+    ModelSource,
+    expected_shapes,
+)
+from blip2_jax.convert.tables.lavis import POSITION_IDS, position_ids, stage1_rules
+from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+from blip2_jax.convert.tables.name_table import Array, Rule
 from blip2_jax.convert.towers import language_part, resized_part, vision_part
-from blip2_jax.presets import Blip2Config, ViTConfig
+from blip2_jax.models.presets import Blip2Config, ViTConfig
 
 
 def open_lavis(
-    source: Source,
+    source: CheckpointFiles,
     config: Blip2Config | None = None,
     *,
-    vision: Source | None = None,
-    language_model: Source | None = None,
+    vision: CheckpointFiles | None = None,
+    language_model: CheckpointFiles | None = None,
     extra: tuple[Part, ...] = (),
-) -> Opened:
+) -> ModelSource:
     """A LAVIS file as a model.
 
     Args:
@@ -55,27 +61,35 @@ def open_lavis(
     _check_towers(arrays, config, source)
     arrays.check(expected_shapes(config), carried=TEXT_BRANCH if extra else ())
     own = {
-        name for rule in parts[0].rules for name in rule.paths()
+        name
+        for rule in parts[0].rules
+        for name in rule.paths()
         if _within(rule, source)
-    }  # fmt: skip
+    }
     elsewhere = tuple(
-        tower for tower in TOWERS
+        tower
+        for tower in TOWERS
         if any(path.startswith(tower) and path not in own for path in arrays)
     )
     half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
-    return Opened(
-        config, arrays, "lavis", elsewhere=elsewhere,
+    return ModelSource(
+        config,
+        arrays,
+        "lavis",
+        elsewhere=elsewhere,
         precision="bfloat16" if half else "float32",
-    )  # fmt: skip
+    )
 
 
-def lavis_part(source: Source, config: Blip2Config) -> Part:
+def lavis_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """The file with its table; positions take the image size of `config`."""
     leftovers = (re.escape(POSITION_IDS),)
     return resized_part(source, lavis_rules(config), config.vision, leftovers)
 
 
-def _check_towers(arrays: ConvertedArrays, config: Blip2Config, source: Source) -> None:
+def _check_towers(
+    arrays: ConvertedArrays, config: Blip2Config, source: CheckpointFiles
+) -> None:
     """A tower that is wholly absent has its own, shorter message."""
     wanted = [(TOWERS[0], "image encoder", "--vision")]
     if config.language_model is not None:
@@ -88,12 +102,12 @@ def _check_towers(arrays: ConvertedArrays, config: Blip2Config, source: Source) 
             )
 
 
-def _within(rule: Rule, source: Source) -> bool:
+def _within(rule: Rule, source: CheckpointFiles) -> bool:
     return all(name in source for name in rule.names())
 
 
 def write_lavis(
-    model: Opened,
+    model: ModelSource,
     output: pathlib.Path,
     dtype: str | None = None,
     complete: bool = False,
@@ -120,7 +134,7 @@ def write_lavis(
         raise SourceError(f"a LAVIS file ends with .pth, not {output.name}")
     with whole(output) as place:
         place.parent.mkdir(parents=True, exist_ok=True)
-        pickled.save(lavis_arrays(model, complete), place, dtype)
+        torch_pickle.save(lavis_arrays(model, complete), place, dtype)
     left = [tower.rstrip("/") for tower in ([] if complete else model.elsewhere)]
     lines = [f"left out, as LAVIS does: {', '.join(left)} (--complete)"] if left else []
     if carried := model.carried():
@@ -129,7 +143,7 @@ def write_lavis(
 
 
 def lavis_arrays(
-    model: Opened, complete: bool = False
+    model: ModelSource, complete: bool = False
 ) -> Iterator[tuple[str, Array]]:
     """The model under LAVIS's names, made array by array."""
     left_out = () if complete else model.elsewhere
@@ -159,4 +173,3 @@ def lavis_rules(config: Blip2Config) -> list[Rule]:
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP alone")
     table = stage1_rules if config.language_model is None else stage2_rules
     return table(config)
-

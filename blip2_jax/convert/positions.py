@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from blip2_jax.convert.lazy import LazyArrays
-from blip2_jax.presets import FeaturesConfig, ViTConfig
+from blip2_jax.convert.files.lazy_arrays import LazyArrays
+from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 
 CUBIC = -0.75
 POSITIONS = "visual_encoder/position_embedding"  # our path
@@ -37,9 +37,10 @@ class ResizedPositions(LazyArrays):
         if path != POSITIONS:
             return self._arrays[path]
         return interpolate_positions(
-            self._arrays[path], self._vision.num_tokens,
+            self._arrays[path],
+            self._vision.num_tokens,
             align_corners=self._vision.pre_norm,
-        )  # fmt: skip
+        )
 
     def origin(self, path: str) -> Any:
         """As the arrays say; what was resized has another digest than there."""

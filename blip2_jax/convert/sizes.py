@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from blip2_jax.convert.sources import Source, SourceError
-from blip2_jax.presets import (
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.models.presets import (
     PRESETS,
     RELEASED,
     Blip2Config,
@@ -23,7 +23,7 @@ from blip2_jax.presets import (
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new")
 
 
-def huggingface_sizes(source: Source) -> Blip2Config:
+def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
     """What the `config.json` of a Hugging Face BLIP-2 folder says.
 
     Raises:
@@ -42,18 +42,24 @@ def huggingface_sizes(source: Source) -> Blip2Config:
     retrieval = "itm_head.weight" in source
     return Blip2Config(
         vision=ViTConfig(
-            width=vision.hidden_size, depth=vision.num_hidden_layers,
-            heads=vision.num_attention_heads, mlp_dim=vision.intermediate_size,
-            image_size=vision.image_size, patch_size=vision.patch_size,
+            width=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            heads=vision.num_attention_heads,
+            mlp_dim=vision.intermediate_size,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
             activation=_activation(vision.hidden_act, "vision_config.hidden_act"),
             layer_norm_eps=vision.layer_norm_eps,
             key_bias=_has_key_bias(source, vision),
         ),
         qformer=QFormerConfig(
-            width=qformer.hidden_size, depth=qformer.num_hidden_layers,
-            heads=qformer.num_attention_heads, mlp_dim=qformer.intermediate_size,
+            width=qformer.hidden_size,
+            depth=qformer.num_hidden_layers,
+            heads=qformer.num_attention_heads,
+            mlp_dim=qformer.intermediate_size,
             cross_attention_every=qformer.cross_attention_frequency,
-            num_queries=theirs.num_query_tokens, vocab_size=qformer.vocab_size,
+            num_queries=theirs.num_query_tokens,
+            vocab_size=qformer.vocab_size,
             max_positions=qformer.max_position_embeddings,
             projection_dim=theirs.image_text_hidden_size,
             layer_norm_eps=qformer.layer_norm_eps,
@@ -61,7 +67,7 @@ def huggingface_sizes(source: Source) -> Blip2Config:
         ),
         language_model=None if retrieval else language_sizes(theirs.text_config),
         ln_vision_eps=vision.layer_norm_eps,
-    )  # fmt: skip
+    )
 
 
 def language_sizes(theirs: Any) -> LanguageModelConfig:
@@ -71,8 +77,9 @@ def language_sizes(theirs: Any) -> LanguageModelConfig:
       SourceError: another family, or a variant that this package does not have.
     """
     makers: dict[str, Callable[[Any], LanguageModelConfig]] = {
-        "opt": _opt_sizes, "t5": _t5_sizes,
-    }  # fmt: skip
+        "opt": _opt_sizes,
+        "t5": _t5_sizes,
+    }
     if theirs.model_type not in makers:
         raise SourceError(
             f"the language model is {theirs.model_type!r}; there are opt and t5"
@@ -85,13 +92,18 @@ def _opt_sizes(theirs: Any) -> OPTConfig:
     _need(theirs, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
     embed = theirs.word_embed_proj_dim
     return OPTConfig(
-        theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads,
-        theirs.ffn_dim, vocab_size=theirs.vocab_size,
+        theirs.hidden_size,
+        theirs.num_hidden_layers,
+        theirs.num_attention_heads,
+        theirs.ffn_dim,
+        vocab_size=theirs.vocab_size,
         max_positions=theirs.max_position_embeddings,
         embed_width=None if embed == theirs.hidden_size else embed,
-        pre_norm=theirs.do_layer_norm_before, dropout=theirs.dropout,
-        pad_id=theirs.pad_token_id, bos_id=theirs.bos_token_id,
-    )  # fmt: skip
+        pre_norm=theirs.do_layer_norm_before,
+        dropout=theirs.dropout,
+        pad_id=theirs.pad_token_id,
+        bos_id=theirs.bos_token_id,
+    )
 
 
 def _t5_sizes(theirs: Any) -> T5Config:
@@ -102,20 +114,25 @@ def _t5_sizes(theirs: Any) -> T5Config:
     if scaled:
         raise SourceError("the language model is the first T5; v1.1 and Flan are known")
     return T5Config(
-        theirs.d_model, theirs.num_layers, theirs.num_heads, theirs.d_ff,
+        theirs.d_model,
+        theirs.num_layers,
+        theirs.num_heads,
+        theirs.d_ff,
         head_width=theirs.d_kv,
         decoder_depth=_unless(theirs.num_decoder_layers, theirs.num_layers),
         vocab_size=theirs.vocab_size,
         activation=_activation(theirs.dense_act_fn, "text_config.dense_act_fn"),
         relative_buckets=theirs.relative_attention_num_buckets,
         relative_max_distance=theirs.relative_attention_max_distance,
-        layer_norm_eps=theirs.layer_norm_epsilon, dropout=theirs.dropout_rate,
-        pad_id=theirs.pad_token_id, eos_id=_first(theirs.eos_token_id),
+        layer_norm_eps=theirs.layer_norm_epsilon,
+        dropout=theirs.dropout_rate,
+        pad_id=theirs.pad_token_id,
+        eos_id=_first(theirs.eos_token_id),
         decoder_start_id=theirs.decoder_start_token_id or 0,
-    )  # fmt: skip
+    )
 
 
-def _has_key_bias(source: Source, vision: Any) -> bool:
+def _has_key_bias(source: CheckpointFiles, vision: Any) -> bool:
     """Their joined bias has room for one; the released models leave it zero."""
     for layer in range(vision.num_hidden_layers):
         name = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
@@ -124,7 +141,7 @@ def _has_key_bias(source: Source, vision: Any) -> bool:
     return False
 
 
-def released_sizes(source: Source) -> Blip2Config:
+def released_sizes(source: CheckpointFiles) -> Blip2Config:
     """Which released model a LAVIS file is, told by shapes of its arrays.
 
     Raises:
@@ -205,5 +222,3 @@ def _unless(value: Any, usual: Any) -> Any:
 
 def _first(value: Any) -> int:
     return value[0] if isinstance(value, list) else value
-
-

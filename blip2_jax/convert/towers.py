@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from blip2_jax.convert import bert, clip, eva
 from blip2_jax.convert.arrays import Part
 from blip2_jax.convert.detect import VISION, expect
-from blip2_jax.convert.lavis_stage2 import language_model_rules
-from blip2_jax.convert.names import Arrays, Rule, Transform
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.positions import POSITIONS, interpolate_positions, resizing
-from blip2_jax.convert.sources import Source, SourceError
-from blip2_jax.presets import (
+from blip2_jax.convert.tables import bert, clip, eva
+from blip2_jax.convert.tables.lavis_stage2 import language_model_rules
+from blip2_jax.convert.tables.name_table import Arrays, Rule, Transform
+from blip2_jax.models.presets import (
     FeaturesConfig,
     LanguageModelConfig,
     OPTConfig,
@@ -29,16 +29,19 @@ from blip2_jax.presets import (
 EVA_LEFTOVERS = (r"(fc_)?norm\..*", r"(lm_)?head\..*", r"mask_token")
 CLIP_LEFTOVERS = (r"ln_post\..*", r"proj")
 CLIP_HUGGINGFACE_LEFTOVERS = (
-    r"text_model\..*", r"(visual|text)_projection\.weight", r"logit_scale",
-    r"vision_model\.post_layernorm\..*", r"vision_model\.embeddings\.position_ids",
-)  # fmt: skip
+    r"text_model\..*",
+    r"(visual|text)_projection\.weight",
+    r"logit_scale",
+    r"vision_model\.post_layernorm\..*",
+    r"vision_model\.embeddings\.position_ids",
+)
 OUTSIDE_VISUAL = r"(?!visual\.).*"  # of a file that holds the text tower too
 OLD_T5_BIAS = (
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
 
 
-def vision_part(source: Source, config: ViTConfig | FeaturesConfig) -> Part:
+def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> Part:
     """An image encoder; its positions are resized where `config` has another size.
 
     Raises:
@@ -60,7 +63,7 @@ def vision_part(source: Source, config: ViTConfig | FeaturesConfig) -> Part:
 Table = tuple[list[Rule], tuple[str, ...]]  # rules and leftovers
 
 
-def _visual(source: Source, config: ViTConfig) -> Table:
+def _visual(source: CheckpointFiles, config: ViTConfig) -> Table:
     """EVA-CLIP's or OpenAI's names, alone or beside a text tower."""
     table, blocks, rest = (
         (clip.clip_rules, r"transformer\.resblocks", CLIP_LEFTOVERS)
@@ -74,7 +77,7 @@ def _visual(source: Source, config: ViTConfig) -> Table:
     return table(config, prefix, "visual_encoder/"), leftovers
 
 
-def _clip_huggingface(source: Source, config: ViTConfig) -> Table:
+def _clip_huggingface(source: CheckpointFiles, config: ViTConfig) -> Table:
     """transformers' names; an image tower alone keeps them, too."""
     del source  # its names are always the same
     last = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
@@ -83,7 +86,7 @@ def _clip_huggingface(source: Source, config: ViTConfig) -> Table:
 
 
 def resized_part(
-    source: Source,
+    source: CheckpointFiles,
     rules: Sequence[Rule],
     config: ViTConfig | FeaturesConfig,
     leftovers: tuple[str, ...],
@@ -123,7 +126,7 @@ def _resized(rule: Rule, config: ViTConfig) -> Rule:
     return Rule(rule.source, rule.target, Transform(to_ours, to_source))
 
 
-def tied_head(rules: Sequence[Rule], source: Source) -> list[Rule]:
+def tied_head(rules: Sequence[Rule], source: CheckpointFiles) -> list[Rule]:
     """The table of a source that holds no head of T5, for it equals the token table.
 
     So transformers saves a T5 that was made there and not read from a v1.1 file.
@@ -138,7 +141,7 @@ def tied_head(rules: Sequence[Rule], source: Source) -> list[Rule]:
     ]
 
 
-def language_part(source: Source, config: LanguageModelConfig) -> Part:
+def language_part(source: CheckpointFiles, config: LanguageModelConfig) -> Part:
     """A language model.
 
     Raises:
@@ -160,7 +163,9 @@ def _without_model(rule: Rule) -> Rule:
     return dataclasses.replace(rule, source=rule.sources[0].removeprefix("model."))
 
 
-def bert_part(source: Source, config: QFormerConfig, *, queries: bool = True) -> Part:
+def bert_part(
+    source: CheckpointFiles, config: QFormerConfig, *, queries: bool = True
+) -> Part:
     """A BERT, as a Q-Former's start or (`queries` False) as its text branch alone."""
     expect(source, ["bert"], "a Q-Former's start")
     rules = bert.bert_rules(config, source, queries=queries)

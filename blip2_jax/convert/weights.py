@@ -12,16 +12,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from blip2_jax.convert import folder
+from blip2_jax.convert import native_folder
 from blip2_jax.convert.arrays import ConvertedArrays, Part
 from blip2_jax.convert.detect import DESCRIPTIONS, LANGUAGE, VISION, kind_of
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_folder import huggingface_part
 from blip2_jax.convert.lavis_file import lavis_part
-from blip2_jax.convert.opened import is_text_branch
+from blip2_jax.convert.model_source import is_text_branch
 from blip2_jax.convert.positions import at_size
-from blip2_jax.convert.sources import Source, SourceError
 from blip2_jax.convert.towers import bert_part, language_part, vision_part
-from blip2_jax.presets import Blip2Config
+from blip2_jax.models.presets import Blip2Config
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,16 +38,16 @@ def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
       SourceError: nothing readable there, or of another kind of model.
     """
     path = pathlib.Path(path)
-    if folder.is_folder(path):
-        return at_size(folder.FolderArrays(path), config.vision)
-    source = Source(path)
+    if native_folder.is_folder(path):
+        return at_size(native_folder.FolderArrays(path), config.vision)
+    source = CheckpointFiles(path)
     kind = kind_of(source)
     if kind == "blip2_jax":
         return at_size(source, config.vision)
     return ConvertedArrays([part_of(source, kind, config)])
 
 
-def part_of(source: Source, kind: str, config: Blip2Config) -> Part:
+def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
     """The source with the table to read it by.
 
     Args:
@@ -82,7 +82,7 @@ def text_branch_part(path: str | pathlib.Path, config: Blip2Config) -> Part:
     Raises:
       SourceError: the source is neither.
     """
-    source = Source(path)
+    source = CheckpointFiles(path)
     kind = kind_of(source)
     if kind == "bert":
         return bert_part(source, config.qformer, queries=False)

@@ -18,9 +18,9 @@ from typing import Any
 import grain
 from absl import flags
 
-from blip2_jax.data.config import DataConfig, Format, data_config
-from blip2_jax.data.faults import Faults
-from blip2_jax.data.lengths import LengthBuckets
+from blip2_jax.data.broken_samples import BrokenSampleStats
+from blip2_jax.data.data_config import DataConfig, Format, data_config
+from blip2_jax.data.length_buckets import LengthBuckets
 from blip2_jax.data.rows import NoSubstitute, TrainingRows
 
 Batch = dict[str, Any]
@@ -33,9 +33,7 @@ _ENDLESS = 2**40
 class _Batches:
     """The batch of a step, for one process of a run."""
 
-    def __init__(
-        self, rows: TrainingRows, lengths: LengthBuckets, own: Sequence[int]
-    ):
+    def __init__(self, rows: TrainingRows, lengths: LengthBuckets, own: Sequence[int]):
         self._rows, self._lengths, self._own = rows, lengths, own
 
     def __call__(self, step: int) -> Batch:
@@ -75,7 +73,7 @@ class TrainingBatches(Iterator[Batch]):
     def __init__(
         self, rows: TrainingRows, batches: _Batches, config: DataConfig, start: int
     ):
-        self.faults = Faults(config.max_broken_share)
+        self.faults = BrokenSampleStats(config.max_broken_share)
         self.fingerprint = rows.mixture.fingerprint()
         if not flags.FLAGS.is_parsed():  # grain's workers read flags
             flags.FLAGS.mark_as_parsed()

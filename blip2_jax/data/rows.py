@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from blip2_jax.data.config import DataConfig, Format
-from blip2_jax.data.formats import DrawnText, TextFormat
+from blip2_jax.data.data_config import DataConfig, Format
+from blip2_jax.data.examples import DrawnText, TextFormat
 from blip2_jax.data.images import training_image
 from blip2_jax.data.mixture import Mixture, Place, build_mixture
 from blip2_jax.data.order import Purpose, position_rng

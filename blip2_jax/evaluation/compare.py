@@ -12,8 +12,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from blip2_jax.evaluation.bootstrap import Difference, differences
 from blip2_jax.evaluation.examples import Example, read_examples, statistics_of
+from blip2_jax.metrics.bootstrap import Difference, differences
 
 
 @dataclasses.dataclass(frozen=True)

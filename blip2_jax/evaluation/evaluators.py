@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from blip2_jax.data.config import data_config
-from blip2_jax.data.evaluation import EvaluationSet
-from blip2_jax.data.text import load_tokenizer
+from blip2_jax.data.data_config import data_config
+from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.evaluation.stage1 import RetrievalSettings, Stage1Evaluator
 from blip2_jax.evaluation.stage1_scores import text_length
 from blip2_jax.evaluation.stage2 import Stage2Evaluator
@@ -76,7 +76,7 @@ def _stage1(config: ConfigDict, task: Task) -> Evaluator:
 
 
 def _stage2(config: ConfigDict, task: Task) -> Evaluator:
-    from blip2_jax.api import Blip2
+    from blip2_jax.inference.model import Blip2
 
     options, chosen = data_config(config.data), config.evaluation
     language = load_tokenizer(options.tokenizer.language_model, language_model=True)
@@ -84,8 +84,9 @@ def _stage2(config: ConfigDict, task: Task) -> Evaluator:
     if options.tokenizer.qformer:
         qformer = load_tokenizer(options.tokenizer.qformer, language_model=False)
     decoding = {
-        "num_beams": chosen.num_beams, "max_new_tokens": chosen.max_new_tokens,
-    }  # fmt: skip
+        "num_beams": chosen.num_beams,
+        "max_new_tokens": chosen.max_new_tokens,
+    }
     return Stage2Evaluator(
         lambda params: Blip2(
             task.model,

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from blip2_jax.evaluation.bleu import ORDERS, bleu
-from blip2_jax.evaluation.bootstrap import Statistic, mean, ratio
 from blip2_jax.evaluation.retrieval import RECALL_AT
+from blip2_jax.metrics.bleu import ORDERS, bleu
+from blip2_jax.metrics.bootstrap import Statistic, mean, ratio
 
 Example = dict[str, Any]
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.data.evaluation import EvaluationSet
-from blip2_jax.data.text import QFormerTokenizer, clean_caption
-from blip2_jax.hosts import Share
+from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.data.text.tokenizers import QFormerTokenizer, clean_caption
+from blip2_jax.parallel.hosts import Share
 
 
 @dataclasses.dataclass(frozen=True)

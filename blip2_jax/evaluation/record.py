@@ -15,21 +15,19 @@ from jaxtyping import PyTree
 
 import blip2_jax
 from blip2_jax.convert.arrays import digest
-from blip2_jax.convert.names import flatten
+from blip2_jax.convert.tables.name_table import flatten
 from blip2_jax.data.sources.base import Record
-from blip2_jax.evaluation import bootstrap
+from blip2_jax.metrics import bootstrap
 
 # What the draws of the intervals are, by task; printed into records.
 DRAWN = {
-    "retrieval": (
-        "images for i2t, texts for t2i, images with their texts for r_mean"
-    ),
+    "retrieval": ("images for i2t, texts for t2i, images with their texts for r_mean"),
     "captioning": (
         "images; the word weights of CIDEr stay those of the whole set, METEOR has "
         "no interval (its scores of captions do not add up to that of a set)"
     ),
     "vqa": "questions",
-}  # fmt: skip
+}
 
 
 def digest_of_parameters(params: PyTree) -> str:
@@ -55,9 +53,12 @@ def digest_of_records(records: Sequence[Record]) -> str:
             for question in record.questions
         ]
         told = [
-            record.key, record.original_id, record.part, list(record.captions),
+            record.key,
+            record.original_id,
+            record.part,
+            list(record.captions),
             questions,
-        ]  # fmt: skip
+        ]
         whole.update(json.dumps(told).encode() + b"\n")
     return whole.hexdigest()
 

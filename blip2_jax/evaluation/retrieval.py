@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
-from blip2_jax import hosts
-from blip2_jax.evaluation.progress import shown
-from blip2_jax.evaluation.scratch import FinishedRows
+from blip2_jax.evaluation.rerank_cache import FinishedRows
+from blip2_jax.parallel import hosts
+from blip2_jax.parallel.progress import shown
 
 NOT_RANKED = -100.0
 RECALL_AT = (1, 5, 10)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from blip2_jax.evaluation.bootstrap import (
+from blip2_jax.metrics.bootstrap import (
     LEVEL,
     SAMPLES,
     SEED,

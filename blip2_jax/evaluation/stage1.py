@@ -12,16 +12,16 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from blip2_jax import hosts, sharding
-from blip2_jax.data.config import DataConfig
-from blip2_jax.data.evaluation import EvaluationSet, evaluation_batches
-from blip2_jax.data.text import load_tokenizer
+from blip2_jax.data.data_config import DataConfig
+from blip2_jax.data.evaluation_data import EvaluationSet, evaluation_batches
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.evaluation.gallery import Gallery, make_gallery
+from blip2_jax.evaluation.rerank_cache import FinishedRows
 from blip2_jax.evaluation.retrieval import Scores, recalls
-from blip2_jax.evaluation.scratch import FinishedRows
 from blip2_jax.evaluation.stage1_scores import TEXT_LENGTH, Stage1Scorer
+from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.objectives import ITM_PRIOR_ENTROPY
+from blip2_jax.parallel import hosts, sharding
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -128,7 +128,9 @@ def evaluate_losses(
             for name, value in rows.items()
             if not name.startswith("_") and name not in ("valid", "index", "position")
         }
-        metrics = hosts.fetch(compiled(params, sharding.beside(params, arrays)))
+        metrics = hosts.to_host(
+            compiled(params, sharding.place_rows_like(params, arrays))
+        )
         for name, value in metrics.items():
             if name in ("itm_accuracy", "loss") or name.startswith("loss_"):
                 values[name].append(float(value))
@@ -176,8 +178,6 @@ class Stage1Evaluator:
         ).scores
         if self._loss is not None:
             size = min(self._settings.batch_size, len(self._data.records))
-            batches = evaluation_batches(
-                self._options, self._data, "image_text", size
-            )
+            batches = evaluation_batches(self._options, self._data, "image_text", size)
             result |= evaluate_losses(self._loss, params, batches)
         return result

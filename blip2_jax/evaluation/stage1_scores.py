@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
-from blip2_jax import hosts, sharding
+from blip2_jax.evaluation.rerank_cache import FinishedRows
 from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
-from blip2_jax.evaluation.scratch import FinishedRows
-from blip2_jax.inputs import padded
-from blip2_jax.models.bind import bind
+from blip2_jax.inference.inputs import padded
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.qformer import ImageKeyValues
+from blip2_jax.models.qformer.qformer import ImageKeyValues
+from blip2_jax.nn.bind import bind
+from blip2_jax.parallel import hosts, sharding
 
 # The original evaluates with texts a little longer than the 32 tokens of its training.
 TEXT_LENGTH = 35
@@ -50,9 +50,7 @@ class Stage1Scorer:
         self._model = model
         self._params = params
 
-    def encode_images(
-        self, images: Iterable[Shaped[Array, "B ..."]]
-    ) -> EncodedImages:
+    def encode_images(self, images: Iterable[Shaped[Array, "B ..."]]) -> EncodedImages:
         """Encode images, or given features, a batch at a time.
 
         Args:
@@ -61,7 +59,7 @@ class Stage1Scorer:
         parts: list[EncodedImages] = []
         for batch in images:
             count = len(batch)
-            outputs = hosts.fetch(
+            outputs = hosts.to_host(
                 _encode_images(self._model, self._params, self._padded(batch))
             )
             parts.append(EncodedImages(*(part[:count] for part in outputs)))
@@ -72,14 +70,16 @@ class Stage1Scorer:
     ) -> Float[Array, "M C"]:
         """Unit vectors of texts."""
         vectors = [
-            hosts.fetch(
+            hosts.to_host(
                 _encode_texts(
-                    self._model, self._params, self._padded(ids[rows]),
+                    self._model,
+                    self._params,
+                    self._padded(ids[rows]),
                     self._padded(mask[rows]),
                 )
             )[: len(rows)]
             for rows in self._chunks(np.arange(len(ids)))
-        ]  # fmt: skip
+        ]
         return np.concatenate(vectors)
 
     def match_logits(
@@ -92,17 +92,20 @@ class Stage1Scorer:
 
         The image's cross-attention keys and values are computed once.
         """
-        placed = sharding.beside(self._params, features[None])
+        placed = sharding.place_rows_like(self._params, features[None])
         image = _image_keys_values(self._model, self._params, placed)
         logits = [
-            hosts.fetch(
+            hosts.to_host(
                 _match(
-                    self._model, self._params, image, self._padded(ids[rows]),
+                    self._model,
+                    self._params,
+                    image,
+                    self._padded(ids[rows]),
                     self._padded(mask[rows]),
                 )
             )[: len(rows)]
             for rows in self._chunks(np.arange(len(ids)))
-        ]  # fmt: skip
+        ]
         return np.concatenate(logits)
 
     def cosine(
@@ -121,8 +124,8 @@ class Stage1Scorer:
         """
         share = share or hosts.Share()
         mine = list(share.places(len(ids)))
-        texts = hosts.gather_rows(self.encode_texts(ids[mine], mask[mine]), share)
-        return similarity(hosts.gather_rows(images.queries, share), texts)
+        texts = hosts.all_gather_rows(self.encode_texts(ids[mine], mask[mine]), share)
+        return similarity(hosts.all_gather_rows(images.queries, share), texts)
 
     def rerank(
         self,
@@ -159,7 +162,7 @@ class Stage1Scorer:
 
     def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Any, "B ..."]:
         """Up to `batch_size` rows, the last one repeated, where the parameters are."""
-        return sharding.beside(self._params, padded(rows, self.batch_size))
+        return sharding.place_rows_like(self._params, padded(rows, self.batch_size))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,21 +7,12 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import PyTree
 
-from blip2_jax import hosts
-from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.sources.base import Question
-from blip2_jax.evaluation.captioning import (
-    PYTHON_METRICS,
-    CaptionScores,
-    caption_scores,
-)
-from blip2_jax.evaluation.vqa import (
-    AnsweredQuestion,
-    Variant,
-    exact_match,
-    vqa_accuracy,
-)
-from blip2_jax.evaluation.writing import written
+from blip2_jax.evaluation.generate_texts import written
+from blip2_jax.metrics.captions import PYTHON_METRICS, CaptionScores, caption_scores
+from blip2_jax.metrics.vqa import AnsweredQuestion, Variant, exact_match, vqa_accuracy
+from blip2_jax.parallel import hosts
 
 Settings = Mapping[str, Any]
 
@@ -30,7 +21,7 @@ VQA_ANSWERS = 10
 
 
 class Writer(Protocol):
-    """What writes captions and answers: `blip2_jax.api.Blip2`, or a test's stand-in.
+    """What writes captions and answers: `blip2_jax.inference.model.Blip2`, or a test's stand-in.
 
     `images` are [B, S, S, 3] of bytes; else features [B, P, D] come as `features=`.
     """
@@ -113,9 +104,13 @@ def evaluate_captions(
             references[record.image_id] = (*before, *record.captions)
     image_ids = list(places)
     texts = written(
-        data, list(places.values()), batch_size, share or hosts.Share(), "captioning",
+        data,
+        list(places.values()),
+        batch_size,
+        share or hosts.Share(),
+        "captioning",
         lambda images, *_: writer.caption(**images, **(settings or {})),
-    )  # fmt: skip
+    )
     captions = {image_ids[index]: text for index, text in texts}
     parts = {record.image_id: record.part for record in data.records}
     scores = caption_scores(captions, references, parts=parts, **metrics)
@@ -158,13 +153,18 @@ def evaluate_answers(
     if not asked:
         raise ValueError("question answering needs questions, and there are none")
     texts = written(
-        data, [place for place, _ in asked], batch_size, share or hosts.Share(),
+        data,
+        [place for place, _ in asked],
+        batch_size,
+        share or hosts.Share(),
         "answering",
         lambda images, indices, image_of: writer.answer(
-            questions=[asked[index][1].text for index in indices], image_of=image_of,
-            **images, **(settings or {}),
+            questions=[asked[index][1].text for index in indices],
+            image_of=image_of,
+            **images,
+            **(settings or {}),
         ),
-    )  # fmt: skip
+    )
     replies = [Reply(index, *asked[index], text) for index, text in texts]
     scored = [each.answered() for each in replies if each.question.answers]
     return Answered(answer_scores(scored, variant), replies)
@@ -237,14 +237,19 @@ class Stage2Evaluator:
         result: dict[str, float] = {}
         if self._captions:
             captioned = evaluate_captions(
-                writer, self._data, batch_size=self._batch_size,
+                writer,
+                self._data,
+                batch_size=self._batch_size,
                 settings=self._caption_settings,
-                metrics=PYTHON_METRICS, tokenizer="python",
-            )  # fmt: skip
+                metrics=PYTHON_METRICS,
+                tokenizer="python",
+            )
             result |= captioned.scores.scores
         if self._questions:
             result |= evaluate_answers(
-                writer, self._data, batch_size=self._batch_size,
+                writer,
+                self._data,
+                batch_size=self._batch_size,
                 settings=self._answer_settings,
-            ).scores  # fmt: skip
+            ).scores
         return result

@@ -9,20 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax import hosts
-from blip2_jax.api import Blip2
-from blip2_jax.data.evaluation import EvaluationSet
-from blip2_jax.evaluation import lemmas, results
+from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.evaluation import results
 from blip2_jax.evaluation.examples import Example
 from blip2_jax.evaluation.gallery import Gallery, make_gallery
-from blip2_jax.evaluation.page import caption_page, draw_shown
+from blip2_jax.evaluation.rerank_cache import FinishedRows
 from blip2_jax.evaluation.retrieval import best, first_hits
-from blip2_jax.evaluation.scratch import FinishedRows
-from blip2_jax.evaluation.stage1 import (
-    RetrievalSettings,
-    Searched,
-    evaluate_retrieval,
-)
+from blip2_jax.evaluation.stage1 import RetrievalSettings, Searched, evaluate_retrieval
 from blip2_jax.evaluation.stage2 import (
     Captioned,
     Reply,
@@ -31,8 +24,12 @@ from blip2_jax.evaluation.stage2 import (
     evaluate_captions,
     has_ten_answers,
 )
-from blip2_jax.evaluation.vqa import Variant, agreement, matches_exactly
+from blip2_jax.inference.model import Blip2
+from blip2_jax.metrics import lemmas
+from blip2_jax.metrics.vqa import Variant, agreement, matches_exactly
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.parallel import hosts
+from blip2_jax.reports.page import caption_page, draw_shown
 
 SHOWN = 5  # answers of a search that its example keeps
 
@@ -96,9 +93,14 @@ def retrieval(job: Job) -> Outcome:
         what = {**job.digests, "text_length": config.text_length}
         finished = FinishedRows(job.out.with_suffix(".rerank"), what)
     found = evaluate_retrieval(
-        model.model, model.params, job.data, gallery, settings,
-        share=job.share, finished=finished,
-    )  # fmt: skip
+        model.model,
+        model.params,
+        job.data,
+        gallery,
+        settings,
+        share=job.share,
+        finished=finished,
+    )
     notice = f"{len(gallery.records)} images, {len(gallery.texts)} texts"
     examples = _search_examples(job.data, gallery, found)
     return Outcome(found.scores, examples, notice, scratch=finished)
@@ -150,9 +152,13 @@ def captioning(job: Job) -> Outcome:
     if config.prompt is not None:
         settings["prompt"] = config.prompt
     found = evaluate_captions(
-        job.model, job.data, batch_size=config.batch_size, settings=settings,
-        share=job.share, tokenizer=config.tokenizer,
-    )  # fmt: skip
+        job.model,
+        job.data,
+        batch_size=config.batch_size,
+        settings=settings,
+        share=job.share,
+        tokenizer=config.tokenizer,
+    )
     records = {record.image_id: record for record in job.data.records}
     said = [(records[image], text) for image, text in found.captions.items()]
     page = ""
@@ -162,9 +168,12 @@ def captioning(job: Job) -> Outcome:
         lead = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
         page = caption_page(f"Captions of {config.model}", lead, shown)
     return Outcome(
-        found.scores.scores, _caption_examples(job.data, found),
-        found.scores.notice(), results.caption_results(said), page,
-    )  # fmt: skip
+        found.scores.scores,
+        _caption_examples(job.data, found),
+        found.scores.notice(),
+        results.caption_results(said),
+        page,
+    )
 
 
 def _caption_examples(data: EvaluationSet, found: Captioned) -> list[Example]:
@@ -195,9 +204,13 @@ def vqa(job: Job) -> Outcome:
     if config.question_prompt is not None:
         settings["question_prompt"] = config.question_prompt
     found = evaluate_answers(
-        writer, job.data, batch_size=config.batch_size, settings=settings,
-        variant=config.variant, share=job.share,
-    )  # fmt: skip
+        writer,
+        job.data,
+        batch_size=config.batch_size,
+        settings=settings,
+        variant=config.variant,
+        share=job.share,
+    )
     answers = [(reply.question_id, reply.answer) for reply in found.replies]
     predictions = results.answer_results(answers, config.result_format)
     examples = _answer_examples(job.data, found.replies, config.variant)

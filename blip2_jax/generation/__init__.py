@@ -1,6 +1,8 @@
 """Greedy decoding, sampling and beam search over static caches."""
 
-from blip2_jax.generation.config import (
+from blip2_jax.generation.decode import decode
+from blip2_jax.generation.decoder import Decoded, Decoder, visible_slots
+from blip2_jax.generation.decoding_config import (
     ANSWER,
     CAPTION,
     NOCAPS,
@@ -9,8 +11,6 @@ from blip2_jax.generation.config import (
     authors,
     original,
 )
-from blip2_jax.generation.decode import decode
-from blip2_jax.generation.decoder import Decoded, Decoder, visible_slots
 
 __all__ = [
     "ANSWER",

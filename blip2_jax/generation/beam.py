@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decoder import (
     Decoded,
     Decoder,
@@ -23,6 +22,7 @@ from blip2_jax.generation.decoder import (
     sequence_lengths,
     visible_slots,
 )
+from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.processors import process
 from blip2_jax.generation.top_k import top_k
 

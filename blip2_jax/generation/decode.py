@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from blip2_jax.generation.beam import beam_search
-from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decoder import Decoded, Decoder
+from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.sampling import sample
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from blip2_jax.generation.config import DecodingConfig
+from blip2_jax.generation.decoding_config import DecodingConfig
 
 
 def penalize_repetition(

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decode import decode
 from blip2_jax.generation.decoder import Decoded, Decoder
-from blip2_jax.models.bind import bind
+from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.cache import Prefix, init_generated
-from blip2_jax.presets import FeaturesConfig, LanguageModelConfig, T5Config
+from blip2_jax.models.presets import FeaturesConfig, LanguageModelConfig, T5Config
+from blip2_jax.nn.bind import bind
+from blip2_jax.nn.kv_cache import PrefixKV, init_generated
 
 COPIED_BYTES = 2**30  # of a language model of which a CPU keeps a second form
-Read = tuple[Float[Array, "B V"], Prefix]
+Read = tuple[Float[Array, "B V"], PrefixKV]
 
 
 def encode_image(
@@ -107,7 +107,7 @@ def read_stage2(
       prompt_mask: True = a real token.
       question: Q-Former ids and mask, where the model reads a question there: one a
         row, or [B, N, T] one an image.
-      weights: from `weights_apart`; None: those of `params`.
+      weights: from `unstacked_weights`; None: those of `params`.
     """
     apply = bind(model, params)
     batch, together = images.shape[0], images.ndim > _image_rank(model)
@@ -115,10 +115,11 @@ def read_stage2(
     if together:
         images = images.reshape(-1, *images.shape[2:])
     read = [
-        part.reshape(-1, part.shape[-1]) if part.ndim == 3
+        part.reshape(-1, part.shape[-1])
+        if part.ndim == 3
         else jnp.repeat(part, count, axis=0)
         for part in question
-    ]  # fmt: skip
+    ]
     queries = apply("encode_queries", apply("encode_image", images), *read)
     if together:
         queries = queries.reshape(batch, -1, queries.shape[-1])
@@ -167,13 +168,13 @@ def write_stage2(
     return decode(decoder, logits, prefix, config, history=history, keys=keys)
 
 
-def weights_apart(model: Blip2Stage2, params: PyTree) -> PyTree:
+def unstacked_weights(model: Blip2Stage2, params: PyTree) -> PyTree:
     """A copy of the language model's weights, as a CPU reads them fastest."""
     return bind(model, params)("weights_apart")
 
 
 def are_worth_a_copy(params: PyTree) -> bool:
-    """Whether `weights_apart` of a stage-2 model is worth its memory here."""
+    """Whether `unstacked_weights` of a stage-2 model is worth its memory here."""
     weights = params["language_model"]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
     return jax.default_backend() == "cpu" and size <= COPIED_BYTES

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from blip2_jax.generation.config import DecodingConfig
 from blip2_jax.generation.decoder import (
     Decoded,
     Decoder,
     sequence_lengths,
     visible_slots,
 )
+from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.processors import keep_top_k, keep_top_p, process
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from blip2_jax.models.folded_norm import FoldedLayerNorm
-from blip2_jax.models.layers import INITIAL_STD, normal
-from blip2_jax.models.qformer import ImageKeyValues, QFormer
-from blip2_jax.models.vit import VisionTransformer, normalize_images
-from blip2_jax.presets import Blip2Config, FeaturesConfig
+from blip2_jax.models.presets import Blip2Config, FeaturesConfig
+from blip2_jax.models.qformer.qformer import ImageKeyValues, QFormer
+from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
+from blip2_jax.nn.folded_norm import FoldedLayerNorm
+from blip2_jax.nn.layers import INITIAL_STD, normal
 
 
 class Blip2Base(nn.Module):
@@ -41,9 +41,7 @@ class Blip2Base(nn.Module):
         )
         shape = (qformer.num_queries, qformer.width)
         self.query_tokens = self.param("query_tokens", normal(), shape)
-        self.qformer = QFormer(
-            qformer, self.dtype, self.reads_text, self.remat
-        )
+        self.qformer = QFormer(qformer, self.dtype, self.reads_text, self.remat)
 
     @property
     def reads_text(self) -> bool:

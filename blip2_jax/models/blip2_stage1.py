@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from blip2_jax.models.blip2 import Blip2Base
-from blip2_jax.models.cache import Generated, Prefix
-from blip2_jax.models.layers import dense
-from blip2_jax.models.qformer import ImageKeyValues, QueryCache
+from blip2_jax.models.qformer.qformer import ImageKeyValues, QueryCache
+from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
+from blip2_jax.nn.layers import dense
 
 INITIAL_TEMPERATURE = 0.07
 
@@ -60,9 +60,14 @@ class Blip2Stage1(Blip2Base):
         the `other` image. `queries_only`: the output of the queries, N = Q.
         """
         return self.qformer.multimodal_pass(
-            self.query_tokens, ids, mask, image, other,
-            queries_only=queries_only, key=key,
-        )  # fmt: skip
+            self.query_tokens,
+            ids,
+            mask,
+            image,
+            other,
+            queries_only=queries_only,
+            key=key,
+        )
 
     def generate_pass(
         self,
@@ -107,7 +112,7 @@ class Blip2Stage1(Blip2Base):
 
     def prefill(
         self, ids: Int[Array, "B T"], query_cache: QueryCache
-    ) -> tuple[Float[Array, "B V"], Prefix]:
+    ) -> tuple[Float[Array, "B V"], PrefixKV]:
         """Caption generation: reads `ids`, [DEC] first; see `QFormer.prefill`."""
         return self.qformer.prefill(ids, query_cache)
 
@@ -115,10 +120,10 @@ class Blip2Stage1(Blip2Base):
         self,
         ids: Int[Array, "B W"],
         time: Int[Array, ""],
-        prefix: Prefix,
-        generated: Generated,
+        prefix: PrefixKV,
+        generated: GeneratedKV,
         visible: Bool[Array, "B W M"],
-    ) -> tuple[Float[Array, "B W V"], Generated]:
+    ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
         """Caption generation: one token per beam; see `QFormer.decode_step`."""
         return self.qformer.decode_step(ids, time, prefix, generated, visible)
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from blip2_jax.models.blip2 import Blip2Base
-from blip2_jax.models.cache import Generated, Prefix
-from blip2_jax.models.language_model import build_language_model
-from blip2_jax.models.layers import dense
-from blip2_jax.models.sequence import queries_then_text
+from blip2_jax.models.language.input_sequence import queries_then_text
+from blip2_jax.models.language.interface import build_language_model
+from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
+from blip2_jax.nn.layers import dense
 
 Logits = tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]
 
@@ -72,8 +72,12 @@ class Blip2Stage2(Blip2Base):
         if question_mask is None:
             raise ValueError("question_ids came without question_mask")
         return self.qformer.multimodal_pass(
-            self.query_tokens, question_ids, question_mask, image,
-            queries_only=True, key=key,
+            self.query_tokens,
+            question_ids,
+            question_mask,
+            image,
+            queries_only=True,
+            key=key,
         )
 
     def project(self, query_output: Float[Array, "B Q D"]) -> Float[Array, "B Q E"]:
@@ -123,21 +127,21 @@ class Blip2Stage2(Blip2Base):
         prompt_ids: Int[Array, "B T"],
         prompt_mask: Bool[Array, "B T"],
         weights: Any = None,
-    ) -> tuple[Float[Array, "B V"], Prefix]:
+    ) -> tuple[Float[Array, "B V"], PrefixKV]:
         """Generation: reads the projected queries, then the (left-padded) prompt.
 
-        `weights`: of the language model, from `weights_apart`.
+        `weights`: of the language model, from `unstacked_weights`.
         """
         text = self.language_model.embed(prompt_ids)
         queries = self.project(query_output)
         inputs, mask = queries_then_text(queries, text, prompt_mask)
         return self.language_model.prefill(inputs, mask, weights)
 
-    def weights_apart(self) -> Any:
+    def unstacked_weights(self) -> Any:
         """Generation on a CPU: weights by layer; see `LanguageModel`."""
-        return self.language_model.weights_apart()
+        return self.language_model.unstacked_weights()
 
-    def init_generated(self, prefix: Prefix, beams: int, max_new: int) -> Generated:
+    def init_generated(self, prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
         """Generation: empty slots; see `LanguageModel`."""
         return self.language_model.init_generated(prefix, beams, max_new)
 
@@ -145,10 +149,10 @@ class Blip2Stage2(Blip2Base):
         self,
         ids: Int[Array, "B W"],
         time: Int[Array, ""],
-        prefix: Prefix,
-        generated: Generated,
+        prefix: PrefixKV,
+        generated: GeneratedKV,
         visible: Bool[Array, "B W M"],
-    ) -> tuple[Float[Array, "B W V"], Generated]:
+    ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
         """Generation: one token per beam; see `LanguageModel`."""
         return self.language_model.decode_step(ids, time, prefix, generated, visible)
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from blip2_jax.parallel.sharding import batch_shards
 from blip2_jax.planning.program import Program
-from blip2_jax.sharding import batch_shards
 from blip2_jax.training.partition import merge
 
 
@@ -42,17 +42,21 @@ def _residuals(program: Program, factor: int) -> list[int]:
         return jax.tree.leaves(jax.vjp(loss_of, trainable)[1])
 
     batch = {
-        name: jax.ShapeDtypeStruct((factor * entry.shape[0], *entry.shape[1:]),
-                                   entry.dtype, sharding=entry.sharding)
+        name: jax.ShapeDtypeStruct(
+            (factor * entry.shape[0], *entry.shape[1:]),
+            entry.dtype,
+            sharding=entry.sharding,
+        )
         for name, entry in program.batch.items()
-    }  # fmt: skip
+    }
     with jax.set_mesh(program.mesh):
         traced = jax.make_jaxpr(kept)(program.state.trainable, program.frozen, batch)
     inputs = set(traced.jaxpr.invars)
     found = dict.fromkeys(
-        variable for variable in traced.jaxpr.outvars
+        variable
+        for variable in traced.jaxpr.outvars
         if not isinstance(variable, Literal) and variable not in inputs
-    )  # fmt: skip
+    )
     return [
         math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
         for variable in found

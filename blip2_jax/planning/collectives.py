@@ -93,8 +93,10 @@ def by_kind(found: Iterable[Collective]) -> dict[str, tuple[int, int, float]]:
     for each in found:
         count, size, sent = sums[each.kind]
         sums[each.kind] = (
-            count + each.times, size + each.total_bytes, sent + each.sent_bytes
-        )  # fmt: skip
+            count + each.times,
+            size + each.total_bytes,
+            sent + each.sent_bytes,
+        )
     return sums
 
 

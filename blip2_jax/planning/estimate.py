@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from blip2_jax.dot_count import Dot
+from blip2_jax.perf.dot_count import Dot
 from blip2_jax.planning.collectives import Collective
 from blip2_jax.planning.memory import Memory
 from blip2_jax.planning.topology import Topology

@@ -8,16 +8,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from blip2_jax.dot_count import traced_dots
-from blip2_jax.models import fused_attention
+from blip2_jax.nn import fused_attention
+from blip2_jax.perf.dot_count import traced_dots
 from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.collectives import Collective, by_kind, collectives
-from blip2_jax.planning.estimate import (
-    ASSUMPTIONS,
-    Estimate,
-    device_flops,
-    estimate,
-)
+from blip2_jax.planning.estimate import ASSUMPTIONS, Estimate, device_flops, estimate
 from blip2_jax.planning.memory import (
     Memory,
     Refusal,
@@ -146,8 +141,12 @@ def make_plan(
     memory = compiled_memory(arguments, compiled)
     found = tuple(collectives(compiled.as_text(), plan.devices))
     guess = estimate(
-        topology, device_flops(dots, plan.mesh), memory, found,
-        batch_per_chip=plan.batch_size / plan.devices, numerator=numerator,
+        topology,
+        device_flops(dots, plan.mesh),
+        memory,
+        found,
+        batch_per_chip=plan.batch_size / plan.devices,
+        numerator=numerator,
         utilisation=utilisation,
-    )  # fmt: skip
+    )
     return dataclasses.replace(plan, memory=memory, collectives=found, estimate=guess)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from blip2_jax import presets, sharding
-from blip2_jax.data import prompts
-from blip2_jax.data.config import family_of
-from blip2_jax.training import config as configuration
+from blip2_jax.data.data_config import family_of
+from blip2_jax.data.text import prompts
+from blip2_jax.models import presets
+from blip2_jax.parallel import sharding
+from blip2_jax.training import train_config as configuration
 from blip2_jax.training.setup import design
 from blip2_jax.training.state import TrainState
 from blip2_jax.training.step import TrainStep
@@ -68,8 +69,9 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
     dtype = compute_dtype(config)
     frozen = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
-        shapes, sharding.shardings(shapes, made.mesh),
-    )  # fmt: skip
+        shapes,
+        sharding.shardings(shapes, made.mesh),
+    )
     batch = batch_shapes(config, made.task, sharding.batch_sharding(made.mesh))
     step = made.train_step(frozen)
     return Program(config, made.mesh, made.task, step, made.state, frozen, batch)

@@ -43,20 +43,31 @@ def verdict(plan: Plan) -> str:
 
 def table(plans: Sequence[Plan]) -> str:
     """One line a plan, for comparison."""
-    rows = [("batch", "mesh (data x fsdp x tensor)", "remat", "fits", "memory",
-             "s/step", "images/s/chip")]  # fmt: skip
+    rows = [
+        (
+            "batch",
+            "mesh (data x fsdp x tensor)",
+            "remat",
+            "fits",
+            "memory",
+            "s/step",
+            "images/s/chip",
+        )
+    ]
     for plan in plans:
         guess = plan.estimate
         total = plan.memory.total if plan.refusal is None else plan.refusal.needed
-        rows.append((
-            str(plan.batch_size),
-            "x".join(map(str, plan.mesh.values())),
-            plan.remat,
-            {True: "yes", False: "no", None: "-"}[plan.fits],
-            "?" if total is None else in_bytes(total),
-            f"{guess.step:.3f}" if guess else "-",
-            f"{guess.rate:.1f}" if guess else "-",
-        ))
+        rows.append(
+            (
+                str(plan.batch_size),
+                "x".join(map(str, plan.mesh.values())),
+                plan.remat,
+                {True: "yes", False: "no", None: "-"}[plan.fits],
+                "?" if total is None else in_bytes(total),
+                f"{guess.step:.3f}" if guess else "-",
+                f"{guess.rate:.1f}" if guess else "-",
+            )
+        )
     return "\n".join(aligned(rows))
 
 
@@ -70,7 +81,7 @@ def scaled(number: float, base: int, unit: str) -> str:
 
 
 def in_bytes(size: float) -> str:
-    """"12.3 GiB"."""
+    """ "12.3 GiB"."""
     return scaled(size, 1024, "B")
 
 
@@ -79,17 +90,20 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        .rstrip()
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _memory(plan: Plan) -> list[str]:
     """Per device, by kind."""
-    what = {"temporaries": "activations, gathered weights, gradients, buffers",
-            "padding": "of arguments, to tile them",
-            "outputs": "beside those written over arguments"}  # fmt: skip
+    what = {
+        "temporaries": "activations, gathered weights, gradients, buffers",
+        "padding": "of arguments, to tile them",
+        "outputs": "beside those written over arguments",
+    }
     rows = [
         ("  " + kind, in_bytes(size), what.get(kind, ""))
         for kind, size in plan.memory.kinds.items()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
-from blip2_jax.models.stack import REMAT_POLICIES
+from blip2_jax.nn.stack import REMAT_POLICIES
+from blip2_jax.parallel.sharding import AXES as MESH_AXES
 from blip2_jax.planning.plan import Plan
 from blip2_jax.planning.report import describe, report, table
-from blip2_jax.sharding import AXES as MESH_AXES
 
 AXES = ("batch", "remat", "mesh")
 # (fsdp, tensor) that are tried beside the configuration's own and beside one and all.
@@ -19,7 +19,7 @@ _NARROWED = 3  # plans between a batch that fits and one of twice its size that 
 
 
 def parse_axes(text: str) -> tuple[str, ...]:
-    """"batch,remat" as names.
+    """ "batch,remat" as names.
 
     Raises:
       ValueError: a name that is none of `AXES`.
@@ -151,8 +151,10 @@ def recommendation(plans: Sequence[Plan], batch_size: int, axes: Sequence[str]) 
         return f"{parts[0]}\n\nno published rates: nothing to recommend by"
     tried = "at any batch" if "batch" in axes else "and batches were not varied"
     chosen, none = best(plans), f"nothing fits, {tried}"
-    for name, found in (("best", chosen),
-                        (f"nearest to batch {batch_size}", nearest(plans, batch_size))):
+    for name, found in (
+        ("best", chosen),
+        (f"nearest to batch {batch_size}", nearest(plans, batch_size)),
+    ):
         parts.append(f"{name}: {describe(found) if found else none}")
     return "\n\n".join([*parts, *([report(chosen)] if chosen else [])])
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from blip2_jax.training.meters import peak_flops
+from blip2_jax.perf.meters import peak_flops
 
 
 @dataclasses.dataclass(frozen=True)

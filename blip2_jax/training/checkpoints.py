@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from blip2_jax import hosts
+from blip2_jax.parallel import hosts
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -154,14 +154,14 @@ class Checkpoints:
                 verify_files(self.directory / str(step))
         except Exception as error:
             wrong = error
-        if hosts.agree(wrong is None):
+        if hosts.broadcast_from_first(wrong is None):
             try:
                 restored = self._restore_step(step, abstract)
             except Exception as error:
                 wrong = error
         if wrong is not None:
             logger.error("checkpoint %d cannot be read: %s", step, _first(wrong))
-        return None if hosts.total(restored is None) else restored
+        return None if hosts.sum_over_hosts(restored is None) else restored
 
     def _restore_step(self, step: int, abstract: Mapping[str, PyTree]) -> Restored:
         items = {
@@ -180,7 +180,7 @@ class Checkpoints:
             while target.exists():
                 target = target.with_name(target.name + "_")
             (self.directory / str(step)).rename(target)
-        hosts.wait("the damaged checkpoint is out of the way")
+        hosts.barrier("the damaged checkpoint is out of the way")
         self._manager.reload()
 
     def read(self, step: int, names: tuple[str, ...]) -> Restored:

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from blip2_jax import sharding
-from blip2_jax.convert.folder import FolderArrays, Manifest, entry, reader
-from blip2_jax.convert.lazy import LazyArrays
-from blip2_jax.convert.names import listed
+from blip2_jax.convert.files.lazy_arrays import LazyArrays
+from blip2_jax.convert.native_folder import FolderArrays, Manifest, entry, reader
 from blip2_jax.convert.positions import POSITIONS, notes_of
+from blip2_jax.convert.tables.name_table import listed
 from blip2_jax.convert.weights import open_arrays
-from blip2_jax.presets import Blip2Config
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.parallel import sharding
 from blip2_jax.training.partition import Tree, flatten, unflatten
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "weights"
@@ -106,7 +106,7 @@ def load_frozen(
         manifest[path] = found | {"source": name}
         if path == POSITIONS and (notes := notes_of(sources[name])):
             manifest[path]["notes"] = list(notes)
-        loaded[path] = sharding.put_parts(shape, layout[path], read, dtype)
+        loaded[path] = sharding.make_sharded_array(shape, layout[path], read, dtype)
     return unflatten(loaded), manifest
 
 

@@ -15,24 +15,24 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from blip2_jax import hosts, sharding
 from blip2_jax.evaluation.evaluators import best_metric
-from blip2_jax.flops import mfu_numerator
-from blip2_jax.models import fused_attention
-from blip2_jax.objectives import ITM_PRIOR_ENTROPY
+from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
+from blip2_jax.nn import fused_attention
+from blip2_jax.parallel import hosts, sharding
+from blip2_jax.perf.flops import mfu_numerator
+from blip2_jax.perf.meters import Meter
 from blip2_jax.training import replay
-from blip2_jax.training.config import ConfigError, to_plain
 from blip2_jax.training.guards import (
     NonFiniteLoss,
     StopRequest,
     check_finite,
     stop_on_signal,
 )
-from blip2_jax.training.meters import Meter
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
 from blip2_jax.training.partition import matches, merge
-from blip2_jax.training.setup import Run, set_up
+from blip2_jax.training.setup import TrainingRun, set_up
 from blip2_jax.training.tasks import model_config
+from blip2_jax.training.train_config import ConfigError, to_plain
 
 CONSTANTS = {"stage1": {"itm_prior_entropy": ITM_PRIOR_ENTROPY}}
 
@@ -55,7 +55,7 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
         return _train(set_up(config, pathlib.Path(directory).absolute()))
 
 
-def _train(run: Run) -> int:
+def _train(run: TrainingRun) -> int:
     """`train`, once all is set up."""
     loop = Loop(run)
     # Between processes, jax itself listens for SIGTERM, so that all stop at one step.
@@ -83,10 +83,12 @@ def flops_per_image(config: ConfigDict) -> int | None:
         return None
     length = config.data.max_text_length
     return mfu_numerator(
-        model_config(config.model), length, length,
+        model_config(config.model),
+        length,
+        length,
         question=length if config.model.get("question_in_qformer", False) else 0,
         trained_vision=not matches(config.frozen, "visual_encoder/blocks"),
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ class _Launched:
 class Loop:
     """One process's view of a run in progress."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         self.run = run
         self.config = run.config
         self.last_saved: int | None = run.start or None
@@ -184,7 +186,7 @@ class Loop:
             self.terminal.advance(launched.step)
         if launched.step % self.config.log_every == 0 or launched.step == 1:
             scalars.pop("finite", None)
-            broken = hosts.total(self.run.batches.faults.counts.total())
+            broken = hosts.sum_over_hosts(self.run.batches.faults.counts.total())
             self.write(
                 launched.step,
                 scalars
@@ -225,7 +227,12 @@ class Loop:
         )
         regular = step % self.config.checkpoint.every == 0
         # Which checkpoints are complete is a matter of time: one process looks.
-        if regular or hosts.agree(is_best) or stopping or step == self.config.steps:
+        if (
+            regular
+            or hosts.broadcast_from_first(is_best)
+            or stopping
+            or step == self.config.steps
+        ):
             self.save(step, metric)
 
     def evaluate(self, step: int) -> float:
@@ -243,7 +250,7 @@ class Loop:
             )
         named = {f"evaluation/{name}": value for name, value in values.items()}
         self.write(step, named)
-        return hosts.agree(values[metric])
+        return hosts.broadcast_from_first(values[metric])
 
     def save(self, step: int, metric: float | None) -> None:
         """Start a checkpoint."""

@@ -108,8 +108,9 @@ def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
     """
     flat = flatten(params)
     blocks = f"{TOWER}/blocks/"
-    depth = next((leaf.shape[0] for path, leaf in flat.items()
-                  if path.startswith(blocks)), 0)
+    depth = next(
+        (leaf.shape[0] for path, leaf in flat.items() if path.startswith(blocks)), 0
+    )
     stacked = np.float32(decay) ** np.arange(depth, 0, -1, dtype=np.float32)
 
     def factor(path: str, leaf: Any) -> np.ndarray:

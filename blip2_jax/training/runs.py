@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from blip2_jax.convert.folder import Manifest, entry
-from blip2_jax.convert.lazy import LazyArrays
-from blip2_jax.convert.opened import TOWERS, Opened
-from blip2_jax.training import config as configuration
-from blip2_jax.training import frozen, initialise
+from blip2_jax.convert.files.lazy_arrays import LazyArrays
+from blip2_jax.convert.model_source import TOWERS, ModelSource
+from blip2_jax.convert.native_folder import Manifest, entry
+from blip2_jax.training import frozen, initial_params
+from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.partition import flatten
 from blip2_jax.training.setup import read_sources
@@ -54,7 +54,7 @@ def open_trained(
     directory: pathlib.Path,
     which: str | int = "best",
     moved: Mapping[str, str] | None = None,
-) -> Opened:
+) -> ModelSource:
     """A checkpoint of a run with its frozen weights, read where they came from.
 
     Args:
@@ -77,14 +77,14 @@ def open_trained(
     with config.unlocked():
         config.frozen_sources.update(moved or {})
     task = make_task(config)
-    shapes = initialise.parameter_shapes(config, task)
+    shapes = initial_params.parameter_shapes(config, task)
     trained = _trained(directory, which, config.evaluation.mode, shapes.trainable)
     paths = list(flatten(shapes.frozen))
-    sources = initialise.frozen_sources(config, task, paths)
+    sources = initial_params.frozen_sources(config, task, paths)
     found = frozen.find_sources(flatten(shapes.frozen), sources)
     tokenizer, stage2 = config.data.tokenizer, config.task == "stage2"
     sizes = task.model.config
-    return Opened(
+    return ModelSource(
         dataclasses.replace(sizes, prompt=config.data.prompt or sizes.prompt),
         RunArrays(trained, sources, found, read_sources(directory)["frozen"]),
         "run",

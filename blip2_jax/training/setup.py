@@ -18,24 +18,24 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from blip2_jax import hosts, sharding
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.evaluation.evaluators import Evaluator, make_evaluator
-from blip2_jax.objectives import Negatives
-from blip2_jax.training import config as configuration
-from blip2_jax.training import frozen, initialise, replay
+from blip2_jax.losses.objectives import Negatives
+from blip2_jax.parallel import hosts, sharding
+from blip2_jax.training import frozen, initial_params, replay
+from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
-from blip2_jax.training.config import ConfigError
 from blip2_jax.training.optimizer import make_optimizer
 from blip2_jax.training.partition import Partition, Tree
 from blip2_jax.training.schedule import Schedule, make_schedule
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep, make_train_step
 from blip2_jax.training.tasks import Task, make_task
+from blip2_jax.training.train_config import ConfigError
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingRun:
     """A run that is ready for its next step.
 
     Attributes:
@@ -77,7 +77,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
+class StepPlan:
     """What follows from a configuration and its devices alone: no file is opened.
 
     Attributes:
@@ -99,14 +99,17 @@ class Design:
     def train_step(self, frozen: Tree) -> TrainStep:
         """The step for these frozen parameters (or their shapes)."""
         return make_train_step(
-            self.task, self.optimizer, self.schedule, self.mesh, self.state, frozen,
+            self.task,
+            self.optimizer,
+            self.schedule,
+            self.mesh,
+            self.state,
+            frozen,
             seed=self.config.seed,
-        )  # fmt: skip
+        )
 
 
-def design(
-    config: ConfigDict, devices: Sequence[jax.Device] | None = None
-) -> Design:
+def design(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> StepPlan:
     """Check a canonical configuration and design its step.
 
     Args:
@@ -120,11 +123,11 @@ def design(
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
     task = make_task(config)
-    shapes = initialise.parameter_shapes(config, task)
+    shapes = initial_params.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     state = _abstract_state(optimizer, shapes.trainable, mesh)
-    return Design(config, mesh, task, shapes, schedule, optimizer, state)
+    return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +140,7 @@ class _Values:
     report: list[str]
 
 
-def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
+def set_up(config: ConfigDict, directory: pathlib.Path) -> TrainingRun:
     """Check, open, restore or initialise; then write what a new run stores.
 
     Raises:
@@ -145,7 +148,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         and a directory that did not exist still does not.
     """
     config = configuration.canonical(config)
-    continues = bool(hosts.agree(check_directory(config, directory)))
+    continues = bool(hosts.broadcast_from_first(check_directory(config, directory)))
     made = design(config)
     mesh, task, shapes = made.mesh, made.task, made.shapes
     optimizer, target = made.optimizer, made.state
@@ -154,17 +157,17 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
     batches = open_batches(config, task, mesh, values.step if values else 0)
     evaluator = make_evaluator(config, task)
     negatives = replay.read(config.replay)
-    constants, manifest = initialise.load_frozen_parameters(
+    constants, manifest = initial_params.load_frozen_parameters(
         config, task, shapes.frozen, mesh
     )
     if continues:
         verify_sources(directory, manifest, batches.fingerprint)
     if values is None:
-        start = initialise.initialise(config, task, shapes.trainable, mesh)
+        start = initial_params.initialise(config, task, shapes.trainable, mesh)
         values = begin(start, optimizer, target)
     if not continues:
         write_run(config, directory, manifest, batches.fingerprint)
-    return Run(
+    return TrainingRun(
         config=config,
         directory=directory,
         mesh=mesh,
@@ -179,9 +182,13 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> Run:
         evaluator=evaluator,
         negatives=negatives,
         report=[
-            _sizes(mesh, values, constants), *values.report,
-            *(f"from {told['source']}: {note}" for told in manifest.values()
-              for note in told.get("notes", ())),
+            _sizes(mesh, values, constants),
+            *values.report,
+            *(
+                f"from {told['source']}: {note}"
+                for told in manifest.values()
+                for note in told.get("notes", ())
+            ),
         ],
     )
 
@@ -229,7 +236,9 @@ def restore(
 
 
 def begin(
-    start: initialise.Start, optimizer: optax.GradientTransformation, target: TrainState
+    start: initial_params.InitialParams,
+    optimizer: optax.GradientTransformation,
+    target: TrainState,
 ) -> _Values:
     """The state before the first step, laid out as the target is."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, target)
@@ -256,13 +265,13 @@ def write_run(
     config: ConfigDict, directory: pathlib.Path, manifest: Any, fingerprint: Any
 ) -> None:
     """Make the run's directory: `sources.json`, then `config.json`."""
-    hosts.wait("every process is ready")
+    hosts.barrier("every process is ready")
     if hosts.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         sources = {"frozen": manifest, "data": fingerprint}
         (directory / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
         configuration.write_config(directory, config)
-    hosts.wait("the run is written")
+    hosts.barrier("the run is written")
 
 
 def read_sources(directory: pathlib.Path) -> dict[str, Any]:

@@ -14,24 +14,24 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from blip2_jax import presets
-from blip2_jax.data.config import Format, with_question
-from blip2_jax.models.blip2 import init_params
-from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.contrast import ContrastModel, TextTowerConfig
-from blip2_jax.models.contrast import init_params as init_contrast
-from blip2_jax.models.language_model import build_language_model
-from blip2_jax.training.chunks import Gradients, check_options, mean_in_chunks
-from blip2_jax.training.contrast import ContrastOptions, contrast_loss
-from blip2_jax.training.language import (
+from blip2_jax.data.data_config import Format, with_question
+from blip2_jax.losses.chunks import Gradients, check_options, mean_in_chunks
+from blip2_jax.losses.image_text_contrast import ContrastOptions, contrast_loss
+from blip2_jax.losses.language_model import (
     LanguageModelOptions,
     initial_language_model,
     language_loss,
 )
-from blip2_jax.training.stage1 import Stage1Options, stage1_loss
-from blip2_jax.training.stage1_chunks import check_encoder, stage1_in_chunks
-from blip2_jax.training.stage2 import Stage2Options, stage2_loss
+from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
+from blip2_jax.losses.stage1_chunks import check_encoder, stage1_in_chunks
+from blip2_jax.losses.stage2 import Stage2Options, stage2_loss
+from blip2_jax.models import presets
+from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.models.language.interface import build_language_model
+from blip2_jax.models.vision.contrastive_pair import ContrastModel, TextTowerConfig
+from blip2_jax.models.vision.contrastive_pair import init_params as init_contrast
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -151,14 +151,16 @@ def _options(kind: type, options: ConfigDict) -> Any:
 
 
 def _stage1(config: ConfigDict) -> Task:
-    model = Blip2Stage1(model_config(config.model), **_how(config))
+    model = Blip2Stage1(model_config(config.model), **module_kwargs(config))
     options = _options(Stage1Options, config.objective)
     init = lambda key: init_params(model, key)
     count = config.optimizer.accumulate
     check_options(
-        count, itm_every=options.itm_every, itg_every=options.itg_every,
+        count,
+        itm_every=options.itm_every,
+        itg_every=options.itg_every,
         num_shards=options.num_shards,
-    )  # fmt: skip
+    )
     if count > 1:
         check_encoder(count, init, config.frozen)
     return Task(
@@ -178,7 +180,9 @@ def _stage2(config: ConfigDict) -> Task:
     sizes = model_config(config.model)
     family = _family(_language_sizes(sizes))
     asks_qformer = config.model.get("question_in_qformer", False)  # not in old runs
-    model = Blip2Stage2(sizes, **_how(config), question_in_qformer=asks_qformer)
+    model = Blip2Stage2(
+        sizes, **module_kwargs(config), question_in_qformer=asks_qformer
+    )
     options = _options(Stage2Options, config.objective)
     check_options(config.optimizer.accumulate, num_shards=options.num_shards)
 
@@ -208,11 +212,16 @@ def _contrast(config: ConfigDict) -> Task:
             "contrast task takes its batch at once: it must be 1"
         )
     text = TextTowerConfig(
-        vocab_size=sizes.qformer.vocab_size, width=options.text_width,
-        depth=options.text_depth, heads=options.text_heads,
-        mlp_dim=2 * options.text_width, window=options.text_window,
+        vocab_size=sizes.qformer.vocab_size,
+        width=options.text_width,
+        depth=options.text_depth,
+        heads=options.text_heads,
+        mlp_dim=2 * options.text_width,
+        window=options.text_window,
     )
-    model = ContrastModel(sizes.vision, text, options.projection_dim, **_how(config))
+    model = ContrastModel(
+        sizes.vision, text, options.projection_dim, **module_kwargs(config)
+    )
     return Task(
         name="contrast",
         model=model,
@@ -229,7 +238,7 @@ def _language_model(config: ConfigDict) -> Task:
     """A language model, to be frozen later, learns from text alone."""
     sizes = _language_sizes(model_config(config.model))
     decoder_only = _family(sizes) == "decoder"
-    model = build_language_model(sizes, **_how(config))
+    model = build_language_model(sizes, **module_kwargs(config))
     options = _options(LanguageModelOptions, config.objective)
 
     def init(key: jax.Array) -> dict[str, Any]:
@@ -237,9 +246,7 @@ def _language_model(config: ConfigDict) -> Task:
         batch = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
         batch |= dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
         variables = model.init(key, None, batch, method="training_logits")
-        params = initial_language_model(
-            variables["params"], sizes, options.initial_std
-        )
+        params = initial_language_model(variables["params"], sizes, options.initial_std)
         return {"language_model": params}
 
     def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
@@ -262,10 +269,11 @@ def _chunked_mean(config: ConfigDict, loss: Loss, weight: str) -> Gradients | No
     return mean_in_chunks(loss, count, weight) if count > 1 else None
 
 
-def _how(config: ConfigDict) -> dict[str, Any]:
+def module_kwargs(config: ConfigDict) -> dict[str, Any]:
     """What every module takes beside its sizes."""
     return {
-        "dtype": compute_dtype(config), "scan": config.model.scan,
+        "dtype": compute_dtype(config),
+        "scan": config.model.scan,
         "remat": config.model.remat,
     }
 

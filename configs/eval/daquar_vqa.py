@@ -7,8 +7,8 @@ photos than those that the questions are about. Paths as in `daquar_vqa.py`.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.config import default_evaluation
-from configs.daquar_vqa import questions, read_paths
+from blip2_jax.configs.daquar_vqa import questions, read_paths
+from blip2_jax.evaluation.eval_config import default_evaluation
 
 PICTURES = ("blank", "shuffled")
 

@@ -5,7 +5,7 @@ What every evaluation starts from; `--config.KEY=VALUE` changes a key.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.config import default_evaluation
+from blip2_jax.evaluation.eval_config import default_evaluation
 
 
 def get_config() -> ConfigDict:

@@ -7,8 +7,8 @@ five captions by people; ten of them go on a page beside their photos. Paths as 
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.config import default_evaluation
-from configs.flickr8k_stage1 import photos, read_paths
+from blip2_jax.configs.flickr8k_stage1 import photos, read_paths
+from blip2_jax.evaluation.eval_config import default_evaluation
 
 
 def get_config(paths: str = "") -> ConfigDict:

@@ -6,8 +6,8 @@ then the best 32 of each list re-ranked by ITM. Paths as in `flickr8k_stage1.py`
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.config import default_evaluation
-from configs.flickr8k_stage1 import photos, read_paths
+from blip2_jax.configs.flickr8k_stage1 import photos, read_paths
+from blip2_jax.evaluation.eval_config import default_evaluation
 
 
 def get_config(paths: str = "") -> ConfigDict:

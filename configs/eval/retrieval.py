@@ -9,9 +9,9 @@ Paths as in `evaluation/paper.py`; behind the row, `data=DIR`, `weights=DIR` and
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation import paper
+from blip2_jax.paper import paper_tables
 
 
 def get_config(row: str = "coco,vitg") -> ConfigDict:
     """The evaluation's configuration."""
-    return paper.retrieval(paper.read_row("retrieval", row))
+    return paper_tables.retrieval(paper_tables.read_row("retrieval", row))

@@ -9,7 +9,7 @@ those the questions are about. No recipe was tuned on these scenes.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.config import default_evaluation
+from blip2_jax.evaluation.eval_config import default_evaluation
 
 START, SCENES = 20_000, 200
 TASKS = {

@@ -9,9 +9,9 @@ Paths as in `evaluation/paper.py`; behind the row, `data=DIR`, `weights=DIR` and
 
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation import paper
+from blip2_jax.paper import paper_tables
 
 
 def get_config(row: str = "vqav2_test,opt6.7b") -> ConfigDict:
     """The evaluation's configuration."""
-    return paper.vqa_finetuned(paper.read_row("vqa_finetuned", row))
+    return paper_tables.vqa_finetuned(paper_tables.read_row("vqa_finetuned", row))

@@ -2,8 +2,8 @@
 
 import pytest
 
-import all as everything
-import harness
+from benchmarks import all as everything
+from benchmarks import harness
 
 
 @pytest.fixture
@@ -39,8 +39,9 @@ def test_every_script_gets_its_flags(commands):
     assert list(found) == list(everything.SCRIPTS)
     for script, flags in found.items():
         own = {
-            "generation.py": ["--torch_python", "other"], "image_pipeline.py": photos,
-        }.get(script, [])  # fmt: skip
+            "generation.py": ["--torch_python", "other"],
+            "image_pipeline.py": photos,
+        }.get(script, [])
         assert flags == ["--tiny", "--write", *counts, *peers, *own]
 
 

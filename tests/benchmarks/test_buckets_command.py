@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-import length_buckets
+from benchmarks import length_buckets
 
 BUCKETS = ("24", "32")
 

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import harness
-import ours
-import stage1_step
-import stage2_step
-import startup
-from blip2_jax import presets
+from benchmarks import harness, ours, stage1_step, stage2_step, startup
+from blip2_jax.models import presets
 
 
 def stage2_sizes(name):

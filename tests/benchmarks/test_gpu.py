@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-import gpu
-import harness
+from benchmarks import gpu, harness
 
 CPU = ("--tiny", "--device", "cpu", "--rounds", "1", "--threads", "1")
 
@@ -24,10 +23,13 @@ def row(table, name):
     return dict(zip(gpu.HEAD, cells, strict=True))
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[] if name == "opt" else pytest.mark.slow)
-    for name in gpu.MODELS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "opt" else pytest.mark.slow)
+        for name in gpu.MODELS
+    ],
+)
 def test_a_model_on_a_cpu(name, command, capsys):
     command(*CPU, "--model", name)
     assert gpu.main() == 0
@@ -68,11 +70,17 @@ def test_rates_as_shares_of_the_peak():
     assert told == "ours, original"
     shares = ("ratio", "MFU", "of executed FLOPs", "device GB")
     assert [row(table, "ours")[name] for name in shares] == [
-        "2.00", "40.0%", "40.0%", "2.0"
-    ]  # fmt: skip
+        "2.00",
+        "40.0%",
+        "40.0%",
+        "2.0",
+    ]
     assert [row(table, "original")[name] for name in shares] == [
-        "1.00", "20.0%", "", "2.0"
-    ]  # fmt: skip
+        "1.00",
+        "20.0%",
+        "",
+        "2.0",
+    ]
 
 
 @pytest.mark.parametrize("device, attentions", [("cuda", 2), ("cpu", 1)])

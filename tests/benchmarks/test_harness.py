@@ -5,14 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-import generation
-import given
-import harness
-import image_pipeline
-import reranking
-import stage1_step
-import stage2_step
-import startup
+from benchmarks import (
+    generation,
+    given,
+    harness,
+    image_pipeline,
+    reranking,
+    stage1_step,
+    stage2_step,
+    startup,
+)
 
 
 def test_a_section_is_put_at_the_end_and_later_replaced():
@@ -41,9 +43,13 @@ def test_what_was_written_by_hand_stays(title):
 
 def test_the_sections_of_the_page_say_what_may_be_replaced():
     titles = [
-        *stage1_step.TITLES.values(), *map(stage2_step.title, stage2_step.LANGUAGE),
-        generation.TITLE, reranking.TITLE, image_pipeline.TITLE, startup.TITLE,
-    ]  # fmt: skip
+        *stage1_step.TITLES.values(),
+        *map(stage2_step.title, stage2_step.LANGUAGE),
+        generation.TITLE,
+        reranking.TITLE,
+        image_pipeline.TITLE,
+        startup.TITLE,
+    ]
     page = harness.PAGE.read_text()
     for title in titles:
         _, section = page.split(f"## {title}\n")

@@ -1,6 +1,6 @@
 """The page of scaling keeps the rows that were not planned anew."""
 
-import scaling
+from benchmarks import scaling
 
 BEFORE, AFTER = "# Scaling\n", "\nWhich mesh\n"
 
@@ -25,9 +25,12 @@ def test_rows_without_a_plan_stay_and_unknown_ones_go(tmp_path, monkeypatch):
     head = f"{scaling.HEADER}\n{scaling.RULE}\n"
     tables = (f"{line(two, 'no')}\n{line(other, 'no')}\n{line(one, 'yes')}\n", "")
     kept = (f"{line(one, 'yes')}\n{line(two, 'no')}\n", "")
-    page = lambda bodies: BEFORE + "".join(
-        f"<!-- {mark} -->\n{head}{body}<!-- end -->{AFTER}"
-        for mark, body in zip(("paper", "curve"), bodies, strict=True)
+    page = lambda bodies: (
+        BEFORE
+        + "".join(
+            f"<!-- {mark} -->\n{head}{body}<!-- end -->{AFTER}"
+            for mark, body in zip(("paper", "curve"), bodies, strict=True)
+        )
     )
     monkeypatch.setattr(scaling, "PAGE", tmp_path / "scaling.md")
     scaling.PAGE.write_text(page(tables))

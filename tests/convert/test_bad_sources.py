@@ -5,19 +5,19 @@ import json
 import pickle
 
 import numpy as np
-import peers
 import pytest
-from golden_stage1 import STAGE1, config
 from safetensors.numpy import load_file, save_file
 
-from blip2_jax import presets
-from blip2_jax.convert import output
-from blip2_jax.convert.folder import write_folder
+from blip2_jax.cli import convert
+from blip2_jax.convert.files import atomic_output
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_folder import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
-from blip2_jax.convert.sources import Source, SourceError
-from blip2_jax.opening import Beside, open_model
-from launch import convert
+from blip2_jax.convert.native_folder import write_folder
+from blip2_jax.models import presets
+from blip2_jax.training.open_model import ExtraWeights, open_model
+from tests.support import peer_models as peers
+from tests.support.golden_stage1 import STAGE1, config
 
 
 class RunsCode:
@@ -39,7 +39,7 @@ def stage1(tmp_path):
     arrays = load_file(STAGE1 / "weights.safetensors")
     path = peers.write_pickle(tmp_path / "stage1.pth", arrays)
     sizes = peers.write_sizes(tmp_path / "sizes.json", config())
-    return path, Beside(sizes=sizes, qformer_tokenizer="shapes:bert")
+    return path, ExtraWeights(sizes=sizes, qformer_tokenizer="shapes:bert")
 
 
 def truncate(path):
@@ -72,7 +72,7 @@ def test_an_index_that_names_what_a_shard_lacks(huggingface):
     shard = next(iter(content["weight_map"].values()))
     index.write_text(json.dumps({"weight_map": {"no_such_array": shard}}))
     with pytest.raises(SourceError, match=f"{shard} lacks no_such_array"):
-        Source(huggingface)
+        CheckpointFiles(huggingface)
 
 
 def test_a_pickle_with_code(tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_another_size(stage1):
     with pytest.raises(SourceError, match=r"sizes of no released model.*--sizes"):
         open_model(path)
     with pytest.raises(SourceError, match=r"arrays have another size: .*the model"):
-        open_model(path, Beside(sizes="pretrain"))
+        open_model(path, ExtraWeights(sizes="pretrain"))
 
 
 def test_weights_that_are_not_those_of_their_config(huggingface):
@@ -103,7 +103,7 @@ def test_weights_that_are_not_those_of_their_config(huggingface):
 
 def test_an_unknown_array_is_named(stage1):
     path, beside = stage1
-    arrays = dict(Source(path)) | {"extra.weight": np.zeros(3, np.float32)}
+    arrays = dict(CheckpointFiles(path)) | {"extra.weight": np.zeros(3, np.float32)}
     peers.write_pickle(path, arrays)
     with pytest.raises(SourceError, match=r"1 arrays that this model does not.*extra"):
         open_model(path, beside)
@@ -111,7 +111,7 @@ def test_an_unknown_array_is_named(stage1):
 
 def test_a_missing_array_is_named(stage1):
     path, beside = stage1
-    arrays = dict(Source(path))
+    arrays = dict(CheckpointFiles(path))
     del arrays["Qformer.bert.encoder.layer.1.attention.self.key.weight"]
     peers.write_pickle(path, arrays)
     with pytest.raises(SourceError, match=r"layer_1/attention/key/kernel \(no Qformer"):
@@ -120,7 +120,9 @@ def test_a_missing_array_is_named(stage1):
 
 def test_a_frozen_tower_that_nobody_named(stage1):
     path, beside = stage1
-    arrays = {k: v for k, v in Source(path).items() if "visual_encoder" not in k}
+    arrays = {
+        k: v for k, v in CheckpointFiles(path).items() if "visual_encoder" not in k
+    }
     peers.write_pickle(path, arrays)
     with pytest.raises(SourceError, match=r"holds no image encoder.*--vision"):
         open_model(path, beside)
@@ -162,7 +164,7 @@ def test_interrupted_conversions_leave_nothing(stage1, tmp_path, monkeypatch):
         if len(written) > 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(output.ShardWriter, "add", stop)
+    monkeypatch.setattr(atomic_output.ShardWriter, "add", stop)
     for write in (write_folder, write_huggingface):
         written.clear()
         with pytest.raises(KeyboardInterrupt):

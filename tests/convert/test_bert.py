@@ -5,17 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
-from tolerances import assert_values
 
-from blip2_jax.convert import names
 from blip2_jax.convert.arrays import ConvertedArrays
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.tables import name_table
 from blip2_jax.convert.towers import bert_part
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.presets import Blip2Config, FeaturesConfig, QFormerConfig
+from blip2_jax.models.presets import Blip2Config, FeaturesConfig, QFormerConfig
+from tests.support import peer_models as peers
+from tests.support.tolerances import assert_values
 
 SIZES = QFormerConfig(16, 2, 2, 24, num_queries=3, vocab_size=31, max_positions=12)
 MODEL = Blip2Stage1(Blip2Config(FeaturesConfig(4, 8), SIZES))
@@ -28,8 +28,12 @@ def bert():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = transformers.BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=24, max_position_embeddings=12,
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=12,
     )
     peer = transformers.BertForMaskedLM(sizes).eval()
     peer.bert.embeddings.token_type_embeddings.weight.data.zero_()
@@ -48,11 +52,11 @@ def state(bert):
 
 def start(path, arrays, fresh, sizes=SIZES):
     """The fresh parameters with what a BERT's file has in place."""
-    source = Source(peers.write_pickle(path / "bert.pth", arrays, wrapper=""))
+    source = CheckpointFiles(peers.write_pickle(path / "bert.pth", arrays, wrapper=""))
     taken = dict(ConvertedArrays([bert_part(source, sizes)]))
-    flat = names.flatten(fresh)
+    flat = name_table.flatten(fresh)
     assert taken.keys() <= flat.keys()
-    return names.nest(flat | taken)
+    return name_table.nest(flat | taken)
 
 
 def test_reads_text_as_bert(bert, fresh, tmp_path):
@@ -60,9 +64,7 @@ def test_reads_text_as_bert(bert, fresh, tmp_path):
     ids = np.random.default_rng(0).integers(0, 30, (2, 5))
     mask = np.array([[1] * 5, [1, 1, 1, 0, 0]])
     with torch.no_grad():
-        out = bert(
-            torch.tensor(ids), torch.tensor(mask), output_hidden_states=True
-        )
+        out = bert(torch.tensor(ids), torch.tensor(mask), output_hidden_states=True)
 
     @jax.jit
     def run(params):
@@ -103,7 +105,7 @@ def test_a_part_that_is_absent_is_not_given(bert, fresh, tmp_path):
     source = state(bert)
     deeper = dataclasses.replace(SIZES, depth=3)
     path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")
-    arrays = ConvertedArrays([bert_part(Source(path), deeper)])
+    arrays = ConvertedArrays([bert_part(CheckpointFiles(path), deeper)])
     assert not any("layer_2" in name for name in arrays)
     with pytest.raises(SourceError, match=r"layer_2.*no bert\.encoder\.layer\.2"):
         arrays.check(dict.fromkeys(["qformer/layer_2/text_mlp/up/kernel"]))
@@ -113,7 +115,7 @@ def test_another_bert_is_refused(bert, tmp_path):
     source = state(bert)
     source["bert.embeddings.position_embeddings.weight"] = np.ones((9, 16), np.float32)
     path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")
-    arrays = ConvertedArrays([bert_part(Source(path), SIZES)])
-    expected = names.flatten(jax.eval_shape(lambda: init_params(MODEL, KEY)))
+    arrays = ConvertedArrays([bert_part(CheckpointFiles(path), SIZES)])
+    expected = name_table.flatten(jax.eval_shape(lambda: init_params(MODEL, KEY)))
     with pytest.raises(SourceError, match=r"position is \(9, 16\), .* \(12, 16\)"):
         arrays.check(expected, absent=(r".*",))

@@ -1,21 +1,21 @@
 """What this package trains goes out: to Hugging Face, to LAVIS, to a folder of ours."""
 
 import numpy as np
-import peers
 import pytest
 from PIL import Image
-from tiny_runs import make_run, tiny_config
 
 import blip2_jax
-from blip2_jax.convert.folder import read_folder, write_folder
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_folder import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.native_folder import read_folder, write_folder
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
-from blip2_jax.opening import Beside, open_model
-from blip2_jax.training import frozen, initialise
+from blip2_jax.training import frozen, initial_params
+from blip2_jax.training.open_model import ExtraWeights, open_model
 from blip2_jax.training.setup import set_up
+from tests.support import peer_models as peers
+from tests.support.tiny_runs import make_run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def test_a_stage1_run_becomes_theirs(tmp_path):
     np.testing.assert_allclose(match.itm, expected, atol=1e-5)
 
     write_lavis(opened, tmp_path / "stage1.pth")
-    names = list(Source(tmp_path / "stage1.pth"))
+    names = list(CheckpointFiles(tmp_path / "stage1.pth"))
     assert not any(name.startswith("visual_encoder") for name in names)
     write_lavis(opened, tmp_path / "all.pth", complete=True)
     sizes = peers.write_sizes(tmp_path / "sizes.json", opened.config)
-    back = open_model(tmp_path / "all.pth", Beside(sizes=sizes))
+    back = open_model(tmp_path / "all.pth", ExtraWeights(sizes=sizes))
     peers.assert_same(back.arrays, opened.arrays)
 
 
@@ -100,9 +100,9 @@ def test_the_text_branch_comes_from_stage1_and_is_carried(run, tmp_path):
     write_lavis(open_model(tmp_path / "stage1"), tmp_path / "stage1.pth", complete=True)
     write_lavis(open_model(run), tmp_path / "stage2.pth", complete=True)
     sizes = peers.write_sizes(tmp_path / "sizes.json", open_model(run).config)
-    without = open_model(tmp_path / "stage2.pth", Beside(sizes=sizes))
+    without = open_model(tmp_path / "stage2.pth", ExtraWeights(sizes=sizes))
     assert "without the Q-Former's text branch" in without.summary()
-    beside = Beside(sizes=sizes, text_branch=str(tmp_path / "stage1.pth"))
+    beside = ExtraWeights(sizes=sizes, text_branch=str(tmp_path / "stage1.pth"))
     opened = open_model(tmp_path / "stage2.pth", beside)
     assert f"{len(opened.carried())} of them the Q-Former's text" in opened.summary()
     stage1 = open_model(tmp_path / "stage1").arrays
@@ -113,7 +113,7 @@ def test_the_text_branch_comes_from_stage1_and_is_carried(run, tmp_path):
     with pytest.raises(SourceError, match="without a text branch"):
         open_model(
             tmp_path / "stage2.pth",
-            Beside(sizes=sizes, text_branch=str(tmp_path / "stage2.pth")),
+            ExtraWeights(sizes=sizes, text_branch=str(tmp_path / "stage2.pth")),
         )
 
 
@@ -125,7 +125,7 @@ def test_a_frozen_tower_of_another_project_trains(tmp_path):
     config = tiny_config("stage1").unlock()
     config.init.from_weights = (str(tmp_path / "stage1.pth"),)
     config.frozen_sources.vision = str(tmp_path / "stage1.pth")
-    given = initialise.given_arrays(config)
+    given = initial_params.given_arrays(config)
     assert set(next(iter(given.values()))) == set(opened.arrays)
     made = set_up(config, tmp_path / "again")
     made.checkpoints.close()
@@ -158,7 +158,7 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
         blip2_jax.load(tmp_path / "run", vision=spec)
         set_up(config_with(spec), tmp_path / "run").checkpoints.close()
 
-    arrays = dict(Source(tmp_path / "b.pth"))
+    arrays = dict(CheckpointFiles(tmp_path / "b.pth"))
     arrays["visual_encoder.cls_token"] = arrays["visual_encoder.cls_token"] + 1
     changed = str(peers.write_pickle(tmp_path / "c.pth", arrays))
     for use in (

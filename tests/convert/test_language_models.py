@@ -2,18 +2,16 @@
 
 import functools
 
-import golden_stage2 as golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_values
 
-from blip2_jax.convert import lavis, names
-from blip2_jax.convert.huggingface import huggingface_rules
-from blip2_jax.convert.lavis_stage2 import language_model_rules, stage2_rules
+from blip2_jax.convert.tables import lavis, name_table
+from blip2_jax.convert.tables.huggingface import huggingface_rules
+from blip2_jax.convert.tables.lavis_stage2 import language_model_rules, stage2_rules
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.presets import (
+from blip2_jax.models.presets import (
     Blip2Config,
     FeaturesConfig,
     OPTConfig,
@@ -22,12 +20,14 @@ from blip2_jax.presets import (
     ViTConfig,
     preset,
 )
+from tests.support import golden_stage2 as golden
+from tests.support.tolerances import assert_values
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_there_and_back_is_bit_identical(name):
     source = golden.source(name)
-    back = names.to_source(golden.params(name), golden.rules(name))
+    back = name_table.to_source(golden.params(name), golden.rules(name))
     assert back.keys() | {lavis.POSITION_IDS} == source.keys()
     for key, array in back.items():
         np.testing.assert_array_equal(array, source[key], key)
@@ -37,7 +37,7 @@ def test_a_missing_layer_is_named():
     source = dict(golden.source("stage2_opt_a"))
     del source["opt_model.model.decoder.layers.1.fc1.weight"]
     with pytest.raises(ValueError, match="language_model/blocks/mlp/up/kernel"):
-        names.to_ours_complete(
+        name_table.to_ours_complete(
             source, golden.rules("stage2_opt_a"), ignore=[lavis.POSITION_IDS]
         )
 
@@ -55,30 +55,47 @@ def test_features_have_no_huggingface_table():
 
 
 VISION = ViTConfig(16, 2, 2, 24, image_size=28)
-QFORMER = QFormerConfig(
-    16, 2, 2, 24, num_queries=4, vocab_size=20, max_positions=16
-)
+QFORMER = QFormerConfig(16, 2, 2, 24, num_queries=4, vocab_size=20, max_positions=16)
 LANGUAGE = {
     "opt": OPTConfig(16, 2, 2, 24, vocab_size=40, max_positions=32),
     "t5": T5Config(
-        16, 2, 2, 24, head_width=8, vocab_size=40, relative_buckets=8,
+        16,
+        2,
+        2,
+        24,
+        head_width=8,
+        vocab_size=40,
+        relative_buckets=8,
         relative_max_distance=10,
     ),
-}  # fmt: skip
+}
 
 
 def text_config(transformers, config):
     if isinstance(config, OPTConfig):
         return transformers.OPTConfig(
-            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-            ffn_dim=24, max_position_embeddings=32, word_embed_proj_dim=16,
-        )  # fmt: skip
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            ffn_dim=24,
+            max_position_embeddings=32,
+            word_embed_proj_dim=16,
+        )
     return transformers.T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
-        relative_attention_num_buckets=8, relative_attention_max_distance=10,
-        feed_forward_proj="gated-gelu", dense_act_fn="gelu", tie_word_embeddings=False,
+        vocab_size=40,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=10,
+        feed_forward_proj="gated-gelu",
+        dense_act_fn="gelu",
+        tie_word_embeddings=False,
         decoder_start_token_id=0,
-    )  # fmt: skip
+    )
 
 
 def huggingface_model(config):
@@ -88,18 +105,26 @@ def huggingface_model(config):
     model = transformers.Blip2ForConditionalGeneration(
         transformers.Blip2Config(
             vision_config=dict(
-                hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                num_attention_heads=2, image_size=28, patch_size=14,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=28,
+                patch_size=14,
             ),
             qformer_config=dict(
-                hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                intermediate_size=24, vocab_size=20, max_position_embeddings=16,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=24,
+                vocab_size=20,
+                max_position_embeddings=16,
                 encoder_hidden_size=16,
             ),
             text_config=text_config(transformers, config).to_dict(),
             num_query_tokens=4,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     for name, parameter in model.named_parameters():
         if not name.startswith("language_model."):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -125,8 +150,8 @@ def test_equals_huggingface(family):
     config = Blip2Config(VISION, QFORMER, LANGUAGE[family])
     source = {key: value.numpy() for key, value in theirs.state_dict().items()}
     rules = huggingface_rules(config)
-    params = names.to_ours_complete(source, rules)
-    back = names.to_source(params, rules)
+    params = name_table.to_ours_complete(source, rules)
+    back = name_table.to_source(params, rules)
     assert back.keys() == source.keys()
     for key, array in back.items():
         np.testing.assert_array_equal(array, source[key], key)
@@ -152,6 +177,6 @@ def test_language_model_alone():
         for name, array in golden.source("stage2_t5_a").items()
         if name.startswith(prefix)
     }
-    alone = names.to_ours_complete(source, language_model_rules(config))
+    alone = name_table.to_ours_complete(source, language_model_rules(config))
     expected = golden.params("stage2_t5_a")["language_model"]
     jax.tree.map(np.testing.assert_array_equal, alone["language_model"], expected)

@@ -2,19 +2,19 @@
 
 import jax
 import numpy as np
-import peers
 import pytest
 from PIL import Image
-from tolerances import assert_ids, assert_values
 
 import blip2_jax
-from blip2_jax import inputs
 from blip2_jax.convert.huggingface_folder import write_huggingface
-from blip2_jax.data.text import load_tokenizer
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.generation import DecodingConfig
-from blip2_jax.generation.writers import LanguageWriter
+from blip2_jax.inference import inputs
+from blip2_jax.inference.text_generators import LanguageModelGenerator
 from blip2_jax.models.blip2 import normalize_images
-from blip2_jax.opening import open_model
+from blip2_jax.training.open_model import open_model
+from tests.support import peer_models as peers
+from tests.support.tolerances import assert_ids, assert_values
 
 TEXTS = ["a large red circle", "small blue star left of a large green ring", ""]
 
@@ -65,10 +65,13 @@ SETTINGS = {
     },
     "beam_early": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3},
     "beam_all": {
-        "num_beams": 5, "min_new_tokens": 3, "length_penalty": -1.0,
-        "repetition_penalty": 1.3, "num_return_sequences": 2,
+        "num_beams": 5,
+        "min_new_tokens": 3,
+        "length_penalty": -1.0,
+        "repetition_penalty": 1.3,
+        "num_return_sequences": 2,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -81,12 +84,10 @@ def test_generates_their_ids(folder, family, name):
     ids = theirs.generate(**given, do_sample=False, **settings).numpy()
     model = blip2_jax.load(path, precision="float32")
     tokenizer = load_tokenizer(str(path), language_model=True)
-    writer = LanguageWriter(model.model, model.params, tokenizer)
+    writer = LanguageModelGenerator(model.model, model.params, tokenizer)
     pixels = inputs.as_images(pictures(), 28)
     config = DecodingConfig(**settings)
-    found = jax.device_get(
-        writer.write(pixels, writer.rows(TEXTS, None), config, None)
-    )
+    found = jax.device_get(writer.write(pixels, writer.rows(TEXTS, None), config, None))
     ids = ids.reshape(len(TEXTS), config.num_return_sequences, -1)
     if family == "t5":
         ids = ids[..., 1:]  # the decoder's start token
@@ -139,7 +140,8 @@ def test_other_resolutions(tmp_path, size):
             torch.tensor(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True
         ).last_hidden_state
     found = model.model.apply(
-        {"params": model.params}, images,
+        {"params": model.params},
+        images,
         method=lambda m, x: m.ln_vision(m.encode_image(x)).applied(),
     )
     assert_values(found, expected.numpy())

@@ -4,21 +4,22 @@ import functools
 import json
 
 import jax
-import peers
 import pytest
-from conftest import GOLDENS
 
-from blip2_jax.convert import lavis
-from blip2_jax.convert.huggingface import huggingface_rules
 from blip2_jax.convert.lavis_file import lavis_arrays, lavis_rules
-from blip2_jax.convert.opened import TOWERS, Opened, expected_shapes
+from blip2_jax.convert.model_source import TOWERS, ModelSource, expected_shapes
 from blip2_jax.convert.sizes import language_sizes, released_sizes
-from blip2_jax.presets import PRESETS, RELEASED, OPTConfig, preset
+from blip2_jax.convert.tables import lavis
+from blip2_jax.convert.tables.huggingface import huggingface_rules
+from blip2_jax.models.presets import PRESETS, RELEASED, OPTConfig, preset
+from tests.support import peer_models as peers
+from tests.support.goldens import GOLDENS
 
 VIT_G = [
-    name for name in RELEASED
+    name
+    for name in RELEASED
     if PRESETS[name].language_model and not PRESETS[name].vision.pre_norm
-]  # fmt: skip
+]
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def test_what_their_files_hold(name):
     elsewhere = TOWERS[1:] if has_tower else TOWERS
 
     def write(arrays):
-        model = Opened(config, arrays, "test", elsewhere=elsewhere)
+        model = ModelSource(config, arrays, "test", elsewhere=elsewhere)
         return dict(lavis_arrays(model))
 
     found = jax.eval_shape(write, expected_shapes(config))
@@ -52,8 +53,9 @@ def test_every_name_there_and_back(name):
     rules = lavis_rules(config)
     theirs = {
         key: jax.ShapeDtypeStruct(tuple(shape), "float16")
-        for key, shape in keys(name).items() if key != lavis.POSITION_IDS
-    }  # fmt: skip
+        for key, shape in keys(name).items()
+        if key != lavis.POSITION_IDS
+    }
 
     def convert(arrays):
         return {k: v for rule in rules for k, v in rule.to_ours(arrays).items()}
@@ -91,15 +93,24 @@ def meta_model(name):
     sizes = config.language_model
     if isinstance(sizes, OPTConfig):
         text = transformers.OPTConfig(
-            hidden_size=sizes.width, num_hidden_layers=sizes.depth,
-            num_attention_heads=sizes.heads, ffn_dim=sizes.mlp_dim,
-            word_embed_proj_dim=sizes.width, vocab_size=sizes.vocab_size,
+            hidden_size=sizes.width,
+            num_hidden_layers=sizes.depth,
+            num_attention_heads=sizes.heads,
+            ffn_dim=sizes.mlp_dim,
+            word_embed_proj_dim=sizes.width,
+            vocab_size=sizes.vocab_size,
         )
     else:
         text = transformers.T5Config(
-            d_model=sizes.width, d_kv=64, d_ff=sizes.mlp_dim, num_layers=sizes.depth,
-            num_heads=sizes.heads, feed_forward_proj="gated-gelu", vocab_size=32128,
-            tie_word_embeddings=False, decoder_start_token_id=0,
+            d_model=sizes.width,
+            d_kv=64,
+            d_ff=sizes.mlp_dim,
+            num_layers=sizes.depth,
+            num_heads=sizes.heads,
+            feed_forward_proj="gated-gelu",
+            vocab_size=32128,
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
         )
     kwargs = {"vision_config": {"image_size": config.vision.image_size}}
     theirs = transformers.Blip2Config(text_config=text, **kwargs)
@@ -120,7 +131,9 @@ def test_huggingface_at_full_size(name):
     assert shapes_of(found) == shapes_of(model.state_dict())
     ours = language_sizes(text)
     assert (ours.width, ours.depth, ours.heads, ours.mlp_dim, ours.vocab_size) == (
-        config.language_model.width, config.language_model.depth,
-        config.language_model.heads, config.language_model.mlp_dim,
+        config.language_model.width,
+        config.language_model.depth,
+        config.language_model.heads,
+        config.language_model.mlp_dim,
         config.language_model.vocab_size,
-    )  # fmt: skip
+    )

@@ -1,18 +1,17 @@
 """There and back, bit for bit: LAVIS's files and Hugging Face's folders."""
 
-import golden_stage1
-import golden_stage2
 import numpy as np
-import peers
 import pytest
 from safetensors.numpy import load_file
 
-from blip2_jax.convert import lavis, names
-from blip2_jax.convert.folder import read_folder, write_folder
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.convert.huggingface_folder import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
-from blip2_jax.convert.sources import Source
-from blip2_jax.opening import Beside, open_model
+from blip2_jax.convert.native_folder import read_folder, write_folder
+from blip2_jax.convert.tables import lavis, name_table
+from blip2_jax.training.open_model import ExtraWeights, open_model
+from tests.support import golden_stage1, golden_stage2
+from tests.support import peer_models as peers
 
 # What a sub-configuration may say differently: names and what nothing here reads.
 HARMLESS = {"dtype", "architectures", "init_std", "initializer_factor", "prefix"}
@@ -31,10 +30,10 @@ def test_lavis(tmp_path, name, dtype):
     arrays, config = lavis_source(name)
     arrays = peers.cast(arrays, dtype)
     path = peers.write_pickle(tmp_path / "theirs.pth", arrays)
-    beside = Beside(sizes=peers.write_sizes(tmp_path / "sizes.json", config))
+    beside = ExtraWeights(sizes=peers.write_sizes(tmp_path / "sizes.json", config))
     write_folder(open_model(path, beside), tmp_path / "ours")
     write_lavis(read_folder(tmp_path / "ours"), tmp_path / "back.pth")
-    peers.assert_same(Source(tmp_path / "back.pth"), arrays)
+    peers.assert_same(CheckpointFiles(tmp_path / "back.pth"), arrays)
 
 
 @pytest.mark.parametrize("name", golden_stage2.NAMES)
@@ -54,18 +53,19 @@ def test_lavis_without_its_frozen_halves(tmp_path, name):
         k: a for k, a in arrays.items() if not k.startswith(prefixes) or k in aliases
     }
     path = peers.write_pickle(tmp_path / "theirs.pth", kept)
-    beside = Beside(
-        vision=vision, language_model=language_model,
+    beside = ExtraWeights(
+        vision=vision,
+        language_model=language_model,
         sizes=peers.write_sizes(tmp_path / "sizes.json", config),
-    )  # fmt: skip
+    )
     write_folder(open_model(path, beside), tmp_path / "ours")
     opened = read_folder(tmp_path / "ours")
-    expected = names.flatten(golden_stage2.params(name))
+    expected = name_table.flatten(golden_stage2.params(name))
     peers.assert_same(opened.arrays, expected)
     write_lavis(opened, tmp_path / "back.pth")
-    peers.assert_same(Source(tmp_path / "back.pth"), kept)
+    peers.assert_same(CheckpointFiles(tmp_path / "back.pth"), kept)
     write_lavis(opened, tmp_path / "complete.pth", complete=True)
-    peers.assert_same(Source(tmp_path / "complete.pth"), arrays)
+    peers.assert_same(CheckpointFiles(tmp_path / "complete.pth"), arrays)
 
 
 @pytest.mark.parametrize("dtype", peers.DTYPES)
@@ -73,10 +73,10 @@ def test_lavis_without_its_frozen_halves(tmp_path, name):
 def test_huggingface(tmp_path, family, dtype):
     _, transformers = peers.torch_and_transformers()
     peers.write_huggingface(tmp_path / "theirs", family, dtype, shard="40KB")
-    source = Source(tmp_path / "theirs")
+    source = CheckpointFiles(tmp_path / "theirs")
     write_folder(open_model(tmp_path / "theirs"), tmp_path / "ours")
     write_huggingface(read_folder(tmp_path / "ours"), tmp_path / "back")
-    peers.assert_same(Source(tmp_path / "back"), source)
+    peers.assert_same(CheckpointFiles(tmp_path / "back"), source)
 
     kind = source.config["architectures"][0]
     theirs, info = getattr(transformers, kind).from_pretrained(
@@ -102,20 +102,22 @@ def test_a_key_bias_is_kept(tmp_path):
     opened = open_model(tmp_path / "theirs")
     assert np.any(opened.arrays["visual_encoder/blocks/attention/key/bias"])
     write_huggingface(opened, tmp_path / "back")
-    peers.assert_same(Source(tmp_path / "back"), Source(tmp_path / "theirs"))
+    peers.assert_same(
+        CheckpointFiles(tmp_path / "back"), CheckpointFiles(tmp_path / "theirs")
+    )
 
 
 def test_lavis_and_huggingface_meet(tmp_path):
     """LAVIS -> Hugging Face -> LAVIS, neither of which has all of the other's."""
     arrays, config = lavis_source("stage2_opt_a")
     path = peers.write_pickle(tmp_path / "theirs.pth", arrays)
-    beside = Beside(
+    beside = ExtraWeights(
         sizes=peers.write_sizes(tmp_path / "sizes.json", config),
         language_tokenizer="shapes:opt",
     )
     write_huggingface(open_model(path, beside), tmp_path / "middle")
     write_lavis(open_model(tmp_path / "middle"), tmp_path / "back.pth")
-    found = dict(Source(tmp_path / "back.pth"))
+    found = dict(CheckpointFiles(tmp_path / "back.pth"))
     table = "opt_model.model.decoder.embed_tokens.weight"
     for name in (table, "opt_model.lm_head.weight"):  # a row more, for <image>
         found[name] = found[name][: len(arrays[table])]

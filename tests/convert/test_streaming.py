@@ -2,21 +2,25 @@
 
 import tracemalloc
 
-import golden_stage2
 import ml_dtypes
 import numpy as np
-import peers
 import pytest
 from safetensors.numpy import save_file
 
-from blip2_jax.convert import pickled
-from blip2_jax.convert.folder import write_folder
-from blip2_jax.convert.names import Rule
-from blip2_jax.convert.opened import Opened
-from blip2_jax.convert.output import ShardWriter
-from blip2_jax.convert.pickled import SMALL
-from blip2_jax.convert.sources import PickleFile, SafetensorsFile, Source
-from blip2_jax.opening import Beside, open_model
+from blip2_jax.convert.files import torch_pickle
+from blip2_jax.convert.files.atomic_output import ShardWriter
+from blip2_jax.convert.files.checkpoint_files import (
+    CheckpointFiles,
+    PickleFile,
+    SafetensorsFile,
+)
+from blip2_jax.convert.files.torch_pickle import SMALL
+from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.convert.native_folder import write_folder
+from blip2_jax.convert.tables.name_table import Rule
+from blip2_jax.training.open_model import ExtraWeights, open_model
+from tests.support import golden_stage2
+from tests.support import peer_models as peers
 
 LAYERS, SIZE = 16, 2**18
 
@@ -55,7 +59,7 @@ def test_a_writer_holds_one_shard(tmp_path):
     tracemalloc.stop()
     assert peak < 6 * SIZE
     assert len(list(tmp_path.glob("model-*-of-00004.safetensors"))) == 4
-    assert Source(tmp_path)["a7"][0] == 7
+    assert CheckpointFiles(tmp_path)["a7"][0] == 7
 
 
 def test_one_array_is_read_without_the_others(tmp_path, monkeypatch):
@@ -64,15 +68,15 @@ def test_one_array_is_read_without_the_others(tmp_path, monkeypatch):
     sizes = peers.write_sizes(
         tmp_path / "sizes.json", golden_stage2.config("stage2_opt_a")
     )
-    opened = open_model(path, Beside(sizes=sizes))
+    opened = open_model(path, ExtraWeights(sizes=sizes))
     read = []
-    real = Source.__getitem__
+    real = CheckpointFiles.__getitem__
 
     def note(self, name):
         read.append(name)
         return real(self, name)
 
-    monkeypatch.setattr(Source, "__getitem__", note)
+    monkeypatch.setattr(CheckpointFiles, "__getitem__", note)
     opened.arrays["ln_vision/scale"]
     assert read == ["ln_vision.weight"]
     read.clear()
@@ -83,9 +87,9 @@ def test_one_array_is_read_without_the_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_cast_is_of_every_floating_array(tmp_path, dtype):
     arrays = {"a/b": np.ones(3, np.float32), "c": np.ones(2, ml_dtypes.bfloat16)}
-    opened = Opened(golden_stage2.config("stage2_opt_a"), arrays, "test")
+    opened = ModelSource(golden_stage2.config("stage2_opt_a"), arrays, "test")
     write_folder(opened, tmp_path / "out", dtype)
-    found = Source(tmp_path / "out")
+    found = CheckpointFiles(tmp_path / "out")
     assert {found[name].dtype.name for name in found} == {dtype}
 
 
@@ -100,7 +104,7 @@ def test_opening_a_model_reads_no_array(tmp_path, monkeypatch, name):
         path = tmp_path / "theirs.safetensors"
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
     if name == "ours":
-        write_folder(open_model(path, Beside(sizes=sizes)), tmp_path / "ours")
+        write_folder(open_model(path, ExtraWeights(sizes=sizes)), tmp_path / "ours")
         path, sizes = tmp_path / "ours", ""
 
     def refuse(self, name, *index):
@@ -108,7 +112,7 @@ def test_opening_a_model_reads_no_array(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(SafetensorsFile, "read", refuse)
     monkeypatch.setattr(PickleFile, "read", refuse)
-    opened = open_model(path, Beside(sizes=sizes))
+    opened = open_model(path, ExtraWeights(sizes=sizes))
     assert "ln_vision/scale" in opened.arrays
     with pytest.raises(AssertionError, match="was read"):
         opened.arrays["ln_vision/scale"]
@@ -125,14 +129,14 @@ def test_a_pickled_file_is_written_from_maps_of_files(tmp_path):
         ("scalar", np.array(0.07, np.float32)),
     ]
     tracemalloc.start()
-    pickled.save(iter(made), tmp_path / "out.pth")
+    torch_pickle.save(iter(made), tmp_path / "out.pth")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < SMALL  # 14 of them are written
     assert [file.name for file in tmp_path.iterdir()] == ["out.pth"]
     found = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
     assert found["tied"].data_ptr() == found["alias"].data_ptr()
-    source = Source(tmp_path / "out.pth")
+    source = CheckpointFiles(tmp_path / "out.pth")
     for name, array in made:
         assert source[name].dtype == array.dtype
         np.testing.assert_array_equal(source[name], array)

@@ -2,19 +2,18 @@
 
 import dataclasses
 
-import golden_stage1
-import golden_stage2
 import numpy as np
-import peers
 import pytest
 from safetensors.numpy import load_file
 
 from blip2_jax.convert import weights
 from blip2_jax.convert.arrays import ConvertedArrays
 from blip2_jax.convert.detect import DESCRIPTIONS, KINDS, LANGUAGE, VISION, kind_of
-from blip2_jax.convert.sources import Source, SourceError
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.towers import vision_part
-from blip2_jax.presets import EVA_VIT_G, FeaturesConfig, ViTConfig
+from blip2_jax.models.presets import EVA_VIT_G, FeaturesConfig, ViTConfig
+from tests.support import golden_stage1, golden_stage2
+from tests.support import peer_models as peers
 
 CLIP = ViTConfig(
     24,
@@ -40,8 +39,9 @@ def eva_arrays():
     depth = golden_stage1.config().vision.depth
     last = {
         name.replace("blocks.0.", f"blocks.{depth}."): array
-        for name, array in tower.items() if name.startswith("blocks.0.")
-    }  # fmt: skip
+        for name, array in tower.items()
+        if name.startswith("blocks.0.")
+    }
     return tower | last | {"norm.weight": np.ones(3, np.float32)}
 
 
@@ -93,11 +93,15 @@ def openai(state):
             ("embeddings.class_embedding", "class_embedding"),
             ("embeddings.patch_embedding.", "conv1."),
             ("embeddings.position_embedding.weight", "positional_embedding"),
-            ("pre_layrnorm.", "ln_pre."), ("post_layernorm.", "ln_post."),
-            ("encoder.layers.", "transformer.resblocks."), ("self_attn.", "attn."),
-            ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("fc1", "c_fc"),
+            ("pre_layrnorm.", "ln_pre."),
+            ("post_layernorm.", "ln_post."),
+            ("encoder.layers.", "transformer.resblocks."),
+            ("self_attn.", "attn."),
+            ("layer_norm1", "ln_1"),
+            ("layer_norm2", "ln_2"),
+            ("fc1", "c_fc"),
             ("fc2", "c_proj"),
-        ):  # fmt: skip
+        ):
             name = name.replace(theirs, new)
         named[name] = array
     joined = {}
@@ -129,7 +133,7 @@ def test_towers_are_told_apart(tmp_path):
     with pytest.raises(SourceError, match="is no CLIP image encoder"):
         weights.open_arrays(path, clip)
     with pytest.raises(SourceError, match="reads features"):
-        vision_part(Source(path), FeaturesConfig(2, 3))
+        vision_part(CheckpointFiles(path), FeaturesConfig(2, 3))
     bigger = dataclasses.replace(config, vision=EVA_VIT_G)
     arrays = weights.open_arrays(path, bigger)
     assert "visual_encoder/blocks/attention/output/kernel" not in arrays
@@ -139,7 +143,7 @@ def test_positions_take_the_size_of_the_model(tmp_path):
     path = peers.write_pickle(tmp_path / "eva.pt", eva_arrays(), wrapper="")
     config = golden_stage1.config()
     vision = dataclasses.replace(config.vision, image_size=2 * config.vision.image_size)
-    arrays = ConvertedArrays([vision_part(Source(path), vision)])
+    arrays = ConvertedArrays([vision_part(CheckpointFiles(path), vision)])
     name = "visual_encoder/position_embedding"
     assert arrays.shape(name) == arrays[name].shape == (vision.num_tokens, vision.width)
 
@@ -151,21 +155,25 @@ def test_language_models(tmp_path, name):
     prefix = f"{family}_model."
     arrays = {
         k.removeprefix(prefix): a
-        for k, a in golden_stage2.source(name).items() if k.startswith(prefix)
-    }  # fmt: skip
+        for k, a in golden_stage2.source(name).items()
+        if k.startswith(prefix)
+    }
     expected = golden_stage1.names.flatten(
         {"language_model": golden_stage2.params(name)["language_model"]}
     )
-    tied = {"lm_head.weight"} if family == "opt" else {
-        "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
-    }  # fmt: skip
+    tied = (
+        {"lm_head.weight"}
+        if family == "opt"
+        else {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    )
     for leave, older in ((set(), False), (tied, False), (tied, True)):
         kept = {
             k.removeprefix("model." if older else ""): a
-            for k, a in arrays.items() if k not in leave
-        }  # fmt: skip
+            for k, a in arrays.items()
+            if k not in leave
+        }
         path = peers.write_pickle(tmp_path / f"{len(kept)}{older}.bin", kept, "")
-        assert kind_of(Source(path)) == family
+        assert kind_of(CheckpointFiles(path)) == family
         found = weights.open_arrays(path, golden_stage2.config(name))
         peers.assert_same(found, expected)
     with pytest.raises(SourceError, match="this model has no language model"):

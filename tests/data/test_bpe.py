@@ -1,12 +1,11 @@
 """A learned vocabulary is a language model's tokenizer, conventions included."""
 
-from generated import captions as captions_of
-from generated import tars_spec
-
-from blip2_jax.command_line import configuration
-from blip2_jax.data.bpe import byte_level_bpe, save, texts
+from blip2_jax.cli.options import configuration
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.data.text import clean_caption, clean_question, load_tokenizer
+from blip2_jax.data.text.bpe import byte_level_bpe, save, texts
+from blip2_jax.data.text.tokenizers import clean_caption, clean_question, load_tokenizer
+from tests.support.generated_data import captions as captions_of
+from tests.support.generated_data import tars_spec
 
 
 def test_learned_from_tars(tmp_path):
@@ -17,8 +16,10 @@ def test_learned_from_tars(tmp_path):
     save(byte_level_bpe(found, 300), tmp_path / "words")
     tokenizer = load_tokenizer(str(tmp_path / "words"), language_model=True)
     assert (tokenizer.family, tokenizer.bos_id, tokenizer.pad_id) == (
-        "decoder_only", 2, 1,
-    )  # fmt: skip
+        "decoder_only",
+        2,
+        1,
+    )
     assert tokenizer.vocab_size <= 300
     ids = tokenizer.encode_words("something Ünseen")
     assert tokenizer.decode(ids) == "something Ünseen"
@@ -29,7 +30,7 @@ def test_questions_of_a_configuration(tmp_path):
     """Each question as a model is asked it, with its answer."""
     file = tmp_path / "experiment.py"
     file.write_text(
-        "from blip2_jax.training.config import default_config\n"
+        "from blip2_jax.training.train_config import default_config\n"
         "def get_config(size='4'):\n"
         "    config = default_config('language_model').unlock()\n"
         "    config.data.train = ({'kind': 'shapes', 'split': 'train', 'count': 2,\n"

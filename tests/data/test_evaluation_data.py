@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
-from generated import (
+
+from blip2_jax.data.evaluation_data import EvaluationSet, evaluation_batches
+from blip2_jax.data.images import decode_image, evaluation_image
+from tests.support.generated_data import (
     bert_directory,
     encoded,
     picture,
@@ -10,9 +13,6 @@ from generated import (
     tars_spec,
     write_tar,
 )
-
-from blip2_jax.data.evaluation import EvaluationSet, evaluation_batches
-from blip2_jax.data.images import decode_image, evaluation_image
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from generated import encoded, picture
 from PIL import Image
 
 from blip2_jax.data.images import (
@@ -19,16 +18,28 @@ from blip2_jax.data.images import (
     training_image,
 )
 from blip2_jax.data.sources.base import BrokenSample
+from tests.support.generated_data import encoded, picture
 
 
 @pytest.mark.parametrize(
     "mode, kind",
     [
-        ("RGB", "PNG"), ("RGB", "JPEG"), ("RGB", "WEBP"), ("RGB", "BMP"), ("L", "PNG"),
-        ("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"),
-        ("P", "GIF"), ("1", "PNG"), ("YCbCr", "JPEG"), ("CMYK", "TIFF"),
+        ("RGB", "PNG"),
+        ("RGB", "JPEG"),
+        ("RGB", "WEBP"),
+        ("RGB", "BMP"),
+        ("L", "PNG"),
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGBA", "PNG"),
+        ("LA", "PNG"),
+        ("P", "PNG"),
+        ("P", "GIF"),
+        ("1", "PNG"),
+        ("YCbCr", "JPEG"),
+        ("CMYK", "TIFF"),
     ],
-)  # fmt: skip
+)
 def test_every_mode_becomes_rgb_as_pillow_converts_it(mode, kind):
     data = encoded(picture(1).convert(mode), kind)
     pixels = decode_image(data, "key")

@@ -54,9 +54,11 @@ def test_random_numbers_belong_to_a_position():
 
     assert draw(1, 5, Purpose.TEXT) == draw(1, 5, Purpose.TEXT)
     others = {
-        draw(1, 5, Purpose.TEXT), draw(1, 6, Purpose.TEXT), draw(2, 5, Purpose.TEXT),
+        draw(1, 5, Purpose.TEXT),
+        draw(1, 6, Purpose.TEXT),
+        draw(2, 5, Purpose.TEXT),
         draw(1, 5, Purpose.IMAGE),
-    }  # fmt: skip
+    }
     assert len(others) == 4
 
 

@@ -11,7 +11,14 @@ import time
 import ml_collections
 import numpy as np
 import pytest
-from generated import (
+
+from blip2_jax.data.broken_samples import TooManyBroken
+from blip2_jax.data.data_config import data_config
+from blip2_jax.data.examples import TextFormat
+from blip2_jax.data.order import Purpose, position_rng
+from blip2_jax.data.pipeline import training_batches
+from blip2_jax.data.sources.base import Question, Record
+from tests.support.generated_data import (
     bert_directory,
     encoded,
     language_directory,
@@ -20,13 +27,6 @@ from generated import (
     tars_spec,
     write_tar,
 )
-
-from blip2_jax.data.config import data_config
-from blip2_jax.data.faults import TooManyBroken
-from blip2_jax.data.formats import TextFormat
-from blip2_jax.data.order import Purpose, position_rng
-from blip2_jax.data.pipeline import training_batches
-from blip2_jax.data.sources.base import Question, Record
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -116,9 +116,11 @@ if __name__ == "__main__":
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     (tmp_path / "loads.py").write_text(LOADS)
     run = subprocess.Popen(
-        [sys.executable, str(tmp_path / "loads.py")], stdout=subprocess.PIPE, text=True,
+        [sys.executable, str(tmp_path / "loads.py")],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     try:
         assert run.stdout is not None
         workers = [int(pid) for pid in run.stdout.readline().split()]
@@ -179,9 +181,14 @@ def test_documents_begin_with_another_caption(
     options, tmp_path, golden, task_format, count
 ):
     options = with_language_model(
-        options, tmp_path, golden, max_text_length=40, prefix_split="none",
-        context_share=1.0, texts_per_document=count,
-    )  # fmt: skip
+        options,
+        tmp_path,
+        golden,
+        max_text_length=40,
+        prefix_split="none",
+        context_share=1.0,
+        texts_per_document=count,
+    )
     formats = TextFormat(data_config(options), task_format)
     record = Record("key", 0, captions=("a cat", "the dog"))
     drawn = [formats.draw(record, np.random.default_rng(n)) for n in range(20)]
@@ -204,8 +211,9 @@ def test_a_record_with_questions_alone_has_no_context(options, tmp_path):
 
 def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
     options |= {
-        "tokenizer": {"language_model": "shapes:t5"}, "texts_per_document": 3,
-    }  # fmt: skip
+        "tokenizer": {"language_model": "shapes:t5"},
+        "texts_per_document": 3,
+    }
     formats = TextFormat(data_config(options), "text_encoder_decoder")
     record = Record("key", 0, captions=("a red ring",))
     rng = np.random.default_rng(0)
@@ -220,8 +228,9 @@ def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
 
 def test_more_texts_than_marks_are_refused_before_training(options):
     options |= {
-        "tokenizer": {"language_model": "shapes:t5"}, "texts_per_document": 9,
-    }  # fmt: skip
+        "tokenizer": {"language_model": "shapes:t5"},
+        "texts_per_document": 9,
+    }
     with pytest.raises(ValueError, match=r"9 texts in a document, but .* 8 marks"):
         TextFormat(data_config(options), "text_encoder_decoder")
 
@@ -258,10 +267,14 @@ def annotated(folder, rows):
 
 def test_questions_are_mixed_in(tmp_path, options):
     rows = [
-        {"image": f"{n}.png", "caption": f"caption {n}", "question": f"what {n}?",
-         "answer": "red"}
+        {
+            "image": f"{n}.png",
+            "caption": f"caption {n}",
+            "question": f"what {n}?",
+            "answer": "red",
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     source = annotated(tmp_path, rows)
     options = with_language_model(
         options, tmp_path, "stage2_opt_a", train=[source], question_share=0.3
@@ -287,8 +300,9 @@ def test_the_question_is_there_for_the_qformer_too(tmp_path, options, family):
     options["tokenizer"]["qformer"] = bert
     batch = take(options, f"question_{family}", 1, 4)[0]
     plain = take(options, family, 1, 4)[0]
-    formats = TextFormat(data_config({**options, "tokenizer": {"qformer": bert}}),
-                         "image_text")
+    formats = TextFormat(
+        data_config({**options, "tokenizer": {"qformer": bert}}), "image_text"
+    )
     expected = formats.tokenizer.encode(["what is it there?"], 12)[0][0]
     for row, text in enumerate(batch["_text"]):
         if "what is it there?" in text:
@@ -327,8 +341,10 @@ def test_a_broken_sample_gives_way_to_the_next_of_its_source(tmp_path, options):
     stream.close()
     # Three epochs: each is met thrice, and again as the substitute of another.
     assert set(stream.faults.counts) == {
-        "missing image", "not an image", "empty caption",
-    }  # fmt: skip
+        "missing image",
+        "not an image",
+        "empty caption",
+    }
     assert 9 <= stream.faults.counts.total() <= 15
     assert "3 missing image (00000/00003, 00000/00003" in str(stream.faults)
     for batch in batches:
@@ -372,9 +388,10 @@ def test_features_take_the_place_of_images(tmp_path, options):
     keys = [f"00000/{n:05d}" for n in range(6)]
     (tmp_path / "features" / "keys.json").write_text(json.dumps(keys))
     source = {
-        "kind": "features", "path": str(tmp_path / "features"),
+        "kind": "features",
+        "path": str(tmp_path / "features"),
         "texts": options["train"][0],
-    }  # fmt: skip
+    }
     for workers in (0, 1):
         changed = {**options, "train": [source], "workers": workers}
         batch = take(changed, count=1)[0]

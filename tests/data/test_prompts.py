@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from generated import language_directory
 
-from blip2_jax.data import prompts
-from blip2_jax.data.text import load_tokenizer
+from blip2_jax.data.text import prompts
+from blip2_jax.data.text.tokenizers import load_tokenizer
+from tests.support.generated_data import language_directory
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,12 @@ def test_several_texts_are_blanks_to_fill():
 
     def rows(texts, input_length=32, target_length=16):
         example = prompts.blanks_example(
-            tokenizer, "a red star", texts,
-            input_length=input_length, target_length=target_length,
-        )  # fmt: skip
+            tokenizer,
+            "a red star",
+            texts,
+            input_length=input_length,
+            target_length=target_length,
+        )
         decode = tokenizer._backend.decode
         return [
             decode(ids[mask].tolist(), skip_special_tokens=False)

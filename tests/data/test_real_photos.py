@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2_jax.data.evaluation import EvaluationSet
+from blip2_jax.configs import daquar_vqa
+from blip2_jax.configs.eval import daquar_vqa as daquar_exam
+from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.images import evaluation_image, fast_bicubic
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.registry import build_source
-from configs import daquar_vqa
-from configs.eval import daquar_vqa as daquar_exam
 
 
 @pytest.fixture
@@ -51,13 +51,20 @@ def test_flickr8k_from_annotations(data, tmp_path):
             tar.extract(name, tmp_path, filter="data")
     (tmp_path / "000000000.jpg").rename(tmp_path / "1022454332_6af2c1449a.jpg")
     lavis = build_source(
-        {"kind": "annotations", "images": str(tmp_path),
-         "path": str(data / "flickr8k" / "lavis_flickr8k_val.json")}
-    )  # fmt: skip
+        {
+            "kind": "annotations",
+            "images": str(tmp_path),
+            "path": str(data / "flickr8k" / "lavis_flickr8k_val.json"),
+        }
+    )
     karpathy = build_source(
-        {"kind": "annotations", "images": str(tmp_path), "splits": ["val"],
-         "path": str(data / "flickr8k" / "dataset_flickr8k.json")}
-    )  # fmt: skip
+        {
+            "kind": "annotations",
+            "images": str(tmp_path),
+            "splits": ["val"],
+            "path": str(data / "flickr8k" / "dataset_flickr8k.json"),
+        }
+    )
     assert len(lavis) == len(karpathy) == 1000
     assert lavis.record(0).captions == karpathy.record(0).captions
     assert lavis.record(0).original_id == karpathy.record(0).original_id == 16

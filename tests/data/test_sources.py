@@ -5,10 +5,17 @@ import pickle
 
 import numpy as np
 import pytest
-from generated import captions, encoded, picture, tar_members, tars_spec, write_tar
 
 from blip2_jax.data.sources.base import BrokenSample, ImageKind
 from blip2_jax.data.sources.registry import build_source
+from tests.support.generated_data import (
+    captions,
+    encoded,
+    picture,
+    tar_members,
+    tars_spec,
+    write_tar,
+)
 
 
 @pytest.fixture
@@ -40,18 +47,24 @@ def test_lavis_rows_of_one_image_are_one_record(tmp_path, photos):
     record = source.record(0)
     assert record.captions == ("first", "second")
     assert (record.key, record.image_id, record.original_id) == (
-        "val2014/0.jpg", 0, "coco_0",
-    )  # fmt: skip
+        "val2014/0.jpg",
+        0,
+        "coco_0",
+    )
     assert source.record(1).captions == ("one", "two")
     assert source.load_image(1).shape == (30, 40, 3)
 
 
 def test_lavis_questions_and_json_lines(tmp_path, photos):
     rows = [
-        {"image": "val2014/0.jpg", "question": "what?", "answer": ["a", "b"],
-         "question_id": 7},
+        {
+            "image": "val2014/0.jpg",
+            "question": "what?",
+            "answer": ["a", "b"],
+            "question_id": 7,
+        },
         {"image": "val2014/0.jpg", "caption": "told"},
-    ]  # fmt: skip
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     source = build_source(
@@ -59,17 +72,24 @@ def test_lavis_questions_and_json_lines(tmp_path, photos):
     )
     question = source.record(0).questions[0]
     assert (question.text, question.answers, question.question_id) == (
-        "what?", ("a", "b"), 7,
-    )  # fmt: skip
+        "what?",
+        ("a", "b"),
+        7,
+    )
     assert source.record(0).captions == ("told",)
 
 
 def test_karpathy_splits(tmp_path, photos):
     images = [
-        {"filepath": "val2014", "filename": f"{n}.jpg", "split": split, "cocoid": n,
-         "sentences": [{"raw": text} for text in captions(n)]}
+        {
+            "filepath": "val2014",
+            "filename": f"{n}.jpg",
+            "split": split,
+            "cocoid": n,
+            "sentences": [{"raw": text} for text in captions(n)],
+        }
         for n, split in enumerate(["train", "restval", "val"])
-    ]  # fmt: skip
+    ]
     source = annotations(
         tmp_path, {"images": images}, photos, splits=["train", "restval"]
     )
@@ -108,9 +128,12 @@ def test_unknown_layouts_and_missing_files_are_named(tmp_path, photos):
     (tmp_path / "broken.json").write_text("[{")
     with pytest.raises(ValueError, match="is not JSON"):
         build_source(
-            {"kind": "annotations", "path": str(tmp_path / "broken.json"),
-             "images": str(photos)}
-        )  # fmt: skip
+            {
+                "kind": "annotations",
+                "path": str(tmp_path / "broken.json"),
+                "images": str(photos),
+            }
+        )
 
 
 def test_tars_are_indexed_once(tmp_path):
@@ -139,17 +162,26 @@ def test_tars_of_other_makes(tmp_path):
     write_tar(
         tmp_path / "x.tar",
         {
-            "./a/0.png": image, "./a/0.txt": b"in a folder",
-            "1.webp": encoded(picture(2), "WEBP"), "1.json": b'{"caption": "one"}',
-            "2.PNG": image, "2.json": b'["kept", "two"]',
-            "3.png": image, "3.json": b"{", "4.png": image, "5.txt": b"text alone",
+            "./a/0.png": image,
+            "./a/0.txt": b"in a folder",
+            "1.webp": encoded(picture(2), "WEBP"),
+            "1.json": b'{"caption": "one"}',
+            "2.PNG": image,
+            "2.json": b'["kept", "two"]',
+            "3.png": image,
+            "3.json": b"{",
+            "4.png": image,
+            "5.txt": b"text alone",
             "readme.md": b"",
         },
-    )  # fmt: skip
+    )
     source = build_source(
-        {"kind": "tars", "paths": str(tmp_path / "x.tar"),
-         "index_directory": str(tmp_path)}
-    )  # fmt: skip
+        {
+            "kind": "tars",
+            "paths": str(tmp_path / "x.tar"),
+            "index_directory": str(tmp_path),
+        }
+    )
     assert source.keys() == [f"x/{k}" for k in ("a/0", "1", "2", "3", "4", "5")]
     texts = [source.record(i).captions for i in (0, 1, 2, 4, 5)]
     assert texts == [("in a folder",), ("one",), ("kept", "two"), (), ("text alone",)]
@@ -166,9 +198,12 @@ def test_tar_mistakes_are_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match="is no readable tar"):
         build_source(
-            {"kind": "tars", "paths": str(tmp_path / "x.tar"),
-             "index_directory": str(tmp_path)}
-        )  # fmt: skip
+            {
+                "kind": "tars",
+                "paths": str(tmp_path / "x.tar"),
+                "index_directory": str(tmp_path),
+            }
+        )
 
 
 def write_features(directory, keys, shape=(4, 8)):
@@ -216,16 +251,23 @@ def test_vqa_files(tmp_path, photos):
         for q in range(4)
     ]
     answers = [
-        {"question_id": q, "image_id": q % 2, "multiple_choice_answer": "both",
-         "answers": [{"answer": "a"}, {"answer": "b"}]}
+        {
+            "question_id": q,
+            "image_id": q % 2,
+            "multiple_choice_answer": "both",
+            "answers": [{"answer": "a"}, {"answer": "b"}],
+        }
         for q in range(4)
-    ]  # fmt: skip
+    ]
     (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
     (tmp_path / "a.json").write_text(json.dumps({"annotations": answers}))
     spec = {
-        "kind": "vqa", "questions": str(tmp_path / "q.json"), "images": str(photos),
-        "annotations": str(tmp_path / "a.json"), "image_name": "val2014/{}.jpg",
-    }  # fmt: skip
+        "kind": "vqa",
+        "questions": str(tmp_path / "q.json"),
+        "images": str(photos),
+        "annotations": str(tmp_path / "a.json"),
+        "image_name": "val2014/{}.jpg",
+    }
     source = build_source(spec)
     assert len(source) == 2
     assert [q.text for q in source.record(1).questions] == ["what 1?", "what 3?"]
@@ -235,7 +277,10 @@ def test_vqa_files(tmp_path, photos):
     assert [len(each), each.num_images] == [4, 2]
     asked = [each.record(row) for row in range(4)]
     assert [r.questions[0].text for r in asked] == [
-        "what 0?", "what 2?", "what 1?", "what 3?"
+        "what 0?",
+        "what 2?",
+        "what 1?",
+        "what 3?",
     ]
     assert [r.image_id for r in asked] == [0, 0, 1, 1]
     np.testing.assert_array_equal(each.load_image(2), source.load_image(1))
@@ -250,9 +295,11 @@ def vqa_spec(folder, images, ids, **options):
     questions = [{"question_id": i, "image_id": i, "question": f"{i}?"} for i in ids]
     (folder / "q.json").write_text(json.dumps({"questions": questions}))
     return {
-        "kind": "vqa", "questions": str(folder / "q.json"), "images": images,
+        "kind": "vqa",
+        "questions": str(folder / "q.json"),
+        "images": images,
         **options,
-    }  # fmt: skip
+    }
 
 
 def test_a_tenth_of_a_vqa_set_is_held_out_in_blocks(tmp_path, photos):

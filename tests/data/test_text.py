@@ -6,15 +6,15 @@ import threading
 
 import numpy as np
 import pytest
-from generated import bert_directory, language_directory
 
-from blip2_jax.data.text import (
+from blip2_jax.data.text.tokenizers import (
     QFormerTokenizer,
     clean_caption,
     clean_question,
     load_tokenizer,
     pad_rows,
 )
+from tests.support.generated_data import bert_directory, language_directory
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,11 @@ def test_language_conventions_are_found(tmp_path):
         language_directory(tmp_path / "t5", "stage2_t5_a"), language_model=True
     )
     assert (t5.family, t5.bos_id, t5.end_id, t5.pad_id) == (
-        "encoder_decoder", None, 1, 0,
-    )  # fmt: skip
+        "encoder_decoder",
+        None,
+        1,
+        0,
+    )
     assert opt.encode_words("a cat\n") == [5, 9, 4]
     copy = pickle.loads(pickle.dumps(opt))
     assert copy.encode_words("a cat") == [5, 9]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from blip2_jax.data.sources.base import Question, Record
-from blip2_jax.evaluation import lemmas, progress, results
+from blip2_jax.evaluation import results
 from blip2_jax.evaluation.record import digest_of_parameters, digest_of_records
+from blip2_jax.metrics import lemmas
+from blip2_jax.parallel import progress
 
-RECORD = Record(
-    "a.jpg", 3, ("a cat",), (Question("what?", ("cat",), 7, "other"),), 42
-)  # fmt: skip
+RECORD = Record("a.jpg", 3, ("a cat",), (Question("what?", ("cat",), 7, "other"),), 42)
 
 
 def test_the_digest_of_a_model_is_that_of_its_values_and_types():
@@ -44,8 +44,11 @@ def test_the_digest_of_data_is_that_of_its_texts():
 
 def test_files_for_the_servers():
     named = dataclasses.replace(RECORD, key="val2014/COCO_val2014_000000000042.jpg")
-    told = [RECORD, dataclasses.replace(named, original_id=None),
-            dataclasses.replace(RECORD, original_id=None)]  # fmt: skip
+    told = [
+        RECORD,
+        dataclasses.replace(named, original_id=None),
+        dataclasses.replace(RECORD, original_id=None),
+    ]
     captions = results.caption_results((record, "a cat") for record in told)
     assert [each["image_id"] for each in captions] == [42, 42, 3]
     assert results.answer_results([(7, "cat")], "vqa") == [
@@ -76,7 +79,8 @@ def test_a_log_gets_a_line_now_and_then(capsys):
     assert list(progress.shown(range(3), "re-ranking", quiet_s=0)) == [0, 1, 2]
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [
-        "re-ranking: 1 of 3", "re-ranking: 2 of 3"
-    ]  # fmt: skip
+        "re-ranking: 1 of 3",
+        "re-ranking: 2 of 3",
+    ]
     list(progress.shown(range(3), "re-ranking"))
     assert capsys.readouterr().err == ""

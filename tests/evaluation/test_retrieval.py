@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from blip2_jax.evaluation.rerank_cache import FinishedRows
 from blip2_jax.evaluation.retrieval import (
     NOT_RANKED,
     Scores,
@@ -10,7 +11,6 @@ from blip2_jax.evaluation.retrieval import (
     rerank,
     similarity,
 )
-from blip2_jax.evaluation.scratch import FinishedRows
 
 # Two images; texts 0, 1, 2 belong to the first, text 3 to the second.
 OWNER = np.array([0, 0, 0, 1])

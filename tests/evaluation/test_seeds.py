@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from blip2_jax.evaluation.bootstrap import Statistic, mean, ratio
 from blip2_jax.evaluation.seeds import difference, over_seeds
+from blip2_jax.metrics.bootstrap import Statistic, mean, ratio
 
 
 def accuracy(values):

@@ -2,19 +2,26 @@
 
 import json
 
-import golden_stage1 as golden
 import numpy as np
 import pytest
-import tolerances
 
 from blip2_jax.evaluation.retrieval import recalls
 from blip2_jax.evaluation.stage1_scores import Stage1Scorer
+from tests.support import golden_stage1 as golden
+from tests.support import tolerances
 
 # The original's names of the recalls, in the order of its golden.
 NAMES = (
-    "i2t_r1", "i2t_r5", "i2t_r10", "i2t_mean",
-    "t2i_r1", "t2i_r5", "t2i_r10", "t2i_mean", "r_mean",
-)  # fmt: skip
+    "i2t_r1",
+    "i2t_r5",
+    "i2t_r10",
+    "i2t_mean",
+    "t2i_r1",
+    "t2i_r5",
+    "t2i_r10",
+    "t2i_mean",
+    "r_mean",
+)
 
 
 @pytest.fixture(scope="module")

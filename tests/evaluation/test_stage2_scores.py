@@ -10,7 +10,7 @@ from blip2_jax.evaluation.stage2 import (
     evaluate_answers,
     evaluate_captions,
 )
-from blip2_jax.evaluation.vqa import AnsweredQuestion
+from blip2_jax.metrics.vqa import AnsweredQuestion
 
 CAPTIONS = ("a red dog runs on grass", "two men play ball", "a girl climbs a wall")
 
@@ -61,9 +61,13 @@ class Writer:
 def test_captions_join_the_records_of_an_image():
     writer = Writer()
     result = evaluate_captions(
-        writer, Data(), batch_size=2, settings={"num_beams": 3},
-        metrics=("bleu", "cider"), tokenizer="python",
-    )  # fmt: skip
+        writer,
+        Data(),
+        batch_size=2,
+        settings={"num_beams": 3},
+        metrics=("bleu", "cider"),
+        tokenizer="python",
+    )
     assert result.captions == dict(enumerate(CAPTIONS))
     assert result.references[1] == (CAPTIONS[1],) * 2
     assert result.scores.scores["bleu_4"] == pytest.approx(100, abs=1e-3)
@@ -81,8 +85,10 @@ def test_answers():
     result = evaluate_answers(Writer(), Data(broken=(0,), questions=True), batch_size=3)
     assert result.scores == {"exact_match": 100, "vqa_accuracy": 100}
     assert [(each.question_id, each.answer) for each in result.replies] == [
-        (1, CAPTIONS[1]), (2, CAPTIONS[1]), (3, CAPTIONS[2])
-    ]  # fmt: skip
+        (1, CAPTIONS[1]),
+        (2, CAPTIONS[1]),
+        (3, CAPTIONS[2]),
+    ]
     with pytest.raises(ValueError, match="questions"):
         evaluate_answers(Writer(), Data())
 
@@ -95,8 +101,9 @@ def test_questions_without_answers_are_asked_and_not_scored():
     result = evaluate_answers(Writer(), data)
     assert result.scores == {}
     assert [(each.question_id, each.answer) for each in result.replies] == [
-        ("a", CAPTIONS[0]), ("b", CAPTIONS[0])
-    ]  # fmt: skip
+        ("a", CAPTIONS[0]),
+        ("b", CAPTIONS[0]),
+    ]
 
 
 def test_answers_by_kind():
@@ -105,16 +112,21 @@ def test_answers_by_kind():
         AnsweredQuestion("3", ("2",) * 10, "number"),
     ]
     assert answer_scores(questions) == {
-        "exact_match": 50, "vqa_accuracy": 50,
-        "vqa_accuracy_yes/no": 100, "vqa_accuracy_number": 0,
-    }  # fmt: skip
+        "exact_match": 50,
+        "vqa_accuracy": 50,
+        "vqa_accuracy_yes/no": 100,
+        "vqa_accuracy_number": 0,
+    }
     assert answer_scores([AnsweredQuestion("a", ("a",))]) == {"exact_match": 100}
 
 
 def test_the_evaluator_does_what_there_is_to_do():
     evaluate = lambda data: Stage2Evaluator(
-        lambda params: Writer(), data, batch_size=4,
-        caption_settings={}, answer_settings={},
-    )({})  # fmt: skip
+        lambda params: Writer(),
+        data,
+        batch_size=4,
+        caption_settings={},
+        answer_settings={},
+    )({})
     assert {"cider", "bleu_4", "rouge_l"} <= set(evaluate(Data()))
     assert evaluate(Data(questions=True))["exact_match"] == 100

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from history_decoder import EOS, PAD, history_decoder, random_language
 
 from blip2_jax.generation import DecodingConfig, decode, visible_slots
+from tests.support.history_decoder import EOS, PAD, history_decoder, random_language
 
 
 def run(language, rows, config, history=None):

@@ -5,15 +5,15 @@ There the start token [DEC] counts in maximum, minimum and penalty.
 
 import functools
 
-import golden_stage1
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_ids
 
 from blip2_jax.generation import original
 from blip2_jax.generation.programs import read_stage1, write_stage1
+from tests.support import golden_stage1
+from tests.support.tolerances import assert_ids
 
 RUNS = {
     "greedy_min10_max30": {},

@@ -5,27 +5,35 @@ From the stored images, through image tower, Q-Former and language model.
 
 import functools
 
-import golden_language
 import jax
 import numpy as np
 import pytest
-from tolerances import assert_ids
 
-from blip2_jax.data.prompts import generation_prompts
+from blip2_jax.data.text.prompts import generation_prompts
 from blip2_jax.generation import original
 from blip2_jax.generation.programs import (
     read_stage2,
     start_history,
     write_stage2,
 )
+from tests.support import golden_language
+from tests.support.tolerances import assert_ids
 
 TAGS = {
     name: list(golden_language.load_generated(name)[1])
     for name in golden_language.NAMES
 }
 # OPT-350m's layout differs before and after decoding only: the rest of it is slow.
-SLOW = {"greedy_min8", "greedy_max7", "greedy_prompt", "beam5_lp-1", "beam5_lp0",
-        "beam5_lp1_min8", "vqa_beam5", "vqa_greedy"}  # fmt: skip
+SLOW = {
+    "greedy_min8",
+    "greedy_max7",
+    "greedy_prompt",
+    "beam5_lp-1",
+    "beam5_lp0",
+    "beam5_lp1_min8",
+    "vqa_beam5",
+    "vqa_greedy",
+}
 CASES = [
     pytest.param(
         name,

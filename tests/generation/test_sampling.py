@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from history_decoder import EOS, PAD, history_decoder, random_language
 
 from blip2_jax.generation import DecodingConfig, authors, decode
 from blip2_jax.generation.processors import keep_top_k, keep_top_p, penalize_repetition
+from tests.support.history_decoder import EOS, PAD, history_decoder, random_language
 
 
 def run(language, rows, config, seeds=None):
@@ -105,8 +105,10 @@ def test_the_authors_settings_by_name():
     assert authors("generate", "t5").max_new_tokens == 30
     coco = authors("coco", "opt")
     assert (coco.min_new_tokens, coco.repetition_penalty, coco.length_penalty) == (
-        7, 1.15, 0.0
-    )  # fmt: skip
+        7,
+        1.15,
+        0.0,
+    )
     assert authors("answer", "t5").length_penalty == -1
     assert authors("answer", "opt").length_penalty == 0
     with pytest.raises(ValueError, match="no decoding 'answer' for 'qformer'"):

@@ -10,14 +10,18 @@ from blip2_jax.generation.top_k import BLOCK, top_k
 NUMBERS = jax.random.normal(jax.random.key(0), (3, 40 * BLOCK + 7))
 
 
-@pytest.mark.parametrize("rows", [
-    NUMBERS,
-    jnp.round(NUMBERS),  # many are equal
-    jnp.where(NUMBERS > 2, NUMBERS, -jnp.inf),  # fewer than asked for are finite
-    jnp.zeros_like(NUMBERS),
-    NUMBERS[:, : 40 * BLOCK],  # nothing to pad
-    NUMBERS[:, : 3 * BLOCK],  # fewer blocks than asked for
-], ids=["plain", "ties", "infinite", "same", "even", "few"])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows",
+    [
+        NUMBERS,
+        jnp.round(NUMBERS),  # many are equal
+        jnp.where(NUMBERS > 2, NUMBERS, -jnp.inf),  # fewer than asked for are finite
+        jnp.zeros_like(NUMBERS),
+        NUMBERS[:, : 40 * BLOCK],  # nothing to pad
+        NUMBERS[:, : 3 * BLOCK],  # fewer blocks than asked for
+    ],
+    ids=["plain", "ties", "infinite", "same", "even", "few"],
+)
 @pytest.mark.parametrize("count", [1, 10])
 def test_it_is_that_of_jax(rows, count):
     found = jax.jit(top_k, static_argnums=1)(rows, count)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from history_decoder import history_decoder
-from tolerances import assert_ids
 
 from blip2_jax.generation import DecodingConfig, decode
+from tests.support.history_decoder import history_decoder
+from tests.support.tolerances import assert_ids
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -25,20 +25,38 @@ VOCAB, WIDTH, ROWS, PREFIX, EOS = 24, 16, 6, 5, 3
 
 def tiny_opt():
     config = transformers.OPTConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, ffn_dim=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, word_embed_proj_dim=WIDTH,
-        dropout=0.0, init_std=0.6, pad_token_id=1, bos_token_id=2, eos_token_id=EOS,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        word_embed_proj_dim=WIDTH,
+        dropout=0.0,
+        init_std=0.6,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=EOS,
+    )
     return transformers.OPTForCausalLM(config)
 
 
 def tiny_t5():
     config = transformers.T5Config(
-        vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, tie_word_embeddings=False,
-        initializer_factor=2.0, pad_token_id=0, eos_token_id=EOS,
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        initializer_factor=2.0,
+        pad_token_id=0,
+        eos_token_id=EOS,
         decoder_start_token_id=0,
-    )  # fmt: skip
+    )
     return transformers.T5ForConditionalGeneration(config)
 
 

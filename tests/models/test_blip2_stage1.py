@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from golden_stage1 import batch_of, config, load_case, model, params
-from tolerances import assert_values
 
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.presets import FeaturesConfig
+from blip2_jax.models.presets import FeaturesConfig
+from tests.support.golden_stage1 import batch_of, config, load_case, model, params
+from tests.support.tolerances import assert_values
 
 
 def test_features_and_scores_equal_the_original():

@@ -4,20 +4,26 @@ import functools
 import json
 import math
 
-import golden_stage2 as golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
-from tolerances import assert_values
 
-from blip2_jax.convert import lavis, names
-from blip2_jax.convert.lavis_stage2 import stage2_rules
+from blip2_jax.convert.tables import lavis, name_table
+from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.sequence import queries_then_text
-from blip2_jax.presets import PRESETS, RELEASED, Blip2Config, FeaturesConfig, preset
+from blip2_jax.models.language.input_sequence import queries_then_text
+from blip2_jax.models.presets import (
+    PRESETS,
+    RELEASED,
+    Blip2Config,
+    FeaturesConfig,
+    preset,
+)
+from tests.support import golden_stage2 as golden
+from tests.support.goldens import GOLDENS
+from tests.support.tolerances import assert_values
 
 STAGE2 = [name for name in RELEASED if PRESETS[name].language_model]
 
@@ -71,7 +77,7 @@ def test_full_size_keys_and_shapes(name):
     config = preset(name)
     tree = shapes(Blip2Stage2(config))
     source = jax.eval_shape(
-        lambda tree: names.to_source(tree, stage2_rules(config)), tree
+        lambda tree: name_table.to_source(tree, stage2_rules(config)), tree
     )
     keys = json.loads((GOLDENS / f"keys_{name}.json").read_text())
     ours = {key: list(array.shape) for key, array in source.items()}
@@ -81,7 +87,7 @@ def test_full_size_keys_and_shapes(name):
 @pytest.mark.parametrize("name", STAGE2)
 def test_full_size_parameter_counts(name):
     summary = json.loads((GOLDENS / "keys_summary.json").read_text())[name]
-    tree = names.flatten(shapes(Blip2Stage2(preset(name))))
+    tree = name_table.flatten(shapes(Blip2Stage2(preset(name))))
     count = {path: math.prod(array.shape) for path, array in tree.items()}
     assert sum(count.values()) == summary["params"]
     towers = ("language_model/",)
@@ -93,9 +99,9 @@ def test_full_size_parameter_counts(name):
 
 def test_no_text_branch_without_questions():
     config = golden.config("stage2_opt_a")
-    paths = names.flatten(shapes(Blip2Stage2(config)))
+    paths = name_table.flatten(shapes(Blip2Stage2(config)))
     assert not [path for path in paths if "text_mlp" in path or "word" in path]
-    paths = names.flatten(shapes(Blip2Stage2(config, question_in_qformer=True)))
+    paths = name_table.flatten(shapes(Blip2Stage2(config, question_in_qformer=True)))
     assert "qformer/embeddings/word" in paths
     assert "qformer/layer_0/text_mlp/up/kernel" in paths
 
@@ -128,9 +134,12 @@ def test_question_must_fit_the_model():
     ids, mask = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
     with pytest.raises(ValueError, match="question_in_qformer is False"):
         model.apply(
-            {"params": params}, jnp.ones((1, 5, 24)), ids, mask,
+            {"params": params},
+            jnp.ones((1, 5, 24)),
+            ids,
+            mask,
             method="encode_queries",
-        )  # fmt: skip
+        )
 
 
 def test_needs_a_language_model():

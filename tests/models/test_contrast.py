@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.models.contrast import (
+from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.vision.contrastive_pair import (
     PATCH_STD,
     POSITION_STD,
     ContrastModel,
@@ -13,7 +14,6 @@ from blip2_jax.models.contrast import (
     init_params,
     window_means,
 )
-from blip2_jax.presets import ViTConfig
 
 VISION = ViTConfig(16, 1, 2, 32, image_size=8, patch_size=4)
 

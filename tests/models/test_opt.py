@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import fork, histories, read_apart, run_steps
-from tolerances import assert_values
 
-from blip2_jax import presets
-from blip2_jax.convert import names
-from blip2_jax.convert.opt import opt_rules
-from blip2_jax.models.opt import OPT
-from blip2_jax.presets import OPTConfig
+from blip2_jax.convert.tables import name_table
+from blip2_jax.convert.tables.opt import opt_rules
+from blip2_jax.models import presets
+from blip2_jax.models.language.opt import OPT
+from blip2_jax.models.presets import OPTConfig
+from tests.support.decoding_steps import fork, histories, read_apart, run_steps
+from tests.support.tolerances import assert_values
 
 CONFIGS = {
     "pre_norm": OPTConfig(16, 3, 2, 24, vocab_size=40, max_positions=32),
@@ -29,13 +29,17 @@ def torch_model(config):
     torch.manual_seed(0)
     return transformers.OPTForCausalLM(
         transformers.OPTConfig(
-            vocab_size=config.vocab_size, hidden_size=config.width,
-            num_hidden_layers=config.depth, num_attention_heads=config.heads,
-            ffn_dim=config.mlp_dim, max_position_embeddings=config.max_positions,
+            vocab_size=config.vocab_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            ffn_dim=config.mlp_dim,
+            max_position_embeddings=config.max_positions,
             word_embed_proj_dim=config.embedding_width,
-            do_layer_norm_before=config.pre_norm, init_std=0.5,
+            do_layer_norm_before=config.pre_norm,
+            init_std=0.5,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 @functools.cache
@@ -71,7 +75,7 @@ def test_equals_transformers(name):
     import torch
 
     source = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    params = names.to_ours_complete(source, opt_rules(config))
+    params = name_table.to_ours_complete(source, opt_rules(config))
     for side in ("right", "left"):
         ids, mask = padded(side)
         with torch.no_grad():
@@ -157,11 +161,15 @@ def test_more_positions_than_the_table_has():
 @pytest.mark.parametrize(
     ("config", "billions"),
     [
-        (presets.OPT_125M, 0.125), (presets.OPT_350M, 0.331), (presets.OPT_1_3B, 1.316),
-        (presets.OPT_2_7B, 2.652), (presets.OPT_6_7B, 6.658), (presets.OPT_13B, 12.853),
+        (presets.OPT_125M, 0.125),
+        (presets.OPT_350M, 0.331),
+        (presets.OPT_1_3B, 1.316),
+        (presets.OPT_2_7B, 2.652),
+        (presets.OPT_6_7B, 6.658),
+        (presets.OPT_13B, 12.853),
         (presets.OPT_30B, 29.975),
     ],
-)  # fmt: skip
+)
 def test_sizes(config, billions):
     model = OPT(config)
     batch = {"text_ids": jnp.ones((1, 2), jnp.int32)}

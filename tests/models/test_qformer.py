@@ -7,14 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.models.cache import init_generated
-from blip2_jax.models.folded_norm import Normed
-from blip2_jax.models.qformer import QFormer
-from blip2_jax.presets import QFormerConfig
+from blip2_jax.models.presets import QFormerConfig
+from blip2_jax.models.qformer.qformer import QFormer
+from blip2_jax.nn.folded_norm import Normed
+from blip2_jax.nn.kv_cache import init_generated
 
 B, P, D, T = 2, 5, 12, 6
 CONFIG = QFormerConfig(
-    width=16, depth=2, heads=2, mlp_dim=24, num_queries=3, vocab_size=20,
+    width=16,
+    depth=2,
+    heads=2,
+    mlp_dim=24,
+    num_queries=3,
+    vocab_size=20,
     max_positions=16,
 )
 MODEL = QFormer(CONFIG)
@@ -88,9 +93,7 @@ def test_rows_that_are_asked_for_alone_are_the_same_rows(params, outputs):
         )
         image = apply("image_keys_values", IMAGE)
         first = apply("text_pass", IDS, MASK, first_only=True)
-        queries = apply(
-            "multimodal_pass", QUERIES, IDS, MASK, image, queries_only=True
-        )
+        queries = apply("multimodal_pass", QUERIES, IDS, MASK, image, queries_only=True)
         return first, queries
 
     first, queries = jax.jit(run)(params)
@@ -126,6 +129,7 @@ def test_the_joint_pass_is_three_passes_at_once(params):
 
 def test_what_is_computed_again_is_the_same(params):
     """Values and gradients, with dropout; the less is kept, the more is recomputed."""
+
     def run(remat):
         model = QFormer(dataclasses.replace(CONFIG, dropout=0.5), remat=remat)
 

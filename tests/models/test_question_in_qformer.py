@@ -2,21 +2,21 @@
 
 import functools
 
-import decoding
-import golden_stage1
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_values
 
 from blip2_jax.generation import programs
-from blip2_jax.models.bind import bind
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.presets import Blip2Config, FeaturesConfig, OPTConfig, T5Config
+from blip2_jax.models.presets import Blip2Config, FeaturesConfig, OPTConfig, T5Config
+from blip2_jax.nn.bind import bind
 from blip2_jax.training.partition import flatten, unflatten
+from tests.support import decoding_steps as decoding
+from tests.support import golden_stage1
+from tests.support.tolerances import assert_values
 
 LANGUAGE = {
     "opt": OPTConfig(16, 2, 2, 24, vocab_size=30, max_positions=40),
@@ -39,9 +39,7 @@ def stage1():
 def stage2(family, question_in_qformer):
     """The same Q-Former in front of a language model; its parameters are stage 1's."""
     first, given = stage1()
-    config = Blip2Config(
-        first.config.vision, first.config.qformer, LANGUAGE[family]
-    )
+    config = Blip2Config(first.config.vision, first.config.qformer, LANGUAGE[family])
     model = Blip2Stage2(config, question_in_qformer=question_in_qformer)
     own = flatten(jax.jit(lambda key: init_params(model, key))(jax.random.key(1)))
     given = flatten(given)
@@ -103,9 +101,11 @@ def test_cached_decoding_equals_the_full_pass(family):
         model, params, FEATURES, prompt, seen, (IDS, MASK)
     )
     one_by_one = decoding.run_steps(
-        lambda *args, method: apply(method, *args), prefix, answer,
+        lambda *args, method: apply(method, *args),
+        prefix,
+        answer,
         decoding.fork(3, 1, 4),
-    )  # fmt: skip
+    )
     batch = {"features": FEATURES, "question_ids": IDS, "question_mask": MASK}
     if family == "opt":
         text = jnp.concatenate([prompt, answer[:, 0]], axis=1)

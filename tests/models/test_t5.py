@@ -6,20 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import fork, histories, read_apart, run_steps
-from tolerances import assert_values
 
-from blip2_jax import presets
-from blip2_jax.convert import names
-from blip2_jax.convert.t5 import t5_rules
-from blip2_jax.models.t5 import T5, distances
-from blip2_jax.models.t5_block import relative_buckets
-from blip2_jax.presets import T5Config
+from blip2_jax.convert.tables import name_table
+from blip2_jax.convert.tables.t5 import t5_rules
+from blip2_jax.models import presets
+from blip2_jax.models.language.t5 import T5, distances
+from blip2_jax.models.language.t5_block import relative_buckets
+from blip2_jax.models.presets import T5Config
+from tests.support.decoding_steps import fork, histories, read_apart, run_steps
+from tests.support.tolerances import assert_values
 
 CONFIG = T5Config(
-    16, 2, 2, 24, head_width=6, decoder_depth=3, vocab_size=40, activation="gelu_new",
-    relative_buckets=8, relative_max_distance=10,
-)  # fmt: skip
+    16,
+    2,
+    2,
+    24,
+    head_width=6,
+    decoder_depth=3,
+    vocab_size=40,
+    activation="gelu_new",
+    relative_buckets=8,
+    relative_max_distance=10,
+)
 
 
 def torch_model(config):
@@ -28,15 +36,20 @@ def torch_model(config):
     torch.manual_seed(0)
     return transformers.T5ForConditionalGeneration(
         transformers.T5Config(
-            vocab_size=config.vocab_size, d_model=config.width, d_kv=config.head_width,
-            d_ff=config.mlp_dim, num_layers=config.depth,
-            num_decoder_layers=config.decoder_depth, num_heads=config.heads,
+            vocab_size=config.vocab_size,
+            d_model=config.width,
+            d_kv=config.head_width,
+            d_ff=config.mlp_dim,
+            num_layers=config.depth,
+            num_decoder_layers=config.decoder_depth,
+            num_heads=config.heads,
             relative_attention_num_buckets=config.relative_buckets,
             relative_attention_max_distance=config.relative_max_distance,
-            feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
             decoder_start_token_id=0,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 @functools.cache
@@ -80,7 +93,7 @@ def test_equals_transformers(side):
     import torch
 
     source = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    params = names.to_ours_complete(source, t5_rules(CONFIG))
+    params = name_table.to_ours_complete(source, t5_rules(CONFIG))
     batch = make_batch(side)
     start = np.concatenate([np.zeros((3, 1), int), batch["target_ids"][:, :-1]], axis=1)
     with torch.no_grad():
@@ -161,11 +174,13 @@ def test_dropout_needs_a_key():
 @pytest.mark.parametrize(
     ("config", "billions"),
     [
-        (presets.FLAN_T5_SMALL, 0.077), (presets.FLAN_T5_BASE, 0.248),
-        (presets.FLAN_T5_LARGE, 0.783), (presets.FLAN_T5_XL, 2.850),
+        (presets.FLAN_T5_SMALL, 0.077),
+        (presets.FLAN_T5_BASE, 0.248),
+        (presets.FLAN_T5_LARGE, 0.783),
+        (presets.FLAN_T5_XL, 2.850),
         (presets.FLAN_T5_XXL, 11.135),
     ],
-)  # fmt: skip
+)
 def test_sizes(config, billions):
     model, batch = T5(config), empty_batch()
     tree = jax.eval_shape(

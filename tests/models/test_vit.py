@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_stage1 import batch_of, config, load_case, model, params
-from tolerances import assert_values
 
-from blip2_jax.convert.clip import clip_rules
-from blip2_jax.convert.names import to_ours_complete
-from blip2_jax.models.vit import (
+from blip2_jax.convert.tables.clip import clip_rules
+from blip2_jax.convert.tables.name_table import to_ours_complete
+from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.vision.vit import (
     IMAGE_MEAN,
     IMAGE_STD,
     VisionTransformer,
     normalize_images,
     patches,
 )
-from blip2_jax.presets import ViTConfig
+from tests.support.golden_stage1 import batch_of, config, load_case, model, params
+from tests.support.tolerances import assert_values
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -40,8 +40,12 @@ def test_clip_equals_transformers():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = transformers.CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=3,
-        num_attention_heads=4, image_size=28, patch_size=14,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
     )
     peer = transformers.CLIPVisionModel(sizes).eval()
     images = torch.randn(2, 3, 28, 28)
@@ -49,8 +53,16 @@ def test_clip_equals_transformers():
         expected = peer(images, output_hidden_states=True).hidden_states[-2].numpy()
 
     tower = ViTConfig(
-        24, 2, 4, 40, 28, activation="quick_gelu", layer_norm_eps=1e-5, key_bias=True,
-        patch_bias=False, pre_norm=True,
+        24,
+        2,
+        4,
+        40,
+        28,
+        activation="quick_gelu",
+        layer_norm_eps=1e-5,
+        key_bias=True,
+        patch_bias=False,
+        pre_norm=True,
     )
     source = openai_names(peer.state_dict(), tower.depth)
     weights = to_ours_complete(source, clip_rules(tower))
@@ -73,8 +85,11 @@ def openai_names(state, depth):
         "ln_pre.bias": state["pre_layrnorm.bias"],
     }
     renamed = {
-        "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
     }
     for i in range(depth):
         theirs, ours = f"encoder.layers.{i}", f"transformer.resblocks.{i}"

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from blip2_jax.parallel.sharding import make_mesh
 from blip2_jax.planning.collectives import KINDS, Collective, by_kind, collectives
-from blip2_jax.sharding import make_mesh
 
 P = PartitionSpec
 # A TPU's own way of writing: trip counts in the condition, groups of a mesh, an

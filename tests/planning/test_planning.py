@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
 
-from blip2_jax import sharding
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.data.text import load_tokenizer
-from blip2_jax.dot_count import dots
+from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.parallel import sharding
+from blip2_jax.perf.dot_count import dots
 from blip2_jax.planning import report, topology
 from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.estimate import Estimate, device_flops
@@ -33,6 +32,7 @@ from blip2_jax.planning.sweep import (
 )
 from blip2_jax.training.step import loss_and_gradients
 from blip2_jax.training.tasks import make_task
+from tests.support import tiny_runs
 
 FEATURES = (5, 16)  # tokens and width of an image in tiny_runs
 
@@ -54,6 +54,7 @@ def plan():
 
 def held_by_first_device(tree):
     """Bytes of real arrays, placed as the training code would place them."""
+
     def size(leaf):
         array = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         return array.addressable_shards[0].data.nbytes
@@ -111,15 +112,18 @@ def test_products_are_those_of_the_loss(plan):
     with jax.set_mesh(program.mesh):
         expected = dots(
             lambda *args: loss_and_gradients(task, *args, jax.random.key(0))[::2],
-            program.state.trainable, program.frozen, program.batch,
-        )  # fmt: skip
+            program.state.trainable,
+            program.frozen,
+            program.batch,
+        )
     assert plan.flops == sum(dot.flops for dot in expected) > 0
 
 
 def test_products_along_tensor_divide_in_towers_alone(plan):
     program = training_program(config(data=4, tensor=2), jax.devices())
-    found = dots(program.step.jitted, program.state, program.frozen, program.batch,
-                 None)  # fmt: skip
+    found = dots(
+        program.step.jitted, program.state, program.frozen, program.batch, None
+    )
     mesh = {"data": 4, "fsdp": 1, "tensor": 2}
     tower = sum(dot.flops for dot in found if "visual_encoder" in dot.scope)
     rest = sum(dot.flops for dot in found) - tower
@@ -145,8 +149,10 @@ def batch_config(case, directory):
     if case.startswith("t5"):
         words = load_tokenizer("shapes:t5", language_model=True).vocab_size
         settings.model.overrides.language_model = tiny_runs.OPT | {
-            "kind": "t5", "head_width": 8, "vocab_size": words,
-        }  # fmt: skip
+            "kind": "t5",
+            "head_width": 8,
+            "vocab_size": words,
+        }
         settings.data.tokenizer.language_model = "shapes:t5"
         settings.data.max_target_length = 12 if case == "t5_targets" else 0
     if case.endswith("vqa"):
@@ -174,9 +180,7 @@ def batch_config(case, directory):
 def test_batch_is_what_the_pipeline_makes(case, tmp_path):
     settings = batch_config(case, tmp_path)
     made = make_task(settings)
-    batches = training_batches(
-        settings.data, made.batch_format, seed=0, batch_size=16
-    )
+    batches = training_batches(settings.data, made.batch_format, seed=0, batch_size=16)
     real = sharding.global_batch(next(batches), sharding.make_mesh())
     batches.close()
     place = sharding.batch_sharding(sharding.make_mesh())
@@ -186,13 +190,22 @@ def test_batch_is_what_the_pipeline_makes(case, tmp_path):
     }
 
 
-@pytest.mark.parametrize(("text", "needed"), [
-    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
-     "space hbm. Used 20.31G of 15.75G hbm. Exceeded", 20.31 * 2**30),
-    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-     "temporaries (26.56G) exceeds available HBM (15.75G).", 26.56 * 2**30 + 40),
-    ("RESOURCE_EXHAUSTED: too large", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.31G of 15.75G hbm. Exceeded",
+            20.31 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (26.56G) exceeds available HBM (15.75G).",
+            26.56 * 2**30 + 40,
+        ),
+        ("RESOURCE_EXHAUSTED: too large", None),
+    ],
+)
 def test_refusals_name_what_is_needed(text, needed):
     found = refusal(RuntimeError(text), Memory(10, 10, 10, 10), 16 * 2**30)
     assert found.needed == (None if needed is None else pytest.approx(needed))
@@ -275,6 +288,7 @@ def test_largest_batch_is_found_but_for_an_eighth(shards):
 
 def planner(plan, fits, frozen=10):
     """Plans without compiling: `fits` is asked for (batch, fsdp)."""
+
     def planned(candidate):
         fsdp, batch = candidate.mesh.fsdp, candidate.batch_size
         made = estimated(plan, batch, 1.0, total=10 if fits(batch, fsdp) else 10**9)

@@ -3,10 +3,10 @@
 import pytest
 from ml_collections import ConfigDict
 
+from blip2_jax.configs import stage1_vitg, stage2_flant5xxl
 from blip2_jax.planning.collectives import by_kind
 from blip2_jax.planning.plan import Plan, make_plan
 from blip2_jax.planning.topology import open_topology
-from configs import stage1_vitg, stage2_flant5xxl
 
 pytest.importorskip("libtpu", reason="libtpu is not installed")
 pytestmark = pytest.mark.slow

@@ -6,19 +6,19 @@ import pathlib
 
 import jax
 import numpy as np
-import one_step
 import pytest
-from shrunk import ROWS, shrunk
 
 from blip2_jax.data.pipeline import training_batches
-from blip2_jax.presets import FeaturesConfig
-from blip2_jax.sharding import global_batch, make_mesh
-from blip2_jax.training import config as configuration
-from blip2_jax.training.config import ConfigError, default_config
-from blip2_jax.training.initialise import parameter_shapes
+from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.parallel.sharding import global_batch, make_mesh
+from blip2_jax.training import train_config as configuration
+from blip2_jax.training.initial_params import parameter_shapes
 from blip2_jax.training.partition import flatten
 from blip2_jax.training.schedule import make_schedule
 from blip2_jax.training.tasks import make_task, model_config
+from blip2_jax.training.train_config import ConfigError, default_config
+from tests.support import one_step
+from tests.support.shrunk_presets import ROWS, shrunk
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
@@ -36,20 +36,25 @@ VARIANTS = {
     "ablation_stage1": ["flant5xl", "opt2.7b,with"],
     "ablation_qformer": ["num_queries=64", "num_queries=16,opt2.7b"],
     "shapes_tables": [
-        "opt", "t5_without_stage1", "small_opt_small", "captions_t5", "questions_opt",
+        "opt",
+        "t5_without_stage1",
+        "small_opt_small",
+        "captions_t5",
+        "questions_opt",
         "retrieval_without_itg",
     ],
     "shapes_tower_image": ["small"],
     "shapes_tower_opt": ["small"],
     "shapes_tower_t5": ["small"],
-}  # fmt: skip
+}
 EXPERIMENTS = [
     (path, text) for path in FILES for text in ("", *VARIANTS.get(path.stem, ()))
 ]
 EVERY = pytest.mark.parametrize(
-    ("path", "text"), EXPERIMENTS,
+    ("path", "text"),
+    EXPERIMENTS,
     ids=[f"{path.stem}:{text}".rstrip(":") for path, text in EXPERIMENTS],
-)  # fmt: skip
+)
 
 
 def load(path: pathlib.Path):
@@ -240,13 +245,15 @@ TWINS = ("opt6_7b", "opt6.7b", "flant5xxl")
     ("path", "text"),
     [
         pytest.param(
-            path, text, id=f"{path.stem}:{text}".rstrip(":"),
+            path,
+            text,
+            id=f"{path.stem}:{text}".rstrip(":"),
             marks=() if f"{path.stem}:{text}".rstrip(":") in FAST else pytest.mark.slow,
         )
         for path, text in EXPERIMENTS
         if not any(twin in f"{path.stem}:{text}" for twin in TWINS)
     ],
-)  # fmt: skip
+)
 def test_every_experiment_takes_a_step(path, text):
     """Its own objective, optimizer and kind of data with a model of tiny sizes."""
     config = shrunk(experiment(path.stem, text))

@@ -6,21 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
 from safetensors.numpy import save_file
 
 import blip2_jax
-from blip2_jax.convert.folder import write_folder
+from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.lavis_file import lavis_arrays
-from blip2_jax.convert.sources import SourceError
+from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
-from blip2_jax.opening import open_model
-from blip2_jax.training.config import default_config
 from blip2_jax.training.loop import train
+from blip2_jax.training.open_model import open_model
 from blip2_jax.training.partition import flatten
 from blip2_jax.training.runs import open_trained
 from blip2_jax.training.setup import set_up
+from blip2_jax.training.train_config import default_config
+from tests.support import tiny_runs
 
 QUESTIONS = ["what color is the circle?", "is there a star?"]
 QUERY_BRANCH = "qformer/layer_0/query_mlp/up/kernel"

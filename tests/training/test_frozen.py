@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_stage2 import config as golden_config
 
-from blip2_jax import sharding
-from blip2_jax.convert.folder import FolderArrays, write_folder
-from blip2_jax.convert.opened import Opened
-from blip2_jax.convert.sources import Source
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.convert.native_folder import FolderArrays, write_folder
+from blip2_jax.parallel import sharding
 from blip2_jax.training.frozen import WeightsError, load_frozen
 from blip2_jax.training.partition import flatten, unflatten
+from tests.support.golden_stage2 import config as golden_config
 
 KERNEL, NORM = "language_model/blocks/mlp/up/kernel", "language_model/norm/scale"
 
@@ -23,7 +23,7 @@ def converted(tmp_path):
         KERNEL: rng.standard_normal((2, 8, 4), np.float32),
         NORM: rng.standard_normal(6, np.float32),
     }
-    opened = Opened(golden_config("stage2_opt_a"), arrays, "test")
+    opened = ModelSource(golden_config("stage2_opt_a"), arrays, "test")
     write_folder(opened, tmp_path / "folder")
     return FolderArrays(tmp_path / "folder"), arrays
 
@@ -37,14 +37,14 @@ def shapes(arrays):
 def test_of_a_converted_folder_each_part_is_read_once(tmp_path, monkeypatch):
     folder, arrays = converted(tmp_path)
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    read, real = [], Source.part
+    read, real = [], CheckpointFiles.part
 
     def note(self, name, index):
         part = real(self, name, index)
         read.append((name, part.shape))
         return part
 
-    monkeypatch.setattr(Source, "part", note)
+    monkeypatch.setattr(CheckpointFiles, "part", note)
     monkeypatch.setattr(FolderArrays, "__getitem__", None)  # nothing is read whole
     loaded, manifest = load_frozen(shapes(arrays), {"w": folder}, jnp.bfloat16, mesh)
     for path, array in flatten(loaded).items():
@@ -65,7 +65,7 @@ def test_arrays_without_digests_are_read_once_and_hashed(tmp_path):
 
 def test_another_shape_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     folder, arrays = converted(tmp_path)
-    monkeypatch.setattr(Source, "part", None)
+    monkeypatch.setattr(CheckpointFiles, "part", None)
     wanted = shapes(arrays | {KERNEL: np.zeros((2, 8, 5))})
     with pytest.raises(WeightsError, match=r"kernel is \(2, 8, 4\) in w.*\(2, 8, 5\)"):
         load_frozen(wanted, {"w": folder}, jnp.bfloat16, sharding.make_mesh())

@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import toy_task
 
-from blip2_jax import sharding
 from blip2_jax.data.pipeline import training_batches
+from blip2_jax.losses.objectives import Negatives
 from blip2_jax.models.blip2_stage1 import INITIAL_TEMPERATURE
-from blip2_jax.objectives import Negatives
+from blip2_jax.parallel import sharding
 from blip2_jax.training import loop as loops
 from blip2_jax.training import tasks
 from blip2_jax.training.checkpoints import Checkpoints
@@ -23,6 +21,8 @@ from blip2_jax.training.metrics_log import read_metrics
 from blip2_jax.training.partition import split
 from blip2_jax.training.step import loss_and_gradients
 from blip2_jax.training.tasks import make_task
+from tests.support import tiny_experiment as tiny
+from tests.support import toy_task
 
 B = 4
 
@@ -121,8 +121,10 @@ def test_a_run_has_a_program_a_bucket_and_continues_bit_for_bit(
         assert loops.train(config, stopped) == 128 + signal.SIGTERM
     assert loops.train(config, stopped) == 0
     runs = [
-        ([line["loss"] for line in read_metrics(run)],
-         Checkpoints(run, read_only=True).read(20, ("trainable", "optimizer")).trees)
+        (
+            [line["loss"] for line in read_metrics(run)],
+            Checkpoints(run, read_only=True).read(20, ("trainable", "optimizer")).trees,
+        )
         for run in (whole, stopped)
-    ]  # fmt: skip
+    ]
     jax.tree.map(np.testing.assert_array_equal, *runs)

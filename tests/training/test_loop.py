@@ -8,16 +8,16 @@ import signal
 import jax
 import numpy as np
 import pytest
-import toy_task
 
 from blip2_jax.training import loop as loops
 from blip2_jax.training import tasks
 from blip2_jax.training.checkpoints import Checkpoints
-from blip2_jax.training.config import ConfigError, read_config
 from blip2_jax.training.frozen import WeightsError
 from blip2_jax.training.guards import NonFiniteLoss
 from blip2_jax.training.loop import train
 from blip2_jax.training.metrics_log import read_metrics
+from blip2_jax.training.train_config import ConfigError, read_config
+from tests.support import toy_task
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,17 @@
 
 import jax
 import numpy as np
-import one_step as one_step_module
 import pytest
-from one_step import one_step
-from processes import run_together
 
-from blip2_jax import sharding
-from blip2_jax.training import initialise
+from blip2_jax.parallel import sharding
+from blip2_jax.training import initial_params
 from blip2_jax.training.optimizer import make_optimizer
 from blip2_jax.training.state import create_state
 from blip2_jax.training.step import make_train_step
 from blip2_jax.training.tasks import make_task
+from tests.support import one_step as one_step_module
+from tests.support.one_step import one_step
+from tests.support.processes import run_together
 
 ONE = (1, 1, 1)
 MESHES = {
@@ -21,11 +21,17 @@ MESHES = {
     8: [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)],
 }
 FAST = [("stage1", (1, 4, 1)), ("stage2", (2, 2, 2)), ("vqa", (2, 1, 2))]
-SLOW = [("retrieval", (2, 2, 1))] + [
-    (task, axes)
-    for task in ("stage1", "stage2") for meshes in MESHES.values() for axes in meshes
-    if (task, axes) not in FAST
-] + [("t5", axes) for axes in ((8, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2))]
+SLOW = (
+    [("retrieval", (2, 2, 1))]
+    + [
+        (task, axes)
+        for task in ("stage1", "stage2")
+        for meshes in MESHES.values()
+        for axes in meshes
+        if (task, axes) not in FAST
+    ]
+    + [("t5", axes) for axes in ((8, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2))]
+)
 
 
 def assert_same_step(found, expected):
@@ -89,10 +95,11 @@ def compiled_step(devices):
     """
     config = one_step_module.config_of("stage2")
     config.model.overrides = DEEP
-    task, mesh = make_task(config), sharding.make_mesh(
-        1, devices, 1, devices=jax.devices()[:devices]
+    task, mesh = (
+        make_task(config),
+        sharding.make_mesh(1, devices, 1, devices=jax.devices()[:devices]),
     )
-    shapes = initialise.parameter_shapes(config, task)
+    shapes = initial_params.parameter_shapes(config, task)
     optimizer = make_optimizer(config.optimizer, lambda step: 1e-4, shapes.trainable)
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), shapes.trainable)
     step = make_train_step(
@@ -102,7 +109,8 @@ def compiled_step(devices):
     compiled = step.trace(state, shapes.frozen, batch, None).lower().compile()
     leaves = zip(
         jax.tree.leaves((state, shapes.frozen)),
-        jax.tree.leaves((step.state, step.frozen)), strict=True,
+        jax.tree.leaves((step.state, step.frozen)),
+        strict=True,
     )
     whole = bytes_of([leaf for leaf, place in leaves if not any(place.spec)])
     blocks = bytes_of(shapes.frozen["language_model"]["blocks"])

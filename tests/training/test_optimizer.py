@@ -13,8 +13,14 @@ from blip2_jax.training.partition import flatten
 
 OPTIONS = {
     "name": "adamw",
-    "b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.05, "clip": 0.0,
-    "layer_decay": 1.0, "rate_factors": (), "original_decay": False,
+    "b1": 0.9,
+    "b2": 0.98,
+    "eps": 1e-8,
+    "weight_decay": 0.05,
+    "clip": 0.0,
+    "layer_decay": 1.0,
+    "rate_factors": (),
+    "original_decay": False,
 }
 
 
@@ -24,7 +30,8 @@ def tower(depth=3, width=4):
         "mlp_norm": {"scale": (width,), "bias": (width,)},
     }
     stacked = jax.tree.map(
-        lambda shape: jnp.ones((depth, *shape)), block,
+        lambda shape: jnp.ones((depth, *shape)),
+        block,
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
     return {
@@ -32,7 +39,8 @@ def tower(depth=3, width=4):
             "class_token": jnp.ones(width),
             "position_embedding": jnp.ones((5, width)),
             "patch_embedding": {
-                "kernel": jnp.ones((6, width)), "bias": jnp.ones(width),
+                "kernel": jnp.ones((6, width)),
+                "bias": jnp.ones(width),
             },
             "blocks": stacked,
         },
@@ -65,9 +73,11 @@ def decayed(**options):
 
 def test_decay_goes_by_name_not_by_rank():
     assert decayed() == {
-        "visual_encoder/class_token", "visual_encoder/position_embedding",
+        "visual_encoder/class_token",
+        "visual_encoder/position_embedding",
         "visual_encoder/patch_embedding/kernel",
-        "visual_encoder/blocks/attention/query/kernel", "query_tokens",
+        "visual_encoder/blocks/attention/query/kernel",
+        "query_tokens",
     }
 
 
@@ -125,7 +135,6 @@ def test_clip_bounds_the_global_norm():
     _, state = optimizer.update({"kernel": jnp.full((2, 2), 50.0)}, state, params)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
     np.testing.assert_allclose(moments[0], 0.1 * 0.5, rtol=1e-5)
-
 
 
 def test_muon_orthogonalises_the_matrices_of_blocks_and_nothing_else():

@@ -14,11 +14,13 @@ TREE = {
 def test_parts_are_disjoint_and_complete():
     parts = partition.split(TREE, ["^visual_encoder/"], ["/text_mlp/"])
     assert partition.flatten(parts.frozen) == {
-        "visual_encoder/blocks/kernel": 1, "visual_encoder/class_token": 2,
+        "visual_encoder/blocks/kernel": 1,
+        "visual_encoder/class_token": 2,
     }
     assert partition.flatten(parts.carried) == {"qformer/layer_0/text_mlp/kernel": 4}
     assert partition.flatten(parts.trainable) == {
-        "ln_vision/scale": 3, "qformer/layer_0/query_mlp/kernel": 5,
+        "ln_vision/scale": 3,
+        "qformer/layer_0/query_mlp/kernel": 5,
     }
     assert partition.merge(*parts) == TREE
 

@@ -1,7 +1,5 @@
 """`kill -9` in mid-run, the same command again: the losses of a run never stopped."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -16,9 +14,10 @@ from benchmarks.soak import (
     run_and_kill,
     soak,
 )
+from tests.support.processes import SUPPORT
 
-TOY = pathlib.Path(__file__).with_name("toy_task.py")
-TINY = pathlib.Path(__file__).with_name("tiny.py")
+TOY = SUPPORT / "toy_task.py"
+TINY = SUPPORT / "tiny_experiment.py"
 
 
 def assert_same_run(left, right, step) -> None:

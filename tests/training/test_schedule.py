@@ -8,7 +8,9 @@ import pytest
 from blip2_jax.training.schedule import make_schedule
 
 OPTIONS = {
-    "learning_rate": 1e-4, "final_learning_rate": 1e-5, "warmup_steps": 100,
+    "learning_rate": 1e-4,
+    "final_learning_rate": 1e-5,
+    "warmup_steps": 100,
     "warmup_start_learning_rate": 1e-6,
 }
 

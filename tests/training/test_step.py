@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from one_step import B, config_of, prepare
 
-from blip2_jax import sharding
-from blip2_jax.training import initialise
+from blip2_jax.parallel import sharding
+from blip2_jax.training import initial_params
 from blip2_jax.training.partition import unflatten
 from blip2_jax.training.schedule import make_schedule
 from blip2_jax.training.state import step_key
 from blip2_jax.training.tasks import Task
+from tests.support.one_step import B, config_of, prepare
 
 LINEAR = {"visual_encoder/kernel": (3, 4), "head/kernel": (4, 4)}
 
@@ -20,9 +20,9 @@ def linear(scale=1.0):
     """A task of two matrices; the loss sees the key."""
 
     def init_params(key):
-        return unflatten({
-            path: jax.random.normal(key, shape) for path, shape in LINEAR.items()
-        })
+        return unflatten(
+            {path: jax.random.normal(key, shape) for path, shape in LINEAR.items()}
+        )
 
     def loss(params, batch, key, replay=None):
         hidden = batch["x"] @ params["visual_encoder"]["kernel"]
@@ -52,8 +52,8 @@ def test_only_the_trainable_part_has_state_and_moves():
     assert state.trainable.keys() == {"head"}
     assert int(state.step) == 3
     config, task = config_of("stage1"), linear()
-    shapes = initialise.parameter_shapes(config, task)
-    before, _ = initialise.load_frozen_parameters(
+    shapes = initial_params.parameter_shapes(config, task)
+    before, _ = initial_params.load_frozen_parameters(
         config, task, shapes.frozen, sharding.make_mesh()
     )
     jax.tree.map(np.testing.assert_array_equal, frozen, before)

@@ -6,22 +6,38 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from blip2_jax import presets
+from blip2_jax.models import presets
 from blip2_jax.training import tasks
-from blip2_jax.training.config import default_config
-from blip2_jax.training.initialise import parameter_shapes
+from blip2_jax.training.initial_params import parameter_shapes
+from blip2_jax.training.train_config import default_config
 
 VISION = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "image_size": 28}
 QFORMER = {
-    "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "num_queries": 2,
-    "vocab_size": 20, "projection_dim": 8, "max_positions": 16,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+    "num_queries": 2,
+    "vocab_size": 20,
+    "projection_dim": 8,
+    "max_positions": 16,
 }
 OPT = {
-    "kind": "opt", "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16,
-    "vocab_size": 20, "max_positions": 32,
+    "kind": "opt",
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+    "vocab_size": 20,
+    "max_positions": 32,
 }
 T5 = {
-    "kind": "t5", "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "head_width": 8,
+    "kind": "t5",
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+    "head_width": 8,
     "vocab_size": 20,
 }
 
@@ -43,14 +59,17 @@ def batch_of(task):
     return batch
 
 
-@pytest.mark.parametrize(("name", "language", "batch_format", "frozen"), [
-    ("stage1", None, "image_text", {"visual_encoder"}),
-    ("stage2", OPT, "decoder", {"visual_encoder", "language_model"}),
-    ("stage2", T5, "encoder_decoder", {"visual_encoder", "language_model"}),
-    ("contrast", None, "image_text", set()),
-    ("language_model", OPT, "text_decoder", set()),
-    ("language_model", T5, "text_encoder_decoder", set()),
-])
+@pytest.mark.parametrize(
+    ("name", "language", "batch_format", "frozen"),
+    [
+        ("stage1", None, "image_text", {"visual_encoder"}),
+        ("stage2", OPT, "decoder", {"visual_encoder", "language_model"}),
+        ("stage2", T5, "encoder_decoder", {"visual_encoder", "language_model"}),
+        ("contrast", None, "image_text", set()),
+        ("language_model", OPT, "text_decoder", set()),
+        ("language_model", T5, "text_encoder_decoder", set()),
+    ],
+)
 def test_every_task_has_a_loss_of_its_parameters(name, language, batch_format, frozen):
     config = config_of(name, language)
     task = tasks.make_task(config)
@@ -74,9 +93,9 @@ def test_precision_is_the_compute_dtype():
 def test_overrides_reach_into_the_preset():
     sizes = tasks.model_config(config_of("stage1").model)
     assert sizes.qformer.num_queries == 2
-    kept = dataclasses.replace(sizes.vision, **{
-        field: getattr(presets.EVA_VIT_G, field) for field in VISION
-    })
+    kept = dataclasses.replace(
+        sizes.vision, **{field: getattr(presets.EVA_VIT_G, field) for field in VISION}
+    )
     assert kept == presets.EVA_VIT_G
 
 
@@ -88,13 +107,19 @@ def test_a_part_of_another_kind_is_complete():
     assert tasks.model_config(config.model).vision == expected
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"qformer": {"deep": 4}}, r"overrides\.qformer\.deep is no size; there are width"),
-    ({"tower": {}}, r"overrides\.tower is no size"),
-    ({"language_model": {"width": 4}}, "must say its kind: features, vit, qf"),
-    ({"vision": {"kind": "cnn"}}, "kind is 'cnn'"),
-    ({"vision": {"kind": "features", "widht": 4}}, "widht"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"qformer": {"deep": 4}},
+            r"overrides\.qformer\.deep is no size; there are width",
+        ),
+        ({"tower": {}}, r"overrides\.tower is no size"),
+        ({"language_model": {"width": 4}}, "must say its kind: features, vit, qf"),
+        ({"vision": {"kind": "cnn"}}, "kind is 'cnn'"),
+        ({"vision": {"kind": "features", "widht": 4}}, "widht"),
+    ],
+)
 def test_mistakes_in_sizes_are_named(overrides, message):
     config = config_of("stage1")
     config.model.overrides = overrides

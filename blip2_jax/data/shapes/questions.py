@@ -132,8 +132,11 @@ def _relation(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
     if len(around.things) < 2:
         return None
     one, other = (around.things[i] for i in rng.permutation(len(around.things))[:2])
-    axes = [pair for pair in (RELATIONS[:2], RELATIONS[2:]) if any(
-        related(one, relation, other) for relation in pair)]  # fmt: skip
+    axes = [
+        pair
+        for pair in (RELATIONS[:2], RELATIONS[2:])
+        if any(related(one, relation, other) for relation in pair)
+    ]
     relation = axes[rng.integers(len(axes))][rng.integers(2)]
     answer = "yes" if related(one, relation, other) else "no"
     words = [_describe(thing, around, rng) for thing in (one, other)]

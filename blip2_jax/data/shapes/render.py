@@ -11,10 +11,15 @@ IMAGE_SIZE = 64
 _RADIUS = {"small": 7.5 / 64, "large": 12.5 / 64}  # shares of the picture's side
 _SLACK = 1.5 / 64  # how far a centre may leave the middle of its quarter
 _RGB = {
-    "red": (215, 35, 35), "green": (40, 165, 60), "blue": (45, 75, 220),
-    "yellow": (230, 205, 30), "purple": (150, 50, 180), "orange": (245, 140, 20),
-    "black": (20, 20, 20), "white": (245, 245, 245),
-}  # fmt: skip
+    "red": (215, 35, 35),
+    "green": (40, 165, 60),
+    "blue": (45, 75, 220),
+    "yellow": (230, 205, 30),
+    "purple": (150, 50, 180),
+    "orange": (245, 140, 20),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+}
 _JITTER = 25.0  # levels of 255 by which a colour varies from scene to scene
 
 

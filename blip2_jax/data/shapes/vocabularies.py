@@ -39,9 +39,15 @@ _BLANKS = 8  # marks of left-out text that T5 has
 def words() -> list[str]:
     """Every word and mark of the world's texts and prompts, in a fixed order."""
     phrases = [
-        *SIZES, *COLORS, *SHAPES, *PLACES, *(w for ws in WORDINGS.values() for w in ws),
-        _ASKING, _CAPTIONING, _PROMPTING,
-    ]  # fmt: skip
+        *SIZES,
+        *COLORS,
+        *SHAPES,
+        *PLACES,
+        *(w for ws in WORDINGS.values() for w in ws),
+        _ASKING,
+        _CAPTIONING,
+        _PROMPTING,
+    ]
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
 
 
@@ -56,9 +62,10 @@ def bert() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")],
-    )  # fmt: skip
+    )
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
@@ -77,9 +84,10 @@ def opt() -> Tokenizer:
     corpus = [form for word in words() for form in (word, f" {word}")]
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A", pair="</s> $A </s> $B:1",
+        single="</s> $A",
+        pair="</s> $A </s> $B:1",
         special_tokens=[("</s>", marks.index("</s>"))],
-    )  # fmt: skip
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -105,12 +113,21 @@ def t5() -> Tokenizer:
 
 
 _SPECIAL: dict[str, dict[str, str]] = {
-    "bert": {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-             "pad_token": "[PAD]", "mask_token": "[MASK]"},
-    "opt": {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>",
-            "pad_token": "<pad>"},
+    "bert": {
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "mask_token": "[MASK]",
+    },
+    "opt": {
+        "bos_token": "</s>",
+        "eos_token": "</s>",
+        "unk_token": "</s>",
+        "pad_token": "<pad>",
+    },
     "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-}  # fmt: skip
+}
 
 
 def save(directory: pathlib.Path) -> None:
@@ -120,9 +137,11 @@ def save(directory: pathlib.Path) -> None:
     makers: dict[str, Any] = {"bert": bert, "opt": opt, "t5": t5}
     for name, make in makers.items():
         fast = PreTrainedTokenizerFast(
-            tokenizer_object=make(), clean_up_tokenization_spaces=False,
-            model_max_length=512, **_SPECIAL[name],
-        )  # fmt: skip
+            tokenizer_object=make(),
+            clean_up_tokenization_spaces=False,
+            model_max_length=512,
+            **_SPECIAL[name],
+        )
         fast.save_pretrained(directory / name)
 
 

@@ -12,9 +12,9 @@ from blip2_jax.data.sources.base import Source
 # A source class is imported when first asked for: TFDS takes seconds to import.
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
-    "each_question": "blip2_jax.data.sources.each_question:EachQuestion",
+    "each_question": "blip2_jax.data.sources.per_question:EachQuestion",
     "features": "blip2_jax.data.sources.features:FeaturesSource",
-    "other_pictures": "blip2_jax.data.sources.other_pictures:OtherPictures",
+    "other_pictures": "blip2_jax.data.sources.wrong_images:OtherPictures",
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
     "tars": "blip2_jax.data.sources.tars:TarsSource",
     "tfds": "blip2_jax.data.sources.tfds:TfdsSource",

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from blip2_jax import presets
 from blip2_jax.data.shapes import vocabularies
 from blip2_jax.data.shapes.captions import captions
 from blip2_jax.data.shapes.questions import questions
-from blip2_jax.data.text import load_tokenizer
+from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.models import presets
 
 NAMES = ("bert", "opt", "t5")
 

@@ -29,8 +29,10 @@ def test_a_sixth_of_the_triples_is_held_out_and_every_pair_is_seen():
     assert len(world.HELD_OUT) == 16
     assert len(world.ALL_TRIPLES) == 96
     for places in itertools.combinations(range(3), 2):
-        pairs = [{tuple(t[p] for p in places) for t in ts} for ts in (
-            world.SEEN, world.ALL_TRIPLES)]  # fmt: skip
+        pairs = [
+            {tuple(t[p] for p in places) for t in ts}
+            for ts in (world.SEEN, world.ALL_TRIPLES)
+        ]
         assert pairs[0] == pairs[1]
 
 

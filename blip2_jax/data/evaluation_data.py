@@ -1,0 +1,209 @@
+"""Evaluation data: every record once, in order, images as the original evaluates.
+
+The last batch is padded to the size of the others; `valid` says which rows count.
+Broken images are not replaced here: their rows are not valid, and are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from blip2_jax.data.broken_samples import BrokenSampleStats
+from blip2_jax.data.data_config import DataConfig, Format, data_config
+from blip2_jax.data.examples import DrawnText, TextFormat
+from blip2_jax.data.images import evaluation_image
+from blip2_jax.data.mixture import build_mixture
+from blip2_jax.data.rows import Row, image_name, stack_rows
+from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
+
+_THREADS = 2
+
+
+class EvaluationSet:
+    """All records of some sources, and their images in batches.
+
+    Attributes:
+      records: in order; `image_id` is unique across the sources, `original_id` is
+        the data set's own. Records that cannot be read are left out and counted.
+      image_name: the batches' key of images, "image" or "features"; None where the
+        sources hold text alone.
+      blank: zeros in the shape of an image, for rows that do not count.
+      faults: what was broken.
+      broken: cause and key of images that could not be read, by place in `records`.
+    """
+
+    def __init__(
+        self, specs: Sequence[Mapping[str, Any]], image_size: int, max_examples: int = 0
+    ):
+        """Open the sources and read the texts of their records.
+
+        Args:
+          specs: source specs; weights mean nothing here.
+          max_examples: take only the first so many records; 0: all.
+        """
+        plain = [{k: v for k, v in spec.items() if k != "weight"} for spec in specs]
+        mixture = build_mixture(plain)
+        self.faults = BrokenSampleStats()
+        self.broken: dict[int, tuple[str, str]] = {}
+        holds = {source.image_kind for source in mixture.sources} != {ImageKind.NONE}
+        self.image_name = image_name(mixture.sources, holds)
+        self._size = image_size
+        self.records: list[Record] = []
+        self._places: list[tuple[Source, int]] = []
+        for source, offset in zip(
+            mixture.sources, mixture.image_id_offsets, strict=True
+        ):
+            self._read(source, offset, max_examples)
+        self.blank = self._find_blank()
+
+    def _read(self, source: Source, offset: int, max_examples: int) -> None:
+        for index in range(len(source)):
+            if max_examples and len(self.records) == max_examples:
+                return
+            try:
+                record = source.record(index)
+            except BrokenSample as fault:
+                self.faults.add(1, [(fault.cause, fault.key)])
+                continue
+            image_id = record.image_id + offset
+            self.records.append(dataclasses.replace(record, image_id=image_id))
+            self._places.append((source, index))
+
+    def _find_blank(self) -> np.ndarray | None:
+        if self.image_name is None:
+            return None
+        if self.image_name == "image":
+            return np.zeros((self._size, self._size, 3), np.uint8)
+        for index in range(len(self.records)):
+            if (features := self.image(index)) is not None:
+                return np.zeros_like(features)
+        raise ValueError("no record has features")
+
+    def image(self, index: int) -> np.ndarray | None:
+        """uint8 [S, S, 3] or features [P, D] of a record; None (noted) if broken."""
+        source, place = self._places[index]
+        try:
+            if self.image_name == "features":
+                return source.load_features(place)
+            return evaluation_image(source.load_image(place), self._size)
+        except BrokenSample as fault:
+            self.note(index, fault.cause, fault.key)
+            return None
+
+    def note(self, index: int, cause: str, key: str) -> None:
+        """Count a record's image as broken, once however often it is asked for."""
+        if index not in self.broken:
+            self.broken[index] = cause, key
+            self.faults.add(1, [(cause, key)])
+
+    def stacked(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Images of this set as one array, `blank` in place of the broken ones."""
+        assert self.blank is not None  # sets that hold images have one
+        return np.stack([self.blank if image is None else image for image in images])
+
+    def image_batches(
+        self, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Images of all records in batches of one shape.
+
+        Args:
+          batch_size: rows of the global batch; a process gets its equal part.
+
+        Yields:
+          `image` or `features` [B, ...], `index` int32 [B] (into `records`; 0 in
+          padding), `valid` bool [B].
+        """
+        yield from _in_order(
+            self._batch, len(self.records), batch_size, process_index, process_count
+        )
+
+    def _batch(self, indices: Sequence[int | None]) -> dict[str, np.ndarray]:
+        if self.image_name is None:
+            raise ValueError("the sources of this evaluation hold no images")
+        images = [None if i is None else self.image(i) for i in indices]
+        return {
+            self.image_name: self.stacked(images),
+            "index": np.array([index or 0 for index in indices], np.int32),
+            "valid": np.array([image is not None for image in images]),
+        }
+
+
+def evaluation_batches(
+    options: DataConfig | Mapping[str, Any],
+    evaluation_set: EvaluationSet,
+    task_format: Format,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """The arrays of training batches for evaluation: the first text of each record.
+
+    Yields:
+      As `training_batches`, without augmentation and random prefix, and with `valid`
+      bool [B] and `index` int32 [B].
+    """
+    config = options if isinstance(options, DataConfig) else data_config(options)
+    text_format = TextFormat(config, task_format)
+
+    def batch(indices: Sequence[int | None]) -> dict[str, Any]:
+        rows = [_row(evaluation_set, index, text_format) for index in indices]
+        arrays = stack_rows(
+            [row or _blank_row(evaluation_set) for row in rows],
+            text_format,
+            evaluation_set.image_name if text_format.reads_images else None,
+        )
+        arrays["valid"] = np.array([row is not None for row in rows])
+        arrays["index"] = np.array([index or 0 for index in indices], np.int32)
+        return arrays
+
+    yield from _in_order(
+        batch, len(evaluation_set.records), batch_size, process_index, process_count
+    )
+
+
+def _row(
+    evaluation_set: EvaluationSet, index: int | None, text_format: TextFormat
+) -> Row | None:
+    if index is None:
+        return None
+    record = evaluation_set.records[index]
+    try:
+        text = text_format.draw(record, None)
+    except BrokenSample as fault:
+        evaluation_set.faults.add(1, [(fault.cause, fault.key)])
+        return None
+    image = None
+    if text_format.reads_images:
+        image = evaluation_set.image(index)
+        if image is None:
+            return None
+    return Row(index, record.key, record.image_id, text, image)
+
+
+def _blank_row(evaluation_set: EvaluationSet) -> Row:
+    return Row(-1, "", -1, DrawnText("", ""), evaluation_set.blank)
+
+
+def _in_order(
+    batch: Any, count: int, batch_size: int, process_index: int, process_count: int
+) -> Iterator[Any]:
+    """`batch(indices)` for this process's rows of every global batch, read ahead."""
+    if batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide over {process_count} processes"
+        )
+    rows = batch_size // process_count
+
+    def of_number(number: int) -> Any:
+        first = number * batch_size + process_index * rows
+        indices = range(first, first + rows)
+        return batch([index if index < count else None for index in indices])
+
+    numbers = grain.MapDataset.range(-(-count // batch_size)).map(of_number)
+    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2)
+    yield from numbers.to_iter_dataset(reading)

@@ -1,0 +1,69 @@
+"""The loss that trains an image tower by image-text contrast (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from blip2_jax.losses import objectives
+from blip2_jax.models.vision.contrastive_pair import ContrastModel
+from blip2_jax.nn.bind import bind
+from blip2_jax.nn.layers import INITIAL_STD
+
+MIN_TEMPERATURE = 0.004
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastOptions:
+    """Choices of the loss, and the sizes of the text tower, which is thrown away.
+
+    Attributes:
+      label_smoothing: mass spread over all pairs.
+      projection_dim: width of the space where the towers meet.
+      text_width, text_depth, text_heads, text_window: of the text tower; see
+        `TextTowerConfig`.
+      initial_std: of fresh matrices; a narrow model starts faster at width**-0.5.
+    """
+
+    label_smoothing: float = 0.0
+    projection_dim: int = 64
+    text_width: int = 128
+    text_depth: int = 2
+    text_heads: int = 4
+    text_window: int = 0
+    initial_std: float = INITIAL_STD
+
+
+def contrast_loss(
+    model: ContrastModel,
+    params: PyTree,
+    batch: Mapping[str, Array],
+    options: ContrastOptions,
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Both directions' cross-entropy over the global batch.
+
+    Args:
+      model: the two towers.
+      params: its parameters.
+      batch: `image`, `text_ids`, `text_mask`, optionally `image_id`.
+      options: see there.
+
+    Returns:
+      The loss, and fp32 scalars `loss`, `accuracy` (image to text), `temperature`.
+    """
+    similarity = bind(model, params)(
+        "__call__", batch["image"], batch["text_ids"], batch["text_mask"]
+    )
+    temperature = jnp.maximum(params["temperature"], MIN_TEMPERATURE)
+    scores = similarity / temperature
+    image_id = batch.get("image_id", jnp.arange(scores.shape[0]))
+    positives = objectives.same_image(image_id)
+    loss = objectives.itc_loss(scores, scores.T, positives, options.label_smoothing)
+    best = jax.nn.one_hot(scores.argmax(axis=1), scores.shape[1], dtype=bool)
+    accuracy = (best & positives).any(axis=1).mean(dtype=jnp.float32)
+    return loss, {"loss": loss, "accuracy": accuracy, "temperature": temperature}

@@ -1,0 +1,276 @@
+"""T5-v1.1 and FlanT5 (Raffel et al. 2020): an encoder-decoder, frozen in BLIP-2.
+
+A relative position bias is computed once per stack from one table and shared by its
+layers; queries and text count as one sequence. The head is untied. Released weights
+replace the initial values, which are this package's own (normal, 0.02).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from blip2_jax.models.language.input_sequence import queries_then_text
+from blip2_jax.models.language.t5_block import T5Block, relative_buckets, rms_norm
+from blip2_jax.models.presets import T5Config
+from blip2_jax.nn.attention import DecodeBiases
+from blip2_jax.nn.cpu_decoding import matvec
+from blip2_jax.nn.dropout import dropout, split_key
+from blip2_jax.nn.kv_cache import (
+    GeneratedKV,
+    PrefixKV,
+    commit_last_token,
+    decode_masks,
+    init_generated,
+    slot_times,
+)
+from blip2_jax.nn.layers import normal
+from blip2_jax.nn.masks import causal, padding
+from blip2_jax.nn.precision import einsum_fp32
+from blip2_jax.nn.stack import Stack
+
+
+class T5Stack(nn.Module):
+    """Encoder or decoder: the blocks, their relative bias and the final norm."""
+
+    config: T5Config
+    depth: int
+    causal: bool
+    dtype: DTypeLike
+    scan: bool
+    remat: str
+
+    def setup(self) -> None:
+        config = self.config
+        block = T5Block(config, self.dtype, parent=None)
+        self.stack = Stack(block, self.depth, scan=self.scan, remat=self.remat)
+        x, mask = jnp.zeros((1, 1, config.width), self.dtype), jnp.ones((1, 1), bool)
+        bias = jnp.zeros((1, config.heads, 1, 1))
+        example: tuple[Array, ...] = (x, padding(mask), bias)
+        method = "encode"
+        if self.causal:
+            example, method = (*example, x, mask), "decode"
+        self.blocks = self.param(
+            "blocks", functools.partial(self.stack.init, method=method), *example
+        )
+        shape = (config.relative_buckets, config.heads)
+        self.relative_bias = self.param("relative_bias", normal(), shape)
+        self.final_norm = rms_norm(config, self.dtype)
+
+    def bias(self, relative: Int[Array, "T S"]) -> Float[Array, "1 H T S"]:
+        """fp32 bias of the scores; `relative` is key minus query position."""
+        buckets = relative_buckets(
+            relative,
+            bidirectional=not self.causal,
+            buckets=self.config.relative_buckets,
+            max_distance=self.config.relative_max_distance,
+        )
+        bias = self.relative_bias.astype(jnp.float32)[buckets]
+        return bias.transpose(2, 0, 1)[None]
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *shared: Any,
+        method: str,
+        per_layer: Any = None,
+        layers: Any = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Runs one method of the blocks (or of `layers`), then the final norm."""
+        x, kept = self.stack(
+            self.blocks if layers is None else layers,
+            x,
+            *shared,
+            per_layer=per_layer,
+            method=method,
+        )
+        return self.final_norm(x), kept
+
+    def unstacked_weights(self) -> list[Any]:
+        """The blocks' weights layer by layer."""
+        return self.stack.unstacked_weights(self.blocks)
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 #T T"],
+        *encoded: Array,
+        key: PRNGKeyArray | None,
+        layers: list[Any] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """A whole sequence, with dropout where `key` is given."""
+        first, inner, last = split_key(key, 3)
+        per_layer = None if inner is None else jax.random.split(inner, self.depth)
+        x = dropout(x.astype(self.dtype), self.config.dropout, first)
+        x, _ = self(
+            x,
+            mask,
+            self.bias(distances(x.shape[1])),
+            *encoded,
+            per_layer=per_layer,
+            method="decode" if self.causal else "encode",
+            layers=layers,
+        )
+        return dropout(x, self.config.dropout, last)
+
+
+class T5(nn.Module):
+    """A T5 of any size. What its methods promise stands in `language_model`."""
+
+    config: T5Config
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self) -> None:
+        config = self.config
+        stack = functools.partial(
+            T5Stack, config, dtype=self.dtype, scan=self.scan, remat=self.remat
+        )
+        self.encoder = stack(config.depth, causal=False)
+        self.decoder = stack(config.decoder_depth or config.depth, causal=True)
+        table = (config.vocab_size, config.width)
+        self.embeddings = self.param("embeddings", _leaf("token", table))
+        self.head = self.param("head", _leaf("kernel", table[::-1]))
+
+    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings, in the compute dtype."""
+        return self.embeddings["token"][ids].astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """fp32 logits; the head is untied, so nothing is rescaled."""
+        kernel = self.head["kernel"].astype(self.dtype)
+        return einsum_fp32("btd,dv->btv", hidden.astype(self.dtype), kernel)
+
+    def encode(
+        self,
+        inputs_embeds: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        key: PRNGKeyArray | None = None,
+        layers: list[Any] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's normed states."""
+        return self.encoder.read(inputs_embeds, padding(mask), key=key, layers=layers)
+
+    def training_logits(
+        self,
+        queries: Float[Array, "B Q D"] | None,
+        batch: dict[str, Array],
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
+        """Logits, targets and their mask; see `LanguageModel`.
+
+        The encoder reads queries and `input_ids`, the decoder the targets moved one
+        place to the right behind the start token.
+        """
+        encoder_key, decoder_key = split_key(key, 2)
+        text = self.embed(batch["input_ids"])
+        inputs, mask = queries_then_text(queries, text, batch["input_mask"])
+        encoded = self.encode(inputs, mask, encoder_key)
+        targets, target_mask = batch["target_ids"], batch["target_mask"].astype(bool)
+        start = jnp.full_like(targets[:, :1], self.config.decoder_start_id)
+        shifted = jnp.concatenate([start, targets[:, :-1]], axis=1)
+        hidden = self.decoder.read(
+            self.embed(shifted), causal(target_mask), encoded, mask, key=decoder_key
+        )
+        return self.logits(hidden), targets, target_mask
+
+    def prefill(
+        self,
+        inputs_embeds: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        weights: dict[str, Any] | None = None,
+    ) -> tuple[Float[Array, "B V"], PrefixKV]:
+        """Encodes, reads the start token, returns the first new token's logits."""
+        mask = mask.astype(bool)
+        apart = weights or {"encoder": None, "decoder": None}
+        encoded = self.encode(inputs_embeds, mask, layers=apart["encoder"])
+        seen = jnp.ones((mask.shape[0], 1), bool)
+        start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
+        hidden, ((key, value), (cross_key, cross_value)) = self.decoder(
+            start,
+            causal(seen),
+            self.decoder.bias(distances(1)),
+            encoded,
+            mask,
+            method="prefill",
+            layers=apart["decoder"],
+        )
+        position = jnp.ones(mask.shape[0], jnp.int32)
+        prefix = PrefixKV(
+            key, value, seen, position, cross_key, cross_value, mask, weights
+        )
+        return self._next_logits(hidden, prefix)[:, 0], prefix
+
+    def init_generated(self, prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
+        """Empty slots for the tokens to come."""
+        return init_generated(prefix, beams, max_new)
+
+    def unstacked_weights(self) -> dict[str, Any]:
+        """The blocks layer by layer, and the head; see `LanguageModel`."""
+        return {
+            "encoder": self.encoder.unstacked_weights(),
+            "decoder": self.decoder.unstacked_weights(),
+            "head": self.head["kernel"].astype(self.dtype).T,
+        }
+
+    def decode_step(
+        self,
+        ids: Int[Array, "B W"],
+        time: Int[Array, ""],
+        prefix: PrefixKV,
+        generated: GeneratedKV,
+        visible: Bool[Array, "B W M"],
+    ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
+        """Logits after each beam has read its token of index `time`."""
+        length, times = prefix.mask.shape[1], slot_times(visible.shape[2], ids.shape[1])
+        bias = self.decoder.bias
+        biases = DecodeBiases(
+            prefix=bias(jnp.arange(length)[None] - length - time),
+            generated=bias(times[None] - time),
+            own=bias(jnp.zeros((1, 1), jnp.int32)),
+        )
+        step = decode_masks(time, prefix.mask, visible, biases)
+        generated = commit_last_token(generated, time)
+        cached = (
+            (prefix.key, prefix.value),
+            (generated.key, generated.value),
+            (prefix.cross_key, prefix.cross_value),
+        )
+        hidden, (new_key, new_value) = self.decoder(
+            self.embed(ids),
+            step,
+            prefix.cross_mask,
+            per_layer=cached,
+            method="step",
+            layers=prefix.weights and prefix.weights["decoder"],
+        )
+        generated = dataclasses.replace(generated, new_key=new_key, new_value=new_value)
+        return self._next_logits(hidden, prefix), generated
+
+    def _next_logits(
+        self, hidden: Float[Array, "B W D"], prefix: PrefixKV
+    ) -> Float[Array, "B W V"]:
+        """`logits`, with the head as it was taken apart where it was."""
+        if prefix.weights is None:
+            return self.logits(hidden)
+        return matvec(prefix.weights["head"], hidden.astype(self.dtype))
+
+
+def distances(length: int) -> Int[Array, "T T"]:
+    """Key position minus query position, within one sequence."""
+    places = jnp.arange(length)
+    return places[None, :] - places[:, None]
+
+
+def _leaf(name: str, shape: tuple[int, ...]) -> Callable[[PRNGKeyArray], dict]:
+    """Initialiser of a subtree that holds one matrix."""
+    return lambda key: {name: normal()(key, shape)}

@@ -1,0 +1,202 @@
+"""A small image and a small text tower that meet token by token.
+
+This trains the image encoder of the shapes world from pictures and captions alone.
+The similarity of a pair is the mean over the text's tokens of the best cosine with
+any image token (late interaction, Yao et al. 2021), so that every image token, not
+only the class token, has to say what stands where.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from blip2_jax.models.blip2_stage1 import normalize
+from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
+from blip2_jax.nn import masks
+from blip2_jax.nn.layers import (
+    INITIAL_STD,
+    Mlp,
+    MultiHeadAttention,
+    dense,
+    layer_norm,
+    normal,
+    scale_matrices,
+)
+from blip2_jax.nn.precision import einsum_fp32
+from blip2_jax.nn.stack import Stack
+
+# A caption differs from its near-duplicate in one word of twenty; only a low
+# temperature makes that difference of means count.
+INITIAL_TEMPERATURE = 0.015
+# Of the image's positions and of the patch kernel at the start. What the blocks add to
+# a token grows to a deviation of about twenty; even positions that begin at ten end as
+# a twentieth of the variance of the shapes world's tokens.
+POSITION_STD = 10.0
+PATCH_STD = 0.04
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTowerConfig:
+    """A bidirectional pre-norm transformer over token ids.
+
+    Depth 0 leaves the words alone: then the image tokens that meet them must name each
+    attribute by itself, and the tower learns directions for "red" and for "ring", not
+    for red rings. With a window a word stands for the mean of those around it, still
+    without any network: then one image token must name all of "top left small red
+    ring", each of them by itself.
+
+    Attributes:
+      window: of depth 0, how many words on either side.
+    """
+
+    vocab_size: int
+    width: int = 128
+    depth: int = 2
+    heads: int = 4
+    mlp_dim: int = 256
+    window: int = 0
+    max_positions: int = 64
+    layer_norm_eps: float = 1e-6
+
+
+class TextBlock(nn.Module):
+    """Pre-norm attention over the real tokens, and feed-forward."""
+
+    config: TextTowerConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        c = self.config
+        self.attention_norm = layer_norm(c.layer_norm_eps, self.dtype)
+        self.attention = MultiHeadAttention(
+            c.width, c.heads, c.width // c.heads, self.dtype
+        )
+        self.mlp_norm = layer_norm(c.layer_norm_eps, self.dtype)
+        self.mlp = Mlp(c.mlp_dim, c.width, "gelu", self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"], per_layer: None
+    ) -> tuple[Float[Array, "B T D"], None]:
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.mlp(self.mlp_norm(x)), per_layer
+
+
+class TextTower(nn.Module):
+    """Token ids to one vector per token."""
+
+    config: TextTowerConfig
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+
+    def setup(self) -> None:
+        c = self.config
+        self.word = self.param("word", normal(), (c.vocab_size, c.width))
+        if not c.depth:
+            return
+        self.position = self.param("position", normal(), (c.max_positions, c.width))
+        block = TextBlock(c, self.dtype, parent=None)
+        self.stack = Stack(block, c.depth, self.scan)
+        example = jnp.zeros((1, 1, c.width), self.dtype)
+        self.blocks = self.param(
+            "blocks", self.stack.init, example, jnp.ones((1, 1, 1, 1), bool)
+        )
+
+    def __call__(
+        self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        c = self.config
+        if not c.depth:
+            return window_means(self.word[ids], mask, c.window).astype(self.dtype)
+        x = self.word[ids] + self.position[: ids.shape[1]]
+        x, _ = self.stack(self.blocks, x.astype(self.dtype), masks.padding(mask))
+        return x
+
+
+def window_means(
+    x: Float[Array, "B T D"], mask: Bool[Array, "B T"], radius: int
+) -> Float[Array, "B T D"]:
+    """Each token's mean with those real ones that are at most `radius` away."""
+    place = jnp.arange(x.shape[1])
+    near = (jnp.abs(place[:, None] - place) <= radius) & mask[:, None]
+    near = near | jnp.eye(x.shape[1], dtype=bool)
+    weights = near / near.sum(axis=-1, keepdims=True)
+    return einsum_fp32("bts,bsd->btd", weights, x)
+
+
+class ContrastModel(nn.Module):
+    """Both towers with their norms and projections into one space of width C."""
+
+    vision: ViTConfig
+    text: TextTowerConfig
+    projection_dim: int = 64
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self) -> None:
+        self.visual_encoder = VisionTransformer(
+            self.vision, self.dtype, self.scan, self.remat
+        )
+        self.text_encoder = TextTower(self.text, self.dtype, self.scan)
+        self.vision_norm = layer_norm(self.vision.layer_norm_eps, self.dtype)
+        self.text_norm = layer_norm(self.text.layer_norm_eps, self.dtype)
+        self.vision_projection = dense(self.projection_dim, self.dtype)
+        self.text_projection = dense(self.projection_dim, self.dtype)
+        initial = nn.initializers.constant(INITIAL_TEMPERATURE)
+        self.temperature = self.param("temperature", initial, ())
+
+    def encode_image(self, images: Shaped[Array, "B S S 3"]) -> Float[Array, "B P C"]:
+        """Unit vectors of an image's tokens; bytes are normalised first."""
+        if images.dtype == jnp.uint8:
+            images = normalize_images(images)
+        hidden = self.vision_norm(self.visual_encoder(images))
+        return normalize(self.vision_projection(hidden))
+
+    def encode_text(
+        self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    ) -> Float[Array, "B T C"]:
+        """Unit vectors of a text's tokens, padding included."""
+        hidden = self.text_norm(self.text_encoder(ids, mask))
+        return normalize(self.text_projection(hidden))
+
+    def __call__(
+        self,
+        images: Shaped[Array, "B S S 3"],
+        ids: Int[Array, "N T"],
+        mask: Bool[Array, "N T"],
+    ) -> Float[Array, "B N"]:
+        """Similarity of every image to every text, in [-1, 1]; fp32."""
+        texts = self.encode_text(ids, mask)
+        scores = einsum_fp32("ipc,jtc->ijtp", self.encode_image(images), texts)
+        best = jnp.where(mask, scores.max(axis=-1), 0.0)
+        return best.sum(axis=-1) / mask.sum(axis=-1)
+
+
+def init_params(
+    model: ContrastModel, key: PRNGKeyArray, std: float = INITIAL_STD
+) -> PyTree:
+    """Fresh fp32 parameters; works under `jax.eval_shape`.
+
+    Random as the towers' own, but for `POSITION_STD` and `PATCH_STD` of the image.
+
+    Args:
+      model: the two towers.
+      key: of the draw.
+      std: of all matrices but the patch embedding.
+    """
+    size = model.vision.image_size
+    images = jnp.zeros((1, size, size, 3), model.dtype)
+    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
+    params = scale_matrices(
+        model.init(key, images, ids, mask)["params"],
+        lambda path: (PATCH_STD if "patch_embedding" in path else std) / INITIAL_STD,
+    )
+    tower = params["visual_encoder"]
+    positions = tower["position_embedding"] * (POSITION_STD / INITIAL_STD)
+    return params | {"visual_encoder": tower | {"position_embedding": positions}}

@@ -1,0 +1,108 @@
+"""The frozen image towers: EVA-CLIP ViT-g/14 and CLIP ViT-L/14, one module.
+
+Both are pre-norm transformers without a final norm; the output is every token of the
+last block kept (the last but one of the original tower: paper section 3.4).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+from blip2_jax.models.presets import ViTConfig
+from blip2_jax.nn.layers import Mlp, MultiHeadAttention, dense, layer_norm, normal
+from blip2_jax.nn.stack import Stack
+
+# Of CLIP's training images (Radford et al. 2021); RGB, for values in [0, 1].
+IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+IMAGE_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def normalize_images(images: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
+    """Bytes to fp32 values of zero mean and unit deviation, with CLIP's statistics."""
+    return (images.astype(jnp.float32) / 255.0 - IMAGE_MEAN) / IMAGE_STD
+
+
+def patches(images: Float[Array, "B S S 3"], size: int) -> Float[Array, "B P F"]:
+    """Cuts images into flat patches of `size` x `size` x 3, row by row.
+
+    Raises:
+      ValueError: the images do not divide into patches.
+    """
+    batch, height, width, channels = images.shape
+    if height % size or width % size:
+        raise ValueError(f"{height}x{width} images do not divide by patches of {size}")
+    grid = images.reshape(
+        batch, height // size, size, width // size, size, channels
+    ).transpose(0, 1, 3, 2, 4, 5)
+    return grid.reshape(batch, -1, size * size * channels)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with its residual."""
+
+    config: ViTConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        c = self.config
+        self.attention_norm = layer_norm(c.layer_norm_eps, self.dtype)
+        self.attention = MultiHeadAttention(
+            c.width, c.heads, c.width // c.heads, self.dtype, key_bias=c.key_bias
+        )
+        self.mlp_norm = layer_norm(c.layer_norm_eps, self.dtype)
+        self.mlp = Mlp(c.mlp_dim, c.width, c.activation, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], per_layer: None
+    ) -> tuple[Float[Array, "B S D"], None]:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x)), per_layer
+
+
+class VisionTransformer(nn.Module):
+    """Images to one vector per patch, the class token's first."""
+
+    config: ViTConfig
+    dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: str = "none"
+
+    def setup(self) -> None:
+        c = self.config
+        self.patch_embedding = dense(c.width, self.dtype, use_bias=c.patch_bias)
+        self.class_token = self.param("class_token", normal(), (c.width,))
+        self.position_embedding = self.param(
+            "position_embedding", normal(), (c.num_tokens, c.width)
+        )
+        if c.pre_norm:
+            self.pre_norm = layer_norm(c.layer_norm_eps, self.dtype)
+        block = Block(c, self.dtype, parent=None)
+        self.stack = Stack(block, c.depth, self.scan, self.remat)
+        example = jnp.zeros((1, 1, c.width), self.dtype)
+        self.blocks = self.param("blocks", self.stack.init, example)
+
+    def __call__(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B P D"]:
+        """Encodes normalised images (`normalize_images`) of the configured size.
+
+        Raises:
+          ValueError: images of another size.
+        """
+        size = self.config.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"this tower takes [B, {size}, {size}, 3] images, got {images.shape}"
+            )
+        x = patches(images.astype(self.dtype), self.config.patch_size)
+        x = self.patch_embedding(x)
+        class_token = self.class_token.astype(self.dtype)
+        class_token = jnp.broadcast_to(class_token, (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([class_token, x], axis=1)
+        x = x + self.position_embedding.astype(self.dtype)
+        if self.config.pre_norm:
+            x = self.pre_norm(x)
+        x, _ = self.stack(self.blocks, x)
+        return x

@@ -1,0 +1,176 @@
+"""Layers that all models share: dense, norms, the feed-forward block, heads.
+
+Parameters are fp32 and cast to the compute dtype where they are used; norms compute
+in fp32. Kernels are [in, out]; those of attention have H * K columns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from blip2_jax.nn.attention import attention
+from blip2_jax.nn.folded_norm import FoldedDense, Normed
+from blip2_jax.nn.precision import PRODUCT, linear_map
+
+INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
+MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the normal distribution at x (Hendrycks and Gimpel 2016), in fp32.
+
+    By erf, as PyTorch; jax's own takes erfc, which costs a CPU three times as much.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+
+def normal(std: float = INITIAL_STD) -> nn.initializers.Initializer:
+    """Initialiser: normal with standard deviation `std`."""
+    return nn.initializers.normal(std)
+
+
+def scale_matrices(
+    params: PyTree, factor: Callable[[tuple[str, ...]], float]
+) -> PyTree:
+    """Parameters with every kernel and token table times `factor(path)`."""
+
+    def scale(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = tuple(str(entry.key) for entry in path)
+        return leaf * factor(names) if names[-1] in MATRICES else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def dense(
+    features: int,
+    dtype: DTypeLike,
+    *,
+    use_bias: bool = True,
+    kernel_init: nn.initializers.Initializer | None = None,
+) -> nn.Dense:
+    """A linear map in `dtype`; parameters `kernel` [in, out] and `bias` [out]."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        dot_general=linear_map,
+        kernel_init=kernel_init or normal(),
+    )
+
+
+def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.Module:
+    """Layer norm computed in fp32, returned in `dtype`.
+
+    Its input is all that the backward pass keeps.
+    """
+    return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_fast_variance=False)
+
+
+class Mlp(nn.Module):
+    """Two dense layers around an activation: `up`, then `down`.
+
+    For the backward pass what comes out of `up` is kept, and nothing of the activation.
+    """
+
+    mlp_dim: int
+    width: int
+    activation: str
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        self.up = dense(self.mlp_dim, self.dtype)
+        self.down = dense(self.width, self.dtype)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return checkpoint_name(self._activate(self.up(x)), PRODUCT)
+
+    @nn.remat
+    def _activate(self, hidden: Float[Array, "... F"]) -> Float[Array, "... D"]:
+        return self.down(ACTIVATIONS[self.activation](hidden))
+
+
+class MultiHeadAttention(nn.Module):
+    """Projections to heads and back: `query`, `key`, `value`, `output`.
+
+    Callable as self-attention; with caches, shared keys or beams, use its parts with
+    `attention` or `decode_attention`.
+    """
+
+    width: int  # of the output
+    heads: int
+    head_width: int
+    dtype: DTypeLike
+    use_bias: bool = True
+    key_bias: bool = True  # without use_bias there is none either
+    folded: bool = False  # keys and values are made of `Normed` vectors, with biases
+
+    def setup(self) -> None:
+        size = self.heads * self.head_width
+        self.query = dense(size, self.dtype, use_bias=self.use_bias)
+        linear = lambda use_bias: (
+            FoldedDense(size, self.dtype, normal())
+            if self.folded
+            else dense(size, self.dtype, use_bias=use_bias)
+        )
+        self.key: Callable[..., Array] = linear(self.use_bias and self.key_bias)
+        self.value: Callable[..., Array] = linear(self.use_bias)
+        self.output = dense(self.width, self.dtype, use_bias=self.use_bias)
+
+    def project_query(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
+        """Queries of `x`, by head."""
+        return self._split(self.query(x))
+
+    def project_key_value(
+        self, x: Float[Array, "B S D"] | Normed
+    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+        """Keys and values of `x`, by head; `Normed` where `folded`."""
+        return self._split(self.key(x)), self._split(self.value(x))
+
+    def project_output(self, context: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
+        """The heads' contexts, joined and mapped to the model's width."""
+        return self.output(context.reshape(*context.shape[:-2], -1))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, ...] | None = None,
+        *,
+        bias: Float[Array, ...] | None = None,
+        scale: float | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+        dropout_rate: float = 0.0,
+    ) -> Float[Array, "B T D"]:
+        """Self-attention; the arguments are those of `attention`."""
+        key, value = self.project_key_value(x)
+        context = attention(
+            self.project_query(x),
+            key,
+            value,
+            mask=mask,
+            bias=bias,
+            scale=scale,
+            dropout_key=dropout_key,
+            dropout_rate=dropout_rate,
+        )
+        return self.project_output(context)
+
+    def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
+        return jnp.reshape(x, (*x.shape[:-1], self.heads, self.head_width))

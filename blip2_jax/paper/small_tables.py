@@ -1,0 +1,195 @@
+"""The paper's tables in small: which trainings are compared, and by which scores.
+
+`launch/tables.py` trains and examines them on the shapes world (names of trainings:
+`configs/shapes_tables.py`), `small_report` writes the tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A column: a score of an exam; "{kind}" in its name is the row's."""
+
+    head: str
+    exam: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A kind of training; `ending` of its exams' names, `kind` of its scores."""
+
+    label: str
+    run: str
+    ending: str = ""
+    kind: str = "exact_match"
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallTable:
+    """A table, and the differences of rows that the paper draws conclusions from.
+
+    Attributes:
+      title, lead: what it is, in small.
+      rows, scores: what is compared.
+      pairs: labels of rows: the second less the first.
+    """
+
+    title: str
+    lead: str
+    rows: tuple[Row, ...]
+    scores: tuple[Score, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+
+_QUESTIONS = (
+    Score("held-out", "questions_heldout", "{kind}"),
+    Score("seen things", "questions_validation", "{kind}"),
+)
+_GUESS = Row("most common answer to its kind of question", "opt", kind="guess")
+_BASELINES = (
+    _GUESS,
+    Row("OPT, blank pictures", "opt", "_blank"),
+    Row("OPT, other scenes' pictures", "opt", "_shuffled"),
+    Row("T5, blank pictures", "t5", "_blank"),
+    Row("T5, other scenes' pictures", "t5", "_shuffled"),
+)
+_CAPTIONS = tuple(
+    Score(f"{head}, {split}", f"captions_{exam}", name)
+    for split, exam in (("held-out", "heldout"), ("seen", "validation"))
+    for head, name in (
+        ("CIDEr", "cider"),
+        ("BLEU-4", "bleu_4"),
+        ("all things right", "things"),
+    )
+)
+_RECALLS = tuple(
+    Score(f"{way}@{k}", "retrieval_heldout", f"{{kind}}_{direction}_r{k}")
+    for way, direction in (("TR", "i2t"), ("IR", "t2i"))
+    for k in (1, 5)
+)
+
+
+def _searches(labels: Mapping[str, str]) -> tuple[Row, ...]:
+    """Each kind of training, by contrast alone and re-ranked."""
+    return tuple(
+        Row(f"{label}, {how}", run, kind=kind)
+        for run, label in labels.items()
+        for how, kind in (("ITC alone", "itc"), ("re-ranked", "itm"))
+    )
+
+
+TABLES = (
+    SmallTable(
+        "Table 2: questions without training on questions",
+        "Stage 2 saw captions alone. Share of right answers, in percent.",
+        (
+            Row("OPT small, image encoder small", "small_opt_small"),
+            Row("OPT small, image encoder large", "opt_small"),
+            Row("OPT large, image encoder large", "opt"),
+            Row("T5 small, image encoder small", "small_t5_small"),
+            Row("T5 small, image encoder large", "t5_small"),
+            Row("T5 large, image encoder large", "t5"),
+            *_BASELINES,
+        ),
+        _QUESTIONS,
+        (
+            ("OPT small, image encoder small", "OPT small, image encoder large"),
+            ("OPT small, image encoder large", "OPT large, image encoder large"),
+            ("T5 small, image encoder small", "T5 small, image encoder large"),
+            ("T5 small, image encoder large", "T5 large, image encoder large"),
+            ("OPT large, image encoder large", "T5 large, image encoder large"),
+        ),
+    ),
+    SmallTable(
+        "Table 3: captions",
+        "After a fine-tune on captions with the image encoder, and before it.",
+        (
+            Row("OPT small, fine-tuned", "captions_opt_small"),
+            Row("OPT large, fine-tuned", "captions_opt"),
+            Row("T5 large, fine-tuned", "captions_t5"),
+            Row("OPT large", "opt"),
+            Row("T5 large", "t5"),
+            Row("OPT large, fine-tuned, blank pictures", "captions_opt", "_blank"),
+        ),
+        _CAPTIONS,
+        (
+            ("OPT large", "OPT large, fine-tuned"),
+            ("T5 large", "T5 large, fine-tuned"),
+            ("OPT small, fine-tuned", "OPT large, fine-tuned"),
+            ("OPT large, fine-tuned", "T5 large, fine-tuned"),
+        ),
+    ),
+    SmallTable(
+        "Table 4: questions after a fine-tune on questions",
+        "The Q-Former reads the question too, the image encoder is trained.",
+        (
+            Row("OPT, zero-shot", "opt"),
+            Row("OPT, fine-tuned", "questions_opt"),
+            Row("T5, zero-shot", "t5"),
+            Row("T5, fine-tuned", "questions_t5"),
+            _GUESS,
+            Row("OPT, fine-tuned, blank pictures", "questions_opt", "_blank"),
+            Row("T5, fine-tuned, blank pictures", "questions_t5", "_blank"),
+        ),
+        _QUESTIONS,
+        (("OPT, zero-shot", "OPT, fine-tuned"), ("T5, zero-shot", "T5, fine-tuned")),
+    ),
+    SmallTable(
+        "Table 5: retrieval, with and without re-ranking",
+        "TR: texts of an image, IR: images of a text; 200 held-out scenes with their "
+        "near-duplicates, one caption each; the best 16 are re-ranked.",
+        _searches(
+            {
+                "stage1_small": "image encoder small",
+                "stage1": "image encoder large",
+                "retrieval": "large, fine-tuned",
+            }
+        ),
+        _RECALLS,
+        (
+            ("image encoder small, ITC alone", "image encoder small, re-ranked"),
+            ("image encoder large, ITC alone", "image encoder large, re-ranked"),
+            ("large, fine-tuned, ITC alone", "large, fine-tuned, re-ranked"),
+            ("image encoder small, re-ranked", "image encoder large, re-ranked"),
+            ("image encoder large, re-ranked", "large, fine-tuned, re-ranked"),
+        ),
+    ),
+    SmallTable(
+        "Table 6: the fine-tune for retrieval with and without ITG",
+        "As table 5.",
+        _searches({"retrieval_without_itg": "without ITG", "retrieval": "with ITG"}),
+        _RECALLS,
+        (
+            ("without ITG, ITC alone", "with ITG, ITC alone"),
+            ("without ITG, re-ranked", "with ITG, re-ranked"),
+        ),
+    ),
+    SmallTable(
+        "Figure 5: the last points",
+        "As table 2: stage 2 that begins from nothing, and from stage 1.",
+        (
+            Row("OPT without stage 1", "opt_without_stage1"),
+            Row("OPT with stage 1", "opt"),
+            Row("T5 without stage 1", "t5_without_stage1"),
+            Row("T5 with stage 1", "t5"),
+        ),
+        _QUESTIONS,
+        (
+            ("OPT without stage 1", "OPT with stage 1"),
+            ("T5 without stage 1", "T5 with stage 1"),
+        ),
+    ),
+)
+
+# Figure 5: the curves, by training.
+CURVES = {
+    "OPT with stage 1": "opt",
+    "OPT without": "opt_without_stage1",
+    "T5 with stage 1": "t5",
+    "T5 without": "t5_without_stage1",
+}

@@ -1,0 +1,1 @@
+"""Evaluations: one file per benchmark, loaded by `evaluate --config`."""

@@ -1,0 +1,73 @@
+"""The command: what is wrong is said in one sentence, and nothing is left behind."""
+
+import sys
+
+import pytest
+
+from blip2_jax.cli import train
+from tests.support.processes import SUPPORT
+
+TINY = SUPPORT / "tiny_experiment.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--config is missing"),
+        (("--config=/no/such.py", "--workdir=run"), "/no/such.py"),
+        ((f"--config={TINY}", "--no_workdir"), "Unknown command line flag"),
+        ((f"--config={TINY}",), "--workdir is missing"),
+        (("--config.stpes=3",), "config has no key 'stpes'; did you mean 'steps'?"),
+        (("--config.optimizer.lr=3",), "'optimizer.lr'; there are accumulate, b1"),
+        (("--config.data.train[0].siez=3",), "did you mean 'size'?"),
+        (("--config.data.train[3].size=3",), "train has 1 entries"),
+        (("--config.steps=many",), "--config.steps=many"),
+        (("--config.steps=0",), "config.steps is 0; it must be 1 or more"),
+        (("--config.precision=half",), "config.precision is 'half'"),
+        (("--config.batch_size=12",), "batch size 12 does not divide over 8 devices"),
+        (("--config.mesh.fsdp=3",), "8 devices"),
+        (("--config.model.preset=huge",), "unknown preset 'huge'"),
+        (("--config.data.tokenizer.qformer=/no/words",), "/no/words"),
+        (("--config.data.train[0].split=tset",), "unknown split 'tset'"),
+        (("--config.frozen_sources.vision=/no/w.safetensors",), "/no/w.safetensors"),
+        (("--config.frozen_sources.vision=",), "frozen_sources.vision is empty"),
+        (("--config.init.from_run=/no/run",), "/no/run"),
+        (("--config.replay=/no/negatives.jsonl",), "/no/negatives.jsonl"),
+    ],
+)
+def test_one_sentence_and_nothing_written(tmp_path, capsys, arguments, message):
+    run = tmp_path / "run"
+    if arguments and arguments[0].startswith("--config."):
+        arguments = (f"--config={TINY}", f"--workdir={run}", *arguments)
+    assert train.main(["train.py", *arguments]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ") and message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where():
+    with pytest.raises(AttributeError):
+        train.main(["train.py", f"--config={TINY}", "--config.stpes=1", "--debug"])
+
+
+def test_one_real_step_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from blip2_jax.training import tasks
+    from tests.support import toy_task
+
+    monkeypatch.setitem(tasks.TASKS, "stage1", toy_task.make_toy)
+    run = tmp_path / "run"
+    command = ["train.py", f"--config={SUPPORT / 'toy_task.py'}", f"--workdir={run}"]
+    assert train.main([*command, "--config.steps=3"]) == 0
+    assert (run / "checkpoints" / "3").is_dir()
+    assert "done: 3 steps" in capsys.readouterr().err
+    assert train.main([*command, "--config.steps=4"]) == 1
+    assert "steps (was 3, is 4)" in capsys.readouterr().err
+
+
+def test_dry_run_shows_samples_and_writes_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert train.main(["train.py", f"--config={TINY}", "--dry_run"]) == 0
+    assert "5. " in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["dry_run.png"]

@@ -1,0 +1,283 @@
+"""The public interface, against the original's numbers where there are any."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
+from blip2_jax.inference.inputs import chunks
+from blip2_jax.inference.model import Blip2
+from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.presets import Blip2Config, FeaturesConfig
+from blip2_jax.models.vision.vit import IMAGE_MEAN, IMAGE_STD
+from tests.support import golden_stage1, golden_stage2, tolerances
+from tests.support.goldens import GOLDENS
+
+SIZE = 56
+
+
+def bert_tokenizer() -> QFormerTokenizer:
+    words = (GOLDENS / "stage1_a" / "vocab.txt").read_text().splitlines()
+    ids = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep")}
+    return QFormerTokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    )
+
+
+def word_tokenizer(name: str) -> LanguageTokenizer:
+    from tests.support import golden_language
+
+    return golden_language.tokenizer(name)
+
+
+@functools.cache
+def stage1(batch_size=32) -> Blip2:
+    return Blip2(
+        golden_stage1.model(),
+        golden_stage1.params(),
+        qformer_tokenizer=bert_tokenizer(),
+        batch_size=batch_size,
+    )
+
+
+@functools.cache
+def stage2(name="stage2_opt_a", **kwargs) -> Blip2:
+    return Blip2(
+        golden_stage2.model(name),
+        golden_stage2.params(name),
+        language_tokenizer=word_tokenizer(name),
+        **kwargs,
+    )
+
+
+@functools.cache
+def feature_model() -> Blip2:
+    config = Blip2Config(FeaturesConfig(5, 12), golden_stage1.config().qformer)
+    model = Blip2Stage1(config, jnp.float32)
+    params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+    return Blip2(model, params, qformer_tokenizer=bert_tokenizer())
+
+
+def photos(count=4) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return list(rng.integers(0, 256, (count, 40, 30, 3), dtype=np.uint8))
+
+
+def golden_pixels(monkeypatch, golden):
+    """Let the golden's normalised images pass as what the user gave."""
+    images = golden["image"].transpose(0, 2, 3, 1)
+    monkeypatch.setattr(
+        "blip2_jax.inference.inputs.as_images", lambda given, size: given
+    )
+    return images
+
+
+def test_features_and_match_equal_the_original(monkeypatch):
+    golden = golden_stage1.load_case("features")
+    images = golden_pixels(monkeypatch, golden)
+    path = golden_stage1.STAGE1 / "features_texts.json"
+    texts = json.loads(path.read_text())
+    model = stage1()
+    found = model.features(images, mode="image")
+    found |= model.features(texts=texts, mode="text")
+    found |= model.features(images, texts, mode="multimodal")
+    mask = golden["attention_mask"] != 0
+    np.testing.assert_array_equal(found["text_mask"], mask)
+    for name in ("image_embeds", "image_embeds_proj", "multimodal_embeds"):
+        tolerances.assert_values(found[name], golden[name], name)
+    for name in ("text_embeds", "text_embeds_proj"):
+        tolerances.assert_values(found[name][mask], golden[name][mask], name)
+    match = model.match(images, texts)
+    tolerances.assert_values(match.itc, golden["itc_score"][:, 0])
+    expected = jax.nn.softmax(golden["itm_logits"], axis=-1)[:, 1]
+    tolerances.assert_values(match.itm, expected)
+
+
+def test_captions_equal_the_original(monkeypatch):
+    calls = json.loads((GOLDENS / "stage2_opt_a" / "generate_meta.json").read_text())
+    with np.load(GOLDENS / "stage2_opt_a" / "generate.npz") as golden:
+        images = golden_pixels(monkeypatch, golden)
+    assert stage2().caption(images, decoding="original") == calls["beam5_lp1"]["text"]
+    with pytest.raises(ValueError, match="decoding 'lavis': there are '', 'original'"):
+        stage2().caption(images, decoding="lavis")
+    with pytest.raises(ValueError, match="no decoding 'coco' for 'qformer'; there are"):
+        stage1().caption(images, decoding="original_coco")
+
+
+def test_inputs_of_every_kind_give_the_same(tmp_path):
+    model, arrays = stage1(), photos(2)
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for path, pixels in zip(paths, arrays, strict=True):
+        Image.fromarray(pixels).save(path)
+    expected = model.features(arrays, mode="image")["image_embeds"]
+    assert expected.shape == (2, 8, 32)
+    for given in (
+        np.stack(arrays),
+        paths,
+        [str(path) for path in paths],
+        [Image.fromarray(arrays[0]), arrays[1]],
+        jnp.stack(arrays),
+    ):
+        found = model.features(given, mode="image")["image_embeds"]
+        np.testing.assert_array_equal(found, expected)
+    for single in (arrays[0], paths[0], Image.fromarray(arrays[0])):
+        found = model.features(single, mode="image")["image_embeds"]
+        np.testing.assert_allclose(found, expected[:1], atol=1e-5)
+
+
+def test_pixels_are_normalised_and_resized_as_in_evaluation():
+    pixels = photos(1)[0]
+    resized = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    values = (np.asarray(resized, np.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
+    model = stage1()
+    features = golden_stage1.apply("encode_image", values[None])
+    image = golden_stage1.apply("image_keys_values", features)
+    queries, _ = golden_stage1.apply("query_pass", image)
+    found = model.features(pixels, mode="image")["image_embeds"]
+    tolerances.assert_values(found, queries)
+
+
+def test_results_do_not_depend_on_batches_or_neighbours():
+    images = photos(5)
+    whole = stage1().caption(images, num_beams=2, max_new_tokens=6)
+    parts = stage1(batch_size=2).caption(images, num_beams=2, max_new_tokens=6)
+    assert whole == parts
+    sampled = {"sample": True, "max_new_tokens": 6, "seed": 3}
+    whole = stage1().caption(images, **sampled)
+    assert whole == stage1(batch_size=2).caption(images, **sampled)
+    assert whole != stage1().caption(images, **sampled | {"seed": 4})
+
+
+def test_chunks_are_full_or_a_power_of_two():
+    assert [(w.start, w.stop, size) for w, size in chunks(11, 8)] == [
+        (0, 8, 8),
+        (8, 11, 4),
+    ]
+    assert [size for _, size in chunks(3, 3)] == [3]
+
+
+def test_one_image_may_have_many_questions_and_prompts():
+    image, model = photos(1), stage2()
+    questions = ["What color is the cat?", "where"]
+    answers = model.answer(image, questions, num_beams=2, max_new_tokens=4)
+    prompts = [f"Question: {q} Answer:" for q in ("what color is the cat?", "where")]
+    settings = {"num_beams": 2, "max_new_tokens": 4, "length_penalty": -1.0}
+    assert answers == model.generate(image, prompts, **settings)
+    given = {"num_beams": 2, "max_new_tokens": 4, "question_prompt": "Question: {}"}
+    shorter = [prompt.removesuffix(" Answer:") for prompt in prompts]
+    other = model.answer(image, questions, **given)
+    assert other == model.generate(image, shorter, **settings) != answers
+    several = model.caption(image, num_return_sequences=3, max_new_tokens=4)
+    assert len(several) == 1
+    assert len(several[0]) == 3
+
+
+def test_images_of_several_questions_are_encoded_once(monkeypatch):
+    model, images, questions = stage2(), photos(2), ["why", "where", "who", "how"]
+    image_of, settings = [1, 0, 1, 1], {"num_beams": 2, "max_new_tokens": 4}
+    repeated = [images[place] for place in image_of]
+    expected = model.answer(repeated, questions, **settings)
+    encoded = []
+    encode = model._writer.encode
+    monkeypatch.setattr(
+        model._writer, "encode", lambda x: encoded.append(len(x)) or encode(x)
+    )
+    found = model.answer(images, questions, image_of=image_of, **settings)
+    assert found == expected
+    assert encoded == [2]
+    with pytest.raises(ValueError, match="image_of names image 2, and there are 2"):
+        model.answer(images, questions, image_of=[0, 1, 2, 0])
+
+
+def test_a_stage1_caption_can_begin_with_a_prompt():
+    found = stage1().caption(photos(2), "a photo of", num_beams=1, max_new_tokens=4)
+    assert len(found) == 2
+    with pytest.raises(ValueError, match="equal length"):
+        stage1().caption(photos(2), ["a photo", "a photo of"])
+
+
+def test_a_model_of_features_takes_features():
+    rng = np.random.default_rng(1)
+    given = rng.normal(size=(3, 5, 12)).astype(np.float16)
+    model = feature_model()
+    assert len(model.caption(features=given, num_beams=1, max_new_tokens=3)) == 3
+    assert len(model.caption(features=given[0], num_beams=1, max_new_tokens=3)) == 1
+    assert model.match(features=list(given), texts="a cat").itm.shape == (3,)
+    with pytest.raises(ValueError, match=r"features \(5 x 12 an image\).*not images"):
+        model.caption(photos(1))
+    with pytest.raises(ValueError, match=r"5 x 12 an image, got \[4, 12\]"):
+        model.caption(features=given[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: stage1().answer(photos(1), "why"), ValueError, "needs a language mod"),
+        (lambda: stage2().match(photos(1), "a cat"), ValueError, "heads of stage 1"),
+        (lambda: stage1().caption(), ValueError, "pass images, not nothing"),
+        (lambda: stage1().caption([]), ValueError, "no image was given"),
+        (lambda: stage1().caption("no.jpg"), FileNotFoundError, "no image file 'no.jp"),
+        (lambda: stage1().caption(3), TypeError, "not int"),
+        (
+            lambda: stage1().caption(np.zeros((4, 4, 3))),
+            ValueError,
+            r"not \[4, 4, 3\] of float64",
+        ),
+        (lambda: stage1().match(photos(1), []), ValueError, "no texts were given"),
+        (
+            lambda: stage1().match(photos(2), ["a"] * 3),
+            ValueError,
+            "2 images, 3 texts",
+        ),
+        (lambda: stage1().caption(photos(1), beams=3), ValueError, "no setting 'beam"),
+        (lambda: stage1().features(mode="all"), ValueError, "mode 'all'"),
+        (lambda: stage1().match(photos(1), "a " * 50), ValueError, "52 tokens"),
+        (
+            lambda: stage1().caption(photos(1), max_new_tokens=40),
+            ValueError,
+            "40 positions",
+        ),
+        (
+            lambda: stage2().caption(photos(1), max_new_tokens=64),
+            ValueError,
+            "this OPT has 64",
+        ),
+        (
+            lambda: stage2("stage2_t5_a", language_tokenizer=None),
+            TypeError,
+            "multiple values",
+        ),
+    ],
+)
+def test_errors_say_what_was_given_and_expected(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_tokenizer_and_model_must_be_of_one_family():
+    model = Blip2(
+        golden_stage2.model("stage2_t5_a"),
+        {},
+        language_tokenizer=word_tokenizer("stage2_opt_a"),
+    )
+    with pytest.raises(ValueError, match="encoder_decoder model with a tokenizer for"):
+        model.caption(photos(1))
+
+
+def test_importing_the_package_imports_no_jax():
+    code = "import sys, blip2_jax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,216 @@
+"""When cuDNN's kernel is asked for, and that it is asked for the same attention.
+
+Without a GPU numbers are compared through jax's own products of the same call, and
+programs are lowered for CUDA without being run. `JAX_PLATFORMS=cuda` where there is one
+compares what the kernel itself computes.
+"""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as kernel
+
+from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.vision.vit import VisionTransformer
+from blip2_jax.nn import fused_attention
+from blip2_jax.nn.attention import attention
+
+B, H, K = 2, 3, 8
+
+
+@pytest.fixture
+def for_gpu(monkeypatch):
+    """Programs are for a GPU; only the library's version, asked of it, is made up."""
+    monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91000)
+    with fused_attention.chosen("cudnn", "gpu"):
+        yield
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def calls(function, *args) -> list[str]:
+    """The cuDNN kernels that a program for CUDA calls."""
+    traced = jax.jit(function).trace(*args)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    words = text.replace("(", " ").split()
+    return [word.removeprefix("@__cudnn$fmha") for word in words if "$fmha" in word]
+
+
+@pytest.mark.parametrize(
+    "width, lengths, options, possible",
+    [
+        (88, (257, 257), {}, True),  # ViT-g
+        (64, (32, 257), {}, True),  # queries read an image
+        (80, (64, 64), {"restricted": True}, True),  # OPT-2.7B, even lengths
+        (64, (63, 64), {"restricted": True}, False),
+        (64, (64, 63), {"restricted": True}, False),
+        (128, (64, 64), {}, True),
+        (136, (64, 64), {}, False),
+        (84, (64, 64), {}, False),
+        (64, (64, 64), {"dropout": True}, False),
+        (64, (64, 64), {"dtype": jnp.float32}, False),
+        (64, (64, 64), {"dtype": jnp.float16}, True),
+    ],
+)
+def test_what_the_kernel_can_do(width, lengths, options, possible):
+    options = {"restricted": False, "dropout": False} | options
+    dtype = options.pop("dtype", jnp.bfloat16)
+    query, key = (
+        jax.ShapeDtypeStruct((B, length, H, width), dtype) for length in lengths
+    )
+    assert fused_attention.is_possible(query, key, **options) == possible
+
+
+@pytest.mark.parametrize("lengths", [(4, 6), (5, 7)])
+@pytest.mark.parametrize("restrictions", ["", "mask", "bias", "mask bias"])
+def test_the_same_attention_is_asked_for(lengths, restrictions):
+    queries, keys = lengths
+    query = normal(0, B, queries, H, K)
+    key, value = normal(1, B, keys, H, K), normal(2, B, keys, H, K)
+    seen = jnp.arange(keys) < jnp.array([[keys], [3]])
+    mask = seen[:, None, None] if "mask" in restrictions else None
+    bias = normal(3, 1, H, queries, keys) if "bias" in restrictions else None
+    scale = 0.3
+
+    def fused(query, key, value):
+        return fused_attention.fused(
+            query,
+            key,
+            value,
+            mask,
+            bias,
+            scale,
+            functools.partial(attention, scale=scale),
+            implementation="xla",
+        )
+
+    plain = functools.partial(attention, mask=mask, bias=bias, scale=scale)
+    found, pull = jax.vjp(fused, query, key, value)
+    expected, expected_pull = jax.vjp(plain, query, key, value)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    for ours, theirs in zip(pull(query), expected_pull(query), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+GPU_CASES = {  # queries, keys, head width, restrictions
+    "ViT-g, frozen": (257, 257, 88, ""),
+    "ViT-L, frozen": (257, 257, 64, ""),
+    "queries read an even image": (32, 256, 64, ""),
+    "OPT-2.7B": (56, 56, 80, "causal mask"),
+    "T5 encoder": (44, 44, 64, "mask bias"),
+    "T5 decoder": (12, 12, 64, "causal bias"),
+    "T5 decoder reads": (12, 44, 64, "mask"),
+}
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_the_kernel_computes_the_same_attention(case):
+    queries, keys, width, restrictions = GPU_CASES[case]
+    sizes = [(4, n, 8, width) for n in (queries, keys, keys)]
+    arrays = [normal(n, *size, dtype=jnp.bfloat16) for n, size in enumerate(sizes)]
+    mask = jnp.ones((4, 1, queries, keys), bool)
+    if "mask" in restrictions:
+        seen = jnp.arange(keys) < jnp.array([[keys], [keys - 3], [keys // 2], [keys]])
+        mask = mask & seen[:, None, None]
+    if "causal" in restrictions:
+        mask = mask & jnp.tri(queries, keys, dtype=bool)
+    bias = normal(3, 1, 8, queries, keys) if "bias" in restrictions else None
+    restricted = {"mask": mask if restrictions else None, "bias": bias}
+
+    def value_and_pull(choice, arrays):
+        with fused_attention.chosen(choice):
+            attend = functools.partial(attention, **restricted)
+            if "frozen" in case:
+                return jax.jit(attend)(*arrays), ()
+            found, pull = jax.vjp(jax.jit(attend), *arrays)
+            return found, pull(arrays[0].astype(found.dtype))
+
+    found = jax.tree.leaves(value_and_pull("cudnn", arrays))
+    exact = [array.astype(jnp.float32) for array in arrays]
+    expected = jax.tree.leaves(value_and_pull("xla", exact))
+    for ours, theirs in zip(found, expected, strict=True):
+        ours = ours.astype(jnp.float32)
+        error = jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)
+        assert error < 1e-2, error
+
+
+def test_programs_call_the_kernel_that_fits(for_gpu):
+    odd, even = (normal(0, B, n, H, K, dtype=jnp.bfloat16) for n in (5, 4))
+    mask = jnp.ones((B, 1, 1, 4), bool)
+    bias, key = normal(1, 1, H, 4, 4), jax.random.key(0)
+    own = lambda x, **more: attention(x, x, x, **more)
+    assert calls(own, odd) == calls(own, even) == ["Softmax"]
+    for more in ({"mask": mask}, {"bias": bias}, {"mask": mask, "bias": bias}):
+        assert calls(functools.partial(own, **more), even) == ["ScaleBiasSoftmax"]
+    dropped = functools.partial(own, dropout_key=key, dropout_rate=0.1)
+    assert not calls(dropped, even) and not calls(own, even.astype(jnp.float32))
+    assert calls(functools.partial(own, dropout_key=key), even) == ["Softmax"]
+
+    slope = lambda **more: jax.grad(lambda x: own(x, **more).astype(jnp.float32).sum())
+    assert calls(slope(), even) == ["Softmax", "SoftmaxBackward"]
+    assert len(calls(slope(mask=mask), even)) == 2
+    assert not calls(slope(), odd)  # differentiated as products and a softmax
+
+
+def test_a_frozen_tower_of_odd_length_calls_the_kernel_inside_a_gradient(for_gpu):
+    config = ViTConfig(16, 2, 2, 32, image_size=32, patch_size=16)
+    tower = VisionTransformer(config, jnp.bfloat16)
+    images = jnp.zeros((B, 32, 32, 3), jnp.bfloat16)
+    frozen = jax.eval_shape(tower.init, jax.random.key(0), images)
+    assert config.num_tokens % 2
+
+    def loss(scale, frozen):
+        features = tower.apply(jax.lax.stop_gradient(frozen), images)
+        return (features * scale).sum().astype(jnp.float32)
+
+    assert calls(jax.grad(loss), jnp.bfloat16(1), frozen) == ["Softmax"]
+
+
+def test_the_choice_is_of_the_context_and_compiled_programs_know_it(monkeypatch):
+    monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91000)
+    x = normal(0, B, 4, H, K, dtype=jnp.bfloat16)
+    run = jax.jit(lambda x, bias=None: attention(x, x, x, bias=bias))
+    kernel_in = lambda *args: "dot_product_attention" in str(run.trace(*args).jaxpr)
+    uses_kernel = lambda: kernel_in(x)
+    bias = normal(1, 1, H, 4, 4)
+    assert not uses_kernel()
+    with fused_attention.chosen("auto", "gpu"):
+        assert uses_kernel() and not kernel_in(x, bias)
+        with fused_attention.chosen("cudnn", "gpu"):
+            assert kernel_in(x, bias)
+        with fused_attention.chosen("xla"):
+            assert not uses_kernel()
+    for platform in ("cpu", "tpu", None):
+        with fused_attention.chosen("auto", platform):
+            assert not uses_kernel()
+    assert not uses_kernel()
+
+
+@pytest.mark.parametrize(
+    "capability, has",
+    [("7.5", False), ("8.0", True), ("9.0a", True), ("10.0", True), ("gfx90a", False)],
+)
+def test_auto_asks_a_gpu_that_has_the_kernel(capability, has, monkeypatch):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    with fused_attention.chosen("auto", "gpu"):
+        assert fused_attention.is_chosen(restricted=False) == has
+
+
+@pytest.mark.parametrize(
+    "choice, message",
+    [
+        ("cudnn", "'cudnn', which needs an NVIDIA GPU; this program is for cpu"),
+        ("flash", "'flash'; it must be one of xla, cudnn, auto"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said(choice, message):
+    with pytest.raises(ValueError, match=message):
+        fused_attention.chosen(choice)

@@ -1,0 +1,148 @@
+"""The paper's tables in small: what they need is made, and what they print is right."""
+
+import json
+import re
+
+import pytest
+
+from blip2_jax.configs import shapes_tables
+from blip2_jax.configs.eval import shapes_tables as exam_configs
+from blip2_jax.data.shapes.captions import captions
+from blip2_jax.evaluation.examples import write_examples
+from blip2_jax.evaluation.shapes_exam import common_answers
+from blip2_jax.paper.small_report import (
+    Records,
+    as_markdown,
+    curves,
+    figure5,
+    guessed,
+    make_table,
+    things_right,
+)
+from blip2_jax.paper.small_tables import CURVES, TABLES, Row, Score, SmallTable
+from blip2_jax.reports.pictures import chart
+
+
+def write(directory, seed, run, exam, rights):
+    """Questions that were answered rightly, or not."""
+    folder = directory / f"seed_{seed}" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = [
+        {
+            "unit": "question",
+            "id": f"{n}/size/0",
+            "key": f"heldout/{n}",
+            "question": "what size is it?",
+            "said": "small",
+            "references": ["large"],
+            "scores": {"exact_match": 100.0 * right},
+        }
+        for n, right in enumerate(rights)
+    ]
+    write_examples(folder / f"{exam}.examples.jsonl", examples)
+
+
+SMALL = SmallTable(
+    "a title",
+    "a lead",
+    (Row("A", "a"), Row("B", "b"), Row("B, blank", "b", "_blank")),
+    (Score("held-out", "questions_heldout", "{kind}"),),
+    (("A", "B"),),
+)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
+def test_every_cell_has_a_training_and_an_exam(table):
+    labels = [row.label for row in table.rows]
+    assert len(set(labels)) == len(labels)
+    assert {label for pair in table.pairs for label in pair} <= set(labels)
+    for row in table.rows:
+        made = [exam.replace(",", "_") for exam in shapes_tables.exams(row.run)]
+        for score in table.scores:
+            exam = score.exam + row.ending
+            heldout_alone = row.ending and "validation" in exam
+            assert exam in made or heldout_alone, (row, score)
+
+
+def test_every_training_has_a_place_and_its_exams_build():
+    shown = {row.run for table in TABLES for row in table.rows} | set(CURVES.values())
+    assert shown == set(shapes_tables.RUNS)
+    for name, run in shapes_tables.RUNS.items():
+        assert not run.source or run.source in shapes_tables.RUNS
+        for exam in shapes_tables.exams(name):
+            (data,) = exam_configs.get_config(exam).data
+            assert data.get("pictures", "") in exam
+            assert data.get("of", data)["split"] in exam
+
+
+def test_no_exam_has_a_name_that_is_not_known():
+    with pytest.raises(ValueError, match="no exam 'questions,test': choose"):
+        exam_configs.get_config("questions,test")
+
+
+def test_means_and_paired_differences_over_seeds(tmp_path):
+    for seed, (a, b) in enumerate(
+        [((1, 0, 0, 0), (1, 1, 0, 0)), ((1, 1, 0, 0), (1, 1, 1, 1))]
+    ):
+        write(tmp_path, seed, "a", "questions_heldout", a)
+        write(tmp_path, seed, "b", "questions_heldout", b)
+    scores, paired = make_table(SMALL, Records(tmp_path, 2))
+    assert [row[0] for row in scores.rows] == ["A", "B", "B, blank"]
+    assert scores.rows[0][1].startswith("37.5 [")
+    assert scores.rows[1][1].startswith("75.0 [")
+    assert scores.rows[2][1] == ""
+    assert paired.rows[0][0] == "B less A"
+    assert paired.rows[0][1].startswith("+37.5 [")
+    assert paired.rows[0][1].endswith("(+25.0, +50.0)")
+
+
+def test_a_seed_that_one_side_lacks_is_not_compared(tmp_path):
+    write(tmp_path, 0, "a", "questions_heldout", (0, 0))
+    write(tmp_path, 1, "a", "questions_heldout", (0, 1))
+    write(tmp_path, 1, "b", "questions_heldout", (1, 1))
+    _, paired = make_table(SMALL, Records(tmp_path, 2))
+    assert paired.rows[0][1].endswith("(+50.0)")
+
+
+def test_a_caption_is_right_when_it_names_all_things():
+    told = captions("heldout", 4, 1)[0]
+    example = {"id": 4, "key": "heldout/4", "references": [told]}
+    wrong = example | {"id": 5, "said": "a large red ring"}
+    assert things_right([example | {"said": told}, wrong]).value() == 50
+
+
+def test_a_guess_is_the_most_common_answer_to_the_kind_of_question():
+    common = common_answers()
+    ids = ("3/size/0", "3/count/1", "4/size/0")
+    answers = (common["size"], common["count"], "huge")
+    examples = [
+        {"id": each, "references": [answer]}
+        for each, answer in zip(ids, answers, strict=True)
+    ]
+    assert guessed(examples).value() == pytest.approx(200 / 3)
+
+
+def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
+    for seed, values in enumerate([(40, 60), (50, 80)]):
+        folder = tmp_path / f"seed_{seed}" / "opt"
+        folder.mkdir(parents=True)
+        lines = [
+            {"step": 10 * n, "evaluation/exact_match": value}
+            for n, value in enumerate(values, 1)
+        ]
+        lines.append({"step": 20, "loss": 1.0})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text)
+    records = Records(tmp_path, 3)
+    assert curves(records) == {"OPT with stage 1": [(10, 45.0), (20, 70.0)]}
+    image = figure5(records)
+    assert image.startswith("<svg xmlns=") and "OPT with stage 1 70.00" in image
+    page = as_markdown(records)
+    assert "| OPT with stage 1 | 45.0 | 70.0 |" in page
+    assert all(table.title in page for table in TABLES)
+
+
+def test_names_stand_where_no_curve_ends():
+    for end, side in ((1, range(20)), (8, range(150, 176))):
+        image = chart("", {"a": [(1, 9), (2, end)]})
+        assert int(re.search(r'y="([0-9]+)" fill', image)[1]) in side

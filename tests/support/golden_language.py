@@ -1,0 +1,47 @@
+"""Tokenizers and recorded calls of the original's stage-2 generation."""
+
+import functools
+import json
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from blip2_jax.data.text.tokenizers import LanguageTokenizer
+from tests.support.golden_stage2 import NAMES, model, params
+from tests.support.goldens import GOLDENS
+
+__all__ = ["NAMES", "load_generated", "model", "params", "tokenizer"]
+
+
+@functools.cache
+def tokenizer(name: str) -> LanguageTokenizer:
+    """The stand-in tokenizer of the golden models: it splits at spaces."""
+    words = json.loads((GOLDENS / name / "llm_vocab.json").read_text())
+    return LanguageTokenizer(word_tokenizer(words, encoder_decoder="t5" in name))
+
+
+def word_tokenizer(words, encoder_decoder: bool) -> PreTrainedTokenizerFast:
+    """A transformers tokenizer over whole words, framed as T5's or as OPT's."""
+    ids = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    end = "</s>"
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>" if encoder_decoder else "</s> $A",
+        special_tokens=[(end, ids[end])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token=end,
+        eos_token=end,
+    )
+
+
+def load_generated(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """The arrays of `generate.npz`, and the calls that made them."""
+    meta = json.loads((GOLDENS / name / "generate_meta.json").read_text())
+    with np.load(GOLDENS / name / "generate.npz") as arrays:
+        return dict(arrays), meta

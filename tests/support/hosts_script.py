@@ -1,0 +1,43 @@
+"""What processes tell each other, checked in each of them (`test_hosts.py`)."""
+
+import jax
+import numpy as np
+
+from blip2_jax.parallel import hosts, sharding
+
+B = 16
+
+
+def check_rows(axes, own):
+    """A batch that is read in parts is whole, whichever rows a process holds."""
+    mesh = sharding.make_mesh(*axes)
+    rows = sharding.local_rows(B, mesh)
+    assert len(rows) == own, (axes, rows)
+    batch = sharding.global_batch({"x": np.arange(B)[rows]}, mesh)
+    np.testing.assert_array_equal(hosts.to_host(batch)["x"], np.arange(B))
+
+
+def check_shares(total):
+    """Lists that are worked on in parts are whole, in order, in every process."""
+    share = hosts.own_share()
+    mine = np.arange(total, dtype=np.float32)[list(share.places(total))]
+    rows = np.stack([mine, -mine], axis=1)
+    np.testing.assert_array_equal(
+        hosts.all_gather_rows(rows, share)[:, 1], -np.arange(total, dtype=np.float32)
+    )
+    told = hosts.all_gather({"é": mine.tolist()}, share)
+    assert sorted(x for each in told for x in each["é"]) == list(range(total))
+
+
+if __name__ == "__main__":
+    hosts.join()
+    index = jax.process_index()
+    assert hosts.is_first() == (index == 0)
+    assert hosts.broadcast_from_first(0.1 + index) == 0.1
+    assert hosts.sum_over_hosts(3 + index) == 7
+    check_rows((8, 1, 1), B // 2)
+    check_rows((2, 2, 2), B // 2)
+    check_rows((1, 1, 8), B)
+    check_shares(5)
+    check_shares(1)  # one of the two has nothing
+    hosts.barrier("all is checked")
