@@ -12,7 +12,7 @@ MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=429496729
 PYTEST := $(BIN)/python -m pytest -q -n 2 --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types clean
+.PHONY: help setup demo test test-slow lint types docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -39,6 +39,10 @@ lint: $(STAMP)  ## ruff
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## build the documentation site into build/site
+	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove the virtual environment and what runs left
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

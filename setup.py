@@ -28,7 +28,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["blip2_jax", "blip2_jax.*"]),
-    package_data={"blip2_jax": ["**/*.safetensors", "**/*.json", "**/*.txt"]},
+    package_data={
+        "blip2_jax": ["py.typed", "**/*.safetensors", "**/*.json", "**/*.txt"]
+    },
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -58,5 +60,6 @@ setup(
         "convert": ["torch"],
         "demo": ["gradio"],
         "evaluate": ["pycocoevalcap", "spacy"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
     },
 )
