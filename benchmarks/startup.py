@@ -21,7 +21,9 @@ TITLE = "Start"
 IMPORTS = {
     "an interpreter": "pass",
     "`import jax`": "import jax",
-    "all that training imports": "import blip2_jax.training.loop",
+    "all that training imports": (
+        "import blip2_jax.training.loop, blip2_jax.evaluation.evaluators"
+    ),
 }
 
 

@@ -84,11 +84,12 @@ def train_one(directory: pathlib.Path, name: str) -> None:
     Raises:
       SystemExit: it was asked to stop.
     """
+    from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.training.loop import train
 
     config = planned(directory, name)
     print(f"\n{name}: {config.steps} steps of {config.batch_size}", flush=True)
-    if code := train(config, directory / name):
+    if code := train(config, directory / name, make_evaluator):
         sys.exit(code)
 
 

@@ -144,6 +144,7 @@ def train_and_examine(arguments: argparse.Namespace) -> None:
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.configs.eval import shapes_tables as exam_configs
     from blip2_jax.configs.shapes_tables import exams, get_config
+    from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.training.loop import train
 
     logging.set_verbosity(logging.ERROR)
@@ -157,7 +158,7 @@ def train_and_examine(arguments: argparse.Namespace) -> None:
             config.steps = QUICK_STEPS
             config.optimizer.warmup_steps = QUICK_STEPS // 2
             config.evaluation.every = QUICK_STEPS if config.evaluation.every else 0
-    if code := train(config, directory):
+    if code := train(config, directory, make_evaluator):
         sys.exit(code)
     for exam in exams(name):
         asked = exam_configs.get_config(exam)

@@ -124,6 +124,7 @@ def run(given: flags.FlagValues) -> int:
         return 0
     import jax
 
+    from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.parallel.host_memory import hold_temporaries_once
     from blip2_jax.training.loop import train
 
@@ -131,7 +132,7 @@ def run(given: flags.FlagValues) -> int:
     join_others(given)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    return train(config, given.workdir)
+    return train(config, given.workdir, make_evaluator)
 
 
 def leave_others() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from blip2_jax.data.data_config import data_config
@@ -14,11 +12,8 @@ from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.evaluation.stage1 import RetrievalSettings, Stage1Evaluator
 from blip2_jax.evaluation.stage1_scores import text_length
 from blip2_jax.evaluation.stage2 import Stage2Evaluator
-
-if TYPE_CHECKING:
-    from blip2_jax.training.tasks import Task
-
-Evaluator = Callable[[PyTree], dict[str, float]]
+from blip2_jax.training.setup import Evaluator
+from blip2_jax.training.tasks import Task
 
 
 def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
@@ -44,19 +39,6 @@ def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
             f"task {task.name} has no evaluation: config.evaluation.every must be 0"
         )
     return EVALUATORS[task.name](config, task)
-
-
-def best_metric(config: ConfigDict) -> str:
-    """The score that decides which checkpoint is best.
-
-    `config.evaluation.metric`, or the task's own: the mean recall in stage 1 (of the
-    re-ranked lists where there are such), CIDEr in stage 2.
-    """
-    if config.evaluation.metric:
-        return config.evaluation.metric
-    if config.task == "stage1":
-        return "itm_r_mean" if config.evaluation.rerank else "itc_r_mean"
-    return "cider"
 
 
 def _evaluation_set(config: ConfigDict) -> EvaluationSet:
@@ -104,7 +86,7 @@ def _stage2(config: ConfigDict, task: Task) -> Evaluator:
     )
 
 
-EVALUATORS: dict[str, Callable[[ConfigDict, "Task"], Evaluator]] = {
+EVALUATORS: dict[str, Callable[[ConfigDict, Task], Evaluator]] = {
     "stage1": _stage1,
     "stage2": _stage2,
 }

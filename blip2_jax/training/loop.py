@@ -15,7 +15,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from blip2_jax.evaluation.evaluators import best_metric
 from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.nn import fused_attention
 from blip2_jax.parallel import hosts, sharding
@@ -30,19 +29,26 @@ from blip2_jax.training.guards import (
 )
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
 from blip2_jax.training.partition import matches, merge
-from blip2_jax.training.setup import TrainingRun, set_up
+from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
 from blip2_jax.training.tasks import model_config
-from blip2_jax.training.train_config import ConfigError, to_plain
+from blip2_jax.training.train_config import ConfigError, best_metric, to_plain
 
 CONSTANTS = {"stage1": {"itm_prior_entropy": ITM_PRIOR_ENTROPY}}
 
 
-def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
+def train(
+    config: ConfigDict,
+    directory: str | pathlib.Path,
+    make_evaluator: EvaluatorFactory | None = None,
+) -> int:
     """Train until `config.steps`, or until a signal asks to save and leave.
 
     Args:
       config: see `config.default_config`.
       directory: of the run; one that holds the same run is continued.
+      make_evaluator: builds the evaluator that `config.evaluation` describes, e.g.
+        `blip2_jax.evaluation.evaluators.make_evaluator`. A configuration without
+        evaluation needs none.
 
     Returns:
       The exit code: 0, or 128 + the signal that stopped the run.
@@ -52,7 +58,8 @@ def train(config: ConfigDict, directory: str | pathlib.Path) -> int:
       NonFiniteLoss, TooManyBroken: the run cannot go on.
     """
     with fused_attention.chosen(config.model.attention):
-        return _train(set_up(config, pathlib.Path(directory).absolute()))
+        directory = pathlib.Path(directory).absolute()
+        return _train(set_up(config, directory, make_evaluator))
 
 
 def _train(run: TrainingRun) -> int:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
-from blip2_jax.evaluation.evaluators import Evaluator, make_evaluator
 from blip2_jax.losses.objectives import Negatives
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import frozen, initial_params, replay
@@ -32,6 +32,11 @@ from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep, make_train_step
 from blip2_jax.training.tasks import Task, make_task
 from blip2_jax.training.train_config import ConfigError
+
+# Maps all parameters of the model to its evaluation scores by name.
+Evaluator = Callable[[PyTree], dict[str, float]]
+# Builds the evaluator that `config.evaluation` describes.
+EvaluatorFactory = Callable[[ConfigDict, Task], Evaluator | None]
 
 
 @dataclasses.dataclass
@@ -140,7 +145,11 @@ class _Values:
     report: list[str]
 
 
-def set_up(config: ConfigDict, directory: pathlib.Path) -> TrainingRun:
+def set_up(
+    config: ConfigDict,
+    directory: pathlib.Path,
+    make_evaluator: EvaluatorFactory | None = None,
+) -> TrainingRun:
     """Check, open, restore or initialise; then write what a new run stores.
 
     Raises:
@@ -155,7 +164,7 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> TrainingRun:
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)
-    evaluator = make_evaluator(config, task)
+    evaluator = build_evaluator(config, task, make_evaluator)
     negatives = replay.read(config.replay)
     constants, manifest = initial_params.load_frozen_parameters(
         config, task, shapes.frozen, mesh
@@ -191,6 +200,27 @@ def set_up(config: ConfigDict, directory: pathlib.Path) -> TrainingRun:
             ),
         ],
     )
+
+
+def build_evaluator(
+    config: ConfigDict, task: Task, make_evaluator: EvaluatorFactory | None
+) -> Evaluator | None:
+    """Build the evaluator of a run; None if `config.evaluation.every` is 0.
+
+    Raises:
+      ConfigError: the configuration asks for evaluation, but there is no factory.
+      ValueError, FileNotFoundError: see `evaluation.evaluators.make_evaluator`.
+    """
+    every = config.evaluation.every
+    if not every:
+        return None
+    if make_evaluator is None:
+        raise ConfigError(
+            f"config.evaluation.every is {every}, but this program was given no "
+            "evaluator: pass make_evaluator=evaluation.evaluators.make_evaluator to "
+            "train(), or set config.evaluation.every=0"
+        )
+    return make_evaluator(config, task)
 
 
 def check_directory(config: ConfigDict, directory: pathlib.Path) -> bool:

@@ -235,6 +235,19 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         )
 
 
+def best_metric(config: ConfigDict) -> str:
+    """Return the name of the score that selects the best checkpoint.
+
+    `config.evaluation.metric` if set, else the default of the task: mean recall for
+    stage 1 (of the re-ranked lists if there are any), CIDEr for stage 2.
+    """
+    if config.evaluation.metric:
+        return config.evaluation.metric
+    if config.task == "stage1":
+        return "itm_r_mean" if config.evaluation.rerank else "itc_r_mean"
+    return "cider"
+
+
 def lookup(config: ConfigDict, key: str) -> Any:
     """The value under a dotted key."""
     for part in key.split("."):

@@ -14,6 +14,7 @@ from blip2_jax.convert.lavis_file import lavis_arrays
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
+from blip2_jax.evaluation.evaluators import make_evaluator
 from blip2_jax.training.loop import train
 from blip2_jax.training.open_model import open_model
 from blip2_jax.training.partition import flatten
@@ -63,7 +64,7 @@ def chain(tmp_path_factory):
     second.checkpoints.save(0, second.trees(), {})
     second.checkpoints.close()
     config = vqa_config(str(root / "stage2"), str(root / "vit.safetensors"))
-    assert train(config, root / "vqa") == 0
+    assert train(config, root / "vqa", make_evaluator) == 0
     return root
 
 
@@ -72,6 +73,7 @@ def test_the_text_branch_travels_from_stage_1_into_training(chain):
     begun = set_up(
         vqa_config(str(chain / "stage2"), str(chain / "vit.safetensors")),
         chain / "again",
+        make_evaluator,
     )
     found = flatten(begun.state.trainable)
     for path in (QUERY_BRANCH, TEXT_BRANCH, "qformer/embeddings/word"):

@@ -164,6 +164,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert "62" in str(raised.value)
 
 
+def test_evaluation_needs_an_evaluator(tmp_path):
+    sources = ({"kind": "shapes", "split": "val", "size": 8},)
+    config = toy_config(**{"evaluation.every": 5, "evaluation.sources": sources})
+    with pytest.raises(ConfigError, match="was given no evaluator"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_checkpoint_is_kept_by_the_evaluators_score(tmp_path):
+    sources = ({"kind": "shapes", "split": "val", "size": 8},)
+    changes = {"evaluation.every": 5, "evaluation.sources": sources}
+    scores = iter([0.1, 0.4, 0.2, 0.3])
+
+    def make_evaluator(config, task):
+        assert task.name == config.task
+        return lambda params: {"itm_r_mean": next(scores), "other": 1.0}
+
+    assert train(toy_config(**changes), tmp_path, make_evaluator) == 0
+    assert Checkpoints(tmp_path, read_only=True).best() == (10, 0.4)
+    evaluated = [x for x in read_metrics(tmp_path) if "evaluation/other" in x]
+    assert [line["step"] for line in evaluated] == [5, 10, 15, 20]
+
+
 def test_nothing_is_written_where_the_set_up_fails(tmp_path):
     run = tmp_path / "run"
     for changes, message in (
