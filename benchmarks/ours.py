@@ -118,12 +118,11 @@ class Generation(Machine):
 
         from blip2_jax.convert.tables import huggingface, name_table
         from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+        from blip2_jax.nn import trees
 
         rules = [huggingface.renamed(rule) for rule in stage2_rules(self.config)]
-        params = {
-            name: np.asarray(a) for name, a in name_table.flatten(self.params).items()
-        }
-        arrays = name_table.to_source(name_table.nest(params), rules)
+        params = {name: np.asarray(a) for name, a in trees.flatten(self.params).items()}
+        arrays = name_table.to_source(trees.unflatten(params), rules)
         safetensors.numpy.save_file(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()}, file
         )

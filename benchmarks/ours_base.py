@@ -86,6 +86,7 @@ def parameters(sizes: Any, shapes: Any) -> Any:
     from blip2_jax.convert.tables import name_table
     from blip2_jax.convert.tables.lavis import stage1_rules
     from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+    from blip2_jax.nn import trees
 
     rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)
     source = jax.eval_shape(lambda tree: name_table.to_source(tree, rules), shapes)
@@ -93,7 +94,7 @@ def parameters(sizes: Any, shapes: Any) -> Any:
     for rule in rules:
         made = {name: given.weight(name, source[name].shape) for name in rule.names()}
         ours |= rule.to_ours(made)
-    return name_table.nest(ours)
+    return trees.unflatten(ours)
 
 
 def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
@@ -110,7 +111,7 @@ def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from blip2_jax.training import partition
+    from blip2_jax.nn import trees
 
     drawn = {
         kind: given.weight("drawn", [given.DRAWN]).astype(kind)
@@ -118,12 +119,12 @@ def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
     }
 
     def weight(path: str, shape: tuple[int, ...]) -> Any:
-        kind = dtype if partition.matches(frozen, path) else jnp.float32
+        kind = dtype if trees.matches(frozen, path) else jnp.float32
         if not shape:
             return jnp.full((), given.TEMPERATURE, kind)
         if path.endswith("scale"):
             return jnp.ones(shape, kind)
         return jax.device_put(np.resize(drawn[kind], shape))
 
-    flat = partition.flatten(shapes)
-    return partition.unflatten({path: weight(path, flat[path].shape) for path in flat})
+    flat = trees.flatten(shapes)
+    return trees.unflatten({path: weight(path, flat[path].shape) for path in flat})

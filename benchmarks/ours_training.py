@@ -38,8 +38,9 @@ class Training(Stepper):
         """
         import jax
 
+        from blip2_jax.nn import trees
         from blip2_jax.parallel import sharding
-        from blip2_jax.training import optimizer, partition, schedule
+        from blip2_jax.training import optimizer, schedule
         from blip2_jax.training.state import create_state
         from blip2_jax.training.step import make_train_step
         from blip2_jax.training.tasks import compute_dtype, make_task
@@ -52,7 +53,7 @@ class Training(Stepper):
             params = drawn_parameters(shapes, config.frozen, dtype)
         else:
             params = parameters(task.model.config, shapes)
-        trainable, frozen, _ = partition.split(params, config.frozen)
+        trainable, frozen, _ = trees.split(params, config.frozen)
         del params
         rate = schedule.make_schedule(config.optimizer, config.steps)
         adamw = optimizer.make_optimizer(config.optimizer, rate, trainable)

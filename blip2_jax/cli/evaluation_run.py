@@ -33,7 +33,7 @@ from blip2_jax.inference.load import load
 from blip2_jax.metrics.vqa import VARIANTS
 from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.parallel import hosts
-from blip2_jax.training.open_model import is_run
+from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.train_config import read_config, to_plain
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from blip2_jax.convert.tables.name_table import flatten
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config
+from blip2_jax.nn.trees import flatten
 
 # Our paths by whose branch they are; a stage-2 model carries them for a later stage.
 TEXT_BRANCH = (

@@ -15,9 +15,9 @@ from jaxtyping import PyTree
 
 import blip2_jax
 from blip2_jax.convert.arrays import digest
-from blip2_jax.convert.tables.name_table import flatten
 from blip2_jax.data.sources.base import Record
 from blip2_jax.metrics import bootstrap
+from blip2_jax.nn.trees import flatten
 
 # What the draws of the intervals are, by task; printed into records.
 DRAWN = {

@@ -18,10 +18,10 @@ from blip2_jax.convert.model_source import (
     expected_shapes,
 )
 from blip2_jax.convert.native_folder import reader
-from blip2_jax.convert.tables.name_table import nest
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.model import Blip2
 from blip2_jax.nn.precision import PRECISIONS
+from blip2_jax.nn.trees import unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.training.open_model import ExtraWeights, open_model
 
@@ -111,7 +111,7 @@ def model_from_source(
         params[path] = jnp.zeros(wanted[path].shape)
     return Blip2(
         model,
-        nest(params),
+        unflatten(params),
         qformer_tokenizer=_tokenizer(opened.qformer_tokenizer, language_model=False),
         language_tokenizer=_tokenizer(opened.language_tokenizer, language_model=True),
         prompt=opened.config.prompt,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from blip2_jax.nn.trees import merge
 from blip2_jax.parallel.row_gather import batch_axes
-from blip2_jax.training.partition import merge
 
 Metrics = dict[str, Any]
 

@@ -23,8 +23,8 @@ from blip2_jax.losses.stage1 import Stage1Options, Texts
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.nn.bind import bind
 from blip2_jax.nn.dropout import split_key
+from blip2_jax.nn.trees import flatten, matches, merge
 from blip2_jax.parallel.row_gather import gather_global_rows
-from blip2_jax.training.partition import flatten, matches, merge
 
 
 class _Chunk(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from blip2_jax.nn.trees import merge
 from blip2_jax.parallel.sharding import batch_shards
 from blip2_jax.planning.program import Program
-from blip2_jax.training.partition import merge
 
 
 def kept_activations(program: Program) -> int | None:

@@ -31,6 +31,11 @@ _DIGESTS = "digests.json"
 _UNFINISHED = "*.orbax-checkpoint-tmp"
 
 
+def is_run(path: str | pathlib.Path) -> bool:
+    """Return True if the path is the directory of a training run."""
+    return pathlib.Path(path, "checkpoints").is_dir()
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing or damaged; the message says which and why."""
 

@@ -21,8 +21,8 @@ from blip2_jax.convert.positions import POSITIONS, notes_of
 from blip2_jax.convert.tables.name_table import listed
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models.presets import Blip2Config
+from blip2_jax.nn.trees import Tree, flatten, unflatten
 from blip2_jax.parallel import sharding
-from blip2_jax.training.partition import Tree, flatten, unflatten
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "weights"
 

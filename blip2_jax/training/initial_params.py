@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from blip2_jax.convert.model_source import TOWER_PREFIXES, TOWERS
 from blip2_jax.convert.positions import at_size, notes_of
 from blip2_jax.models.presets import Blip2Config
+from blip2_jax.nn import trees
+from blip2_jax.nn.trees import Tree, flatten, unflatten
 from blip2_jax.parallel import sharding
-from blip2_jax.training import partition
-from blip2_jax.training.checkpoints import Checkpoints
+from blip2_jax.training.checkpoints import Checkpoints, is_run
 from blip2_jax.training.frozen import (
     Manifest,
     Tower,
@@ -30,8 +31,6 @@ from blip2_jax.training.frozen import (
     open_weights,
     random_weights,
 )
-from blip2_jax.training.open_model import is_run
-from blip2_jax.training.partition import Tree, flatten, unflatten
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
 
 INIT_STREAM = 0x1A17  # keeps initial values apart from the keys of steps
@@ -53,14 +52,14 @@ class InitialParams:
     report: list[str]
 
 
-def parameter_shapes(config: ConfigDict, task: Task) -> partition.Partition:
+def parameter_shapes(config: ConfigDict, task: Task) -> trees.Partition:
     """Trainable and frozen parameters as `jax.ShapeDtypeStruct`s; no memory is used.
 
     Raises:
       ValueError: a rule of `config.frozen` matches nothing.
     """
     shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-    return partition.split(shapes, config.frozen)
+    return trees.split(shapes, config.frozen)
 
 
 def load_frozen_parameters(
@@ -218,7 +217,7 @@ def run_arrays(run_dir: str, which: str | int = "last") -> dict[str, np.ndarray]
         ).trees
     finally:
         checkpoints.close()
-    return flatten(partition.merge(*trees.values()))
+    return flatten(trees.merge(*trees.values()))
 
 
 def _take(
@@ -239,7 +238,7 @@ def _take(
             for path in arrays
             if path not in ours
             and path not in carried
-            and partition.matches(config.carried, path)
+            and trees.matches(config.carried, path)
         ]
         carried |= {path: np.asarray(arrays[path]) for path in kept}
         left = [path for path in arrays if path not in used and path not in kept]
@@ -249,7 +248,7 @@ def _take(
     if not taken:
         raise WeightsError(f"{', '.join(given)} hold no parameter of this model")
     # A rule may name what this task trains (VQA: the Q-Former's text branch).
-    partition.check_rules("carried", config.carried, (*carried, *taken))
+    trees.check_patterns("carried", config.carried, (*carried, *taken))
     new = [path for path in flat if path not in taken]
     report.append(f"new (random): {_summary(new)}")
     return InitialParams(unflatten(flat), unflatten(carried), report)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.nn import fused_attention
+from blip2_jax.nn.trees import matches, merge
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.perf.flops import mfu_numerator
 from blip2_jax.perf.meters import Meter
@@ -28,7 +29,6 @@ from blip2_jax.training.guards import (
     stop_on_signal,
 )
 from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
-from blip2_jax.training.partition import matches, merge
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
 from blip2_jax.training.tasks import model_config
 from blip2_jax.training.train_config import ConfigError, best_metric, to_plain

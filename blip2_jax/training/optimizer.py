@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from blip2_jax.nn.trees import flatten, unflatten
 from blip2_jax.training.muon import scale_by_muon
-from blip2_jax.training.partition import flatten, unflatten
 from blip2_jax.training.schedule import Schedule
 
 NO_DECAY = r"(.*/)?(bias|scale|temperature)"

@@ -12,10 +12,10 @@ import numpy as np
 from blip2_jax.convert.files.lazy_arrays import LazyArrays
 from blip2_jax.convert.model_source import TOWERS, ModelSource
 from blip2_jax.convert.native_folder import Manifest, entry
+from blip2_jax.nn.trees import flatten
 from blip2_jax.training import frozen, initial_params
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
-from blip2_jax.training.partition import flatten
 from blip2_jax.training.setup import read_sources
 from blip2_jax.training.tasks import make_task
 

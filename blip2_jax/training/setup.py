@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.losses.objectives import Negatives
+from blip2_jax.nn.trees import Partition, Tree
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import frozen, initial_params, replay
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.optimizer import make_optimizer
-from blip2_jax.training.partition import Partition, Tree
 from blip2_jax.training.schedule import Schedule, make_schedule
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep, make_train_step

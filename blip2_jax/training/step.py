@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from blip2_jax.nn.trees import merge
 from blip2_jax.parallel import sharding
 from blip2_jax.parallel.host_memory import compiler_options, give_back_after_compiling
-from blip2_jax.training.partition import merge
 from blip2_jax.training.schedule import Schedule
 from blip2_jax.training.state import TrainState, step_key
 from blip2_jax.training.tasks import Task

@@ -9,11 +9,11 @@ import pytest
 
 from blip2_jax.convert.arrays import ConvertedArrays
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
-from blip2_jax.convert.tables import name_table
 from blip2_jax.convert.towers import bert_part
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config, FeaturesConfig, QFormerConfig
+from blip2_jax.nn import trees
 from tests.support import peer_models as peers
 from tests.support.tolerances import assert_values
 
@@ -54,9 +54,9 @@ def start(path, arrays, fresh, sizes=SIZES):
     """The fresh parameters with what a BERT's file has in place."""
     source = CheckpointFiles(peers.write_pickle(path / "bert.pth", arrays, wrapper=""))
     taken = dict(ConvertedArrays([bert_part(source, sizes)]))
-    flat = name_table.flatten(fresh)
+    flat = trees.flatten(fresh)
     assert taken.keys() <= flat.keys()
-    return name_table.nest(flat | taken)
+    return trees.unflatten(flat | taken)
 
 
 def test_reads_text_as_bert(bert, fresh, tmp_path):
@@ -116,6 +116,6 @@ def test_another_bert_is_refused(bert, tmp_path):
     source["bert.embeddings.position_embeddings.weight"] = np.ones((9, 16), np.float32)
     path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")
     arrays = ConvertedArrays([bert_part(CheckpointFiles(path), SIZES)])
-    expected = name_table.flatten(jax.eval_shape(lambda: init_params(MODEL, KEY)))
+    expected = trees.flatten(jax.eval_shape(lambda: init_params(MODEL, KEY)))
     with pytest.raises(SourceError, match=r"position is \(9, 16\), .* \(12, 16\)"):
         arrays.check(expected, absent=(r".*",))

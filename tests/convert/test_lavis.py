@@ -11,6 +11,7 @@ from blip2_jax.convert.tables import lavis, name_table
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import preset
+from blip2_jax.nn import trees
 from tests.support.golden_stage1 import STAGE1, load_params, rules
 from tests.support.goldens import GOLDENS
 
@@ -38,7 +39,7 @@ def test_full_size_names_and_shapes(name):
     assert shapes == expected
 
     paths = {path for rule in table for group in rule.target_paths() for path in group}
-    assert paths == name_table.flatten(params).keys()
+    assert paths == trees.flatten(params).keys()
     summary = json.loads((GOLDENS / "keys_summary.json").read_text())[name]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == summary["params"]

@@ -8,7 +8,8 @@ from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.convert.huggingface_folder import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.native_folder import read_folder, write_folder
-from blip2_jax.convert.tables import lavis, name_table
+from blip2_jax.convert.tables import lavis
+from blip2_jax.nn import trees
 from blip2_jax.training.open_model import ExtraWeights, open_model
 from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers
@@ -60,7 +61,7 @@ def test_lavis_without_its_frozen_halves(tmp_path, name):
     )
     write_folder(open_model(path, beside), tmp_path / "ours")
     opened = read_folder(tmp_path / "ours")
-    expected = name_table.flatten(golden_stage2.params(name))
+    expected = trees.flatten(golden_stage2.params(name))
     peers.assert_same(opened.arrays, expected)
     write_lavis(opened, tmp_path / "back.pth")
     peers.assert_same(CheckpointFiles(tmp_path / "back.pth"), kept)

@@ -14,6 +14,7 @@ from blip2_jax.convert.tables import name_table
 from blip2_jax.losses import objectives
 from blip2_jax.losses.objectives import Negatives
 from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
+from blip2_jax.nn import trees
 from tests.support.golden_stage1 import (
     STAGE1,
     batch_of,
@@ -170,10 +171,10 @@ def test_five_steps_of_adamw():
     cases = [load_case("case_base"), load_case("case_dup")]
     trained = {
         path: weight
-        for path, weight in name_table.flatten(params()).items()
+        for path, weight in trees.flatten(params()).items()
         if not path.startswith("visual_encoder/")
     }
-    frozen = {p: w for p, w in name_table.flatten(params()).items() if p not in trained}
+    frozen = {p: w for p, w in trees.flatten(params()).items() if p not in trained}
     decayed = decayed_paths()
     rates = jnp.asarray(record["lr"], jnp.float32)
     optimizer = optax.adamw(
@@ -194,13 +195,13 @@ def test_five_steps_of_adamw():
     for step, loss in enumerate(record["loss"]):
         read = lambda name, s=step: jnp.asarray(record[name][s], jnp.int32)
         negatives = Negatives(image=read("neg_image_idx"), text=read("neg_text_idx"))
-        tree = name_table.nest(trained | frozen)
+        tree = trees.unflatten(trained | frozen)
         batch = full_batch(cases[step % 2])
         (_, metrics), gradients = run(tree, batch, negatives)
         assert_values(metrics["loss"], loss, f"step {step}")
-        flat = name_table.flatten(gradients)
+        flat = trees.flatten(gradients)
         trained, state = update(trained, {path: flat[path] for path in trained}, state)
-    expected = name_table.flatten(load_params("train5_weights.safetensors"))
+    expected = trees.flatten(load_params("train5_weights.safetensors"))
     for path, weight in trained.items():
         if not path.endswith("key/bias"):
             assert_values(weight, expected[path], path)

@@ -21,6 +21,7 @@ from blip2_jax.models.presets import (
     FeaturesConfig,
     preset,
 )
+from blip2_jax.nn import trees
 from tests.support import golden_stage2 as golden
 from tests.support.goldens import GOLDENS
 from tests.support.tolerances import assert_values
@@ -87,7 +88,7 @@ def test_full_size_keys_and_shapes(name):
 @pytest.mark.parametrize("name", STAGE2)
 def test_full_size_parameter_counts(name):
     summary = json.loads((GOLDENS / "keys_summary.json").read_text())[name]
-    tree = name_table.flatten(shapes(Blip2Stage2(preset(name))))
+    tree = trees.flatten(shapes(Blip2Stage2(preset(name))))
     count = {path: math.prod(array.shape) for path, array in tree.items()}
     assert sum(count.values()) == summary["params"]
     towers = ("language_model/",)
@@ -99,9 +100,9 @@ def test_full_size_parameter_counts(name):
 
 def test_no_text_branch_without_questions():
     config = golden.config("stage2_opt_a")
-    paths = name_table.flatten(shapes(Blip2Stage2(config)))
+    paths = trees.flatten(shapes(Blip2Stage2(config)))
     assert not [path for path in paths if "text_mlp" in path or "word" in path]
-    paths = name_table.flatten(shapes(Blip2Stage2(config, question_in_qformer=True)))
+    paths = trees.flatten(shapes(Blip2Stage2(config, question_in_qformer=True)))
     assert "qformer/embeddings/word" in paths
     assert "qformer/layer_0/text_mlp/up/kernel" in paths
 

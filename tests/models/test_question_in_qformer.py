@@ -13,7 +13,7 @@ from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config, FeaturesConfig, OPTConfig, T5Config
 from blip2_jax.nn.bind import bind
-from blip2_jax.training.partition import flatten, unflatten
+from blip2_jax.nn.trees import flatten, unflatten
 from tests.support import decoding_steps as decoding
 from tests.support import golden_stage1
 from tests.support.tolerances import assert_values

@@ -12,10 +12,10 @@ import sys
 import jax
 import numpy as np
 
+from blip2_jax.nn.trees import flatten
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import initial_params
 from blip2_jax.training.optimizer import make_optimizer
-from blip2_jax.training.partition import flatten
 from blip2_jax.training.schedule import make_schedule
 from blip2_jax.training.state import create_state
 from blip2_jax.training.step import make_train_step

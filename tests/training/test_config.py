@@ -10,10 +10,10 @@ import pytest
 
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.nn.trees import flatten
 from blip2_jax.parallel.sharding import global_batch, make_mesh
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.initial_params import parameter_shapes
-from blip2_jax.training.partition import flatten
 from blip2_jax.training.schedule import make_schedule
 from blip2_jax.training.tasks import make_task, model_config
 from blip2_jax.training.train_config import ConfigError, default_config

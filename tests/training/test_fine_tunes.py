@@ -15,9 +15,9 @@ from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
 from blip2_jax.evaluation.evaluators import make_evaluator
+from blip2_jax.nn.trees import flatten
 from blip2_jax.training.loop import train
 from blip2_jax.training.open_model import open_model
-from blip2_jax.training.partition import flatten
 from blip2_jax.training.runs import open_trained
 from blip2_jax.training.setup import set_up
 from blip2_jax.training.train_config import default_config

@@ -8,9 +8,9 @@ import pytest
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.native_folder import FolderArrays, write_folder
+from blip2_jax.nn.trees import flatten, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.training.frozen import WeightsError, load_frozen
-from blip2_jax.training.partition import flatten, unflatten
 from tests.support.golden_stage2 import config as golden_config
 
 KERNEL, NORM = "language_model/blocks/mlp/up/kernel", "language_model/norm/scale"

@@ -11,10 +11,10 @@ from blip2_jax.convert.arrays import digest
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.positions import interpolate_positions
 from blip2_jax.models.presets import PRESETS
+from blip2_jax.nn.trees import flatten, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.training import frozen, initial_params
 from blip2_jax.training.checkpoints import Checkpoints
-from blip2_jax.training.partition import flatten, unflatten
 from blip2_jax.training.tasks import Task
 from blip2_jax.training.train_config import default_config
 

@@ -13,12 +13,12 @@ import pytest
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.losses.objectives import Negatives
 from blip2_jax.models.blip2_stage1 import INITIAL_TEMPERATURE
+from blip2_jax.nn.trees import split
 from blip2_jax.parallel import sharding
 from blip2_jax.training import loop as loops
 from blip2_jax.training import tasks
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.metrics_log import read_metrics
-from blip2_jax.training.partition import split
 from blip2_jax.training.step import loss_and_gradients
 from blip2_jax.training.tasks import make_task
 from tests.support import tiny_experiment as tiny

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from blip2_jax.nn.trees import flatten
 from blip2_jax.training.optimizer import layer_rates, make_optimizer
-from blip2_jax.training.partition import flatten
 
 OPTIONS = {
     "name": "adamw",

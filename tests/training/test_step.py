@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip2_jax.nn.trees import unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.training import initial_params
-from blip2_jax.training.partition import unflatten
 from blip2_jax.training.schedule import make_schedule
 from blip2_jax.training.state import step_key
 from blip2_jax.training.tasks import Task

@@ -21,8 +21,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jaxtyping import PyTree
+
+from blip2_jax.nn.trees import flatten, unflatten
 
 Array = jax.Array | np.ndarray
 Arrays = tuple[Array, ...]
@@ -181,7 +182,7 @@ def to_ours(
         else:
             missing += rule.paths()
         unused -= names.union(rule.aliases)
-    return Converted(nest(ours), tuple(missing), tuple(sorted(unused)))
+    return Converted(unflatten(ours), tuple(missing), tuple(sorted(unused)))
 
 
 def to_ours_complete(
@@ -219,16 +220,6 @@ def listed(names: Sequence[str], count: int = 10) -> str:
     """The first `count` names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def flatten(params: PyTree) -> dict[str, Array]:
-    """A nested tree by "/"-joined paths."""
-    return traverse_util.flatten_dict(params, sep="/")
-
-
-def nest(arrays: Mapping[str, Array]) -> PyTree:
-    """The nested tree of "/"-joined paths."""
-    return traverse_util.unflatten_dict(dict(arrays), sep="/")
 
 
 def linear(

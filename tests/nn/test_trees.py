@@ -1,8 +1,8 @@
-"""The split of parameters by path."""
+"""Parameter trees split and merged by path."""
 
 import pytest
 
-from blip2_jax.training import partition
+from blip2_jax.nn import trees
 
 TREE = {
     "visual_encoder": {"blocks": {"kernel": 1}, "class_token": 2},
@@ -12,34 +12,34 @@ TREE = {
 
 
 def test_parts_are_disjoint_and_complete():
-    parts = partition.split(TREE, ["^visual_encoder/"], ["/text_mlp/"])
-    assert partition.flatten(parts.frozen) == {
+    parts = trees.split(TREE, ["^visual_encoder/"], ["/text_mlp/"])
+    assert trees.flatten(parts.frozen) == {
         "visual_encoder/blocks/kernel": 1,
         "visual_encoder/class_token": 2,
     }
-    assert partition.flatten(parts.carried) == {"qformer/layer_0/text_mlp/kernel": 4}
-    assert partition.flatten(parts.trainable) == {
+    assert trees.flatten(parts.carried) == {"qformer/layer_0/text_mlp/kernel": 4}
+    assert trees.flatten(parts.trainable) == {
         "ln_vision/scale": 3,
         "qformer/layer_0/query_mlp/kernel": 5,
     }
-    assert partition.merge(*parts) == TREE
+    assert trees.merge(*parts) == TREE
 
 
 def test_everything_is_trained_without_rules():
-    assert partition.split(TREE) == (TREE, {}, {})
+    assert trees.split(TREE) == (TREE, {}, {})
 
 
 @pytest.mark.parametrize("where", ["frozen", "carried"])
 def test_rule_without_a_path_is_an_error(where):
     with pytest.raises(ValueError, match=rf"{where} rule '\^visual_tower/'.*ln_vision"):
-        partition.split(TREE, **{where: ["^visual_tower/"]})
+        trees.split(TREE, **{where: ["^visual_tower/"]})
 
 
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ValueError, match="nothing to train"):
-        partition.split(TREE, ["."])
+        trees.split(TREE, ["."])
 
 
 def test_merge_refuses_a_path_twice():
     with pytest.raises(ValueError, match="ln_vision/scale is in two parts"):
-        partition.merge(TREE, {"ln_vision": {"scale": 0}})
+        trees.merge(TREE, {"ln_vision": {"scale": 0}})
