@@ -94,8 +94,8 @@ def print_lengths(rows: TrainingRows, options: argparse.Namespace) -> None:
     """How far batches are padded, and GF an image of a stage-1 step at ViT-g."""
     buckets, config = options.buckets, presets.PRESETS["pretrain"]
     images = sum(len(source) for source in rows.mixture.sources)
-    tower = flops.image_side(config)[0] / 1e9
-    cost = {n: flops.training(flops.stage1(config, n)) / 1e9 for n in buckets}
+    tower = flops.image_encoder(config)[0] / 1e9
+    cost = {n: flops.training_step(flops.stage1(config, n)) / 1e9 for n in buckets}
     print(
         "| batch | " + " | ".join(f"to {n}" for n in buckets) + " | mean length "
         "| GF an image | saved | saved of a step on features |"
@@ -184,7 +184,7 @@ def prepare(size: str, batch_size: int, vocab_size: int) -> Step:
 
     def run(tokens: dict[str, np.ndarray]) -> float:
         nonlocal state
-        batch = sharding.global_batch({**tokens, "features": features}, mesh)
+        batch = sharding.make_global_batch({**tokens, "features": features}, mesh)
         start = time.perf_counter()
         state, metrics = step(state, {}, batch)
         float(metrics["loss"])

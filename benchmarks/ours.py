@@ -16,9 +16,9 @@ from benchmarks.ours_training import Training
 
 def main() -> None:
     """Serve one of our contestants, on a CPU as `launch/train.py` runs."""
-    from blip2_jax.parallel.host_memory import hold_temporaries_once
+    from blip2_jax.parallel.host_memory import disable_async_dispatch
 
-    hold_temporaries_once()
+    disable_async_dispatch()
     harness.serve(
         {
             "training": Training,

@@ -38,7 +38,7 @@ class Tower(Stepper):
         from blip2_jax.perf import dot_count
         from blip2_jax.perf.meters import peak_flops
 
-        batch = sum(dot.flops for dot in dot_count.dots(self._run, *self._given))
+        batch = sum(dot.flops for dot in dot_count.count_dots(self._run, *self._given))
         return [batch / len(self._given[1]), batch, peak_flops(jax.devices()[0])]
 
     def _step(self) -> None:

@@ -88,7 +88,7 @@ class Training(Stepper):
         from blip2_jax.perf import dot_count
 
         with jax.set_mesh(self.train_step.mesh):
-            found = dot_count.dots(
+            found = dot_count.count_dots(
                 self.train_step.jitted, self.state, self.frozen, self.batch, None
             )
         return sum(dot.flops for dot in found) / 1e9

@@ -44,7 +44,7 @@ def get_config(paths: str = "") -> ConfigDict:
     config.objective = ConfigDict({"mean_over": "texts", "image_tokens": 12})
     config.carried = ()
 
-    each = {"kind": "each_question", "of": questions(path, "train", part="rest")}
+    each = {"kind": "per_question", "of": questions(path, "train", part="rest")}
     config.data.train = (each,)
     config.data.max_text_length = 40
     config.data.length_buckets = (28, 40)

@@ -68,7 +68,7 @@ def vqa(language: str, split: str = "trainval") -> ConfigDict:
     splits = ("train", "val") if split == "trainval" else ("train",)
     annotated = [annotation_json(f"vqa_{name}.json", COCO) for name in splits]
     genome = annotation_json("vg_qa.json", "data/vg/images")
-    config.data.train = tuple(map(_each_question, (*annotated, genome)))
+    config.data.train = tuple(map(_per_question, (*annotated, genome)))
     config.data.question_prompt = QUESTION_PROMPT  # FlanT5's too
     config.data.max_text_length = 64
     config.data.length_buckets = (24, 32, 48, 64)
@@ -124,9 +124,9 @@ VQA_VALIDATION = {
 }
 
 
-def _each_question(source: dict[str, Any]) -> dict[str, Any]:
+def _per_question(source: dict[str, Any]) -> dict[str, Any]:
     """An epoch shows every question once, not every image."""
-    return {"kind": "each_question", "of": source}
+    return {"kind": "per_question", "of": source}
 
 
 def _stage2(language: str, batch_size: int, examples: int, size: int) -> ConfigDict:

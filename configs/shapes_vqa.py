@@ -22,7 +22,7 @@ def get_config(
     config.objective = ConfigDict({"mean_over": "texts"})
     questions = {"kind": "shapes", "texts": "questions", "count": 1}
     train = questions | {"split": "train", "size": shapes_stage1.SCENES}
-    config.data.train = ({"kind": "each_question", "of": train},)
+    config.data.train = ({"kind": "per_question", "of": train},)
     config.data.tokenizer.qformer = "shapes:bert"
     config.optimizer.learning_rate = 1e-3
     config.evaluation.every = config.steps // 3

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from blip2_jax.data.data_config import DataConfig, Format, data_config, with_question
+from blip2_jax.data.data_config import (
+    BatchFormat,
+    DataConfig,
+    data_config,
+    question_format,
+)
 from blip2_jax.data.examples import TextFormat
 from blip2_jax.data.pipeline import Batch, training_batches
 from blip2_jax.data.text.tokenizers import load_tokenizer
@@ -45,7 +50,7 @@ def dry_run(config: Any, path: str | pathlib.Path = PICTURE) -> None:
 
 def format_of(
     task: str, options: DataConfig, question_in_qformer: bool = False
-) -> Format:
+) -> BatchFormat:
     """The format of a task's batches; the tokenizer says which language model."""
     if task in ("stage1", "contrast"):
         return "image_text"
@@ -55,12 +60,12 @@ def format_of(
     decoder = tokenizer.family == "decoder_only"
     if task == "language_model":
         return "text_decoder" if decoder else "text_encoder_decoder"
-    family: Format = "decoder" if decoder else "encoder_decoder"
-    return with_question(family) if question_in_qformer else family
+    family: BatchFormat = "decoder" if decoder else "encoder_decoder"
+    return question_format(family) if question_in_qformer else family
 
 
 def samples(
-    options: Mapping[str, Any] | DataConfig, task_format: Format, seed: int
+    options: Mapping[str, Any] | DataConfig, task_format: BatchFormat, seed: int
 ) -> Batch:
     """A batch of five samples, the first of the run; says what was broken."""
     batches = training_batches(options, task_format, seed=seed, batch_size=SAMPLES)
@@ -68,8 +73,8 @@ def samples(
         batch = next(batches)
     finally:
         batches.close()
-    if batches.faults.counts:
-        print(f"broken and replaced: {batches.faults}")
+    if batches.broken_stats.counts:
+        print(f"broken and replaced: {batches.broken_stats}")
     return batch
 
 

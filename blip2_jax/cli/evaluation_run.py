@@ -65,7 +65,7 @@ def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
         "notice": outcome.notice,
         "records": len(job.data.records),
         "examples": len(outcome.examples),
-        "broken": dict(job.data.faults.counts),
+        "broken": dict(job.data.broken_stats.counts),
         "digests": dict(job.digests),
         "settings": to_plain(job.config) | {"data": job.specs},
         **surroundings(time.monotonic() - started),
@@ -132,10 +132,10 @@ def _check(config: ConfigDict) -> None:
 
 def _gather_broken(job: Job) -> None:
     """What any process could not read, counted in all of them."""
-    mine = [[place, *fault] for place, fault in job.data.broken.items()]
+    mine = [[place, *fault] for place, fault in job.data.broken_images.items()]
     for part in hosts.all_gather(mine, job.share):
         for place, cause, key in part:
-            job.data.note(place, cause, key)
+            job.data.mark_broken(place, cause, key)
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:

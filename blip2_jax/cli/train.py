@@ -125,10 +125,10 @@ def run(given: flags.FlagValues) -> int:
     import jax
 
     from blip2_jax.evaluation.evaluators import make_evaluator
-    from blip2_jax.parallel.host_memory import hold_temporaries_once
+    from blip2_jax.parallel.host_memory import disable_async_dispatch
     from blip2_jax.training.loop import train
 
-    hold_temporaries_once()
+    disable_async_dispatch()
     join_others(given)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)

@@ -10,7 +10,7 @@ _GRACE = 500
 _SHOWN = 3
 
 
-class TooManyBroken(RuntimeError):
+class TooManyBrokenSamples(RuntimeError):
     """The data is not usable as it is; the message lists causes and keys."""
 
 
@@ -27,7 +27,7 @@ class BrokenSampleStats:
         """Count samples that were wanted, and those (cause, key) that were broken.
 
         Raises:
-          TooManyBroken: their share is above the limit, of the samples seen so far
+          TooManyBrokenSamples: their share is above the limit, of the samples seen so far
             (counted as at least 500).
         """
         self.samples += samples
@@ -38,9 +38,9 @@ class BrokenSampleStats:
         if self.counts.total() > self._max_share * max(self.samples, _GRACE):
             raise self.error()
 
-    def error(self) -> TooManyBroken:
+    def error(self) -> TooManyBrokenSamples:
         """The error that says so."""
-        return TooManyBroken(
+        return TooManyBrokenSamples(
             f"{self.counts.total()} of the first {self.samples} samples are broken, "
             f"the limit is a share of {self._max_share:g} (data.max_broken_share): "
             f"{self}"

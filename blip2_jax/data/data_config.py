@@ -10,7 +10,7 @@ from blip2_jax.data.images import ImageConfig
 
 # Of a language model's examples, "question_..." adds the question for the Q-Former,
 # "text_..." leaves the images out.
-Format = Literal[
+BatchFormat = Literal[
     "image_text",
     "decoder",
     "encoder_decoder",
@@ -19,15 +19,15 @@ Format = Literal[
     "text_decoder",
     "text_encoder_decoder",
 ]
-FORMATS: tuple[Format, ...] = get_args(Format)
+BATCH_FORMATS: tuple[BatchFormat, ...] = get_args(BatchFormat)
 
 
-def family_of(name: Format) -> str:
+def format_family(name: BatchFormat) -> str:
     """Which rows a format has: "image_text", "decoder" or "encoder_decoder"."""
     return name.removeprefix("text_").removeprefix("question_")
 
 
-def with_question(name: Format) -> Format:
+def question_format(name: BatchFormat) -> BatchFormat:
     """The format of a language model's examples with the question for the Q-Former."""
     return "question_decoder" if name == "decoder" else "question_encoder_decoder"
 

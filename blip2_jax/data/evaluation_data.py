@@ -14,11 +14,11 @@ import grain
 import numpy as np
 
 from blip2_jax.data.broken_samples import BrokenSampleStats
-from blip2_jax.data.data_config import DataConfig, Format, data_config
+from blip2_jax.data.data_config import BatchFormat, DataConfig, data_config
 from blip2_jax.data.examples import DrawnText, TextFormat
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.data.mixture import build_mixture
-from blip2_jax.data.rows import Row, image_name, stack_rows
+from blip2_jax.data.rows import BatchRow, image_key, stack_rows
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 
 _THREADS = 2
@@ -30,7 +30,7 @@ class EvaluationSet:
     Attributes:
       records: in order; `image_id` is unique across the sources, `original_id` is
         the data set's own. Records that cannot be read are left out and counted.
-      image_name: the batches' key of images, "image" or "features"; None where the
+      image_key: the batches' key of images, "image" or "features"; None where the
         sources hold text alone.
       blank: zeros in the shape of an image, for rows that do not count.
       faults: what was broken.
@@ -48,10 +48,10 @@ class EvaluationSet:
         """
         plain = [{k: v for k, v in spec.items() if k != "weight"} for spec in specs]
         mixture = build_mixture(plain)
-        self.faults = BrokenSampleStats()
-        self.broken: dict[int, tuple[str, str]] = {}
+        self.broken_stats = BrokenSampleStats()
+        self.broken_images: dict[int, tuple[str, str]] = {}
         holds = {source.image_kind for source in mixture.sources} != {ImageKind.NONE}
-        self.image_name = image_name(mixture.sources, holds)
+        self.image_key = image_key(mixture.sources, holds)
         self._size = image_size
         self.records: list[Record] = []
         self._places: list[tuple[Source, int]] = []
@@ -59,7 +59,7 @@ class EvaluationSet:
             mixture.sources, mixture.image_id_offsets, strict=True
         ):
             self._read(source, offset, max_examples)
-        self.blank = self._find_blank()
+        self.blank_image = self._find_blank()
 
     def _read(self, source: Source, offset: int, max_examples: int) -> None:
         for index in range(len(source)):
@@ -68,16 +68,16 @@ class EvaluationSet:
             try:
                 record = source.record(index)
             except BrokenSample as fault:
-                self.faults.add(1, [(fault.cause, fault.key)])
+                self.broken_stats.add(1, [(fault.cause, fault.key)])
                 continue
             image_id = record.image_id + offset
             self.records.append(dataclasses.replace(record, image_id=image_id))
             self._places.append((source, index))
 
     def _find_blank(self) -> np.ndarray | None:
-        if self.image_name is None:
+        if self.image_key is None:
             return None
-        if self.image_name == "image":
+        if self.image_key == "image":
             return np.zeros((self._size, self._size, 3), np.uint8)
         for index in range(len(self.records)):
             if (features := self.image(index)) is not None:
@@ -88,23 +88,25 @@ class EvaluationSet:
         """uint8 [S, S, 3] or features [P, D] of a record; None (noted) if broken."""
         source, place = self._places[index]
         try:
-            if self.image_name == "features":
+            if self.image_key == "features":
                 return source.load_features(place)
             return evaluation_image(source.load_image(place), self._size)
         except BrokenSample as fault:
-            self.note(index, fault.cause, fault.key)
+            self.mark_broken(index, fault.cause, fault.key)
             return None
 
-    def note(self, index: int, cause: str, key: str) -> None:
+    def mark_broken(self, index: int, cause: str, key: str) -> None:
         """Count a record's image as broken, once however often it is asked for."""
-        if index not in self.broken:
-            self.broken[index] = cause, key
-            self.faults.add(1, [(cause, key)])
+        if index not in self.broken_images:
+            self.broken_images[index] = cause, key
+            self.broken_stats.add(1, [(cause, key)])
 
-    def stacked(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
+    def stack_images(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
         """Images of this set as one array, `blank` in place of the broken ones."""
-        assert self.blank is not None  # sets that hold images have one
-        return np.stack([self.blank if image is None else image for image in images])
+        assert self.blank_image is not None  # sets that hold images have one
+        return np.stack(
+            [self.blank_image if image is None else image for image in images]
+        )
 
     def image_batches(
         self, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -123,11 +125,11 @@ class EvaluationSet:
         )
 
     def _batch(self, indices: Sequence[int | None]) -> dict[str, np.ndarray]:
-        if self.image_name is None:
+        if self.image_key is None:
             raise ValueError("the sources of this evaluation hold no images")
         images = [None if i is None else self.image(i) for i in indices]
         return {
-            self.image_name: self.stacked(images),
+            self.image_key: self.stack_images(images),
             "index": np.array([index or 0 for index in indices], np.int32),
             "valid": np.array([image is not None for image in images]),
         }
@@ -136,7 +138,7 @@ class EvaluationSet:
 def evaluation_batches(
     options: DataConfig | Mapping[str, Any],
     evaluation_set: EvaluationSet,
-    task_format: Format,
+    task_format: BatchFormat,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -155,7 +157,7 @@ def evaluation_batches(
         arrays = stack_rows(
             [row or _blank_row(evaluation_set) for row in rows],
             text_format,
-            evaluation_set.image_name if text_format.reads_images else None,
+            evaluation_set.image_key if text_format.reads_images else None,
         )
         arrays["valid"] = np.array([row is not None for row in rows])
         arrays["index"] = np.array([index or 0 for index in indices], np.int32)
@@ -168,25 +170,25 @@ def evaluation_batches(
 
 def _row(
     evaluation_set: EvaluationSet, index: int | None, text_format: TextFormat
-) -> Row | None:
+) -> BatchRow | None:
     if index is None:
         return None
     record = evaluation_set.records[index]
     try:
         text = text_format.draw(record, None)
     except BrokenSample as fault:
-        evaluation_set.faults.add(1, [(fault.cause, fault.key)])
+        evaluation_set.broken_stats.add(1, [(fault.cause, fault.key)])
         return None
     image = None
     if text_format.reads_images:
         image = evaluation_set.image(index)
         if image is None:
             return None
-    return Row(index, record.key, record.image_id, text, image)
+    return BatchRow(index, record.key, record.image_id, text, image)
 
 
-def _blank_row(evaluation_set: EvaluationSet) -> Row:
-    return Row(-1, "", -1, DrawnText("", ""), evaluation_set.blank)
+def _blank_row(evaluation_set: EvaluationSet) -> BatchRow:
+    return BatchRow(-1, "", -1, DrawnText("", ""), evaluation_set.blank_image)
 
 
 def _in_order(

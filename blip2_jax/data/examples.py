@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blip2_jax.data.data_config import FORMATS, DataConfig, Format, family_of
+from blip2_jax.data.data_config import (
+    BATCH_FORMATS,
+    BatchFormat,
+    DataConfig,
+    format_family,
+)
 from blip2_jax.data.sources.base import BrokenSample, Record
 from blip2_jax.data.text import prompts
 from blip2_jax.data.text.tokenizers import (
@@ -47,7 +52,7 @@ class DrawnText:
 class TextFormat:
     """Draws a text of a record and writes batches of texts as a task's arrays."""
 
-    def __init__(self, config: DataConfig, name: Format):
+    def __init__(self, config: DataConfig, name: BatchFormat):
         """Load the tokenizers that the format needs.
 
         Raises:
@@ -55,12 +60,14 @@ class TextFormat:
             in a document than fit the format or have marks.
           FileNotFoundError: the tokenizer is not there.
         """
-        if name not in FORMATS:
-            raise ValueError(f"unknown format {name!r}; there are {', '.join(FORMATS)}")
+        if name not in BATCH_FORMATS:
+            raise ValueError(
+                f"unknown format {name!r}; there are {', '.join(BATCH_FORMATS)}"
+            )
         self.name = name
         self.reads_images = not name.startswith("text_")
         self._config = config
-        self._family = family_of(name)
+        self._family = format_family(name)
         self.tokenizer = self._load_tokenizer()
         self._question_tokenizer: QFormerTokenizer | None = None
         if name.startswith("question_"):

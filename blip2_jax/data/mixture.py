@@ -18,7 +18,7 @@ _MAX_IMAGES = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SourceDraw:
     """Where a position points: `sources[source]` at its `ordinal`-th draw."""
 
     source: int
@@ -54,22 +54,22 @@ class Mixture:
                     "raise its weight or leave it out"
                 )
 
-    def place(self, position: int) -> Place:
+    def locate(self, position: int) -> SourceDraw:
         """The source of a global position, and how often it was drawn before."""
         period, slot = divmod(position, _PERIOD)
         source = int(self._pattern[slot])
         before = period * int(self._counts[-1, source]) + int(
             self._counts[slot, source]
         )
-        return Place(source, before)
+        return SourceDraw(source, before)
 
-    def index(self, place: Place, seed: int) -> int:
+    def record_index(self, draw: SourceDraw, seed: int) -> int:
         """The record that a place shows; a source's groups stay together."""
-        source = self.sources[place.source]
+        source = self.sources[draw.source]
         size = source.group_size
-        group, member = divmod(place.ordinal, size)
+        group, member = divmod(draw.ordinal, size)
         count = len(source) // size
-        group = shuffled_index(group, count, seed=seed, source=place.source)
+        group = shuffled_index(group, count, seed=seed, source=draw.source)
         return group * size + member
 
     def fingerprint(self) -> list[dict[str, object]]:

@@ -15,14 +15,14 @@ _ROUNDS = 6
 _MASK64 = (1 << 64) - 1
 
 
-class Purpose(enum.IntEnum):
+class RngPurpose(enum.IntEnum):
     """What a position's random numbers are for; each has its own stream."""
 
     TEXT = 0
     IMAGE = 1
 
 
-def position_rng(seed: int, position: int, purpose: Purpose) -> np.random.Generator:
+def position_rng(seed: int, position: int, purpose: RngPurpose) -> np.random.Generator:
     """The random numbers of one global position: counter-based, about 20 us."""
     key = np.array([seed & _MASK64, position], np.uint64)
     counter = np.array([0, 0, 0, purpose], np.uint64)

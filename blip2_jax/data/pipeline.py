@@ -19,7 +19,7 @@ import grain
 from absl import flags
 
 from blip2_jax.data.broken_samples import BrokenSampleStats
-from blip2_jax.data.data_config import DataConfig, Format, data_config
+from blip2_jax.data.data_config import BatchFormat, DataConfig, data_config
 from blip2_jax.data.length_buckets import LengthBuckets
 from blip2_jax.data.rows import NoSubstitute, TrainingRows
 
@@ -73,7 +73,7 @@ class TrainingBatches(Iterator[Batch]):
     def __init__(
         self, rows: TrainingRows, batches: _Batches, config: DataConfig, start: int
     ):
-        self.faults = BrokenSampleStats(config.max_broken_share)
+        self.broken_stats = BrokenSampleStats(config.max_broken_share)
         self.fingerprint = rows.mixture.fingerprint()
         if not flags.FLAGS.is_parsed():  # grain's workers read flags
             flags.FLAGS.mark_as_parsed()
@@ -95,9 +95,9 @@ class TrainingBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         batch = next(self._stream)
         broken = [tuple(item) for item in batch.pop("_broken")]
-        self.faults.add(len(batch.get("_key", ())), broken)
+        self.broken_stats.add(len(batch.get("_key", ())), broken)
         if "_unusable" in batch:
-            raise self.faults.error()
+            raise self.broken_stats.error()
         return batch
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class TrainingBatches(Iterator[Batch]):
 
 def training_batches(
     options: DataConfig | Mapping[str, Any],
-    task_format: Format,
+    task_format: BatchFormat,
     *,
     seed: int,
     batch_size: int,
@@ -131,7 +131,7 @@ def training_batches(
 
     Raises:
       ValueError, FileNotFoundError: the configuration cannot be used.
-      TooManyBroken: while iterating, past `max_broken_share`.
+      TooManyBrokenSamples: while iterating, past `max_broken_share`.
     """
     config = options if isinstance(options, DataConfig) else data_config(options)
     rows = TrainingRows(config, task_format, seed)

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from blip2_jax.data.data_config import DataConfig, Format
+from blip2_jax.data.data_config import BatchFormat, DataConfig
 from blip2_jax.data.examples import DrawnText, TextFormat
 from blip2_jax.data.images import training_image
-from blip2_jax.data.mixture import Mixture, Place, build_mixture
-from blip2_jax.data.order import Purpose, position_rng
+from blip2_jax.data.mixture import Mixture, SourceDraw, build_mixture
+from blip2_jax.data.order import RngPurpose, position_rng
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ MAX_SUBSTITUTES = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class BatchRow:
     """A row; `broken` lists (cause, key) of the elements that it stands in for."""
 
     position: int
@@ -44,14 +44,14 @@ class NoSubstitute(Exception):
 class TrainingRows:
     """Rows as a function of their global position; pickles into workers."""
 
-    def __init__(self, config: DataConfig, name: Format, seed: int):
+    def __init__(self, config: DataConfig, name: BatchFormat, seed: int):
         self.format = TextFormat(config, name)
         self.mixture: Mixture = build_mixture(config.train)
-        self.image_name = image_name(self.mixture.sources, self.format.reads_images)
+        self.image_key = image_key(self.mixture.sources, self.format.reads_images)
         self._image = config.image
         self._seed = seed
 
-    def row(self, position: int) -> Row:
+    def row(self, position: int) -> BatchRow:
         """The row at a position, or its source's next element that is not broken.
 
         Raises:
@@ -71,49 +71,51 @@ class TrainingRows:
         return self._unbroken(position, self._drawn)[0][2]
 
     def _unbroken(
-        self, position: int, read: Callable[[int, Place], T]
+        self, position: int, read: Callable[[int, SourceDraw], T]
     ) -> tuple[T, list[tuple[str, str]]]:
         """`read` of the position's element or of the next one that is not broken."""
-        first = self.mixture.place(position)
+        first = self.mixture.locate(position)
         broken: list[tuple[str, str]] = []
         for substitute in range(MAX_SUBSTITUTES):
-            place = Place(first.source, first.ordinal + substitute)
+            place = SourceDraw(first.source, first.ordinal + substitute)
             try:
                 return read(position, place), broken
             except BrokenSample as fault:
                 broken.append((fault.cause, fault.key))
         raise NoSubstitute(broken)
 
-    def _drawn(self, position: int, place: Place) -> tuple[int, Record, DrawnText]:
+    def _drawn(self, position: int, place: SourceDraw) -> tuple[int, Record, DrawnText]:
         """The element's index in its source, its record, the text drawn of it."""
-        index = self.mixture.index(place, self._seed)
+        index = self.mixture.record_index(place, self._seed)
         record = self.mixture.sources[place.source].record(index)
-        text = self.format.draw(record, self._rng(position, Purpose.TEXT))
+        text = self.format.draw(record, self._rng(position, RngPurpose.TEXT))
         return index, record, text
 
-    def _row(self, position: int, place: Place) -> Row:
+    def _row(self, position: int, place: SourceDraw) -> BatchRow:
         index, record, text = self._drawn(position, place)
         source = self.mixture.sources[place.source]
         image_id = record.image_id + self.mixture.image_id_offsets[place.source]
         image = None
-        if self.image_name == "features":
+        if self.image_key == "features":
             image = source.load_features(index)
-        elif self.image_name == "image":
+        elif self.image_key == "image":
             pixels = source.load_image(index, self._image.at_least)
-            rng = self._rng(position, Purpose.IMAGE)
+            rng = self._rng(position, RngPurpose.IMAGE)
             image = training_image(pixels, self._image, rng)
-        return Row(position, record.key, image_id, text, image)
+        return BatchRow(position, record.key, image_id, text, image)
 
-    def _rng(self, position: int, purpose: Purpose) -> np.random.Generator:
+    def _rng(self, position: int, purpose: RngPurpose) -> np.random.Generator:
         return position_rng(self._seed, position, purpose)
 
-    def arrays(self, rows: Sequence[Row], width: int | None = None) -> dict[str, Any]:
+    def arrays(
+        self, rows: Sequence[BatchRow], width: int | None = None
+    ) -> dict[str, Any]:
         """Rows as a batch whose texts have at most `width` columns (`stack_rows`)."""
-        return stack_rows(rows, self.format, self.image_name, width)
+        return stack_rows(rows, self.format, self.image_key, width)
 
 
 def stack_rows(
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     text_format: TextFormat,
     image_key: str | None,
     width: int | None = None,
@@ -133,12 +135,12 @@ def stack_rows(
     return batch
 
 
-def _image(row: Row) -> np.ndarray:
+def _image(row: BatchRow) -> np.ndarray:
     assert row.image is not None  # every row has one where the batch is to have them
     return row.image
 
 
-def image_name(sources: Sequence[Source], wanted: bool) -> str | None:
+def image_key(sources: Sequence[Source], wanted: bool) -> str | None:
     """The batch's key of images: "image", "features", or None without images.
 
     Raises:

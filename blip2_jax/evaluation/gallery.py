@@ -39,10 +39,10 @@ class Gallery:
         Args:
           share: the images of one process; none: all.
         """
-        mine = (share or Share()).places(len(self.records))
+        mine = (share or Share()).indices(len(self.records))
         for start in range(0, len(mine), batch_size):
             places = [self.records[index] for index in mine[start:][:batch_size]]
-            yield data.stacked([data.image(place) for place in places])
+            yield data.stack_images([data.image(place) for place in places])
 
 
 def make_gallery(

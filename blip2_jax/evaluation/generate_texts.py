@@ -10,7 +10,6 @@ import numpy as np
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.parallel import hosts
-from blip2_jax.parallel.progress import shown
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -32,11 +31,11 @@ def written(
       write: texts for images, their indices, and the image of each index: one that
         several share is there once.
     """
-    mine = share.places(len(places))
+    mine = share.indices(len(places))
     batches = [mine[start:][:batch_size] for start in range(0, len(mine), batch_size)]
     texts: list[tuple[int, str]] = []
     for indices, images, image_of in _ahead(
-        lambda batch: _readable(data, places, batch), shown(batches, what)
+        lambda batch: _readable(data, places, batch), track_progress(batches, what)
     ):
         if indices:
             texts += zip(indices, write(images, indices, image_of), strict=True)
@@ -67,7 +66,7 @@ def _readable(
     found = [index for index in indices if places[index] in images]
     if not found:
         return [], {}, []
-    key = "features" if data.image_name == "features" else "images"
+    key = "features" if data.image_key == "features" else "images"
     order = {place: number for number, place in enumerate(images)}
     image_of = [order[places[index]] for index in found]
     return found, {key: np.stack([*images.values()])}, image_of

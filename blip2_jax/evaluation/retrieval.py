@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.evaluation.rerank_cache import FinishedRows
 from blip2_jax.parallel import hosts
-from blip2_jax.parallel.progress import shown
+from blip2_jax.parallel.progress import track_progress
 
 NOT_RANKED = -100.0
 RECALL_AT = (1, 5, 10)
@@ -85,7 +85,7 @@ def rerank(
     for_image, for_text = _top(cosine, k), _top(cosine.T, k).T
     wanted = for_image | for_text
     logits: list[Float[Array, " n"]] = []
-    for image in shown(share.places(len(cosine)), "re-ranking"):
+    for image in track_progress(share.indices(len(cosine)), "re-ranking"):
         texts = np.flatnonzero(wanted[image])
         found = finished.find(image, texts) if finished is not None else None
         if found is None:

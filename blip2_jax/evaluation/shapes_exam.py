@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray as Array
 
-from blip2_jax.data.shapes.captions import captions, read
-from blip2_jax.data.shapes.questions import Question, questions
+from blip2_jax.data.shapes.captions import captions, parse_caption
+from blip2_jax.data.shapes.questions import SceneQuestion, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import Scene, scene
 from blip2_jax.inference.model import Blip2
@@ -37,7 +37,7 @@ class Exam:
     scenes: tuple[Scene, ...]
     images: UInt8[Array, "N S S 3"]
     captions: tuple[str, ...]
-    questions: tuple[tuple[Question, ...], ...]
+    questions: tuple[tuple[SceneQuestion, ...], ...]
 
     def pictures(self, which: str) -> UInt8[Array, "N S S 3"]:
         """The pictures to show: the right ones, blank ones, or other scenes'.
@@ -151,7 +151,7 @@ def caption_scores(model: Blip2, exam: Exam, which: str = "right") -> Captions:
     texts = model.caption(
         exam.pictures(which), num_beams=1, max_new_tokens=CAPTION_TOKENS
     )
-    facts = [read(text) for text in texts]
+    facts = [parse_caption(text) for text in texts]
     pairs = list(zip(facts, exam.scenes, strict=True))
     return Captions(
         tuple(texts),

@@ -123,7 +123,7 @@ class Stage1Scorer:
           share: what this process encodes; the others' vectors are gathered.
         """
         share = share or hosts.Share()
-        mine = list(share.places(len(ids)))
+        mine = list(share.indices(len(ids)))
         texts = hosts.all_gather_rows(self.encode_texts(ids[mine], mask[mine]), share)
         return similarity(hosts.all_gather_rows(images.queries, share), texts)
 

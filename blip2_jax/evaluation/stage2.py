@@ -86,7 +86,7 @@ def evaluate_captions(
     Args:
       writer: see there.
       data: its records' captions are the references. An image that cannot be read
-        gets no caption and is counted by `data.faults`.
+        gets no caption and is counted by `data.broken_stats`.
       batch_size: images at a time.
       settings: of decoding, for `writer.caption`.
       share: the images that this process captions; the others' captions are gathered.
@@ -132,7 +132,7 @@ def evaluate_answers(
     Args:
       writer: see there.
       data: its records' questions. A question whose image cannot be read is not
-        asked; the image is counted by `data.faults`.
+        asked; the image is counted by `data.broken_stats`.
       batch_size: questions at a time.
       settings: of decoding, for `writer.answer`.
       max_questions: ask only the first so many; 0: all.

@@ -105,7 +105,7 @@ def model_from_source(
             params[path] = jax.device_put(read(...).astype(kept))
         else:
             shape = wanted[path].shape
-            layout = NamedSharding(over, sharding.spec_of(path, shape, over))
+            layout = NamedSharding(over, sharding.parameter_spec(path, shape, over))
             params[path] = sharding.make_sharded_array(shape, layout, read, kept)
     for path in wanted.keys() - params.keys():
         params[path] = jnp.zeros(wanted[path].shape)

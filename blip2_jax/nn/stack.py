@@ -31,7 +31,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from blip2_jax.nn import cpu_decoding
 from blip2_jax.nn.precision import PRODUCT
-from blip2_jax.parallel.sharding import divides_parameters, gather_layer
+from blip2_jax.parallel.sharding import gather_layer, is_parameter_sharded
 
 # What the backward pass may keep of a block; the rest is computed again.
 REMAT_POLICIES: dict[str, Any] = {
@@ -120,7 +120,7 @@ class Stack:
         if isinstance(params, list):
             body = _turned(body)
         policy = remat_policy(self.remat)
-        if policy is None and divides_parameters():
+        if policy is None and is_parameter_sharded():
             policy = keep_all_but_gathered
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=not self.scan)

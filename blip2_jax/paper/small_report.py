@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blip2_jax.data.shapes.captions import read
+from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.data.shapes.world import scene
 from blip2_jax.evaluation.compare import Table
 from blip2_jax.evaluation.examples import Example, read_examples, statistics_of
@@ -76,7 +76,9 @@ def things_right(captions: Sequence[Example]) -> Statistic:
     right = []
     for example in captions:
         split, number = example["key"].split("/")
-        right.append(100.0 * read(example["said"]).names(scene(split, int(number))))
+        right.append(
+            100.0 * parse_caption(example["said"]).names(scene(split, int(number)))
+        )
     return _share("image", captions, right)
 
 

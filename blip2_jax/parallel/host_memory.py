@@ -15,7 +15,7 @@ _LITTLE_MEMORY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 @functools.cache
-def give_back_after_compiling() -> None:
+def trim_memory_after_compiling() -> None:
     """From now on, whenever a large program was compiled, unused memory is given back.
 
     A compiler frees about a gigabyte in small pieces, and making parameters leaves
@@ -34,7 +34,7 @@ def give_back_after_compiling() -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
 
 
-def hold_temporaries_once() -> None:
+def disable_async_dispatch() -> None:
     """From now on a program of a CPU is over before the next one begins.
 
     Otherwise jax tells of a result before it has given back what the program had beside
@@ -44,7 +44,7 @@ def hold_temporaries_once() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def compiler_options(mesh: Mesh) -> dict[str, Any]:
+def low_memory_compiler_options(mesh: Mesh) -> dict[str, Any]:
     """For `jax.jit` of a large program: on a CPU, instructions in a thrifty order.
 
     XLA's usual order there starts whatever could run beside something else, and so

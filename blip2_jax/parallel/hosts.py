@@ -112,9 +112,9 @@ class Share:
     index: int = 0
     count: int = 1
 
-    def places(self, sum_over_hosts: int) -> range:
-        """Where its elements stand in a list of `sum_over_hosts`."""
-        return range(self.index, sum_over_hosts, self.count)
+    def indices(self, total: int) -> range:
+        """Where its elements stand in a list of `total`."""
+        return range(self.index, total, self.count)
 
 
 def own_share() -> Share:

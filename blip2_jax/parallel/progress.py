@@ -17,7 +17,9 @@ T = TypeVar("T")
 QUIET_S = 60.0  # between two lines, where there is no terminal
 
 
-def shown(items: Sequence[T], what: str, quiet_s: float = QUIET_S) -> Iterator[T]:
+def track_progress(
+    items: Sequence[T], what: str, quiet_s: float = QUIET_S
+) -> Iterator[T]:
     """The items, one by one; the first process tells on stderr how many are done.
 
     Args:

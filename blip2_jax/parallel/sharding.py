@@ -20,7 +20,7 @@ from jaxtyping import Int
 from blip2_jax.parallel.row_gather import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
-Read = Callable[[tuple[slice, ...]], np.ndarray]
+ReadSlice = Callable[[tuple[slice, ...]], np.ndarray]
 P = PartitionSpec
 
 # (path regex, spec); the first full match holds. Blocks of the towers and language
@@ -62,12 +62,12 @@ def make_mesh(
             f"{len(devices)} devices; at most one size may be -1 (the rest)"
         )
     auto = (AxisType.Auto,) * 3
-    if devices[0].platform == "tpu" and slices_of(devices) > 1:
+    if devices[0].platform == "tpu" and count_slices(devices) > 1:
         return Mesh(arrange_slices(sizes, devices), AXES, axis_types=auto)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=auto, devices=devices)
 
 
-def slices_of(devices: Sequence[Any]) -> int:
+def count_slices(devices: Sequence[Any]) -> int:
     """How many TPU slices they belong to; within one, the network is fast."""
     return len({getattr(device, "slice_index", 0) for device in devices})
 
@@ -81,7 +81,7 @@ def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     Raises:
       ValueError: neither is a multiple of the number of slices.
     """
-    slices = slices_of(devices)
+    slices = count_slices(devices)
     axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
     if axis is None:
         raise ValueError(
@@ -95,7 +95,7 @@ def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     )
 
 
-def spec_of(
+def parameter_spec(
     path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """The table's entry for one parameter, less the axes that do not divide it."""
@@ -108,7 +108,7 @@ def spec_of(
     )
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf (array or shape) of a tree.
 
     A leaf's path is made of its dictionary keys alone, so that optimizer state is laid
@@ -117,13 +117,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, spec_of("/".join(names), leaf.shape, mesh))
+        return NamedSharding(mesh, parameter_spec("/".join(names), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def working_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Where parameters are while they compute, as `shardings`.
+def compute_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Where parameters are while they compute, as `tree_shardings`.
 
     `fsdp` divides storage. Single matrices are whole when they are used, so that a
     batch divided over the same axis stays where it is; stacked blocks stay divided, and
@@ -135,10 +135,10 @@ def working_shardings(tree: Any, mesh: Mesh) -> Any:
             return stored
         return NamedSharding(mesh, _whole(stored.spec))
 
-    return jax.tree_util.tree_map_with_path(gather, shardings(tree, mesh))
+    return jax.tree_util.tree_map_with_path(gather, tree_shardings(tree, mesh))
 
 
-def divides_parameters() -> bool:
+def is_parameter_sharded() -> bool:
     """Whether parameters are stored divided over the current mesh (`jax.set_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
@@ -152,13 +152,13 @@ def gather_layer(weights: Any) -> Any:
     Args:
       weights: the block's parameters, without the leading axis L.
     """
-    if not divides_parameters():
+    if not is_parameter_sharded():
         return weights
     mesh = jax.sharding.get_abstract_mesh()
 
     def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         path = "/".join(["blocks", *[str(key.key) for key in keys]])
-        stored = spec_of(path, (1, *leaf.shape), mesh)
+        stored = parameter_spec(path, (1, *leaf.shape), mesh)
         return jax.lax.with_sharding_constraint(leaf, P(*_whole(stored)[1:]))
 
     return jax.tree_util.tree_map_with_path(gather, weights)
@@ -208,7 +208,9 @@ def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " b"]:
     return np.unique(np.concatenate([rows[index] for index in places.values()]))
 
 
-def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def make_global_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh
+) -> dict[str, jax.Array]:
     """Arrays of the whole batch from the `local_rows` that this process has read.
 
     Host-only entries (`position`, and names that begin with "_") stay behind.
@@ -253,12 +255,12 @@ def place_rows_like(params: Any, rows: Any) -> Any:
 
     def place(array: Any) -> jax.Array:
         divides = np.shape(array)[0] % batch_shards(mesh) == 0
-        return put(array, batch_sharding(mesh) if divides else replicated(mesh))
+        return shard_tree(array, batch_sharding(mesh) if divides else replicated(mesh))
 
     return jax.tree.map(place, rows)
 
 
-def put(tree: Any, layout: Any) -> Any:
+def shard_tree(tree: Any, layout: Any) -> Any:
     """Place arrays that every process holds in full; each device takes its part."""
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -269,7 +271,7 @@ def put(tree: Any, layout: Any) -> Any:
 
 
 def make_sharded_array(
-    shape: tuple[int, ...], layout: NamedSharding, read: Read, dtype: Any
+    shape: tuple[int, ...], layout: NamedSharding, read: ReadSlice, dtype: Any
 ) -> jax.Array:
     """Place an array that need not be held in full anywhere.
 

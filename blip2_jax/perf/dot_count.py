@@ -38,7 +38,7 @@ class Dot:
         return "transpose(" in self.scope
 
 
-def dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
+def count_dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
     """Every matrix product that `function(*args)` needs for its outputs.
 
     Args:
@@ -46,16 +46,16 @@ def dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
       *args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
     """
     jitted = function if hasattr(function, "trace") else jax.jit(function)
-    return traced_dots(jitted.trace(*args).jaxpr)
+    return jaxpr_dots(jitted.trace(*args).jaxpr)
 
 
-def traced_dots(closed: core.ClosedJaxpr) -> list[Dot]:
+def jaxpr_dots(closed: core.ClosedJaxpr) -> list[Dot]:
     """Every matrix product that the outputs of a traced function need."""
     alive, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return list(_walk(alive, "", 1))
 
 
-def by_scope(
+def flops_by_scope(
     found: Iterable[Dot], patterns: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
     """FLOPs (forward, backward) by the first pattern that is found in a scope.

@@ -1,6 +1,6 @@
 """Model FLOPs of one image: matrix products alone, two per multiply-add.
 
-Each function gives terms by name for one forward pass; `training` puts them together.
+Each function gives terms by name for one forward pass; `training_step` puts them together.
 Attention is counted in full, not halved where it is causal. `dot_count` counts the
 same terms in the program; tests compare the two exactly.
 """
@@ -35,7 +35,7 @@ def cross_layers(config: QFormerConfig) -> int:
     return -(-config.depth // config.cross_attention_every)
 
 
-def key_value(config: QFormerConfig, tokens: int, width: int) -> int:
+def cross_attention_kv(config: QFormerConfig, tokens: int, width: int) -> int:
     """Cross-attention keys and values of one image, all blocks."""
     return cross_layers(config) * 2 * 2 * tokens * width * config.width
 
@@ -56,7 +56,7 @@ def qformer(
     return config.depth * block + (cross_layers(config) * reading if queries else 0)
 
 
-def unread(config: QFormerConfig, rows: int, tokens: int) -> int:
+def unread_positions(config: QFormerConfig, rows: int, tokens: int) -> int:
     """What the last block leaves out for `rows` text tokens whose output nobody reads.
 
     rows (4 d^2 + 4 tokens d + 4 d m): their attention queries and output projection,
@@ -66,7 +66,7 @@ def unread(config: QFormerConfig, rows: int, tokens: int) -> int:
     return rows * (4 * d * d + 4 * tokens * d + 4 * d * config.mlp_dim)
 
 
-def image_side(config: Blip2Config) -> tuple[int, int, int]:
+def image_encoder(config: Blip2Config) -> tuple[int, int, int]:
     """FLOPs of the tower, its number of tokens, its width."""
     vision = config.vision
     flops = 0 if isinstance(vision, FeaturesConfig) else vit(vision)
@@ -82,18 +82,18 @@ def stage1(
       share_kv: keys and values once per image; False: for each of four passes, as in
         the original.
       skip_unread: ITC reads the [CLS] of the text alone, ITM the queries alone, so
-        the last block computes nothing else (`unread`), and ITG has no logits at the
+        the last block computes nothing else (`unread_positions`), and ITG has no logits at the
         last place; False: all, as the original.
     """
-    flops, tokens, width = image_side(config)
+    flops, tokens, width = image_encoder(config)
     q = config.qformer
     queries, d, c = q.num_queries, q.width, q.projection_dim
-    itc_unread = unread(q, text - 1, text) if skip_unread else 0
-    itm_unread = unread(q, text, queries + text) if skip_unread else 0
+    itc_unread = unread_positions(q, text - 1, text) if skip_unread else 0
+    itm_unread = unread_positions(q, text, queries + text) if skip_unread else 0
     predicting = text - 1 if skip_unread else text
     return {
         "vit": flops,
-        "kv": key_value(q, tokens, width) * (1 if share_kv else 4),
+        "kv": cross_attention_kv(q, tokens, width) * (1 if share_kv else 4),
         "query": qformer(q, queries, 0, tokens),
         "text": qformer(q, 0, text, 0) - itc_unread,
         "itm": 3 * (qformer(q, queries, text, tokens) - itm_unread),
@@ -114,7 +114,7 @@ def stage2(config: Blip2Config, text: int, target: int = 0, question: int = 0) -
     Raises:
       ValueError: the configuration has no language model.
     """
-    flops, tokens, width = image_side(config)
+    flops, tokens, width = image_encoder(config)
     q, language = config.qformer, config.language_model
     if language is None:
         raise ValueError("stage 2 needs a language model")
@@ -126,8 +126,8 @@ def stage2(config: Blip2Config, text: int, target: int = 0, question: int = 0) -
     reading = qformer(q, q.num_queries, question, tokens)
     return {
         "vit": flops,
-        "kv": key_value(q, tokens, width),
-        "query": reading - unread(q, question, q.num_queries + question),
+        "kv": cross_attention_kv(q, tokens, width),
+        "query": reading - unread_positions(q, question, q.num_queries + question),
         "projection": 2 * q.num_queries * q.width * language.embedding_width,
         **model,
     }
@@ -165,7 +165,9 @@ def t5(config: T5Config, tokens: int, target: int) -> Terms:
     }
 
 
-def training(terms: Terms, trained_vision: bool = False, fold_norm: bool = True) -> int:
+def training_step(
+    terms: Terms, trained_vision: bool = False, fold_norm: bool = True
+) -> int:
     """FLOPs of a training step for one image, with a frozen language model.
 
     A frozen image tower runs forward (x1). A language model runs forward and backward
@@ -197,4 +199,4 @@ def mfu_numerator(
         terms = stage1(config, text, share_kv=False, skip_unread=False)
     else:
         terms = stage2(config, text, target, question)
-    return training(terms, trained_vision, fold_norm=False)
+    return training_step(terms, trained_vision, fold_norm=False)

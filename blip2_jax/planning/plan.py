@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from blip2_jax.nn import fused_attention
-from blip2_jax.perf.dot_count import traced_dots
+from blip2_jax.perf.dot_count import jaxpr_dots
 from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.collectives import Collective, by_kind, collectives
 from blip2_jax.planning.estimate import ASSUMPTIONS, Estimate, device_flops, estimate
@@ -107,7 +107,7 @@ def make_plan(
     platform = topology.devices[0].platform
     with fused_attention.chosen(program.config.model.attention, platform):
         traced, kept = program.trace(), kept_activations(program)
-    dots = traced_dots(traced.jaxpr)
+    dots = jaxpr_dots(traced.jaxpr)
     arguments = dataclasses.replace(argument_memory(program), activations=kept)
     capacity = None if topology.chip is None else topology.chip.memory
     numerator = flops_per_image(program.config)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from blip2_jax.data.data_config import family_of
+from blip2_jax.data.data_config import format_family
 from blip2_jax.data.text import prompts
 from blip2_jax.models import presets
 from blip2_jax.parallel import sharding
@@ -70,7 +70,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
     frozen = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
         shapes,
-        sharding.shardings(shapes, made.mesh),
+        sharding.tree_shardings(shapes, made.mesh),
     )
     batch = batch_shapes(config, made.task, sharding.batch_sharding(made.mesh))
     step = made.train_step(frozen)
@@ -87,7 +87,7 @@ def batch_shapes(
         return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=place)
 
     batch = {"image_id": shape(jnp.int32)}
-    family = family_of(task.batch_format)
+    family = format_family(task.batch_format)
     names = ["text_ids", "text_mask"]
     if family in _EXAMPLES:
         names = [field.name for field in dataclasses.fields(_EXAMPLES[family])]

@@ -7,7 +7,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from blip2_jax.data.shapes.captions import read
+from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.evaluation.shapes_exam import Exam, Retrieval
 from blip2_jax.reports import pictures as pictures
 
@@ -165,7 +165,7 @@ def _scenes(exam: Exam, results: Mapping[str, Any]) -> str:
         lines = []
         for key, name in NAMES.items():
             text = results[f"{key}/captions/right"].texts[index]
-            told = _marked(text, read(text).describes(scene), f"{name}: ")
+            told = _marked(text, parse_caption(text).describes(scene), f"{name}: ")
             lines.append(f"<p>{told}</p>")
         asked = "".join(
             f"<li>{html.escape(question.text)} "

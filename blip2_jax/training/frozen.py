@@ -95,7 +95,7 @@ def load_frozen(
       WeightsError: a path is in no source, or has another shape there.
     """
     flat = flatten(shapes)
-    layout = flatten(sharding.shardings(shapes, mesh))
+    layout = flatten(sharding.tree_shardings(shapes, mesh))
     loaded, manifest = {}, {}
     for path, name in find_sources(flat, sources).items():
         found, read = _look_up(sources[name], path)
@@ -112,7 +112,7 @@ def load_frozen(
 
 def _look_up(
     arrays: Mapping[str, np.ndarray], path: str
-) -> tuple[dict[str, Any], sharding.Read]:
+) -> tuple[dict[str, Any], sharding.ReadSlice]:
     """An array's entry, and a way to read parts of it.
 
     Of a converted folder, which has digests, a process reads its devices' parts

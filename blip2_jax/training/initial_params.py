@@ -193,7 +193,7 @@ def random_parameters(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) 
         return unflatten({path: flat[path].astype(jnp.float32) for path in wanted})
 
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    return jax.jit(create, out_shardings=sharding.shardings(shapes, mesh))(key)
+    return jax.jit(create, out_shardings=sharding.tree_shardings(shapes, mesh))(key)
 
 
 def given_arrays(config: ConfigDict) -> dict[str, Arrays]:
@@ -226,7 +226,7 @@ def _take(
     """Replace fresh values by given ones; files go before the run."""
     flat = flatten(fresh)
     ours = flatten(jax.eval_shape(task.init_params, jax.random.key(0)))
-    layout = flatten(sharding.shardings(fresh, mesh))
+    layout = flatten(sharding.tree_shardings(fresh, mesh))
     carried: dict[str, np.ndarray] = {}
     report, taken = [], set()
     for name, arrays in given.items():
@@ -261,7 +261,7 @@ def _placed(
         raise WeightsError(
             f"{path} is {array.shape} in {name}, the model needs {fresh.shape}"
         )
-    return sharding.put(np.asarray(array, np.float32), place)
+    return sharding.shard_tree(np.asarray(array, np.float32), place)
 
 
 def _account(name: str, used: list[str], kept: list[str], left: list[str]) -> list[str]:

@@ -55,7 +55,7 @@ def train(
 
     Raises:
       ValueError, OSError, CheckpointError: see `set_up`.
-      NonFiniteLoss, TooManyBroken: the run cannot go on.
+      NonFiniteLoss, TooManyBrokenSamples: the run cannot go on.
     """
     with fused_attention.chosen(config.model.attention):
         directory = pathlib.Path(directory).absolute()
@@ -155,11 +155,13 @@ class Loop:
         with self.meter.waiting():
             rows = next(self.run.batches)
         with jax.transfer_guard("disallow"):
-            batch = sharding.global_batch(rows, self.run.mesh)
+            batch = sharding.make_global_batch(rows, self.run.mesh)
             negatives = self.run.negatives.get(step)
             if negatives is not None:
                 whole = sharding.replicated(self.run.mesh)
-                negatives = jax.tree.map(lambda x: sharding.put(x, whole), negatives)
+                negatives = jax.tree.map(
+                    lambda x: sharding.shard_tree(x, whole), negatives
+                )
             with self._compiling(batch):
                 self.run.state, metrics = self.run.train_step(
                     self.run.state, self.run.frozen, batch, negatives
@@ -193,7 +195,7 @@ class Loop:
             self.terminal.advance(launched.step)
         if launched.step % self.config.log_every == 0 or launched.step == 1:
             scalars.pop("finite", None)
-            broken = hosts.sum_over_hosts(self.run.batches.faults.counts.total())
+            broken = hosts.sum_over_hosts(self.run.batches.broken_stats.counts.total())
             self.write(
                 launched.step,
                 scalars

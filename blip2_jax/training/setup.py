@@ -258,7 +258,7 @@ def restore(
         carried = checkpoints.read(found.step, ("carried",)).trees.get("carried", {})
     finally:
         checkpoints.close()
-    step = sharding.put(np.int32(found.step), target.step.sharding)
+    step = sharding.shard_tree(np.int32(found.step), target.step.sharding)
     state = TrainState(step, found.trees["trainable"], found.trees["optimizer"])
     return _Values(
         found.step, state, carried, [f"continued from checkpoint {found.step}"]
@@ -351,5 +351,5 @@ def _abstract_state(
             leaf.shape, leaf.dtype, sharding=place
         ),
         state,
-        sharding.shardings(state, mesh),
+        sharding.tree_shardings(state, mesh),
     )

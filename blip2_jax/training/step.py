@@ -18,7 +18,10 @@ from jax.sharding import Mesh
 
 from blip2_jax.nn.trees import merge
 from blip2_jax.parallel import sharding
-from blip2_jax.parallel.host_memory import compiler_options, give_back_after_compiling
+from blip2_jax.parallel.host_memory import (
+    low_memory_compiler_options,
+    trim_memory_after_compiling,
+)
 from blip2_jax.training.schedule import Schedule
 from blip2_jax.training.state import TrainState, step_key
 from blip2_jax.training.tasks import Task
@@ -56,7 +59,7 @@ class TrainStep:
         Args:
           state: donated.
           frozen: in the compute dtype.
-          batch: global arrays (`sharding.global_batch`).
+          batch: global arrays (`sharding.make_global_batch`).
           replay: sampled negatives of an earlier run, in place of new draws.
 
         Returns:
@@ -113,11 +116,11 @@ def make_train_step(
       state, frozen: arrays or their shapes; only read for the layout.
       seed: of the run; a step's key is `step_key(seed, step)`.
     """
-    give_back_after_compiling()
-    state_layout = sharding.shardings(state, mesh)
-    frozen_layout = sharding.shardings(frozen, mesh)
+    trim_memory_after_compiling()
+    state_layout = sharding.tree_shardings(state, mesh)
+    frozen_layout = sharding.tree_shardings(frozen, mesh)
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    working = sharding.working_shardings((state.trainable, frozen), mesh)
+    working = sharding.compute_shardings((state.trainable, frozen), mesh)
     place = jax.lax.with_sharding_constraint
 
     def step(state: TrainState, frozen: Any, batch: Any, replay: Any):
@@ -143,6 +146,6 @@ def make_train_step(
         in_shardings=(state_layout, frozen_layout, rows, whole),
         out_shardings=(state_layout, whole),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh),
+        compiler_options=low_memory_compiler_options(mesh),
     )
     return TrainStep(mesh, state_layout, frozen_layout, rows, jitted)

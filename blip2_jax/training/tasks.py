@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from blip2_jax.data.data_config import Format, with_question
+from blip2_jax.data.data_config import BatchFormat, question_format
 from blip2_jax.losses.chunks import Gradients, check_options, mean_in_chunks
 from blip2_jax.losses.image_text_contrast import ContrastOptions, contrast_loss
 from blip2_jax.losses.language_model import (
@@ -77,7 +77,7 @@ class Task:
     model: Any
     init_params: Callable[[jax.Array], dict[str, Any]]
     loss: Loss
-    batch_format: Format
+    batch_format: BatchFormat
     tokenizers: tuple[str, ...]
     gradients: Gradients | None = None
 
@@ -194,7 +194,7 @@ def _stage2(config: ConfigDict) -> Task:
         model=model,
         init_params=lambda key: init_params(model, key),
         loss=loss,
-        batch_format=with_question(family) if asks_qformer else family,
+        batch_format=question_format(family) if asks_qformer else family,
         tokenizers=(*(("qformer",) if asks_qformer else ()), "language_model"),
         gradients=_chunked_mean(config, loss, options.mean_over),
     )
@@ -288,7 +288,7 @@ def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
     return sizes.language_model
 
 
-def _family(language: presets.LanguageModelConfig) -> Format:
+def _family(language: presets.LanguageModelConfig) -> BatchFormat:
     """The batch format of a language model's family."""
     is_decoder = isinstance(language, presets.OPTConfig)
     return "decoder" if is_decoder else "encoder_decoder"

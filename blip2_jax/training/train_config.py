@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.data.data_config import DataConfig
+from blip2_jax.data.sources.registry import ALIASES
 from blip2_jax.nn.precision import PRECISIONS
 
 TASKS = ("stage1", "stage2", "contrast", "language_model")
@@ -307,7 +308,7 @@ def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
       ConfigError: naming every key that differs, with both values.
     """
     defaults = _flatten(to_plain(default_config(stored.task)))
-    before, now = _flatten(to_plain(stored)), _flatten(to_plain(given))
+    before, now = (_rename_kinds(_flatten(to_plain(c))) for c in (stored, given))
     before = {key: defaults[key] for key in defaults if key in now} | before
     changeable = tuple(f"{key}." for key in CHANGEABLE)
     differences = [
@@ -320,6 +321,14 @@ def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
             "the run in this directory has another configuration: "
             f"{'; '.join(differences)}; choose another --workdir, or the old values"
         )
+
+
+def _rename_kinds(flat: dict[str, Any]) -> dict[str, Any]:
+    """Replace former names of data sources' kinds by the present ones."""
+    return {
+        key: ALIASES.get(value, value) if key.endswith(".kind") else value
+        for key, value in flat.items()
+    }
 
 
 def _flatten(plain: Any, prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ def get_config(words: str = "") -> ConfigDict:
     config.model = path["vqa"]
     test = questions(path, "test")
     if pictures:
-        test = {"kind": "other_pictures", "of": test, "pictures": pictures}
+        test = {"kind": "wrong_images", "of": test, "pictures": pictures}
         config.out = f"{config.model}/evaluation_vqa_{pictures}.json"
         config.title = f"{config.model}, {pictures} photos"
     config.data = (test,)

@@ -32,7 +32,7 @@ def get_config(exam: str = "questions,heldout") -> ConfigDict:
     scenes = {"kind": "shapes", "split": split, "start": START, "size": SCENES}
     shown = scenes | texts
     if pictures:
-        shown = {"kind": "other_pictures", "of": shown, "pictures": pictures}
+        shown = {"kind": "wrong_images", "of": shown, "pictures": pictures}
     config.data = (shown,)
     config.batch_size, config.rerank = 100, 16
     config.tokenizer = "python"

@@ -57,7 +57,7 @@ def test_broken_images_are_not_valid(tmp_path, spec):
     assert [record.key[-1] for record in data.records] == ["0", "1", "2", "4"]
     batch = next(data.image_batches(4))
     assert batch["valid"].tolist() == [True, True, False, True]
-    assert data.faults.counts == {"broken json": 1, "not an image": 1}
+    assert data.broken_stats.counts == {"broken json": 1, "not an image": 1}
 
 
 def test_token_batches(tmp_path, spec):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.data.mixture import Mixture
-from blip2_jax.data.order import Purpose, position_rng, shuffled_index
+from blip2_jax.data.order import RngPurpose, position_rng, shuffled_index
 from blip2_jax.data.sources.base import Record, Source
 
 
@@ -52,19 +52,19 @@ def test_random_numbers_belong_to_a_position():
     def draw(*args):
         return position_rng(*args).random()
 
-    assert draw(1, 5, Purpose.TEXT) == draw(1, 5, Purpose.TEXT)
+    assert draw(1, 5, RngPurpose.TEXT) == draw(1, 5, RngPurpose.TEXT)
     others = {
-        draw(1, 5, Purpose.TEXT),
-        draw(1, 6, Purpose.TEXT),
-        draw(2, 5, Purpose.TEXT),
-        draw(1, 5, Purpose.IMAGE),
+        draw(1, 5, RngPurpose.TEXT),
+        draw(1, 6, RngPurpose.TEXT),
+        draw(2, 5, RngPurpose.TEXT),
+        draw(1, 5, RngPurpose.IMAGE),
     }
     assert len(others) == 4
 
 
 def test_shares_are_kept_from_the_start():
     mixture = Mixture([Numbers("a", 7), Numbers("b", 5)], [3, 1])
-    sources = [mixture.place(position).source for position in range(40_000)]
+    sources = [mixture.locate(position).source for position in range(40_000)]
     for window in (8, 100, 40_000):
         assert abs(np.mean(sources[:window]) - 0.25) < 2 / window
     assert mixture.shares == (0.75, 0.25)
@@ -74,15 +74,15 @@ def test_without_weights_every_image_is_shown_equally_often():
     mixture = Mixture([Numbers("a", 300), Numbers("b", 100)], None)
     counts: dict[tuple[int, int], int] = {}
     for position in range(4000):
-        place = mixture.place(position)
-        drawn = place.source, mixture.index(place, seed=0)
+        place = mixture.locate(position)
+        drawn = place.source, mixture.record_index(place, seed=0)
         counts[drawn] = counts.get(drawn, 0) + 1
     assert len(counts) == 400 and set(counts.values()) == {10}
 
 
 def test_each_source_runs_through_its_own_epochs():
     mixture = Mixture([Numbers("a", 6), Numbers("b", 6)], [1, 1])
-    places = [mixture.place(position) for position in range(40_000, 40_012)]
+    places = [mixture.locate(position) for position in range(40_000, 40_012)]
     ordinals = [place.ordinal for place in places if place.source == 0]
     assert ordinals == list(range(ordinals[0], ordinals[0] + 6))
 

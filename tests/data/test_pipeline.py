@@ -12,10 +12,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from blip2_jax.data.broken_samples import TooManyBroken
+from blip2_jax.data.broken_samples import TooManyBrokenSamples
 from blip2_jax.data.data_config import data_config
 from blip2_jax.data.examples import TextFormat
-from blip2_jax.data.order import Purpose, position_rng
+from blip2_jax.data.order import RngPurpose, position_rng
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.base import Question, Record
 from tests.support.generated_data import (
@@ -320,7 +320,7 @@ def test_answers_are_drawn_by_how_many_annotators_gave_them(options, tmp_path):
     record = Record("key", 0, questions=(Question("which colour?", answers),))
     formats = TextFormat(data_config(options), "decoder")
     drawn = [
-        formats.draw(record, position_rng(0, position, Purpose.TEXT)).target
+        formats.draw(record, position_rng(0, position, RngPurpose.TEXT)).target
         for position in range(3000)
     ]
     for answer, weight in (("red", 0.7), ("green", 0.2), ("blue", 0.1)):
@@ -340,13 +340,13 @@ def test_a_broken_sample_gives_way_to_the_next_of_its_source(tmp_path, options):
     batches = list(itertools.islice(stream, 3))
     stream.close()
     # Three epochs: each is met thrice, and again as the substitute of another.
-    assert set(stream.faults.counts) == {
+    assert set(stream.broken_stats.counts) == {
         "missing image",
         "not an image",
         "empty caption",
     }
-    assert 9 <= stream.faults.counts.total() <= 15
-    assert "3 missing image (00000/00003, 00000/00003" in str(stream.faults)
+    assert 9 <= stream.broken_stats.counts.total() <= 15
+    assert "3 missing image (00000/00003, 00000/00003" in str(stream.broken_stats)
     for batch in batches:
         ids = batch["image_id"].tolist()
         assert len(ids) == 20 and not {3, 7, 9} & set(ids)
@@ -359,14 +359,16 @@ def test_too_many_broken_samples_stop_the_run(tmp_path, options):
         members[f"{key}.jpg"] = b""
     write_tar(tmp_path / "00000.tar", members)
     source = {**options["train"][0], "paths": str(tmp_path / "00000.tar")}
-    with pytest.raises(TooManyBroken, match=r"limit is a share of 0\.01.*empty image"):
+    with pytest.raises(
+        TooManyBrokenSamples, match=r"limit is a share of 0\.01.*empty image"
+    ):
         take({**options, "train": [source]}, count=20)
     for key in range(20):
         members[f"{key:05d}.jpg"] = b""
     write_tar(tmp_path / "00000.tar", members)
     for workers in (0, 1):
         everything = {**options, "train": [source], "max_broken_share": 1.0}
-        with pytest.raises(TooManyBroken, match="100 empty image file"):
+        with pytest.raises(TooManyBrokenSamples, match="100 empty image file"):
             take({**everything, "workers": workers}, count=1)
 
 

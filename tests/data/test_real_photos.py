@@ -41,7 +41,7 @@ def test_flickr8k_from_tars(data, tmp_path, testdata):
     batches = list(itertools.islice(stream, 3))
     stream.close()
     assert batches[0]["image"].shape == (16, 224, 224, 3)
-    assert not stream.faults.counts
+    assert not stream.broken_stats.counts
     assert all((batch["text_ids"][:, 0] == 101).all() for batch in batches)
 
 
@@ -139,7 +139,7 @@ def test_daquar_asked_without_its_photos():
     given = "blank,data=D,features=F,vqa=runs/x"
     config = daquar_exam.get_config(given)
     (wrong,) = config.data
-    assert (wrong["kind"], wrong["pictures"]) == ("other_pictures", "blank")
+    assert (wrong["kind"], wrong["pictures"]) == ("wrong_images", "blank")
     assert config.out == "runs/x/evaluation_vqa_blank.json"
     plain = daquar_exam.get_config("data=D,features=F,vqa=runs/x")
     assert (dict(plain.data[0]), plain.out) == (dict(wrong["of"]), "")

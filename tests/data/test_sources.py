@@ -273,7 +273,7 @@ def test_vqa_files(tmp_path, photos):
     assert [q.text for q in source.record(1).questions] == ["what 1?", "what 3?"]
     assert source.record(1).questions[0].answers == ("a", "b")
     assert source.load_image(1).shape == (30, 40, 3)
-    each = build_source({"kind": "each_question", "of": spec})
+    each = build_source({"kind": "per_question", "of": spec})
     assert [len(each), each.num_images] == [4, 2]
     asked = [each.record(row) for row in range(4)]
     assert [r.questions[0].text for r in asked] == [
@@ -317,13 +317,13 @@ def test_a_tenth_of_a_vqa_set_is_held_out_in_blocks(tmp_path, photos):
         build_source({**spec, "part": "half"})
 
 
-def test_other_pictures_than_the_right_ones(tmp_path):
+def test_wrong_images_are_shuffled_or_blank(tmp_path):
     np.save(tmp_path / "features.npy", np.arange(1, 31.0).reshape(5, 2, 3))
     (tmp_path / "keys.json").write_text(json.dumps([*"01234"]))
     images = {"kind": "features", "path": str(tmp_path)}
     right = vqa_spec(tmp_path, images, range(5), image_name="{}")
     source = build_source(right)
-    wrong = {"kind": "other_pictures", "of": right}
+    wrong = {"kind": "wrong_images", "of": right}
     blank, shuffled = (
         build_source({**wrong, "pictures": kind}) for kind in ("blank", "shuffled")
     )
@@ -334,15 +334,15 @@ def test_other_pictures_than_the_right_ones(tmp_path):
         assert blank.load_features(index).shape == (2, 3)
         assert not blank.load_features(index).any()
     assert shuffled.keys() == source.keys() and shuffled.num_images == 5
-    each = build_source({"kind": "each_question", "of": {**wrong, "pictures": "blank"}})
+    each = build_source({"kind": "per_question", "of": {**wrong, "pictures": "blank"}})
     assert not each.load_features(4).any() and len(each) == 5
     with pytest.raises(ValueError, match="blank or shuffled, not 'right'"):
         build_source({**wrong, "pictures": "right"})
 
 
-def test_other_pictures_of_pixels(tmp_path):
+def test_wrong_images_of_pixels(tmp_path):
     spec = tars_spec(tmp_path, count=4)
-    shuffled = build_source({"kind": "other_pictures", "of": spec})
+    shuffled = build_source({"kind": "wrong_images", "of": spec})
     right = build_source(spec)
     np.testing.assert_array_equal(shuffled.load_image(3), right.load_image(1))
 

@@ -76,11 +76,11 @@ def test_nouns_and_verbs_become_lemmas():
 
 
 def test_a_log_gets_a_line_now_and_then(capsys):
-    assert list(progress.shown(range(3), "re-ranking", quiet_s=0)) == [0, 1, 2]
+    assert list(progress.track_progress(range(3), "re-ranking", quiet_s=0)) == [0, 1, 2]
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [
         "re-ranking: 1 of 3",
         "re-ranking: 2 of 3",
     ]
-    list(progress.shown(range(3), "re-ranking"))
+    list(progress.track_progress(range(3), "re-ranking"))
     assert capsys.readouterr().err == ""

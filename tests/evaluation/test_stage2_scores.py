@@ -18,8 +18,8 @@ CAPTIONS = ("a red dog runs on grass", "two men play ball", "a girl climbs a wal
 class Data:
     """Three images, the second in two records: as `EvaluationSet`, where it is used."""
 
-    image_name = "features"
-    blank = np.zeros((1, 1), np.float32)
+    image_key = "features"
+    blank_image = np.zeros((1, 1), np.float32)
 
     def __init__(self, broken=(), questions=False):
         self._broken = broken

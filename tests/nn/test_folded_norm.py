@@ -78,7 +78,7 @@ def test_gradients_are_those_of_a_layer_norm_and_a_dense_layer(params):
 def test_of_three_products_two_remain_where_the_input_is_not_trained(params):
     def flops(module):
         step = lambda params, x: jax.value_and_grad(loss)(params, x, module)
-        return sum(dot.flops for dot in dot_count.dots(step, params, X))
+        return sum(dot.flops for dot in dot_count.count_dots(step, params, X))
 
     one = 2 * B * P * D * E
     assert flops(Folded()) == 2 * one

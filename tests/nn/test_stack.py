@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from blip2_jax.nn.layers import Mlp, dense
 from blip2_jax.nn.stack import REMAT_POLICIES, Stack
-from blip2_jax.parallel.sharding import make_mesh, shardings
-from blip2_jax.perf.dot_count import dots
+from blip2_jax.parallel.sharding import make_mesh, tree_shardings
+from blip2_jax.perf.dot_count import count_dots
 from blip2_jax.planning.collectives import collectives
 
 L, D = 3, 4
@@ -75,7 +75,7 @@ def test_products_are_computed_again_by_the_policy():
         x = jnp.ones((2, 3, D))
         params = stack.init(jax.random.key(0), x)
         loss = lambda params: jnp.sin(stack(params, x)[0]).sum()
-        return sum(dot.flops for dot in dots(jax.grad(loss), params))
+        return sum(dot.flops for dot in count_dots(jax.grad(loss), params))
 
     rows, batched = 2 * 3 * D * 2, 2 * (2 * 3 * 3 * D * 2)
     assert flops("dots") - flops("none") == L * batched
@@ -114,7 +114,7 @@ def test_divided_weights_are_gathered_layer_by_layer(remat):
     params = stack.init(jax.random.key(0), x)
     mesh = make_mesh(fsdp=8)
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
-    stored = shardings({"blocks": params}, mesh)["blocks"]
+    stored = tree_shardings({"blocks": params}, mesh)["blocks"]
     gradient = jax.grad(lambda x, p: (stack(p, x)[0] ** 2).sum())
     expected = jax.jit(gradient)(x, params)
     with jax.set_mesh(mesh):

@@ -17,7 +17,7 @@ from blip2_jax.training.meters import host_memory_bytes
 
 if {listens}:
     host_memory._LARGE = 0.0
-    host_memory.give_back_after_compiling()
+    host_memory.trim_memory_after_compiling()
 pieces = [numpy.ones(2**15) for _ in range(800)]
 kept = pieces[::100]
 before = host_memory_bytes()
@@ -32,7 +32,7 @@ import jax
 from blip2_jax import host_memory
 
 if {waits}:
-    host_memory.hold_temporaries_once()
+    host_memory.disable_async_dispatch()
 power = jax.jit(lambda x: x @ x @ x @ x @ x @ x)
 x = jax.numpy.eye(1500)
 power(x).block_until_ready()
@@ -72,7 +72,7 @@ def test_a_program_is_over_before_the_next_begins():
 
 
 def test_a_thrifty_order_is_for_programs_of_a_cpu():
-    options = host_memory.compiler_options(sharding.make_mesh())
+    options = host_memory.low_memory_compiler_options(sharding.make_mesh())
     assert options == host_memory._LITTLE_MEMORY
     found = jax.jit(lambda x: x + 1, compiler_options=options)(1)
     assert int(found) == 2

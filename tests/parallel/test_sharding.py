@@ -71,14 +71,14 @@ def test_slices_meet_along_the_axis_with_the_least_traffic(sizes, axis):
 )
 def test_table(path, shape, spec):
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
-    assert sharding.spec_of(path, shape, mesh) == spec
+    assert sharding.parameter_spec(path, shape, mesh) == spec
 
 
 def test_optimizer_state_lies_like_its_parameters():
     params = {"qformer": {"head": {"dense": {"kernel": jnp.ones((8, 4))}}}}
     mesh = sharding.make_mesh(fsdp=8)
     state = jax.eval_shape(optax.adam(1.0).init, params)
-    specs = {s.spec for s in jax.tree.leaves(sharding.shardings(state, mesh))}
+    specs = {s.spec for s in jax.tree.leaves(sharding.tree_shardings(state, mesh))}
     assert specs == {P(), P("fsdp", None)}
 
 
@@ -94,7 +94,7 @@ def test_batch_that_does_not_divide_names_two_that_do(size, fits):
 
 def test_global_batch_keeps_host_entries_at_home():
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    batch = sharding.global_batch(
+    batch = sharding.make_global_batch(
         {
             "text_ids": np.arange(16, dtype=np.int32).reshape(8, 2),
             "position": np.arange(8),
@@ -110,7 +110,7 @@ def test_global_batch_keeps_host_entries_at_home():
 def test_put_divides_host_arrays():
     mesh = sharding.make_mesh(fsdp=8)
     tree = {"qformer": {"kernel": np.arange(32.0, dtype=np.float32).reshape(8, 4)}}
-    placed = sharding.put(tree, sharding.shardings(tree, mesh))
+    placed = sharding.shard_tree(tree, sharding.tree_shardings(tree, mesh))
     kernel = placed["qformer"]["kernel"]
     assert kernel.addressable_shards[3].data.shape == (1, 4)
     np.testing.assert_array_equal(kernel, tree["qformer"]["kernel"])
@@ -118,7 +118,7 @@ def test_put_divides_host_arrays():
 
 def test_rows_are_placed_beside_parameters():
     mesh = sharding.make_mesh(data=4, fsdp=2)
-    params = {"kernel": sharding.put(np.ones((8, 4)), sharding.replicated(mesh))}
+    params = {"kernel": sharding.shard_tree(np.ones((8, 4)), sharding.replicated(mesh))}
     rows = {"ids": np.arange(16).reshape(16, 1), "few": np.arange(3)}
     placed = sharding.place_rows_like(params, rows)
     assert placed["ids"].sharding.spec == P(("data", "fsdp"))

@@ -12,11 +12,11 @@ ONE = 2 * 3 * 4 * 4
 
 
 def total(function, *args):
-    return sum(dot.flops for dot in dot_count.dots(function, *args))
+    return sum(dot.flops for dot in dot_count.count_dots(function, *args))
 
 
 def test_one_product():
-    (dot,) = dot_count.dots(lambda x, w: x @ w, X, W)
+    (dot,) = dot_count.count_dots(lambda x, w: x @ w, X, W)
     assert dot.flops == ONE
     assert dot.shapes == ((3, 4), (4, 4))
     assert not dot.backward
@@ -43,7 +43,7 @@ def test_a_loop_of_unknown_length_is_refused():
         return jax.lax.while_loop(lambda x: x.sum() < 0, lambda x: x @ w, x)
 
     with pytest.raises(NotImplementedError, match="inside while"):
-        dot_count.dots(function, X, W)
+        dot_count.count_dots(function, X, W)
 
 
 def test_a_convolution_counts_its_window():
@@ -62,13 +62,13 @@ def test_backward_products_and_scopes():
         with jax.named_scope("second"):
             return (x @ w).sum()
 
-    found = dot_count.dots(jax.grad(loss, argnums=(0, 1)), X, W)
-    sums = dot_count.by_scope(found, {"first": "first", "second": "second"})
+    found = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
+    sums = dot_count.flops_by_scope(found, {"first": "first", "second": "second"})
     # The last product's output is only summed, so that it need not run itself.
     assert sums == {"first": (ONE, 2 * ONE), "second": (0, 2 * ONE), "other": (0, 0)}
 
 
 def test_a_constant_has_no_gradient():
     loss = lambda x, w: jnp.square(x @ jax.lax.stop_gradient(w)).sum()
-    found = dot_count.dots(jax.grad(loss, argnums=(0, 1)), X, W)
+    found = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
     assert sum(dot.flops for dot in found if dot.backward) == ONE

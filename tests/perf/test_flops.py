@@ -88,11 +88,11 @@ def count(config, text, target=0, devices=1):
     state = jax.eval_shape(lambda t: create_state(t, optimizer), shapes.trainable)
     step = make_train_step(task, optimizer, schedule, mesh, state, frozen, seed=0)
     with jax.set_mesh(mesh):
-        found = dot_count.dots(
+        found = dot_count.count_dots(
             step.jitted, state, frozen, batch(task, text, target), None
         )
     terms = STAGE1 if config.task == "stage1" else STAGE2
-    sums = dot_count.by_scope(found, terms)
+    sums = dot_count.flops_by_scope(found, terms)
     assert all(value % ROWS == 0 for pair in sums.values() for value in pair)
     return {name: (f // ROWS, b // ROWS) for name, (f, b) in sums.items()}, task
 
@@ -174,11 +174,11 @@ def test_stage1_formula():
         assert original[name] / GIGA == pytest.approx(expected, abs=0.05)
     itg = original["itg"] + original["itg_head"]
     assert itg / GIGA == pytest.approx(7.1, abs=0.06)
-    whole = lambda terms: flops.training(terms, fold_norm=False)
+    whole = lambda terms: flops.training_step(terms, fold_norm=False)
     assert whole(original) / GIGA == pytest.approx(761, abs=0.5)
     assert whole(shared) / GIGA == pytest.approx(701, abs=0.5)
-    folded = flops.training(shared)
-    assert whole(shared) - folded == flops.key_value(config.qformer, 257, 1408)
+    folded = flops.training_step(shared)
+    assert whole(shared) - folded == flops.cross_attention_kv(config.qformer, 257, 1408)
     assert flops.mfu_numerator(config, 32) == whole(original)
     vit_l = presets.PRESETS["pretrain_vitL"]
     assert flops.mfu_numerator(vit_l, 32) / GIGA == pytest.approx(374, abs=0.5)
@@ -208,7 +208,7 @@ def test_text_that_nobody_reads_is_left_out_of_the_last_block_and_the_head():
     assert whole["text"] - ours["text"] == 31 * row(32)
     assert whole["itm"] - ours["itm"] == 3 * 32 * row(64)
     assert whole["itg_head"] - ours["itg_head"] == 2 * 768 * (768 + 30523)
-    saved = (flops.training(whole) - flops.training(ours)) / GIGA
+    saved = (flops.training_step(whole) - flops.training_step(ours)) / GIGA
     assert saved == pytest.approx(4.70, abs=0.01)
 
 
@@ -249,7 +249,7 @@ def test_stage1_step_at_full_size(name, devices):
     one = 2 * ROWS * qformer.num_queries * qformer.projection_dim
     assert sums["other"] == (2 * one, 2 * one)
     total = sum(map(sum, sums.values()))
-    assert total == flops.training(terms) + 3 * itm_head + 4 * one
+    assert total == flops.training_step(terms) + 3 * itm_head + 4 * one
     if name == "pretrain":
         expected = {1: 689.84, 2: 703.18}[devices]
         assert total / GIGA == pytest.approx(expected, abs=0.01)
@@ -275,7 +275,7 @@ def test_stage2_step_at_full_size(name):
     terms = flops.stage2(task.model.config, text, target)
     check_stage2(sums, terms)
     total = sum(map(sum, sums.values()))
-    assert total == flops.training(terms) + terms["language_attention"]
+    assert total == flops.training_step(terms) + terms["language_attention"]
     if name in PUBLISHED:
         assert (total + terms["kv"]) / GIGA == pytest.approx(PUBLISHED[name], rel=2e-3)
 

@@ -14,7 +14,7 @@ from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.parallel import sharding
-from blip2_jax.perf.dot_count import dots
+from blip2_jax.perf.dot_count import count_dots
 from blip2_jax.planning import report, topology
 from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.estimate import Estimate, device_flops
@@ -110,7 +110,7 @@ def test_products_are_those_of_the_loss(plan):
     program = training_program(config(data=4, fsdp=2), jax.devices())
     task = make_task(program.config)
     with jax.set_mesh(program.mesh):
-        expected = dots(
+        expected = count_dots(
             lambda *args: loss_and_gradients(task, *args, jax.random.key(0))[::2],
             program.state.trainable,
             program.frozen,
@@ -121,7 +121,7 @@ def test_products_are_those_of_the_loss(plan):
 
 def test_products_along_tensor_divide_in_towers_alone(plan):
     program = training_program(config(data=4, tensor=2), jax.devices())
-    found = dots(
+    found = count_dots(
         program.step.jitted, program.state, program.frozen, program.batch, None
     )
     mesh = {"data": 4, "fsdp": 1, "tensor": 2}
@@ -159,7 +159,7 @@ def batch_config(case, directory):
         settings.model.question_in_qformer = True
         settings.data.tokenizer.qformer = "shapes:bert"
         questions = source | {"texts": "questions", "count": 1}
-        settings.data.train = ({"kind": "each_question", "of": questions},)
+        settings.data.train = ({"kind": "per_question", "of": questions},)
     if case == "features":
         tokens, width = FEATURES
         vision = {"kind": "features", "num_tokens": tokens, "width": width}
@@ -181,7 +181,7 @@ def test_batch_is_what_the_pipeline_makes(case, tmp_path):
     settings = batch_config(case, tmp_path)
     made = make_task(settings)
     batches = training_batches(settings.data, made.batch_format, seed=0, batch_size=16)
-    real = sharding.global_batch(next(batches), sharding.make_mesh())
+    real = sharding.make_global_batch(next(batches), sharding.make_mesh())
     batches.close()
     place = sharding.batch_sharding(sharding.make_mesh())
     planned = batch_shapes(settings, made, place)

@@ -13,14 +13,14 @@ def check_rows(axes, own):
     mesh = sharding.make_mesh(*axes)
     rows = sharding.local_rows(B, mesh)
     assert len(rows) == own, (axes, rows)
-    batch = sharding.global_batch({"x": np.arange(B)[rows]}, mesh)
+    batch = sharding.make_global_batch({"x": np.arange(B)[rows]}, mesh)
     np.testing.assert_array_equal(hosts.to_host(batch)["x"], np.arange(B))
 
 
 def check_shares(total):
     """Lists that are worked on in parts are whole, in order, in every process."""
     share = hosts.own_share()
-    mine = np.arange(total, dtype=np.float32)[list(share.places(total))]
+    mine = np.arange(total, dtype=np.float32)[list(share.indices(total))]
     rows = np.stack([mine, -mine], axis=1)
     np.testing.assert_array_equal(
         hosts.all_gather_rows(rows, share)[:, 1], -np.arange(total, dtype=np.float32)

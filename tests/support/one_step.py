@@ -118,7 +118,7 @@ def prepare(config, task, mesh):
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     create = functools.partial(create_state, optimizer=optimizer)
-    layout = sharding.shardings(jax.eval_shape(create, begun.trainable), mesh)
+    layout = sharding.tree_shardings(jax.eval_shape(create, begun.trainable), mesh)
     state = jax.jit(create, out_shardings=layout)(begun.trainable)
     step = make_train_step(
         task, optimizer, schedule, mesh, state, frozen, seed=config.seed
@@ -134,7 +134,7 @@ def one_step(task, axes):
     state, frozen, step = prepare(config, make_task(config), mesh)
     own = sharding.local_rows(B, mesh)
     batch = {name: np.asarray(array)[own] for name, array in rows(task).items()}
-    state, metrics = step(state, frozen, sharding.global_batch(batch, mesh))
+    state, metrics = step(state, frozen, sharding.make_global_batch(batch, mesh))
     trainable, mean, metrics = hosts.to_host(
         (state.trainable, state.optimizer[0].mu, metrics)
     )

@@ -11,7 +11,7 @@ import pytest
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.nn.trees import flatten
-from blip2_jax.parallel.sharding import global_batch, make_mesh
+from blip2_jax.parallel.sharding import make_global_batch, make_mesh
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.initial_params import parameter_shapes
 from blip2_jax.training.schedule import make_schedule
@@ -269,7 +269,7 @@ def test_every_experiment_takes_a_step(path, text):
     if "image" in batch and isinstance(vision, FeaturesConfig):
         batch["features"] = np.ones((ROWS, 4, 16), np.float32)
         del batch["image"]
-    state, metrics = step(state, frozen, global_batch(batch, mesh))
+    state, metrics = step(state, frozen, make_global_batch(batch, mesh))
     assert metrics["finite"] == 1 and metrics["grad_norm"] > 0
     after = flatten(jax.device_get(state.trainable))
     assert any((after[path] != before[path]).any() for path in before)

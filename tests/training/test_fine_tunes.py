@@ -42,7 +42,7 @@ def vqa_config(run, vision):
     config.optimizer.layer_decay, config.optimizer.warmup_steps = 0.9, 0
     config.optimizer.learning_rate = 1e-4
     questions = {"kind": "shapes", "split": "train", "size": 16, "texts": "questions"}
-    config.data.train = ({"kind": "each_question", "of": questions},)
+    config.data.train = ({"kind": "per_question", "of": questions},)
     config.data.max_text_length = 40
     config.evaluation.every = 1
     config.evaluation.metric = "exact_match"

@@ -56,10 +56,10 @@ def test_losses_and_gradients_are_those_of_full_padding(name):
     trainable, frozen, _ = split(params, config.frozen)
     run = jax.jit(functools.partial(loss_and_gradients, task))
     _, expected, gradients = run(
-        trainable, frozen, sharding.global_batch(full[step], mesh), None, replay
+        trainable, frozen, sharding.make_global_batch(full[step], mesh), None, replay
     )
     _, found, ours = run(
-        trainable, frozen, sharding.global_batch(cut[step], mesh), None, replay
+        trainable, frozen, sharding.make_global_batch(cut[step], mesh), None, replay
     )
     losses = [metric for metric in expected if metric.startswith("loss")]
     assert len(losses) == (4 if name == "stage1" else 2)

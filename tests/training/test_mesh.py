@@ -105,7 +105,7 @@ def compiled_step(devices):
     step = make_train_step(
         task, optimizer, lambda step: 1e-4, mesh, state, shapes.frozen, seed=0
     )
-    batch = sharding.global_batch(one_step_module.rows("stage2"), mesh)
+    batch = sharding.make_global_batch(one_step_module.rows("stage2"), mesh)
     compiled = step.trace(state, shapes.frozen, batch, None).lower().compile()
     leaves = zip(
         jax.tree.leaves((state, shapes.frozen)),

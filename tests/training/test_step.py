@@ -39,7 +39,7 @@ def run_linear(steps, task=None, replay=None, **options):
         config.optimizer[name] = value
     mesh = sharding.make_mesh()
     state, frozen, step = prepare(config, task or linear(), mesh)
-    batch = sharding.global_batch({"x": np.ones((B, 3), np.float32)}, mesh)
+    batch = sharding.make_global_batch({"x": np.ones((B, 3), np.float32)}, mesh)
     history = []
     for _ in range(steps):
         state, metrics = step(state, frozen, batch, replay)
@@ -89,7 +89,7 @@ def test_the_state_is_donated_and_the_frozen_part_is_not():
     config = config_of("stage1")
     mesh = sharding.make_mesh()
     state, frozen, step = prepare(config, linear(), mesh)
-    batch = sharding.global_batch({"x": np.ones((B, 3), np.float32)}, mesh)
+    batch = sharding.make_global_batch({"x": np.ones((B, 3), np.float32)}, mesh)
     step(state, frozen, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))

@@ -1,7 +1,7 @@
 """Captions of scenes in several wordings, and the reader that checks them.
 
-`caption` writes; `read` takes any caption apart into the things it names and what it
-says of their places and relations; `Facts` compares that with a scene.
+`caption` writes; `parse_caption` takes any caption apart into the things it names and what it
+says of their places and relations; `CaptionFacts` compares that with a scene.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from blip2_jax.data.shapes.world import (
     Scene,
     Thing,
     Triple,
-    group,
-    related,
+    get_split,
+    has_relation,
     scene,
-    split_of,
+    scene_group,
 )
 
 WORDINGS = {
@@ -37,19 +37,19 @@ WORDINGS = {
 _RELATION_OF = {word: name for name, words in WORDINGS.items() for word in words}
 # Four things with their places take 23 at least; 28 tokens with the marks.
 _MAX_WORDS = 26
-Writer = Callable[[list[Thing], np.random.Generator], str]
+CaptionWriter = Callable[[list[Thing], np.random.Generator], str]
 
 
 def captions(split: str, index: int, count: int = 5) -> list[str]:
     """The first `count` captions of a scene, each false of its near-duplicates."""
-    members = group(split, index // split_of(split).group)
+    members = scene_group(split, index // get_split(split).group)
     this = index % len(members)
-    rng = np.random.default_rng([1, split_of(split).number, index])
+    rng = np.random.default_rng([1, get_split(split).number, index])
     others = [member for position, member in enumerate(members) if position != this]
     found: list[str] = []
     while len(found) < count:
         text = caption(members[this], rng)
-        facts = read(text)
+        facts = parse_caption(text)
         if not any(facts.describes(other) for other in others):
             found.append(text)
     return found
@@ -60,7 +60,7 @@ def description(split: str, index: int) -> str:
 
     The things come in any order: who reads it has to look things up.
     """
-    rng = np.random.default_rng([3, split_of(split).number, index])
+    rng = np.random.default_rng([3, get_split(split).number, index])
     writer = (_by_places, _by_places_first)[rng.integers(2)]
     things = scene(split, index).things
     return _short(writer, [things[i] for i in rng.permutation(len(things))], rng)
@@ -78,7 +78,7 @@ def caption(seen: Scene, rng: np.random.Generator) -> str:
     return _short(writers[rng.integers(len(writers))], things, rng)
 
 
-def _short(writer: Writer, things: list[Thing], rng: np.random.Generator) -> str:
+def _short(writer: CaptionWriter, things: list[Thing], rng: np.random.Generator) -> str:
     """What a writer makes of the things in few words."""
     while True:
         text = writer(things, rng)
@@ -110,7 +110,7 @@ def _by_relations(things: list[Thing], rng: np.random.Generator) -> str:
     text = ("there is ", "")[rng.integers(2)] if article else ""
     text += _noun(things[0], article)
     for before, thing in itertools.pairwise(things):
-        true = [name for name in RELATIONS if related(before, name, thing)]
+        true = [name for name in RELATIONS if has_relation(before, name, thing)]
         words = WORDINGS[true[rng.integers(len(true))]]
         text += f" {words[rng.integers(len(words))]} {_noun(thing, article)}"
     return text
@@ -128,7 +128,7 @@ def _join(parts: list[str], rng: np.random.Generator) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class CaptionFacts:
     """What a caption says.
 
     Attributes:
@@ -152,7 +152,7 @@ class Facts:
             return False
         at = {thing.triple: thing for thing in scene.things}
         return all(at[one].place == place for one, place in self.places) and all(
-            related(at[one], how, at[other]) for one, how, other in self.relations
+            has_relation(at[one], how, at[other]) for one, how, other in self.relations
         )
 
 
@@ -167,7 +167,7 @@ _ITEM = re.compile(
 )
 
 
-def read(text: str) -> Facts:
+def parse_caption(text: str) -> CaptionFacts:
     """Take a caption apart; words that are no thing, place or relation are skipped.
 
     A place belongs to the thing before it, or to the one after it in a caption that
@@ -192,7 +192,7 @@ def read(text: str) -> Facts:
             places.append((near[step], words))
         elif kind == "relation" and len(near) == 2:
             relations.append((near[-1], _RELATION_OF[words], near[1]))
-    return Facts(things, tuple(places), tuple(relations))
+    return CaptionFacts(things, tuple(places), tuple(relations))
 
 
 def _triple(words: str) -> Triple:

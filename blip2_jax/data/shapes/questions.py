@@ -21,14 +21,14 @@ from blip2_jax.data.shapes.world import (
     SIZES,
     Scene,
     Thing,
-    related,
+    get_split,
+    has_relation,
     scene,
-    split_of,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question, its one right answer, and its kind (a key of `KINDS`)."""
 
     text: str
@@ -36,16 +36,16 @@ class Question:
     kind: str
 
 
-def questions(split: str, index: int, count: int = 8) -> list[Question]:
+def questions(split: str, index: int, count: int = 8) -> list[SceneQuestion]:
     """`count` questions on a scene, the kinds in a random order."""
-    options = split_of(split)
+    options = get_split(split)
     rng = np.random.default_rng([2, options.number, index])
     this = scene(split, index)
-    found: list[Question] = []
+    found: list[SceneQuestion] = []
     for kind in itertools.cycle(rng.permutation(list(KINDS)).tolist()):
         asked = KINDS[kind](this, rng, options.held_out)
         if asked is not None:
-            found.append(Question(*asked, kind))
+            found.append(SceneQuestion(*asked, kind))
         if len(found) == count:
             return found
     raise AssertionError("unreachable")
@@ -121,7 +121,7 @@ def _neighbor(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
     """What is left of the ...? Only where exactly one thing is."""
     thing = _pick(around.things, rng)
     relation = RELATIONS[rng.integers(len(RELATIONS))]
-    there = [other for other in around.things if related(other, relation, thing)]
+    there = [other for other in around.things if has_relation(other, relation, thing)]
     if len(there) != 1:
         return None
     return f"what is {relation} the {_describe(thing, around, rng)}?", there[0].name()
@@ -135,10 +135,10 @@ def _relation(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
     axes = [
         pair
         for pair in (RELATIONS[:2], RELATIONS[2:])
-        if any(related(one, relation, other) for relation in pair)
+        if any(has_relation(one, relation, other) for relation in pair)
     ]
     relation = axes[rng.integers(len(axes))][rng.integers(2)]
-    answer = "yes" if related(one, relation, other) else "no"
+    answer = "yes" if has_relation(one, relation, other) else "no"
     words = [_describe(thing, around, rng) for thing in (one, other)]
     return f"is the {words[0]} {relation} the {words[1]}?", answer
 

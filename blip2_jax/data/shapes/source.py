@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from blip2_jax.data.shapes.captions import captions, description
 from blip2_jax.data.shapes.questions import questions
 from blip2_jax.data.shapes.render import render
-from blip2_jax.data.shapes.world import MAX_THINGS, scene, split_of
+from blip2_jax.data.shapes.world import MAX_THINGS, get_split, scene
 from blip2_jax.data.sources.base import ImageKind, Question, Record, Source
 
 
@@ -41,7 +41,7 @@ class ShapesSource(Source):
         things: int = 0,
         count: int = 5,
     ):
-        self.group_size = split_of(split).group
+        self.group_size = get_split(split).group
         if texts not in ("captions", "questions", "both"):
             raise ValueError(f"texts is captions, questions or both, not {texts!r}")
         if start % self.group_size or size % self.group_size:

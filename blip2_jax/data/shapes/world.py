@@ -118,7 +118,7 @@ class Scene:
         return frozenset((thing.triple, thing.place) for thing in self.things)
 
 
-def related(one: Thing, relation: str, other: Thing) -> bool:
+def has_relation(one: Thing, relation: str, other: Thing) -> bool:
     """Whether `one` stands in `relation` to `other` (columns and rows decide)."""
     match relation:
         case "left of":
@@ -132,7 +132,7 @@ def related(one: Thing, relation: str, other: Thing) -> bool:
     raise ValueError(f"unknown relation {relation!r}; there are {RELATIONS}")
 
 
-def split_of(name: str) -> Split:
+def get_split(name: str) -> Split:
     """Look a split up.
 
     Raises:
@@ -145,14 +145,14 @@ def split_of(name: str) -> Split:
 
 def scene(split: str, index: int) -> Scene:
     """The scene at `index` (>= 0) of `split`; the same on every machine, always."""
-    members = group(split, index // split_of(split).group)
+    members = scene_group(split, index // get_split(split).group)
     return members[index % len(members)]
 
 
 @functools.lru_cache(maxsize=4096)
-def group(split: str, number: int) -> tuple[Scene, ...]:
+def scene_group(split: str, number: int) -> tuple[Scene, ...]:
     """A base scene and its near-duplicates, all with different layouts."""
-    options = split_of(split)
+    options = get_split(split)
     rng = np.random.default_rng([options.number, number])
     members = [_base_scene(options, number, rng)]
     while len(members) < options.group:

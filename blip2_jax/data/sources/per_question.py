@@ -13,7 +13,7 @@ from blip2_jax.data.sources.base import BrokenSample, Record, Source
 from blip2_jax.data.sources.registry import build_source
 
 
-class EachQuestion(Source):
+class PerQuestion(Source):
     """One record a question: an epoch shows every question once.
 
     Sources of questions have a record an image, of whose questions a step shows one: an

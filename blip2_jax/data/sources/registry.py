@@ -12,14 +12,17 @@ from blip2_jax.data.sources.base import Source
 # A source class is imported when first asked for: TFDS takes seconds to import.
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
-    "each_question": "blip2_jax.data.sources.per_question:EachQuestion",
+    "per_question": "blip2_jax.data.sources.per_question:PerQuestion",
     "features": "blip2_jax.data.sources.features:FeaturesSource",
-    "other_pictures": "blip2_jax.data.sources.wrong_images:OtherPictures",
+    "wrong_images": "blip2_jax.data.sources.wrong_images:WrongImages",
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
     "tars": "blip2_jax.data.sources.tars:TarsSource",
     "tfds": "blip2_jax.data.sources.tfds:TfdsSource",
     "vqa": "blip2_jax.data.sources.vqa:VqaSource",
 }
+
+# Kinds under their former names, as configurations and stored runs may still have them.
+ALIASES = {"each_question": "per_question", "other_pictures": "wrong_images"}
 
 
 def build_source(spec: Mapping[str, Any]) -> Source:
@@ -31,6 +34,7 @@ def build_source(spec: Mapping[str, Any]) -> Source:
     """
     arguments = {key: value for key, value in spec.items() if key != "weight"}
     kind = arguments.pop("kind", None)
+    kind = ALIASES.get(kind, kind)
     if kind not in SOURCES:
         raise ValueError(
             f"unknown source kind {kind!r}; there are {', '.join(sorted(SOURCES))}"

@@ -13,7 +13,7 @@ from blip2_jax.data.sources.base import Record, Source
 from blip2_jax.data.sources.registry import build_source
 
 
-class OtherPictures(Source):
+class WrongImages(Source):
     """The records of a source with other pictures, or features, than theirs.
 
     A model that answers as well then has not looked.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blip2_jax.data.shapes.captions import captions, description, read
+from blip2_jax.data.shapes.captions import captions, description, parse_caption
 from blip2_jax.data.shapes.world import PLACES, Scene, Thing, scene
 
 RING = ("small", "red", "ring")
@@ -21,8 +21,8 @@ SCENE = Scene((Thing(*RING, "top left"), Thing(*STAR, "top right")))
     ],
 )
 def test_true_captions(text):
-    assert read(text).names(SCENE)
-    assert read(text).describes(SCENE)
+    assert parse_caption(text).names(SCENE)
+    assert parse_caption(text).describes(SCENE)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_true_captions(text):
     ],
 )
 def test_right_things_in_wrong_places(text):
-    assert read(text).names(SCENE)
-    assert not read(text).describes(SCENE)
+    assert parse_caption(text).names(SCENE)
+    assert not parse_caption(text).describes(SCENE)
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,26 @@ def test_right_things_in_wrong_places(text):
     ],
 )
 def test_wrong_things(text):
-    assert not read(text).names(SCENE)
+    assert not parse_caption(text).names(SCENE)
 
 
 def test_facts_of_both_orders_of_places():
-    after = read("a small red ring at the top left, large blue star top right")
-    before = read("top left a small red ring and at the top right a large blue star")
+    after = parse_caption("a small red ring at the top left, large blue star top right")
+    before = parse_caption(
+        "top left a small red ring and at the top right a large blue star"
+    )
     assert after == before
     assert after.places == ((RING, "top left"), (STAR, "top right"))
 
 
 def test_relations_have_one_name():
-    facts = read("small red ring over large blue star")
+    facts = parse_caption("small red ring over large blue star")
     assert facts.relations == ((RING, "above", STAR),)
 
 
 def test_descriptions_name_everything_and_every_place():
     for index in range(40):
-        facts, seen = read(description("train", index)), scene("train", index)
+        facts, seen = parse_caption(description("train", index)), scene("train", index)
         assert facts.describes(seen)
         assert len(facts.places) == len(seen.things)
 
@@ -77,13 +79,18 @@ def test_captions_name_things_in_reading_order():
         things = scene("train", index).things
         expected = sorted(things, key=lambda thing: (thing.row, thing.column))
         for text in captions("train", index):
-            assert read(text).things == tuple(thing.triple for thing in expected)
+            assert parse_caption(text).things == tuple(
+                thing.triple for thing in expected
+            )
 
 
 def test_descriptions_name_things_in_any_order():
     orders = set()
     for index in range(80):
         things = {thing.triple: thing.place for thing in scene("train", index).things}
-        named = [things[triple] for triple in read(description("train", index)).things]
+        named = [
+            things[triple]
+            for triple in parse_caption(description("train", index)).things
+        ]
         orders.add(named == sorted(named, key=PLACES.index))
     assert orders == {True, False}

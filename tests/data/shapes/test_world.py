@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.data.shapes import world
-from blip2_jax.data.shapes.captions import captions, read
+from blip2_jax.data.shapes.captions import captions, parse_caption
 from blip2_jax.data.shapes.questions import KINDS, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.source import ShapesSource
@@ -58,21 +58,21 @@ def test_every_held_out_scene_holds_a_held_out_thing():
 def test_near_duplicates_stand_together_and_captions_tell_them_apart(split):
     size = world.SPLITS[split].group
     for number in range(40):
-        members = world.group(split, number)
+        members = world.scene_group(split, number)
         assert len(members) == size
         assert len({member.layout for member in members}) == size
         for one, member in enumerate(members):
             for text in captions(split, number * size + one):
-                facts = read(text)
+                facts = parse_caption(text)
                 assert facts.describes(member), text
                 others = [m for m in members if m is not member]
                 assert not any(facts.describes(other) for other in others), text
 
 
 def test_scenes_and_words_are_functions_of_their_number():
-    world.group.cache_clear()
+    world.scene_group.cache_clear()
     first = [world.scene("train", i) for i in range(20)], texts("train", 7)
-    world.group.cache_clear()
+    world.scene_group.cache_clear()
     again = [world.scene("train", i) for i in reversed(range(20))][::-1]
     assert (again, texts("train", 7)) == first
 
@@ -87,7 +87,7 @@ def test_the_splits_differ():
 def test_captions_among_a_hundred_held_out_scenes_fit_one_scene_only():
     scenes = [world.scene("heldout", i) for i in range(100)]
     for index in range(100):
-        facts = read(captions("heldout", index, 1)[0])
+        facts = parse_caption(captions("heldout", index, 1)[0])
         assert [s.layout for s in scenes if facts.describes(s)] == [
             scenes[index].layout
         ]
@@ -106,7 +106,7 @@ def test_answers_are_balanced():
 
 def test_pictures_show_the_difference_between_near_duplicates():
     for number in range(20):
-        drawn = [render(member) for member in world.group("train", number)]
+        drawn = [render(member) for member in world.scene_group("train", number)]
         assert all(d.shape == (64, 64, 3) and d.dtype == np.uint8 for d in drawn)
         for one, other in itertools.combinations(drawn, 2):
             assert (np.abs(one.astype(int) - other) > 30).any(axis=-1).sum() >= 8
@@ -123,7 +123,7 @@ def test_source_groups_and_refuses_cut_groups():
     assert source.group_size == 4
     for index in range(40):
         record = source.record(index)
-        assert all(len(read(text).things) == 1 for text in record.captions)
+        assert all(len(parse_caption(text).things) == 1 for text in record.captions)
         assert record.questions
     with pytest.raises(ValueError, match="multiples of 4"):
         ShapesSource("train", 41)
