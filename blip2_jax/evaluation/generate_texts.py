@@ -10,6 +10,7 @@ import numpy as np
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.parallel import hosts
+from blip2_jax.parallel.progress import track_progress
 
 T = TypeVar("T")
 U = TypeVar("U")
