@@ -69,12 +69,16 @@ BLOCKS = (
 )
 HEAD = """# Parity with PyTorch
 
-`python benchmarks/parity.py` runs the parity tests and writes this page. "The original"
-are numbers that the authors' code computed with tiny random weights (tests/goldens);
-"transformers" runs beside, version {version}, on weights converted by the tables of
-`blip2_jax/convert`. All in fp32 unless said, our side compiled as the tests compile
-(tests/conftest.py: machine code without optimisation). Allowed are, for values,
-`1e-5 + 1e-4 |x|`, for gradients `1e-4 max|g| + 2e-6`; ids must be identical.
+Every block agrees with the PyTorch implementations within small tolerances in float32,
+and generated ids are identical. `python benchmarks/parity.py` runs the parity tests and
+writes this page.
+
+- "The original": numbers computed by the authors' code with tiny random weights, stored
+  in `tests/goldens/`.
+- "transformers": version {version}, run in the same test on weights converted by
+  `blip2_jax/convert`.
+- Tolerances: `1e-5 + 1e-4 |x|` for values, `1e-4 max|g| + 2e-6` for gradients.
+- Programs are compiled without optimisation, as in all tests (`tests/conftest.py`).
 
 """
 
@@ -114,7 +118,7 @@ def read(log: pathlib.Path) -> list[dict[str, Any]]:
 def table(lines: list[dict[str, Any]]) -> str:
     """A row for every block; a block without a comparison is an error."""
     rows = [
-        "| block | against | compared | largest error | of what is allowed |",
+        "| block | against | compared | largest error | share of the tolerance |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for name, against, pattern in BLOCKS:
@@ -143,9 +147,10 @@ def half_table(lines: list[dict[str, Any]]) -> str:
         "",
         "## bfloat16",
         "",
-        "Largest error of a logit against torch's fp32, beside torch's own.",
+        "Largest error of a logit against torch in float32, relative to the "
+        "largest logit; next to it the error of torch in bfloat16.",
         "",
-        "| model | ours | torch |",
+        "| model | blip2_jax | torch |",
         "| --- | ---: | ---: |",
     ]
     errors: dict[str, dict[str, float]] = {}
@@ -154,9 +159,7 @@ def half_table(lines: list[dict[str, Any]]) -> str:
             name = line["test"].split("[")[1].rstrip("]")
             errors.setdefault(name, {})[line["what"].split(",")[0]] = line["share"]
     for name, found in sorted(errors.items()):
-        rows.append(
-            f"| {name} | {found['ours']:.2%} of the largest | {found['torch']:.2%} |"
-        )
+        rows.append(f"| {name} | {found['ours']:.2%} | {found['torch']:.2%} |")
     return "\n".join(rows) + "\n"
 
 
