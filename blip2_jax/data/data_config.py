@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.images import ImageConfig
 
 # Of a language model's examples, "question_..." adds the question for the Q-Former,
@@ -126,13 +127,5 @@ def data_config(options: Mapping[str, Any]) -> DataConfig:
     for name, kind in (("image", ImageConfig), ("tokenizer", TokenizerConfig)):
         if isinstance(present := values.get(name), kind):
             continue
-        values[name] = _build(kind, dict((present or {}).items()), f"data.{name}")
-    return _build(DataConfig, values, "data")
-
-
-def _build(kind: type, values: dict[str, Any], where: str) -> Any:
-    fields = [field.name for field in dataclasses.fields(kind)]
-    for name in values:
-        if name not in fields:
-            raise ValueError(f"{where} has no key {name!r}; it has {', '.join(fields)}")
-    return kind(**values)
+        values[name] = from_options(kind, present or {}, f"data.{name}")
+    return from_options(DataConfig, values, "data")

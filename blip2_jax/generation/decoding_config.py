@@ -23,6 +23,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from blip2_jax.data.dataclass_options import replace_options
+
 CONVENTIONS = ("transformers5", "original")
 
 
@@ -180,13 +182,9 @@ def change(config: DecodingConfig, settings: Mapping[str, Any]) -> DecodingConfi
     Raises:
       ValueError: a name that is no field, or a value out of range.
     """
-    names = [field.name for field in dataclasses.fields(config)]
-    for name in settings:
-        if name not in names:
-            raise ValueError(f"no setting {name!r}: there are {', '.join(names)}")
     if settings.get("sample"):
         settings = {"num_beams": 1, **settings}
-    return dataclasses.replace(config, **settings)
+    return replace_options(config, settings, "decoding")
 
 
 # Li et al. 2023, appendix, and the evaluation files of the authors' code.

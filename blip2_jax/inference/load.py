@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from blip2_jax.convert.model_source import (
     expected_shapes,
 )
 from blip2_jax.convert.native_folder import reader
+from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.model import Blip2
 from blip2_jax.nn.precision import PRECISIONS
@@ -59,13 +59,9 @@ def load(
       ValueError: something else is there: its subclasses SourceError, ConfigError,
         WeightsError say what; CheckpointError, a run without the checkpoint.
     """
-    names = [field.name for field in dataclasses.fields(ExtraWeights)]
-    for name in beside:
-        if name not in names:
-            known = ", ".join(names)
-            raise ValueError(f"load has no option {name!r}; there are {known}")
+    extra_weights = from_options(ExtraWeights, beside, "load")
     return model_from_source(
-        open_model(path, ExtraWeights(**beside), which),
+        open_model(path, extra_weights, which),
         precision,
         batch_size,
         mesh,

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from blip2_jax.data.dataclass_options import from_options
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
@@ -299,12 +301,6 @@ def from_plain(plain: Mapping[str, Any]) -> Blip2Config:
             if kind not in PARTS:
                 known = ", ".join(PARTS)
                 raise ValueError(f"{name}.kind is {kind!r}; there are {known}")
-            try:
-                value = PARTS[kind](**sizes)
-            except TypeError as error:
-                raise ValueError(f"{name}: {error}") from error
+            value = from_options(PARTS[kind], sizes, name)
         values[name] = value
-    try:
-        return Blip2Config(**values)
-    except TypeError as error:
-        raise ValueError(f"sizes of a model: {error}") from error
+    return from_options(Blip2Config, values, "sizes")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from blip2_jax.data.data_config import BatchFormat, question_format
+from blip2_jax.data.dataclass_options import from_options, replace_options
 from blip2_jax.losses.chunks import Gradients, check_options, mean_in_chunks
 from blip2_jax.losses.image_text_contrast import ContrastOptions, contrast_loss
 from blip2_jax.losses.language_model import (
@@ -117,16 +118,13 @@ def model_config(options: ConfigDict) -> presets.Blip2Config:
 
 def _override(base: Any, changes: Any, where: str) -> Any:
     """`dataclasses.replace`, nested; errors name the path of the key."""
-    fields = [field.name for field in dataclasses.fields(base)]
     values = {}
     for name, value in changes:
         path = f"{where}.{name}"
-        if name not in fields:
-            raise ValueError(f"{path} is no size; there are {', '.join(fields)}")
-        if isinstance(value, (Mapping, ConfigDict)):
+        if hasattr(base, name) and isinstance(value, (Mapping, ConfigDict)):
             value = _part(getattr(base, name), dict(value.items()), path)
         values[name] = value
-    return dataclasses.replace(base, **values)
+    return replace_options(base, values, where)
 
 
 def _part(present: Any, changes: dict[str, Any], path: str) -> Any:
@@ -139,10 +137,7 @@ def _part(present: Any, changes: dict[str, Any], path: str) -> Any:
     if kind not in presets.PARTS:
         known = ", ".join(presets.PARTS)
         raise ValueError(f"{path}.kind is {kind!r}; there are {known}")
-    try:
-        return presets.PARTS[kind](**changes)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return from_options(presets.PARTS[kind], changes, path)
 
 
 def _options(kind: type, options: ConfigDict) -> Any:

@@ -350,7 +350,7 @@ def test_wrong_images_of_pixels(tmp_path):
 def test_the_registry_names_mistakes():
     with pytest.raises(ValueError, match="unknown source kind 'tar'; there are anno"):
         build_source({"kind": "tar"})
-    with pytest.raises(ValueError, match="no argument 'path'; it takes paths, index"):
+    with pytest.raises(ValueError, match="no key 'path'; its keys are paths, index"):
         build_source({"kind": "tars", "path": "x"})
-    with pytest.raises(ValueError, match="needs the argument 'paths'"):
+    with pytest.raises(ValueError, match="needs the key 'paths'"):
         build_source({"kind": "tars"})

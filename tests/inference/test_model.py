@@ -243,7 +243,11 @@ def test_a_model_of_features_takes_features():
             ValueError,
             "2 images, 3 texts",
         ),
-        (lambda: stage1().caption(photos(1), beams=3), ValueError, "no setting 'beam"),
+        (
+            lambda: stage1().caption(photos(1), beams=3),
+            ValueError,
+            "decoding has no key 'beam",
+        ),
         (lambda: stage1().features(mode="all"), ValueError, "mode 'all'"),
         (lambda: stage1().match(photos(1), "a " * 50), ValueError, "52 tokens"),
         (

@@ -112,9 +112,9 @@ def test_a_part_of_another_kind_is_complete():
     [
         (
             {"qformer": {"deep": 4}},
-            r"overrides\.qformer\.deep is no size; there are width",
+            r"overrides\.qformer has no key 'deep'; its keys are width",
         ),
-        ({"tower": {}}, r"overrides\.tower is no size"),
+        ({"tower": {}}, r"overrides has no key 'tower'"),
         ({"language_model": {"width": 4}}, "must say its kind: features, vit, qf"),
         ({"vision": {"kind": "cnn"}}, "kind is 'cnn'"),
         ({"vision": {"kind": "features", "widht": 4}}, "widht"),

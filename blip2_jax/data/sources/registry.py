@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from blip2_jax.data.dataclass_options import check_keys
 from blip2_jax.data.sources.base import Source
 
 # A source class is imported when first asked for: TFDS takes seconds to import.
@@ -42,13 +43,6 @@ def build_source(spec: Mapping[str, Any]) -> Source:
     module, _, name = SOURCES[kind].partition(":")
     source_class = getattr(importlib.import_module(module), name)
     parameters = inspect.signature(source_class).parameters
-    for key in arguments:
-        if key not in parameters:
-            raise ValueError(
-                f"source {kind!r} has no argument {key!r}; it takes "
-                f"{', '.join(parameters)}"
-            )
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in arguments:
-            raise ValueError(f"source {kind!r} needs the argument {key!r}")
+    required = [key for key, p in parameters.items() if p.default is p.empty]
+    check_keys(arguments, parameters, required, f"source {kind!r}")
     return source_class(**arguments)
