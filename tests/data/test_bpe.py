@@ -2,7 +2,7 @@
 
 from blip2_jax.cli.options import configuration
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.data.text.bpe import byte_level_bpe, save, texts
+from blip2_jax.data.text.bpe import save_tokenizer, train_byte_level_bpe, training_texts
 from blip2_jax.data.text.tokenizers import clean_caption, clean_question, load_tokenizer
 from tests.support.generated_data import captions as captions_of
 from tests.support.generated_data import tars_spec
@@ -10,10 +10,10 @@ from tests.support.generated_data import tars_spec
 
 def test_learned_from_tars(tmp_path):
     spec = tars_spec(tmp_path, count=6)
-    found = list(texts([spec]))
+    found = list(training_texts([spec]))
     assert found[0] == clean_caption(captions_of(0)[0])
     assert found[1] == f" {found[0]}" and len(found) == 24
-    save(byte_level_bpe(found, 300), tmp_path / "words")
+    save_tokenizer(train_byte_level_bpe(found, 300), tmp_path / "words")
     tokenizer = load_tokenizer(str(tmp_path / "words"), language_model=True)
     assert (tokenizer.family, tokenizer.bos_id, tokenizer.pad_id) == (
         "decoder_only",
@@ -39,7 +39,7 @@ def test_questions_of_a_configuration(tmp_path):
     )
     assert configuration(str(file)).data.train[0]["size"] == 4
     sources = configuration(f"{file}:8").data.train
-    found = list(texts(sources))
+    found = list(training_texts(sources))
     assert len(found) == 16
     record = build_source(sources[0]).record(0)
     asked, answer = record.questions[0].text, record.questions[0].answers[0]

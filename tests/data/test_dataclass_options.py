@@ -16,7 +16,9 @@ class Size:
 
 def test_from_plain_and_ml_collections_options():
     assert from_options(Size, {"width": 4}, "size") == Size(4, 2)
-    assert from_options(Size, ConfigDict({"width": 4, "depth": 1}), "size") == Size(4, 1)
+    assert from_options(Size, ConfigDict({"width": 4, "depth": 1}), "size") == Size(
+        4, 1
+    )
     assert replace_options(Size(4), {"depth": 3}, "size") == Size(4, 3)
 
 

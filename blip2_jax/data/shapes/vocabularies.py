@@ -1,19 +1,17 @@
-"""Tokenizers of the world, built as BERT's, OPT's and T5's are.
+"""Tokenizers of the shapes world, built like those of BERT, OPT and T5.
 
-Small WordPiece, byte-level BPE and unigram vocabularies that behave as the real
-ones: every word of the world is one token, every other text falls to pieces but is
-not lost, and marks stand where the real tokenizers put them. The directories are part
-of the package; this makes them again:
+The WordPiece, byte-level BPE and unigram vocabularies are small but behave like the
+real ones: every word of the world is one token, any other text is split into pieces
+without loss, and special tokens stand where the real tokenizers put them. The
+directories are part of the package; this command makes them again:
 
-    python -m blip2_jax.data.shapes.vocabularies
+    python -m blip2_jax.cli.train_vocabulary blip2_jax/data/shapes/tokenizers --shapes
 """
 
 from __future__ import annotations
 
 import pathlib
 import string
-import sys
-from typing import Any
 
 from tokenizers import (
     Tokenizer,
@@ -22,40 +20,41 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
-    trainers,
 )
 
 from blip2_jax.data.shapes.captions import WORDINGS
 from blip2_jax.data.shapes.world import COLORS, PLACES, SHAPES, SIZES
+from blip2_jax.data.text.bpe import save_tokenizer, train_byte_level_bpe
 
-DIRECTORY = pathlib.Path(__file__).parent / "tokenizers"
-_ASKING = "what how many is are there where color shape size thing things yes no"
-_CAPTIONING = "a an at the in and , ? . 0 1 2 3 4"
-_PROMPTING = "Question : Answer Short answer a photo of"
-_MARKS = string.punctuation + string.digits
-_BLANKS = 8  # marks of left-out text that T5 has
+_QUESTION_WORDS = (
+    "what how many is are there where color shape size thing things yes no"
+)
+_CAPTION_WORDS = "a an at the in and , ? . 0 1 2 3 4"
+_PROMPT_WORDS = "Question : Answer Short answer a photo of"
+_SYMBOLS = string.punctuation + string.digits
+_EXTRA_IDS = 8  # number of T5's sentinel tokens
 
 
 def words() -> list[str]:
-    """Every word and mark of the world's texts and prompts, in a fixed order."""
+    """List every word and symbol of the world's texts and prompts, in a fixed order."""
     phrases = [
         *SIZES,
         *COLORS,
         *SHAPES,
         *PLACES,
         *(w for ws in WORDINGS.values() for w in ws),
-        _ASKING,
-        _CAPTIONING,
-        _PROMPTING,
+        _QUESTION_WORDS,
+        _CAPTION_WORDS,
+        _PROMPT_WORDS,
     ]
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
 
 
 def bert() -> Tokenizer:
-    """Lower-case WordPiece with [CLS] and [SEP]."""
-    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [*string.ascii_lowercase, *_MARKS]
-    pieces = [*marks, *letters, *(f"##{letter}" for letter in letters)]
+    """Build a lower-case WordPiece tokenizer with [CLS] and [SEP]."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [*string.ascii_lowercase, *_SYMBOLS]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters)]
     pieces += [word for word in dict.fromkeys(w.lower() for w in words())]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -64,40 +63,24 @@ def bert() -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")],
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 
 def opt() -> Tokenizer:
-    """Byte-level BPE; `</s>` begins a text; the newline is one token."""
-    marks = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        special_tokens=marks,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=1,
-        show_progress=False,
-    )  # merges until each word, with and without a space before it, is one token
-    corpus = [form for word in words() for form in (word, f" {word}")]
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A",
-        pair="</s> $A </s> $B:1",
-        special_tokens=[("</s>", marks.index("</s>"))],
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    """Build a byte-level BPE that puts `</s>` before a text; newline is one token."""
+    # Every word, with and without a leading space, is merged into one token.
+    return train_byte_level_bpe(form for word in words() for form in (word, f" {word}"))
 
 
 def t5() -> Tokenizer:
-    """Unigram pieces with the space before them; `</s>` ends a text."""
+    """Build a unigram tokenizer that puts `</s>` after every text."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -2.0) for word in words()]
     known = {piece for piece, _ in pieces}
-    letters = [*string.ascii_letters, *_MARKS]
+    letters = [*string.ascii_letters, *_SYMBOLS]
     pieces += [(letter, -8.0) for letter in letters if letter not in known]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence(
@@ -108,42 +91,28 @@ def t5() -> Tokenizer:
         single="$A </s>", pair="$A </s> $B:1 </s>:1", special_tokens=[("</s>", 1)]
     )
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens([f"<extra_id_{number}>" for number in range(_BLANKS)])
+    tokenizer.add_special_tokens(
+        [f"<extra_id_{number}>" for number in range(_EXTRA_IDS)]
+    )
     return tokenizer
 
 
-_SPECIAL: dict[str, dict[str, str]] = {
-    "bert": {
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "mask_token": "[MASK]",
-    },
-    "opt": {
-        "bos_token": "</s>",
-        "eos_token": "</s>",
-        "unk_token": "</s>",
-        "pad_token": "<pad>",
-    },
-    "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+_BERT_SPECIAL_TOKENS = {
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
+_T5_SPECIAL_TOKENS = {
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
 }
 
 
-def save(directory: pathlib.Path) -> None:
-    """Write the three tokenizers as folders that transformers loads."""
-    from transformers import PreTrainedTokenizerFast
-
-    makers: dict[str, Any] = {"bert": bert, "opt": opt, "t5": t5}
-    for name, make in makers.items():
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=make(),
-            clean_up_tokenization_spaces=False,
-            model_max_length=512,
-            **_SPECIAL[name],
-        )
-        fast.save_pretrained(directory / name)
-
-
-if __name__ == "__main__":
-    save(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else DIRECTORY)
+def save_all(directory: pathlib.Path) -> None:
+    """Write the three tokenizers as directories that transformers loads."""
+    save_tokenizer(bert(), directory / "bert", _BERT_SPECIAL_TOKENS)
+    save_tokenizer(opt(), directory / "opt")
+    save_tokenizer(t5(), directory / "t5", _T5_SPECIAL_TOKENS)

@@ -1,31 +1,20 @@
-"""Learn a vocabulary as OPT's is (byte-level BPE) from the texts of a data set.
-
-    python -m blip2_jax.data.text.bpe OUT 'data/flickr8k/train-*.tar' --size 4096
-    python -m blip2_jax.data.text.bpe OUT --config configs/daquar_text.py --size 2048
-
-writes a tokenizer directory for `config.data.tokenizer.language_model`. A small
-language model that is pre-trained on captions, or on questions and answers (those of
-`config.data.train`), needs no more than their words.
-"""
+"""Byte-level BPE vocabularies, as OPT's, learned from the texts of data sources."""
 
 from __future__ import annotations
 
-import argparse
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from blip2_jax.cli.options import configuration
-from blip2_jax.data.data_config import data_config
 from blip2_jax.data.sources.base import BrokenSample
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text.prompts import QUESTION_PROMPT
 from blip2_jax.data.text.tokenizers import clean_caption, clean_question
 
 _MARKS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in OPT
-SPECIAL = {
+SPECIAL_TOKENS = {
     "bos_token": "</s>",
     "eos_token": "</s>",
     "unk_token": "</s>",
@@ -33,12 +22,12 @@ SPECIAL = {
 }
 
 
-def byte_level_bpe(corpus: Iterable[str], size: int = 30000) -> Tokenizer:
-    """Byte-level BPE; `</s>` begins a text; the newline is one token.
+def train_byte_level_bpe(corpus: Iterable[str], size: int = 30000) -> Tokenizer:
+    """Train a byte-level BPE tokenizer that puts `</s>` before every text.
 
     Args:
-      corpus: texts; pieces that occur once may be merged.
-      size: the most pieces there may be, the 256 bytes and 4 marks included.
+      corpus: texts; pairs that occur only once may be merged.
+      size: the largest vocabulary, the 256 bytes and 4 special tokens included.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,33 +39,41 @@ def byte_level_bpe(corpus: Iterable[str], size: int = 30000) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    begin = ("</s>", _MARKS.index("</s>"))
+    bos = ("</s>", _MARKS.index("</s>"))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="</s> $A", pair="</s> $A </s> $B:1", special_tokens=[begin]
+        single="</s> $A", pair="</s> $A </s> $B:1", special_tokens=[bos]
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def save(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
-    """Write a tokenizer as a directory that transformers loads."""
+def save_tokenizer(
+    tokenizer: Tokenizer,
+    directory: pathlib.Path,
+    special_tokens: Mapping[str, str] = SPECIAL_TOKENS,
+) -> None:
+    """Write a tokenizer as a directory that transformers loads.
+
+    Args:
+      special_tokens: arguments of `PreTrainedTokenizerFast`, e.g. "bos_token".
+    """
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=512,
-        **SPECIAL,
+        **special_tokens,
     ).save_pretrained(directory)
 
 
-def texts(specs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Cleaned captions, and questions with each answer as a model is asked them.
+def training_texts(specs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the cleaned captions and the prompted questions with each of their answers.
 
-    A record that cannot be read is left out.
+    Records that cannot be read are skipped.
 
     Args:
-      specs: of the sources.
+      specs: source specs (see `sources.registry`).
     """
     for source in map(build_source, specs):
         for index in range(len(source)):
@@ -84,29 +81,9 @@ def texts(specs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
                 record = source.record(index)
             except BrokenSample:
                 continue
-            # With and without the space that a prompt before it would need.
+            # Without and with the leading space that a caption behind a prompt has.
             for caption in map(clean_caption, record.captions):
                 yield from (caption, f" {caption}")
             for question in record.questions:
-                asked = QUESTION_PROMPT.format(clean_question(question.text))
-                yield from (f"{asked} {answer}" for answer in question.answers)
-
-
-def main() -> None:
-    """Parse and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=pathlib.Path, help="directory to write")
-    parser.add_argument("tars", nargs="*", help="paths or patterns")
-    parser.add_argument("--config", help="an experiment, in place of tars")
-    parser.add_argument("--size", type=int, default=4096, help="pieces at most")
-    arguments = parser.parse_args()
-    if bool(arguments.tars) == bool(arguments.config):
-        parser.error("name either tars or a --config")
-    sources: Sequence[Mapping[str, Any]] = [{"kind": "tars", "paths": arguments.tars}]
-    if arguments.config:
-        sources = data_config(configuration(arguments.config).data).train
-    save(byte_level_bpe(texts(sources), arguments.size), arguments.out)
-
-
-if __name__ == "__main__":
-    main()
+                prompt = QUESTION_PROMPT.format(clean_question(question.text))
+                yield from (f"{prompt} {answer}" for answer in question.answers)
