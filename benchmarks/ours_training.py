@@ -73,7 +73,7 @@ class Training(Stepper):
 
     def compare(self, negatives: Sequence[Sequence[int]] | None = None) -> float:
         """The loss of one step, with the peer's negatives (images, texts) replayed."""
-        from blip2_jax.losses.objectives import Negatives
+        from blip2_jax.losses.hard_negatives import Negatives
 
         replay = None
         if negatives:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from blip2_jax.losses import objectives
+from blip2_jax.losses import hard_negatives, objectives
 from blip2_jax.models.vision.contrastive_pair import ContrastModel
 from blip2_jax.nn.bind import bind
 from blip2_jax.nn.layers import INITIAL_STD
@@ -62,7 +62,7 @@ def contrast_loss(
     temperature = jnp.maximum(params["temperature"], MIN_TEMPERATURE)
     scores = similarity / temperature
     image_id = batch.get("image_id", jnp.arange(scores.shape[0]))
-    positives = objectives.same_image(image_id)
+    positives = hard_negatives.same_image(image_id)
     loss = objectives.itc_loss(scores, scores.T, positives, options.label_smoothing)
     best = jax.nn.one_hot(scores.argmax(axis=1), scores.shape[1], dtype=bool)
     accuracy = (best & positives).any(axis=1).mean(dtype=jnp.float32)

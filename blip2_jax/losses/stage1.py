@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from blip2_jax.losses import objectives
-from blip2_jax.losses.objectives import Negatives
+from blip2_jax.losses import hard_negatives, objectives
+from blip2_jax.losses.hard_negatives import Negatives
+from blip2_jax.losses.similarity import max_query_similarity
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer.qformer import ImageKeyValues, QueryCache
 from blip2_jax.nn.bind import bind
@@ -124,7 +125,7 @@ def stage1_loss(
             jax.tree.map(lambda x: x[::every], own),
             other,
             *_paired_images(model, params, encoded, negatives, options),
-            objectives.has_negative(itc.positives)[::every],
+            hard_negatives.has_negative(itc.positives)[::every],
             keys[1],
             options,
         )
@@ -192,12 +193,12 @@ def contrast(
 ) -> Contrast:
     """Image-text contrast over the global batch."""
     constant = (lambda x: x) if options.full_itc_gradient else jax.lax.stop_gradient
-    image_to_text = objectives.similarities(queries, constant(texts)) / temperature
-    text_to_image = objectives.similarities(constant(queries), texts).T / temperature
+    image_to_text = max_query_similarity(queries, constant(texts)) / temperature
+    text_to_image = max_query_similarity(constant(queries), texts).T / temperature
     image_id = batch.get("image_id")
     if image_id is None:
         image_id = jnp.arange(texts.shape[0])
-    positives = objectives.same_image(image_id)
+    positives = hard_negatives.same_image(image_id)
     loss = objectives.itc_loss(
         image_to_text, text_to_image, positives, options.label_smoothing
     )
@@ -209,7 +210,7 @@ def draw_negatives(
     key: PRNGKeyArray, itc: Contrast, options: Stage1Options
 ) -> Negatives:
     """Hard negatives of the global batch."""
-    return objectives.sample_hard_negatives(
+    return hard_negatives.sample_hard_negatives(
         key,
         itc.image_to_text * options.negative_hardness,
         itc.text_to_image * options.negative_hardness,

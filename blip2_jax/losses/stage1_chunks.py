@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from blip2_jax.losses import chunks, objectives, stage1
-from blip2_jax.losses.objectives import Negatives
+from blip2_jax.losses import chunks, hard_negatives, stage1
+from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.losses.stage1 import Stage1Options, Texts
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.nn.bind import bind
@@ -100,7 +100,7 @@ def stage1_in_chunks(
             negatives = stage1.draw_negatives(negatives_key, itc, options)
 
         own = Texts(batch["text_ids"], batch["text_mask"])
-        valid = objectives.has_negative(itc.positives)
+        valid = hard_negatives.has_negative(itc.positives)
         parts = (
             by_queries,
             by_texts,

@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from blip2_jax.losses.objectives import Negatives
+from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.parallel import hosts
 from blip2_jax.training.metrics_log import drop_after
 

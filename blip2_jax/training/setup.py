@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
-from blip2_jax.losses.objectives import Negatives
+from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.nn.trees import Partition, Tree
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import frozen, initial_params, replay

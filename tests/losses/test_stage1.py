@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from blip2_jax.convert.tables import name_table
-from blip2_jax.losses import objectives
-from blip2_jax.losses.objectives import Negatives
+from blip2_jax.losses import hard_negatives
+from blip2_jax.losses.hard_negatives import Negatives
+from blip2_jax.losses.similarity import max_query_similarity
 from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
 from blip2_jax.nn import trees
 from tests.support.golden_stage1 import (
@@ -112,8 +113,8 @@ def intermediates(params, batch, negatives, decoder_ids):
     text = apply("text_pass", ids, mask)
     queries = apply("project_queries", hidden)
     texts = apply("project_text", text[:, 0])
-    similarity = objectives.similarities(queries, texts) / params["temperature"]
-    positives = objectives.same_image(batch["image_id"])
+    similarity = max_query_similarity(queries, texts) / params["temperature"]
+    positives = hard_negatives.same_image(batch["image_id"])
 
     join = lambda a, b, c: jnp.concatenate([a, b, c])
     itm_image = jax.tree.map(lambda x: join(x, x[negatives.image], x), image)
@@ -127,8 +128,8 @@ def intermediates(params, batch, negatives, decoder_ids):
         "text_feats": texts,
         "sim_i2t": similarity,
         "sim_t2i": similarity.T,
-        "weights_i2t": objectives.negative_weights(similarity, positives),
-        "weights_t2i": objectives.negative_weights(similarity.T, positives),
+        "weights_i2t": hard_negatives.negative_weights(similarity, positives),
+        "weights_t2i": hard_negatives.negative_weights(similarity.T, positives),
         "itm_hidden": multimodal,
         "itm_logits": apply("itm_logits", multimodal[:, : hidden.shape[1]]),
         "lm_hidden": lm_hidden,

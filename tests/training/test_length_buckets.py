@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.data.pipeline import training_batches
-from blip2_jax.losses.objectives import Negatives
+from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.models.blip2_stage1 import INITIAL_TEMPERATURE
 from blip2_jax.nn.trees import split
 from blip2_jax.parallel import sharding
