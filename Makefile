@@ -34,8 +34,9 @@ test: $(STAMP) lint types  ## lint, types and the fast tests (under 20 minutes o
 test-slow: $(STAMP)  ## the longer tests (about half an hour on 2 cores)
 	$(PYTEST) --dist load -m slow tests
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## ruff: style, docstrings, format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
