@@ -70,7 +70,7 @@ def train_missing(options: argparse.Namespace, pairs: list[tuple[int, str]]) -> 
         ]
         name = f"{precision}, seed {seed}"
         todo.append(jobs.Job(name, command, directory / "log.txt"))
-    if failed := jobs.run_jobs(todo, places=jobs.cores()):
+    if failed := jobs.run_jobs(todo, cores=jobs.available_cores()):
         sys.exit(f"failed: {'; '.join(failed)}")
 
 

@@ -1,1 +1,1 @@
-"""Experiments: one file per training run, loaded by `--config`."""
+"""Experiments, one file each: `--config NAME` loads `configs/NAME.py`."""

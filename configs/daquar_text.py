@@ -1,10 +1,9 @@
-"""python launch/train.py --config configs/daquar_text.py --workdir runs/daquar_opt
+"""blip2-jax train --config daquar_text --workdir runs/daquar_opt
 
 A small OPT that learns DAQUAR's questions and answers as text alone, several of one
 photo one after the other, so that it learns to go by what stands before. It is the
 frozen language model of `daquar_vqa.py`. Its vocabulary comes from the same texts,
-by `python -m blip2_jax.cli.train_vocabulary`. Paths as there, of which it needs `data`
-and `words`.
+by `blip2-jax train_vocabulary`. Paths as there, of which it needs `data` and `words`.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/daquar_vqa.py --workdir runs/daquar_vqa
+"""blip2-jax train --config daquar_vqa --workdir runs/daquar_vqa
 
 Questions about real photos, DAQUAR (Malinowski and Fritz 2014), with nothing
 pre-trained but the image encoder, an ImageNet MobileNetV2 whose features (49 x 1280 a
@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
 from blip2_jax.configs.flickr8k_opt_text import small_opt
 from blip2_jax.configs.flickr8k_stage2 import small_stage2
 
@@ -90,4 +90,4 @@ def questions(
 
 def read_paths(paths: str) -> dict[str, str]:
     """`PATHS` with those that the command line names."""
-    return recipes.read_paths(paths, PATHS)
+    return common.parse_paths(paths, PATHS)

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/flickr8k_itc.py --workdir runs/f8k_itc
+"""blip2-jax train --config flickr8k_itc --workdir runs/f8k_itc
 
 The contrast alone, from scratch: where `flickr8k_stage1.py` begins. With random
 queries and words ITM and ITG learn little and cost two thirds of a step; on 6,000

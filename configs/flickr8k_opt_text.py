@@ -1,11 +1,10 @@
-"""python launch/train.py --config configs/flickr8k_opt_text.py --workdir runs/f8k_opt
+"""blip2-jax train --config flickr8k_opt_text --workdir runs/f8k_opt
 
 A small OPT that learns the language of captions: the training captions of Flickr8k
 as text alone, half of them behind another caption of the same photo, so that it learns
 to go by what stands before. It is the frozen language model of `flickr8k_stage2.py`.
-Its vocabulary comes from the same captions, by
-`python -m blip2_jax.cli.train_vocabulary`. Paths as in `flickr8k_stage1.py`, of which
-it needs `data` and `words`.
+Its vocabulary comes from the same captions, by `blip2-jax train_vocabulary`. Paths
+as in `flickr8k_stage1.py`, of which it needs `data` and `words`.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/flickr8k_stage1.py --workdir runs/f8k_stage1
+"""blip2-jax train --config flickr8k_stage1 --workdir runs/f8k_stage1
 
 Stage 1 on the 6,000 training photos of Flickr8k, each with five captions, with nothing
 pre-trained but the image encoder: all three objectives, after `flickr8k_itc.py` has
@@ -14,7 +14,7 @@ Paths are given behind the file's name, "NAME=PATH" joined by commas:
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
 from blip2_jax.training.train_config import default_config
 
 PHOTOS = 5999
@@ -106,4 +106,4 @@ def photos(path: dict[str, str], split: str) -> dict[str, object]:
 
 def read_paths(paths: str) -> dict[str, str]:
     """`PATHS` with those that the command line names."""
-    return recipes.read_paths(paths, PATHS)
+    return common.parse_paths(paths, PATHS)

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/flickr8k_stage2.py --workdir runs/f8k_stage2
+"""blip2-jax train --config flickr8k_stage2 --workdir runs/f8k_stage2
 
 Stage 2 on Flickr8k: the Q-Former of `flickr8k_stage1.py` in front of the frozen OPT
 of `flickr8k_opt_text.py`. Paths as there, with the two runs as well:

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/qformer_real_size.py:DATA --workdir runs/real
+"""blip2-jax train --config qformer_real_size:DATA --workdir runs/real
 
 20 steps of stage 1 with the Q-Former in its real size (12 blocks of 768, 32 queries,
 BERT's 30,522 words and [DEC]) from scratch, on 224-pixel photos decoded from tars,

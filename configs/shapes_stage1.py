@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_stage1.py --workdir runs/shapes_stage1
+"""blip2-jax train --config shapes_stage1 --workdir runs/shapes_stage1
 
 Stage 1 on the shapes world: the Q-Former learns to contrast, match and caption behind
 the frozen image encoder that ships with the package. Part of `make demo`.

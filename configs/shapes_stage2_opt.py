@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_stage2_opt.py --workdir runs/shapes_2
+"""blip2-jax train --config shapes_stage2_opt --workdir runs/shapes_2
 
 Stage 2 on the shapes world, captions and questions mixed, in front of the frozen OPT
 that ships with the package. It continues a stage-1 run, by default

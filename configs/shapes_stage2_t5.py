@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_stage2_t5.py --workdir runs/shapes_t5
+"""blip2-jax train --config shapes_stage2_t5 --workdir runs/shapes_t5
 
 As `shapes_stage2_opt.py`, in front of the frozen T5: an encoder-decoder that learns to
 caption and to answer questions. Captions are not split into a prompt and a rest: whole

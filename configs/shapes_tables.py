@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_tables.py:RUN --workdir runs/small/RUN
+"""blip2-jax train --config shapes_tables:RUN --workdir runs/small/RUN
 
 One training of the paper's tables in small, on the shapes world; `launch/tables.py`
 runs them all. RUN is a key of `RUNS` below: stage 1 behind a small and a large image

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_tower_image.py --workdir runs/image
+"""blip2-jax train --config shapes_tower_image --workdir runs/image
 
 The frozen image encoder of the shapes world: pictures against their captions' words,
 without any label. Half of a batch shows one thing only, where nothing but its
@@ -11,7 +11,7 @@ is the encoder of a quarter of the size, in half of the steps.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
 from blip2_jax.training.train_config import default_config
 
 SCENES = 800_000  # hardly one is seen twice
@@ -22,7 +22,7 @@ STEPS = {"": 10_000, "small": 5000}
 
 def get_config(size: str = "") -> ConfigDict:
     """The run's configuration; `size` is "" or "small"."""
-    (size,) = recipes.parse_variant(size, tuple(STEPS))
+    (size,) = common.parse_variant(size, tuple(STEPS))
     config = default_config("contrast").unlock()
     config.batch_size = 64
     config.steps = STEPS[size]

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_tower_opt.py --workdir runs/tower_opt
+"""blip2-jax train --config shapes_tower_opt --workdir runs/tower_opt
 
 The frozen decoder-only language model of the shapes world, from its texts alone. It
 reads documents: the description of a scene, then captions, questions and answers that
@@ -12,7 +12,7 @@ from what the first left (`init.from_weights`), with seed 1 and a rate of 3e-3.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
 from blip2_jax.training.train_config import default_config
 
 SCENES = 200_000
@@ -23,7 +23,7 @@ STEPS = {"": 3000, "small": 6000}
 
 def get_config(size: str = "", family: str = "opt") -> ConfigDict:
     """The run's configuration; `size` is "" or "small", `family` "opt" or "t5"."""
-    (size,) = recipes.parse_variant(size, tuple(STEPS))
+    (size,) = common.parse_variant(size, tuple(STEPS))
     config = default_config("language_model").unlock()
     config.batch_size = 32
     config.steps = STEPS[size]

@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_tower_t5.py --workdir runs/tower_t5
+"""blip2-jax train --config shapes_tower_t5 --workdir runs/tower_t5
 
 As `shapes_tower_opt.py`, an encoder-decoder: the encoder reads a description, then
 questions and first words of captions with a blank behind each; the decoder fills the

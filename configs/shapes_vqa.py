@@ -1,4 +1,4 @@
-"""python launch/train.py --config configs/shapes_vqa.py:RUN --workdir runs/shapes_vqa
+"""blip2-jax train --config shapes_vqa:RUN --workdir runs/shapes_vqa
 
 A question fine-tune on the shapes world, from the stage-2 run RUN (by default
 `runs/shapes_stage2_opt`) that carries the text branch of stage 1: the Q-Former reads

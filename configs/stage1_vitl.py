@@ -1,16 +1,55 @@
-"""python launch/train.py --config configs/stage1_vitl.py --workdir runs/stage1_vitl
+"""blip2-jax train --config stage1_vitl --workdir runs/stage1_vitl
 
-Stage 1 of the paper in front of CLIP ViT-L/14: 2320 pairs a step. The Q-Former's blocks
-begin as BERT-base's; `--config.init.from_weights='()'` begins from nothing.
-`stage1_vitl.py:original` has the numbers of the authors' code in place of the paper's.
+Stage 1 of the paper with CLIP ViT-L/14: 2320 pairs a step (section 3.4). The blocks of
+the Q-Former start from BERT-base; `--config.init.from_weights='()'` trains them from
+scratch. The argument `original`, as in `stage1_vitl:original`, selects the numbers of
+the authors' code.
 """
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
+from blip2_jax.training.train_config import default_config
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    """The run's configuration."""
-    (variant,) = recipes.parse_variant(variant, recipes.VARIANTS)
-    return recipes.stage1("vitl", variant).lock()
+    """Build the configuration; `variant` is "paper" or "original"."""
+    (variant,) = common.parse_variant(variant, common.VARIANTS)
+    config = default_config("stage1").unlock()
+    config.steps = 250_000
+    config.batch_size = 2320
+
+    config.model.preset = "pretrain_vitL"
+    config.frozen_sources.vision = common.CLIP_VIT_L
+    config.init.from_weights = (common.BERT,)
+    config.data.tokenizer.qformer = common.BERT
+
+    # 129 million images. Length buckets would not help: a batch of so many captions
+    # nearly always contains one of the full length.
+    config.data.train = (
+        common.COCO_TRAIN,
+        common.VISUAL_GENOME,
+        common.tars("cc3m"),
+        common.tars("cc12m"),
+        common.tars("sbu"),
+        common.tars("laion115m"),
+    )
+    config.data.image.size = 224
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.final_learning_rate = 1e-5  # the authors' code; not in the paper
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+
+    config.evaluation.every = 5000
+    config.evaluation.sources = (common.COCO_VALIDATION,)
+    config.evaluation.max_examples = 1000
+    config.compilation_cache = "runs/compiled"
+
+    if variant == "original":
+        common.use_original_numbers(config, batch_size=100 * 16)
+        config.optimizer.warmup_steps = 5000
+        config.objective = ConfigDict({"num_shards": 16})  # mean of ITG on each GPU
+    return config.lock()

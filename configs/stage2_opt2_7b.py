@@ -1,19 +1,62 @@
-"""python launch/train.py --config configs/stage2_opt2_7b.py --workdir runs/opt2_7b
+"""blip2-jax train --config stage2_opt2_7b --workdir runs/opt2_7b
 
-Stage 2 of the paper: queries in front of OPT-2.7B, 1920 captions a step, from the
-stage-1 run that `--config.init.from_run` names. Behind the file's name, `vitl` is CLIP
-ViT-L/14 in place of ViT-g, and `original` has the numbers of the authors' code in place
-of the paper's: `stage2_opt2_7b.py:vitl,original`.
+Stage 2 of the paper with OPT-2.7B: 1920 captions a step (section 3.4), from the stage-1
+run that `--config.init.from_run` names. The argument selects the image encoder, `vitg`
+or `vitl` (CLIP ViT-L/14), and the numbers, the paper's or those of the authors' code:
+`stage2_opt2_7b:vitl,original`.
 """
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
+from blip2_jax.models import presets
+from blip2_jax.training.train_config import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The run's configuration."""
-    vision, variant = recipes.parse_variant(
-        variant, tuple(recipes.VISION), recipes.VARIANTS
+    """Build the configuration; `variant` is e.g. "vitl,original"."""
+    vision, variant = common.parse_variant(variant, ("vitg", "vitl"), common.VARIANTS)
+    config = default_config("stage2").unlock()
+    config.steps = 80_000
+    config.batch_size = 1920
+
+    config.model.preset = "pretrain_opt2.7b"
+    config.init.from_run = "runs/stage1_vitg"
+    config.frozen_sources.vision = common.EVA_VIT_G
+    config.frozen_sources.language_model = common.LANGUAGE_MODELS["opt2.7b"]
+    config.data.tokenizer.qformer = common.BERT
+    config.data.tokenizer.language_model = common.LANGUAGE_MODELS["opt2.7b"]
+
+    # 129 million images. Length buckets would not help: a batch of so many captions
+    # nearly always contains one of the full length.
+    config.data.train = (
+        common.COCO_TRAIN,
+        common.VISUAL_GENOME,
+        common.tars("cc3m"),
+        common.tars("cc12m"),
+        common.tars("sbu"),
+        common.tars("laion115m"),
     )
-    return recipes.stage2("opt2.7b", vision, variant).lock()
+    config.data.image.size = 224
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.final_learning_rate = 5e-5
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+
+    config.evaluation.every = 5000
+    config.evaluation.sources = (common.COCO_VALIDATION,)
+    config.evaluation.max_examples = 1000
+    config.compilation_cache = "runs/compiled"
+
+    if vision == "vitl":
+        common.set_vision(config, presets.CLIP_VIT_L)
+        config.frozen_sources.vision = common.CLIP_VIT_L
+        config.init.from_run = "runs/stage1_vitl"
+    if variant == "original":
+        common.use_original_numbers(config, batch_size=64 * 16)
+        config.data.prefix_split = "none"
+        config.objective = ConfigDict({"frozen_dropout": True, "num_shards": 16})
+    return config.lock()

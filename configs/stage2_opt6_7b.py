@@ -1,17 +1,57 @@
-"""python launch/train.py --config configs/stage2_opt6_7b.py --workdir runs/opt6_7b
+"""blip2-jax train --config stage2_opt6_7b --workdir runs/opt6_7b
 
-Stage 2 of the paper: queries in front of OPT-6.7B, 1920 captions a step, from the
-stage-1 run that `--config.init.from_run` names. Its language model is divided over
-devices by `--config.mesh.fsdp=8`, say. `stage2_opt6_7b.py:original` has the numbers of
-the authors' code in place of the paper's.
+Stage 2 of the paper with OPT-6.7B: 1920 captions a step (section 3.4), from the stage-1
+run that `--config.init.from_run` names. `--config.mesh.fsdp=8`, for example, divides
+the language model over devices. The argument `original`, as in
+`stage2_opt6_7b:original`, selects the numbers of the authors' code.
 """
 
 from ml_collections import ConfigDict
 
-from blip2_jax.configs import recipes
+from blip2_jax.configs import common
+from blip2_jax.training.train_config import default_config
 
 
-def get_config(variant: str = "") -> ConfigDict:
-    """The run's configuration."""
-    (variant,) = recipes.parse_variant(variant, recipes.VARIANTS)
-    return recipes.stage2("opt6.7b", variant=variant).lock()
+def get_config(variant: str = "paper") -> ConfigDict:
+    """Build the configuration; `variant` is "paper" or "original"."""
+    (variant,) = common.parse_variant(variant, common.VARIANTS)
+    config = default_config("stage2").unlock()
+    config.steps = 80_000
+    config.batch_size = 1920
+
+    config.model.preset = "pretrain_opt6.7b"
+    config.init.from_run = "runs/stage1_vitg"
+    config.frozen_sources.vision = common.EVA_VIT_G
+    config.frozen_sources.language_model = common.LANGUAGE_MODELS["opt6.7b"]
+    config.data.tokenizer.qformer = common.BERT
+    config.data.tokenizer.language_model = common.LANGUAGE_MODELS["opt6.7b"]
+
+    # 129 million images. Length buckets would not help: a batch of so many captions
+    # nearly always contains one of the full length.
+    config.data.train = (
+        common.COCO_TRAIN,
+        common.VISUAL_GENOME,
+        common.tars("cc3m"),
+        common.tars("cc12m"),
+        common.tars("sbu"),
+        common.tars("laion115m"),
+    )
+    config.data.image.size = 224
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.final_learning_rate = 5e-5
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+
+    config.evaluation.every = 5000
+    config.evaluation.sources = (common.COCO_VALIDATION,)
+    config.evaluation.max_examples = 1000
+    config.compilation_cache = "runs/compiled"
+
+    if variant == "original":
+        common.use_original_numbers(config, batch_size=64 * 16)
+        config.data.prefix_split = "none"
+        config.objective = ConfigDict({"frozen_dropout": True, "num_shards": 16})
+    return config.lock()

@@ -1,13 +1,11 @@
-"""Run `blip2_jax.cli.demo` from a checkout; its options are described there."""
+"""Run `blip2_jax.cli.demo` from a checkout; `--help` describes its options."""
 
 import pathlib
 import sys
-
-from absl import app
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from blip2_jax.cli.demo import main
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Run `blip2_jax.cli.generate` from a checkout; its options are described there."""
+"""Run `blip2_jax.cli.caption` from a checkout; `--help` describes its options."""
 
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from blip2_jax.cli.generate import main
+from blip2_jax.cli.caption import main
 
 if __name__ == "__main__":
     sys.exit(main())

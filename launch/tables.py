@@ -1,4 +1,4 @@
-"""Run `blip2_jax.cli.tables` from a checkout; its options are described there."""
+"""Run `blip2_jax.cli.tables` from a checkout; `--help` describes its options."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Run `blip2_jax.cli.train` from a checkout; its options are described there."""
+"""Run `blip2_jax.cli.train` from a checkout; `--help` describes its options."""
 
 import pathlib
 import sys
@@ -8,4 +8,4 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from blip2_jax.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands: `blip2-jax NAME` and `python launch/NAME.py` run one module each."""

@@ -1,14 +1,16 @@
-"""Convert weights: to this package's folder, to Hugging Face's, to a LAVIS file.
+"""Convert weights between this package, Hugging Face and LAVIS.
 
-    python launch/convert.py --source blip2-opt-2.7b --to blip2_jax --output weights/opt
-    python launch/convert.py --source blip2_pretrained.pth --vision eva_vit_g.pth \\
+    blip2-jax convert --source blip2-opt-2.7b --to blip2_jax --output weights/opt
+    blip2-jax convert --source blip2_pretrained.pth --vision eva_vit_g.pth \\
         --qformer_tokenizer bert-base-uncased --to blip2_jax --output weights/stage1
-    python launch/convert.py --source runs/stage2 --to huggingface --output exported
-    python launch/convert.py --source runs/stage1 --to lavis --output stage1.pth
+    blip2-jax convert --source runs/stage2 --to huggingface --output exported
+    blip2-jax convert --source runs/stage1 --to lavis --output stage1.pth
 
-The source is a run's directory, a folder that this command wrote, a Hugging Face
-BLIP-2 folder or a LAVIS file; what it is shows itself. LAVIS's files leave frozen
-towers out: `--vision` (EVA-CLIP, CLIP) and `--language_model` (OPT, T5) name them.
+The source is the directory of a run, a folder that this command wrote, a Hugging Face
+BLIP-2 folder or a LAVIS file; its kind is detected. LAVIS files do not contain the
+frozen towers: name those by `--vision` (EVA-CLIP, CLIP) and `--language_model` (OPT,
+T5).
+
 An image encoder, a language model or a BERT alone needs no conversion: configurations
 name them as they are (docs/conversion.md).
 """
@@ -21,54 +23,71 @@ import sys
 import time
 from collections.abc import Sequence
 
-from blip2_jax.cli.options import add_model_options, given_beside, print_lines
+from blip2_jax.cli.options import (
+    CommandParser,
+    add_model_options,
+    extra_weights,
+    run_command,
+)
 
 FORMATS = ("blip2_jax", "huggingface", "lavis")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and convert."""
-    return print_lines(run, parser().parse_args(argv))
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("convert", __doc__)
+    parser.add_argument(
+        "--source", required=True, type=pathlib.Path, metavar="PATH", help="the weights"
     )
-    made.add_argument("--source", required=True, type=pathlib.Path)
-    made.add_argument("--to", required=True, choices=FORMATS)
-    made.add_argument("--output", required=True, type=pathlib.Path)
-    made.add_argument("--dtype", choices=DTYPES, help="of all arrays; default: as is")
-    add_model_options(made)
-    made.add_argument(
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=pathlib.Path,
+        metavar="PATH",
+        help="folder to write, or file for LAVIS",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of all arrays; default: unchanged"
+    )
+    add_model_options(parser)
+    parser.add_argument(
         "--complete",
         action="store_true",
-        help="a LAVIS file with its frozen towers, which LAVIS leaves out",
+        help="write the frozen towers to a LAVIS file too",
     )
-    return made
+    return parser
 
 
-def run(arguments: argparse.Namespace) -> list[str]:
-    """Convert; returns what to tell."""
+def run(arguments: argparse.Namespace) -> int:
+    """Convert and print a summary; returns the exit code."""
     from blip2_jax.convert.huggingface_folder import write_huggingface
     from blip2_jax.convert.lavis_file import write_lavis
     from blip2_jax.convert.native_folder import write_folder
     from blip2_jax.training.open_model import ExtraWeights, open_model
 
-    beside = ExtraWeights(**given_beside(arguments))
     start, output = time.perf_counter(), arguments.output
-    model = open_model(arguments.source, beside, arguments.which)
-    told = [f"{arguments.source}: {model.summary()}"]
+    extra = ExtraWeights(**extra_weights(arguments))
+    model = open_model(arguments.source, extra, arguments.which)
+    print(f"{arguments.source}: {model.summary()}", flush=True)
+    notes: Sequence[str] = ()
     if arguments.to == "blip2_jax":
         write_folder(model, output, arguments.dtype)
     elif arguments.to == "huggingface":
-        told += write_huggingface(model, output, arguments.dtype)
+        notes = write_huggingface(model, output, arguments.dtype)
     else:
-        told += write_lavis(model, output, arguments.dtype, arguments.complete)
+        notes = write_lavis(model, output, arguments.dtype, arguments.complete)
+    for note in notes:
+        print(note)
     seconds = time.perf_counter() - start
-    return [*told, f"wrote {output} ({arguments.to}) in {seconds:.0f} s"]
+    print(f"wrote {output} ({arguments.to}) in {seconds:.0f} s")
+    return 0
 
 
 if __name__ == "__main__":

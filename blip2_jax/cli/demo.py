@@ -1,13 +1,16 @@
-"""The whole recipe on a small world: `python launch/demo.py --workdir runs/demo`.
+"""Train both stages on a small generated world, evaluate them and write a report.
 
-Trains stage 1, then stage 2 in front of an OPT and of a T5 (side by side on a CPU of
-several cores), examines all three on scenes whose combinations of attributes occur in
-no training data, prints one table and writes `report.html` and `results.json` beside
-the runs. A run that is there already is continued, or used as it is.
+    blip2-jax demo --workdir runs/demo
+
+Trains stage 1, then stage 2 with an OPT and with a T5 (at the same time on a CPU of
+several cores), and evaluates all three on scenes whose combinations of attributes occur
+in no training data. Prints one table and writes `report.html` and `results.json` to the
+directory. Runs that the directory holds are continued, or used if they are complete.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
@@ -17,139 +20,177 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from blip2_jax.cli import jobs
+from blip2_jax.cli.options import CommandParser, run_command
 
 LANGUAGE_MODELS = ("opt", "t5")
 STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
-
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Where runs and report go.")
-PRECISION = flags.DEFINE_enum(
-    "precision", "float32", ("bfloat16", "float32"), "Of matmul inputs in training."
-)
-SEED = flags.DEFINE_integer("seed", 0, "Of initial values, order and negatives.")
-STEPS = flags.DEFINE_float("steps", 1.0, "Multiplies steps and warm-ups.")
-SCENES = flags.DEFINE_integer("scenes", 100, "Held-out scenes of the exam.")
-ONLY = flags.DEFINE_enum("only", None, ("stage1", *STAGE2), "Train this alone.")
-
-EXAM_START = 10_000  # the scenes before it were looked at while recipes were made
+EXAM_START = 10_000  # the recipes were developed on earlier scenes
 
 
-def main(argv: list[str]) -> None:
-    """Train, examine, report; what the user can mend becomes one sentence."""
-    from blip2_jax.training.train_config import ConfigError
-
-    logging.set_verbosity(logging.ERROR)
-    directory = pathlib.Path(WORKDIR.value).absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if ONLY.value:
-            train_one(directory, ONLY.value)
-        else:
-            run(directory)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
 
 
-def run(directory: pathlib.Path) -> None:
-    """The whole recipe."""
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("demo", __doc__)
+    add = parser.add_argument
+    add(
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/demo"),
+        metavar="DIR",
+        help="directory of runs and report (runs/demo)",
+    )
+    add(
+        "--precision",
+        default="float32",
+        choices=("bfloat16", "float32"),
+        help="dtype of matmul inputs in training (float32)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of initial values, order of the data and negatives (0)",
+    )
+    add(
+        "--steps",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="factor of steps and warm-up steps (1.0)",
+    )
+    add(
+        "--scenes",
+        type=int,
+        default=100,
+        metavar="N",
+        help="number of scenes in the evaluation (100)",
+    )
+    add("--only", choices=("stage1", *STAGE2), help="train only this run")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, evaluate and report; returns the exit code."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # orbax logs every file
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    if arguments.only:
+        return train_one(arguments, arguments.only)
     begin = time.monotonic()
-    seconds = train_all(directory)
+    code, seconds = train_all(arguments)
+    if code:
+        return code
     start = time.monotonic()
-    exam, results = examine(directory)
+    exam, results = evaluate_all(arguments)
     seconds["evaluation"] = time.monotonic() - start
     seconds["all"] = time.monotonic() - begin
-    write(directory, exam, results, seconds)
+    write_results(arguments, exam, results, seconds)
+    return 0
 
 
-def train_all(directory: pathlib.Path) -> dict[str, float]:
-    """Stage 1, then both stages 2; returns how long each stage took, in seconds."""
+def train_all(arguments: argparse.Namespace) -> tuple[int, dict[str, float]]:
+    """Train stage 1, then both runs of stage 2.
+
+    Returns:
+      The exit code, and the time of each stage in seconds.
+    """
     seconds = {}
     for stage, names in (("stage1", ("stage1",)), ("stage2", STAGE2)):
         start = time.monotonic()
-        if len(names) > 1 and on_cores():
-            train_side_by_side(directory, names)
+        if len(names) > 1 and has_several_cores():
+            code = train_in_parallel(arguments, names)
         else:
-            for name in names:
-                train_one(directory, name)
+            codes = (train_one(arguments, name) for name in names)
+            code = next(filter(None, codes), 0)
         seconds[stage] = time.monotonic() - start
-    return seconds
+        if code:
+            return code, seconds
+    return 0, seconds
 
 
-def train_one(directory: pathlib.Path, name: str) -> None:
-    """One run in this process.
-
-    Raises:
-      SystemExit: it was asked to stop.
-    """
+def train_one(arguments: argparse.Namespace, name: str) -> int:
+    """Train one run in this process; returns the exit code."""
     from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.training.loop import train
 
-    config = planned(directory, name)
+    config = run_config(arguments, name)
     print(f"\n{name}: {config.steps} steps of {config.batch_size}", flush=True)
-    if code := train(config, directory / name, make_evaluator):
-        sys.exit(code)
+    return train(config, arguments.workdir / name, make_evaluator)
 
 
-def planned(directory: pathlib.Path, name: str) -> ConfigDict:
-    """The configuration of a run."""
+def run_config(arguments: argparse.Namespace, name: str) -> ConfigDict:
+    """Return the configuration of a run."""
     from blip2_jax.configs import shapes_stage1, shapes_stage2_opt, shapes_stage2_t5
 
-    stage1 = str(directory / "stage1")
+    stage1 = str((arguments.workdir / "stage1").absolute())
     config = {
         "stage1": shapes_stage1.get_config,
         "stage2_opt": lambda: shapes_stage2_opt.get_config(stage1),
         "stage2_t5": lambda: shapes_stage2_t5.get_config(stage1),
     }[name]()
     with config.unlocked():
-        config.precision, config.seed = PRECISION.value, SEED.value
-        config.steps = max(2, round(config.steps * STEPS.value))
-        warmup = round(config.optimizer.warmup_steps * STEPS.value)
-        config.optimizer.warmup_steps = min(warmup, config.steps - 1)
+        config.precision, config.seed = arguments.precision, arguments.seed
+        config.steps = max(2, round(config.steps * arguments.steps))
+        warmup_steps = round(config.optimizer.warmup_steps * arguments.steps)
+        config.optimizer.warmup_steps = min(warmup_steps, config.steps - 1)
     return config
 
 
-def on_cores() -> bool:
-    """Whether runs can have a core each: small steps gain little by a second one."""
+def has_several_cores() -> bool:
+    """Return whether runs can have a CPU core each.
+
+    Two runs on one core each finish earlier than one after the other on two cores:
+    their steps are too small to use a second core.
+    """
     import jax
 
-    return jax.default_backend() == "cpu" and len(jobs.cores()) > 1
+    return jax.default_backend() == "cpu" and len(jobs.available_cores()) > 1
 
 
-def train_side_by_side(directory: pathlib.Path, names: Sequence[str]) -> None:
-    """Runs in processes of their own, one a core.
-
-    Raises:
-      SystemExit: one failed; it has said why.
-    """
-    command = [
-        sys.executable,
-        "-m",
+def train_in_parallel(arguments: argparse.Namespace, names: Sequence[str]) -> int:
+    """Train runs in processes of their own, one on each core; returns the exit code."""
+    command = jobs.python_command(
         "blip2_jax.cli.demo",
-        f"--workdir={directory}",
-        f"--seed={SEED.value}",
-        f"--precision={PRECISION.value}",
-        f"--steps={STEPS.value}",
-    ]
-    todo = [
-        jobs.Job(name, [*command, f"--only={name}"], directory / f"{name}.log")
-        for name in names
-    ]
-    say = functools.partial(print, flush=True)
-    if jobs.run_jobs(todo, places=jobs.cores(), tell=say, echo=True):
-        sys.exit(1)
+        f"--workdir={arguments.workdir}",
+        f"--seed={arguments.seed}",
+        f"--precision={arguments.precision}",
+        f"--steps={arguments.steps}",
+    )
+    failed = jobs.run_jobs(
+        [
+            jobs.Job(
+                name, [*command, f"--only={name}"], arguments.workdir / f"{name}.log"
+            )
+            for name in names
+        ],
+        cores=jobs.available_cores(),
+        report=functools.partial(print, flush=True),
+        echo=True,
+    )
+    return 1 if failed else 0
 
 
-def examine(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    """All scores on held-out scenes, with the right, blank and shuffled pictures."""
+def evaluate_all(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Evaluate all runs on held-out scenes with the right, blank and shuffled images.
+
+    Returns:
+      The exam, and scores by name.
+    """
     import blip2_jax
     from blip2_jax.evaluation import shapes_exam
 
-    print("\nexamining held-out scenes", flush=True)
-    exam = shapes_exam.make_exam("heldout", SCENES.value, start=EXAM_START)
-    stage1 = blip2_jax.load(directory / "stage1", batch_size=100)
+    print("\nevaluating held-out scenes", flush=True)
+    exam = shapes_exam.make_exam("heldout", arguments.scenes, start=EXAM_START)
+    stage1 = blip2_jax.load(arguments.workdir / "stage1", batch_size=100)
     results: dict[str, Any] = {"majority": shapes_exam.majority_answers(exam)}
     for which in shapes_exam.PICTURES:
         results[f"retrieval/{which}"] = shapes_exam.retrieve(stage1, exam, which)
@@ -161,7 +202,7 @@ def examine(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         )
     results["maps"] = shapes_exam.query_maps(stage1, exam)
     for name in LANGUAGE_MODELS:
-        model = blip2_jax.load(directory / f"stage2_{name}", batch_size=100)
+        model = blip2_jax.load(arguments.workdir / f"stage2_{name}", batch_size=100)
         for which in shapes_exam.PICTURES:
             results[f"{name}/captions/{which}"] = shapes_exam.caption_scores(
                 model, exam, which
@@ -172,29 +213,33 @@ def examine(directory: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     return exam, results
 
 
-def write(
-    directory: pathlib.Path, exam: Any, results: dict[str, Any], seconds: dict[str, Any]
+def write_results(
+    arguments: argparse.Namespace,
+    exam: Any,
+    results: dict[str, Any],
+    seconds: dict[str, float],
 ) -> None:
-    """The table to the terminal, and everything to files."""
+    """Print the table of scores; write `results.json` and `report.html`."""
     from blip2_jax.reports import demo_report
     from blip2_jax.training.metrics_log import read_metrics
 
+    directory = arguments.workdir
     table = demo_report.make_table(results)
     print("\n" + demo_report.as_text(table))
-    spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    print(f"\n{spent} on {os.cpu_count()} cores")
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"\n{times} on {os.cpu_count()} cores")
     numbers = {
-        "precision": PRECISION.value,
-        "seed": SEED.value,
+        "precision": arguments.precision,
+        "seed": arguments.seed,
         "seconds": seconds,
         "scores": {row.name: row.model for row in table},
     }
     (directory / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     curves = {name: read_metrics(directory / name) for name in ("stage1", *STAGE2)}
-    page = demo_report.make_page(exam, results, table, curves, spent)
+    page = demo_report.make_page(exam, results, table, curves, times)
     (directory / "report.html").write_text(page)
     print(f"report: {directory / 'report.html'}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -1,103 +1,105 @@
-"""Evaluate: `python launch/evaluate.py --model MODEL --task retrieval|captioning|vqa`.
+"""Evaluate a model: retrieval, captioning or visual question answering.
 
-The model is a run, a converted or Hugging Face folder, or a LAVIS file (what that
-leaves out is named by `--config.beside.vision=...` and so on).
+    blip2-jax evaluate --model runs/stage1 --task retrieval
+    blip2-jax evaluate --model blip2-opt-2.7b --task captioning --data specs.json
+    blip2-jax evaluate --config eval/vqa_zeroshot:vqav2_val,opt2.7b
 
-`--data` is a source spec as JSON, a list of them, or a file that holds either; without
-it the run's own evaluation sources are used. `--config configs/eval/X.py` is a whole
-evaluation in one file, and `--config.decoding.num_beams=3` changes any of its keys.
-Writes one JSON record, and beside it every example and the file for a benchmark's
-server. Several processes share the examples; they find each other as in training
-(docs/training.md): `--multihost`, or the three flags.
+The model is the directory of a run, a converted or Hugging Face folder, or a LAVIS
+file; `--config.beside.vision=FILE` and its neighbours name the weights that a LAVIS
+file leaves out. Without `--data`, the evaluation sources of the run are used.
+
+Writes a JSON record of the scores and, beside it, every example and the file that a
+benchmark's server expects. Several processes share the examples.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from blip2_jax.cli import train
+from blip2_jax.cli.config_options import ConfigParser, read_config_option
+from blip2_jax.cli.options import UsageError, display_path, run_command
+from blip2_jax.cli.processes import add_process_options, join_processes
 
-DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "eval" / "default.py"
+# Options that set the configuration key of the same name.
+SHORT_OPTIONS = {
+    "model": ("PATH", "directory of a run, folder or file of weights"),
+    "task": ("TASK", "retrieval, captioning or vqa"),
+    "out": ("FILE", "record to write; default: evaluation_TASK.json in the run"),
+}
 
 
-def define_flags() -> flags.FlagValues:
-    """The command line's flags, apart from those of other commands."""
-    own = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        str(DEFAULT),
-        "The evaluation: a file with get_config().",
-        flag_values=own,
-        lock_config=True,
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
+
+
+def make_parser() -> ConfigParser:
+    """Make the parser of the command line."""
+    parser = ConfigParser("evaluate", __doc__, folder="eval", default="eval/default")
+    for name, (metavar, description) in SHORT_OPTIONS.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=description)
+    parser.add_argument(
+        "--data",
+        metavar="JSON",
+        help="specification of a data source or a list of them, as JSON or a JSON file",
     )
-    for name, what in (
-        ("model", "Directory of a run, folder or file of weights."),
-        ("task", "retrieval, captioning or vqa."),
-        ("data", "Source spec(s): JSON, or a file of it."),
-        ("out", "The record to write."),
-    ):
-        flags.DEFINE_string(name, None, what, flag_values=own)
-    flags.DEFINE_bool("debug", False, "Show where an error was raised.", own)
-    train.define_process_flags(own)
-    return own
+    add_process_options(parser)
+    return parser
 
 
-def main(argv: list[str]) -> int:
-    """Parse, evaluate, print; what the user can mend becomes one sentence."""
-    try:
-        given = define_flags()
-        rest = given(argv)
-        if len(rest) > 1:
-            raise flags.Error(f"unexpected argument {rest[1]!r}")
-        config = requested(given)
-        train.join_others(given)
-        return run(config)
-    except train.USERS_ERRORS as error:
-        if "--debug" in argv:
-            raise
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
-        train.leave_others()
-        return 1
-
-
-def requested(given: flags.FlagValues) -> ConfigDict:
-    """The configuration with what the short flags say."""
-    config = given.config.copy_and_resolve_references()
-    with config.unlocked():
-        for name in ("model", "task", "out"):
-            if given[name].value is not None:
-                config[name] = given[name].value
-        if given.data is not None:
-            config.data = read_specs(given.data)
-    return config
-
-
-def read_specs(text: str) -> tuple[dict[str, Any], ...]:
-    """Source specs from JSON, or from a file that holds it."""
-    is_json = text.lstrip()[:1] in ("{", "[")
-    try:
-        specs = json.loads(text if is_json else pathlib.Path(text).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--data is no JSON: {error}") from error
-    return tuple(specs) if isinstance(specs, list) else (specs,)
-
-
-def run(config: ConfigDict) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print the scores; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)  # orbax tells of every file
+    config = requested_config(arguments)
+    join_processes(arguments)
+
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # orbax logs every file
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.parallel import hosts
 
     record, path = evaluate_run(config)
-    if not hosts.is_first():
-        return 0
+    if hosts.is_first():
+        print_scores(record)
+        print(f"written to {display_path(path)}")
+    return 0
+
+
+def requested_config(arguments: argparse.Namespace) -> ConfigDict:
+    """Return the configuration with the values of the short options."""
+    config = read_config_option(arguments).copy_and_resolve_references()
+    with config.unlocked():
+        for name in SHORT_OPTIONS:
+            if getattr(arguments, name) is not None:
+                config[name] = getattr(arguments, name)
+        if arguments.data is not None:
+            config.data = read_specs(arguments.data)
+    return config
+
+
+def read_specs(text: str) -> tuple[dict[str, Any], ...]:
+    """Read specifications of data sources from JSON or from a JSON file.
+
+    Raises:
+      UsageError: the text is not JSON.
+    """
+    is_json = text.lstrip()[:1] in ("{", "[")
+    try:
+        specs = json.loads(text if is_json else pathlib.Path(text).read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--data is not JSON: {error}") from error
+    return tuple(specs) if isinstance(specs, list) else (specs,)
+
+
+def print_scores(record: dict[str, Any]) -> None:
+    """Print the scores of a record with their confidence intervals."""
     intervals = record.get("intervals", {})
     for name, value in record["scores"].items():
         low, high = intervals.get(name, (None, None))
@@ -105,9 +107,7 @@ def run(config: ConfigDict) -> int:
         print(f"{name:>24}  {value:.2f}{interval}")
     if record["notice"]:
         print(record["notice"])
-    print(f"written to {path}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from blip2_jax.cli.options import checkpoint
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.evaluation.examples import statistics_of, write_examples
 from blip2_jax.evaluation.record import (
@@ -33,7 +32,7 @@ from blip2_jax.inference.load import load
 from blip2_jax.metrics.vqa import VARIANTS
 from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.parallel import hosts
-from blip2_jax.training.checkpoints import is_run
+from blip2_jax.training.checkpoints import is_run, parse_checkpoint
 from blip2_jax.training.train_config import read_config, to_plain
 
 
@@ -92,7 +91,7 @@ def prepare(config: ConfigDict) -> Job:
         raise ValueError("no data was given, and no run names evaluation.sources")
     model = load(
         config.model,
-        which=checkpoint(str(config.which)),
+        which=parse_checkpoint(str(config.which)),
         precision=config.precision or None,
         batch_size=config.batch_size,
         mesh=given(config.mesh) or None,

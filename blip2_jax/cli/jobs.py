@@ -1,4 +1,4 @@
-"""Commands that need each other's results, one a core, each with a log of its own."""
+"""Run commands that need each other's results, one on each core, each with a log."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import TextIO
+
+PACKAGE_PARENT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command to be run.
+    """A command to run.
 
     Attributes:
-      name: others need it by this name.
-      command: what to run.
-      log: the file that its output is added to.
-      needs: names of jobs that have to be done before.
+      name: name by which other jobs refer to this one.
+      command: program and arguments.
+      log: file to which the output is appended.
+      needs: names of jobs that must finish first.
     """
 
     name: str
@@ -32,55 +34,58 @@ class Job:
     needs: tuple[str, ...] = ()
 
 
-def cores() -> list[int]:
-    """The cores that this process may use."""
+def available_cores() -> list[int]:
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Return a command that runs a module of this package in a new interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
 def run_jobs(
     jobs: Sequence[Job],
     *,
-    places: Sequence[int],
-    environment: Mapping[str, str] | None = None,
-    tell: Callable[[str], None] = print,
+    cores: Sequence[int],
+    report: Callable[[str], None] = print,
     echo: bool = False,
 ) -> list[str]:
-    """Run all jobs, as many at a time as there are places, in their order.
+    """Run all jobs in order, one on each core at a time.
 
-    A job that fails takes those that need it with it; all others are run. An
-    interrupt, or SIGTERM, ends the jobs that run, politely: a training run saves and
-    leaves.
+    If a job fails, the jobs that need it are skipped and all others are run. An
+    interrupt or SIGTERM terminates the running jobs; a training run then saves a
+    checkpoint.
 
     Args:
-      jobs: those to run; what they need and is not among them is taken to be done.
-      places: cores; each job is held to the one it is given.
-      environment: of the commands; None: this process's.
-      tell: called with a line about each job.
-      echo: tell what the jobs say too, line by line, behind their names.
+      jobs: jobs to run; names in `needs` that are not among them count as finished.
+      cores: cores; each job is bound to one of them.
+      report: function that is called with a line about each job.
+      echo: report the output of the jobs too, each line after the job's name.
 
     Returns:
-      Names of the jobs that failed, or were not run for that reason.
+      Names of the jobs that failed or were skipped.
 
     Raises:
-      SystemExit: SIGTERM came; what ran has ended.
+      SystemExit: SIGTERM was received; the running jobs have ended.
     """
-    board = _Board(list(jobs), tell, echo)
-    with _exit_on_sigterm(), futures.ThreadPoolExecutor(len(places)) as workers:
+    queue = _JobQueue(list(jobs), report, echo)
+    with _exit_on_sigterm(), futures.ThreadPoolExecutor(len(cores)) as workers:
         try:
-            work = [workers.submit(board.work, place, environment) for place in places]
-            for each in futures.as_completed(work):
-                each.result()
+            work = [workers.submit(queue.work, core) for core in cores]
+            for future in futures.as_completed(work):
+                future.result()
         except BaseException:
-            board.stop()
+            queue.stop()
             raise
-    return board.failed
+    return queue.failed
 
 
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit in the main thread, so that what was begun is ended."""
+    """Raise SystemExit in the main thread on SIGTERM, so that jobs are terminated."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,42 +96,36 @@ def _exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Board:
-    """Which jobs wait, run, are done and have failed; shared by the workers."""
+class _JobQueue:
+    """Waiting, running and failed jobs; shared by the worker threads."""
 
     def __init__(
-        self, jobs: list[Job], tell: Callable[[str], None], echo: bool
+        self, jobs: list[Job], report: Callable[[str], None], echo: bool
     ) -> None:
         self.failed: list[str] = []
-        self._waiting, self._tell, self._echo = jobs, tell, echo
+        self._waiting, self._report, self._echo = jobs, report, echo
         self._unfinished = {job.name for job in jobs}
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._changed, self._stopped = threading.Condition(), False
         self._count = len(jobs)
 
-    def work(self, place: int, environment: Mapping[str, str] | None) -> None:
-        """Take jobs until none is left."""
+    def work(self, core: int) -> None:
+        """Run jobs on a core until none is left."""
         while (job := self._take()) is not None:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             with job.log.open("a") as log:
-                self._finish(job, self._run(job, place, environment, log))
+                self._finish(job, self._run(job, core, log))
 
-    def _run(
-        self,
-        job: Job,
-        place: int,
-        environment: Mapping[str, str] | None,
-        log: TextIO,
-    ) -> int:
+    def _run(self, job: Job, core: int, log: TextIO) -> int:
         """Run a job; returns its exit code."""
         try:
             process = subprocess.Popen(
-                _held_to(place, job.command),
+                _on_core(core, job.command),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env=environment,
+                env=_environment(),
                 start_new_session=True,
             )
         except OSError as error:
@@ -134,18 +133,18 @@ class _Board:
             return 127
         with self._changed:
             self._running[job.name] = process
-            if self._stopped:  # while it was begun
+            if self._stopped:  # `stop` was called while the process started
                 process.terminate()
         assert process.stdout is not None  # a pipe
         for line in process.stdout:
             log.write(line)
             log.flush()
             if self._echo:
-                self._tell(f"{job.name} | {line.rstrip()}")
+                self._report(f"{job.name} | {line.rstrip()}")
         return process.wait()
 
     def stop(self) -> None:
-        """Start nothing more, and ask what runs to end."""
+        """Skip the waiting jobs and terminate the running ones."""
         with self._changed:
             self._waiting.clear()
             self._stopped = True
@@ -154,7 +153,7 @@ class _Board:
             self._changed.notify_all()
 
     def _take(self) -> Job | None:
-        """The first job whose needs are met; waits for one; None: there are no more."""
+        """Wait for a job whose needs are finished; returns None if no job is left."""
         with self._changed:
             while self._waiting:
                 for job in self._waiting:
@@ -171,13 +170,13 @@ class _Board:
             left = len(self._unfinished)
             if code:
                 self._fail(job.name)
-                self._tell(f"{job.name} failed ({code}): see {job.log}")
+                self._report(f"{job.name} failed ({code}): see {job.log}")
             else:
-                self._tell(f"{job.name} done, {left} of {self._count} left")
+                self._report(f"{job.name} done, {left} of {self._count} left")
             self._changed.notify_all()
 
     def _fail(self, name: str) -> None:
-        """The job, and all that need it."""
+        """Mark a job and all jobs that need it as failed."""
         self.failed.append(name)
         for job in [job for job in self._waiting if name in job.needs]:
             self._waiting.remove(job)
@@ -185,8 +184,20 @@ class _Board:
             self._fail(job.name)
 
 
-def _held_to(place: int, command: Sequence[str]) -> list[str]:
-    """The command on one core, where the system can hold it there."""
+def _environment() -> dict[str, str]:
+    """Return this process's environment with this package importable.
+
+    `python launch/NAME.py` needs no installation, but a new interpreter finds the
+    package of a checkout only by PYTHONPATH.
+    """
+    if not (PACKAGE_PARENT / "setup.py").exists():  # installed
+        return dict(os.environ)
+    paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _on_core(core: int, command: Sequence[str]) -> list[str]:
+    """Return a command bound to one core, where the system has `taskset`."""
     if hasattr(os, "sched_setaffinity"):
-        return ["taskset", "--cpu-list", str(place), *command]
+        return ["taskset", "--cpu-list", str(core), *command]
     return list(command)

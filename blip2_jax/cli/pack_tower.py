@@ -1,38 +1,58 @@
-"""Pack a tower: `python launch/pack_tower.py --run DIR --out FILE.safetensors`.
+"""Write the image encoder or the language model of a run to a file, in half precision.
 
-Takes one part of a run's last checkpoint (the image encoder of a contrast run, the
-language model of a text run) and writes it in half precision under its own names, as
-`config.frozen_sources` reads it.
+    blip2-jax pack_tower --run runs/tower_opt --out opt.safetensors
+
+Takes the last checkpoint of a run that trained one tower (`shapes_tower_image`,
+`shapes_tower_opt`, `shapes_tower_t5`). `config.frozen_sources` reads the file.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 
-import numpy as np
-from absl import app, flags
-from safetensors.numpy import save_file
+from blip2_jax.cli.options import CommandParser, UsageError, run_command
 
-from blip2_jax.training.initial_params import run_arrays
-
-PARTS = ("visual_encoder/", "language_model/")
-
-RUN = flags.DEFINE_string("run", None, "A run's directory.", required=True)
-OUT = flags.DEFINE_string("out", None, "The file to write.", required=True)
+PREFIXES = ("visual_encoder/", "language_model/")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
+
+
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("pack_tower", __doc__)
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", help="directory of a run"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the tower's arrays; returns the exit code."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from blip2_jax.training.initial_params import run_arrays
+
     arrays = {
         path: np.asarray(array, np.float16)
-        for path, array in run_arrays(RUN.value).items()
-        if path.startswith(PARTS)
+        for path, array in run_arrays(arguments.run).items()
+        if path.startswith(PREFIXES)
     }
     if not arrays:
-        sys.exit(f"error: {RUN.value} holds neither {' nor '.join(PARTS)}")
-    save_file(arrays, OUT.value)
+        raise UsageError(
+            f"run {arguments.run} trained no parameters under {' or '.join(PREFIXES)}"
+        )
+    save_file(arrays, arguments.out)
     size = sum(array.nbytes for array in arrays.values()) / 1e6
-    print(f"{OUT.value}: {len(arrays)} arrays, {size:.1f} MB")
+    print(f"{arguments.out}: {len(arrays)} arrays, {size:.1f} MB")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

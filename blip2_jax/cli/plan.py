@@ -1,104 +1,93 @@
-"""Plan: `python launch/plan.py --config configs/X.py [--config.a.b=c] --topology NAME`.
+"""Estimate memory and time of a training step on hardware that need not be present.
 
-Compiles the training step of a configuration for hardware that need not be there and
-prints memory by kind, matrix products, traffic between devices and time. NAME is a TPU
-slice by chips (v4:2x2x1, v5e:16x16, v5p:4x4x4, v6e:2x4; needs `pip install 'jax[tpu]'`,
-no TPU) or cpu:N. `--mfu` is the share of the peak that matrix products are taken to
-reach. `--sweep batch,remat,mesh` tries a small grid and recommends the best that fits;
-where batches are too large, smaller ones until one fits. `--json FILE` writes the same
-numbers. The exit code is 0 when something fits, 2 when nothing does, 1 after an error.
+    blip2-jax plan --config stage1_vitg --config.batch_size=1792 --topology v5e:16x16
+    blip2-jax plan --config stage2_opt2_7b --topology v5p:4x4x4 --sweep batch,remat
+
+Compiles the training step for the topology and prints memory by kind, FLOPs, traffic
+between devices and time. `--sweep` compares variants of the configuration and
+recommends the best that fits; if no batch size fits, it tries smaller ones.
+
+The exit code is 0 if a variant fits, 2 if none does, and 1 after an error.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from absl import flags
 from ml_collections import ConfigDict
 
-from blip2_jax.cli import train
+from blip2_jax.cli.config_options import ConfigParser, read_config_option
+from blip2_jax.cli.options import UsageError, require, run_command
 
 
-def define_flags(argv: list[str]) -> flags.FlagValues:
-    """The command line's flags; those of configurations are as in training."""
-    own = train.define_flags(argv)
-    flags.DEFINE_string("topology", None, "What to plan for.", flag_values=own)
-    flags.DEFINE_float("mfu", 0.4, "Share of the peak.", flag_values=own)
-    flags.DEFINE_string("sweep", "", "Of batch,remat,mesh.", flag_values=own)
-    flags.DEFINE_string("json", "", "Write the numbers here.", flag_values=own)
-    return own
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
 
 
-def main(argv: list[str]) -> int:
-    """Parse and plan; what the user can mend becomes one sentence."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # what is planned for is not what plans
-    try:
-        given = define_flags(argv)
-        parse(given, argv)
-        return run(given)
-    except train.USERS_ERRORS as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {train.sentence(error, of_config(argv))}", file=sys.stderr)
-        return 1
+def make_parser() -> ConfigParser:
+    """Make the parser of the command line."""
+    parser = ConfigParser("plan", __doc__)
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="a TPU slice by its chips, such as v4:2x2x1, v5e:16x16, v5p:4x4x4 or "
+        "v6e:2x4 (needs `pip install 'jax[tpu]'`, but no TPU), or cpu:N",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="share of the peak FLOP/s that matmuls are assumed to reach (0.4)",
+    )
+    parser.add_argument(
+        "--sweep", default="", metavar="AXES", help="try a grid, e.g. batch,remat,mesh"
+    )
+    parser.add_argument(
+        "--json", default="", metavar="FILE", help="write the numbers to this file too"
+    )
+    return parser
 
 
-def of_config(argv: list[str]) -> list[str]:
-    """The part of a command line that names and changes the configuration."""
-    pairs = zip(argv, ["", *argv[:-1]], strict=True)
-    return [
-        argv[0],
-        *(
-            item
-            for item, before in pairs
-            if item.startswith("--config") or before == "--config"
-        ),
-    ]
+def run(arguments: argparse.Namespace) -> int:
+    """Plan and print; returns the exit code."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # compiling for a topology needs no device
+    require(arguments, config="stage1_vitg", topology="v5e:16x16")
+    if not 0 < arguments.mfu <= 1:
+        raise UsageError(f"--mfu is {arguments.mfu}; expected a share in (0, 1]")
+    config = read_config_option(arguments)
 
-
-def parse(given: flags.FlagValues, argv: list[str]) -> None:
-    """Read the command line.
-
-    Raises:
-      flags.Error, LookupError, AttributeError, ...: from flags and configuration.
-    """
-    examples = {"config": "configs/stage1_vitg.py", "topology": "v5e:16x16"}
-    train.parse_required(given, argv, **examples)
-    if not 0 < given.mfu <= 1:
-        raise flags.Error(f"--mfu is {given.mfu}; it is a share, above 0 and up to 1")
-
-
-def run(given: flags.FlagValues) -> int:
-    """Do what the flags say; returns the exit code."""
     from blip2_jax.planning.plan import Plan, make_plan
     from blip2_jax.planning.report import describe, report, verdict
     from blip2_jax.planning.sweep import parse_axes, recommendation, sweep
     from blip2_jax.planning.topology import open_topology
 
-    axes = parse_axes(given.sweep) if given.sweep else ()
-    topology = open_topology(given.topology)
+    axes = parse_axes(arguments.sweep) if arguments.sweep else ()
+    topology = open_topology(arguments.topology)
     if axes:
 
-        def planned(config: ConfigDict) -> Plan:
-            plan = make_plan(config, topology, given.mfu, only_arguments=True)
+        def plan_variant(variant: ConfigDict) -> Plan:
+            plan = make_plan(variant, topology, arguments.mfu, only_arguments=True)
             print(f"{describe(plan)}: {verdict(plan)}", flush=True)
             return plan
 
-        plans = sweep(given.config, len(topology.devices), axes, planned)
-        print(f"\n{recommendation(plans, given.config.batch_size, axes)}")
+        plans = sweep(config, len(topology.devices), axes, plan_variant)
+        print(f"\n{recommendation(plans, config.batch_size, axes)}")
     else:
-        plans = [make_plan(given.config, topology, given.mfu)]
+        plans = [make_plan(config, topology, arguments.mfu)]
         print(report(plans[0]))
         if plans[0].fits is False:
             print("\n--sweep batch,remat,mesh looks for the nearest that fits")
-    if given.json:
-        plain = [plan.to_plain() for plan in plans]
-        pathlib.Path(given.json).write_text(json.dumps(plain, indent=1) + "\n")
+    if arguments.json:
+        numbers = [plan.to_plain() for plan in plans]
+        pathlib.Path(arguments.json).write_text(json.dumps(numbers, indent=1) + "\n")
     return 2 if all(plan.fits is False for plan in plans) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -1,11 +1,12 @@
-"""Several evaluations side by side, as Markdown and as a page with pictures.
+"""Compare evaluations: write tables as Markdown and a page with examples as HTML.
 
-    python launch/report.py a.json b.json --out runs/report
+    blip2-jax report a.json b.json --out runs/report
 
-A record is what `launch/evaluate.py` wrote, with its examples beside it. Writes
-`OUT.md`, which is printed too, and `OUT.html`: best and worst examples, accuracy by
-type of question, searches and, with `--maps`, where the queries look; that opens the
-models. Records over the same data are compared with the first of them, in pairs.
+A record is a JSON file that `blip2-jax evaluate` wrote, with its examples beside it.
+Writes `OUT.md`, which is also printed, and `OUT.html` with the best and worst examples,
+accuracy by type of question, retrieval results and, with `--maps`, attention maps of
+the queries. Records over the same data are compared with the first of them, paired by
+example.
 """
 
 from __future__ import annotations
@@ -13,35 +14,48 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from blip2_jax.cli.options import print_lines
+from blip2_jax.cli.options import CommandParser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and report."""
-    return print_lines(run, parser().parse_args(argv))
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("report", __doc__)
+    parser.add_argument(
+        "records", nargs="+", type=pathlib.Path, metavar="RECORD", help="JSON records"
     )
-    made.add_argument("records", nargs="+", type=pathlib.Path, metavar="RECORD")
-    made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("report"))
-    made.add_argument(
-        "--count", type=int, default=6, help="examples of a kind that are shown"
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("report"),
+        metavar="PATH",
+        help="path of the files to write, without extension (report)",
     )
-    made.add_argument(
-        "--maps", type=int, default=0, help="pictures with attention maps, each model"
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=6,
+        metavar="N",
+        help="number of examples of each kind (6)",
     )
-    made.add_argument("--debug", action="store_true", help="show where an error is")
-    return made
+    parser.add_argument(
+        "--maps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of images with attention maps of each model (0); loads the models",
+    )
+    return parser
 
 
-def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Write both files; tells what they say."""
+def run(arguments: argparse.Namespace) -> int:
+    """Write both files and print the Markdown; returns the exit code."""
     from blip2_jax.evaluation.breakdown import insights_of
     from blip2_jax.evaluation.compare import as_markdown, groups_of, read_entries
     from blip2_jax.reports.attention import attention_of
@@ -51,28 +65,28 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     groups = groups_of(read_entries(arguments.records))
     insights = insights_of(groups)
     pictures, maps = {}, {}
-    for place, group in enumerate(groups):
+    for index, group in enumerate(groups):
         try:
-            pictures[place] = Pictures(group.entries[0].record["settings"]["data"])
+            pictures[index] = Pictures(group.entries[0].record["settings"]["data"])
         except (ValueError, OSError) as error:
-            yield f"no pictures of {group.title}: {error}"
+            print(f"no pictures of {group.title}: {error}")
         for entry in group.entries if arguments.maps else ():
             settings = entry.record["settings"]
             try:
                 maps[entry.name] = attention_of(
-                    settings, pictures.get(place), arguments.maps
+                    settings, pictures.get(index), arguments.maps
                 )
             except (ValueError, OSError) as error:
-                yield f"no attention maps of {entry.name}: {error}"
+                print(f"no attention maps of {entry.name}: {error}")
     text = as_markdown(groups, insights)
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    written = [out.with_name(f"{out.name}.{kind}") for kind in ("md", "html")]
-    written[0].write_text(text)
-    page = record_page(groups, insights, pictures, maps, arguments.count)
-    written[1].write_text(page)
-    yield text
-    yield f"written to {written[0]} and {written[1]}"
+    markdown, page = (out.with_name(f"{out.name}.{kind}") for kind in ("md", "html"))
+    markdown.write_text(text)
+    page.write_text(record_page(groups, insights, pictures, maps, arguments.count))
+    print(text)
+    print(f"written to {markdown} and {page}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""The paper's tables in small: `python launch/tables.py --workdir runs/tables`.
+"""Reproduce the paper's tables 2 to 6 and figure 5 in small, on the shapes world.
 
-Trains everything that `configs/shapes_tables.py` names, with three seeds, a training on
-each core, examines it (`configs/eval/shapes_tables.py`) and writes `tables.md` and
-`figure5.svg`: tables 2 to 6 and figure 5 of the paper on the shapes world, with the
-intervals of differences paired by seed and by example. What is there is not made again:
-the same command goes on after a kill, and `--report` writes the tables of what there
-is. `--quick` takes few steps and scenes, to see that all works; `--runs opt,t5` makes
-only these trainings and what they begin from.
+    blip2-jax tables --workdir runs/tables
+
+Trains every run of `configs/shapes_tables.py` with three seeds, one training on each
+core, evaluates it (`configs/eval/shapes_tables.py`) and writes `tables.md` and
+`figure5.svg`, with confidence intervals of differences paired by seed and by example.
+Finished runs and evaluations are kept: the same command continues after a kill.
 """
 
 from __future__ import annotations
@@ -15,129 +14,143 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from blip2_jax.cli import jobs
-from blip2_jax.cli.options import print_lines
+from blip2_jax.cli.options import CommandParser, run_command
 
 QUICK_STEPS, QUICK_SCENES = 20, 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and do it."""
-    return print_lines(run, parser().parse_args(argv))
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("tables", __doc__)
+    add = parser.add_argument
+    add(
+        "--workdir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/tables"),
+        metavar="DIR",
+        help="directory of runs and tables (runs/tables)",
     )
-    made.add_argument(
-        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/tables")
+    add("--seeds", type=int, default=3, metavar="N", help="trainings of each run (3)")
+    add(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="trainings at a time; 0, the default: one a core",
     )
-    made.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
-    made.add_argument("--jobs", type=int, default=0, help="at a time; 0: one a core")
-    made.add_argument("--quick", action="store_true", help="few steps, one seed")
-    made.add_argument("--runs", default="", help="names joined by commas; all if empty")
-    made.add_argument("--report", action="store_true", help="only write the tables")
-    made.add_argument("--one", default="", metavar="RUN", help="only this training ...")
-    made.add_argument("--seed", type=int, default=0, help="... with this seed")
-    made.add_argument("--debug", action="store_true", help="show where an error is")
-    return made
+    add("--quick", action="store_true", help="a test: few steps and scenes, one seed")
+    add(
+        "--runs",
+        default="",
+        metavar="NAMES",
+        help="train only these and the runs they start from, e.g. opt,t5",
+    )
+    add("--report", action="store_true", help="only write the tables of finished runs")
+    add("--one", default="", metavar="RUN", help="train only this run, in this process")
+    add("--seed", type=int, default=0, metavar="N", help="seed of --one (0)")
+    return parser
 
 
-def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Train and examine what is missing, then write the tables."""
+def run(arguments: argparse.Namespace) -> int:
+    """Complete the missing runs and write the tables; returns the exit code."""
     if arguments.one:
-        train_and_examine(arguments)
-        return
+        return train_and_evaluate(arguments)
     seeds = 1 if arguments.quick else arguments.seeds
     if not arguments.report:
-        yield from run_missing(arguments, seeds)
-    yield from write_tables(arguments.workdir, seeds)
+        run_missing(arguments, seeds)
+    write_tables(arguments.workdir, seeds)
+    return 0
 
 
-def run_missing(arguments: argparse.Namespace, seeds: int) -> Iterator[str]:
-    """One process for each training that is missing.
+def run_missing(arguments: argparse.Namespace, seeds: int) -> None:
+    """Train and evaluate every missing run in a process of its own.
 
     Raises:
-      ValueError: a training that there is not was asked for.
-      RuntimeError: some failed; the others are done.
+      ValueError: `--runs` names an unknown run.
+      RuntimeError: some runs failed; the others are finished.
     """
-    from blip2_jax.configs.shapes_tables import RUNS
-
-    wanted = with_sources([name for name in arguments.runs.split(",") if name])
+    names = with_sources([name for name in arguments.runs.split(",") if name])
     missing = [
         (name, seed)
         for seed in range(seeds)
-        for name in wanted
+        for name in names
         if not is_done(arguments.workdir, name, seed)
     ]
-    yield f"{len(missing)} of {seeds * len(wanted)} trainings to do"
-    quick = ["--quick"] if arguments.quick else []
-    todo = []
-    for name, seed in missing:
-        command = [
-            sys.executable,
-            "-m",
-            "blip2_jax.cli.tables",
-            f"--workdir={arguments.workdir}",
-            "--one",
-            name,
-            f"--seed={seed}",
-            "--debug",
-            *quick,
-        ]
-        log = arguments.workdir / f"seed_{seed}" / f"{name}.log"
-        source = RUNS[name].source
-        needs = (f"{source}, seed {seed}",) if source else ()
-        todo.append(jobs.Job(f"{name}, seed {seed}", command, log, needs))
-    places = jobs.cores()[: arguments.jobs or None]
-    say = functools.partial(print, flush=True)
-    failed = jobs.run_jobs(todo, places=places, tell=say)
+    print(f"{len(missing)} of {seeds * len(names)} trainings to do", flush=True)
+    failed = jobs.run_jobs(
+        [make_job(arguments, name, seed) for name, seed in missing],
+        cores=jobs.available_cores()[: arguments.jobs or None],
+        report=functools.partial(print, flush=True),
+    )
     if failed:
         raise RuntimeError(f"not done: {'; '.join(failed)}")
 
 
+def make_job(arguments: argparse.Namespace, name: str, seed: int) -> jobs.Job:
+    """Make the job that trains and evaluates one run with one seed."""
+    from blip2_jax.configs.shapes_tables import RUNS
+
+    options = [f"--workdir={arguments.workdir}", f"--one={name}", f"--seed={seed}"]
+    options += ["--quick"] if arguments.quick else []
+    source = RUNS[name].source
+    return jobs.Job(
+        name=f"{name}, seed {seed}",
+        command=jobs.python_command("blip2_jax.cli.tables", *options, "--debug"),
+        log=arguments.workdir / f"seed_{seed}" / f"{name}.log",
+        needs=(f"{source}, seed {seed}",) if source else (),
+    )
+
+
 def with_sources(names: Sequence[str]) -> list[str]:
-    """Trainings and those they begin from, in order; all of them if none is named."""
+    """Return runs and the runs they start from, in order of training.
+
+    Args:
+      names: names of runs; none: all of them.
+
+    Raises:
+      ValueError: there is no such run.
+    """
     from blip2_jax.configs.shapes_tables import RUNS
 
     if unknown := [name for name in names if name not in RUNS]:
         raise ValueError(f"no run {unknown[0]!r}; there are {', '.join(RUNS)}")
-    wanted, todo = set(), list(names or RUNS)
-    while todo:
-        name = todo.pop()
-        wanted.add(name)
+    needed, queue = set(), list(names or RUNS)
+    while queue:
+        name = queue.pop()
+        needed.add(name)
         if RUNS[name].source:
-            todo.append(RUNS[name].source)
-    return [name for name in RUNS if name in wanted]
+            queue.append(RUNS[name].source)
+    return [name for name in RUNS if name in needed]
 
 
 def run_directory(workdir: pathlib.Path, name: str, seed: int) -> pathlib.Path:
-    """Where a training and its records lie."""
+    """Return the absolute directory of a run and its records."""
     return (workdir / f"seed_{seed}" / name).absolute()
 
 
 def is_done(workdir: pathlib.Path, name: str, seed: int) -> bool:
-    """Whether all exams of a training are written down."""
+    """Return whether all evaluations of a run are recorded."""
     from blip2_jax.configs.shapes_tables import exams
 
     directory = run_directory(workdir, name, seed)
-    return all((directory / f"{_file(exam)}.json").exists() for exam in exams(name))
+    return all((directory / record_name(exam)).exists() for exam in exams(name))
 
 
-def _file(exam: str) -> str:
-    return exam.replace(",", "_")
+def record_name(exam: str) -> str:
+    """Return the file name of an evaluation's record."""
+    return f"{exam.replace(',', '_')}.json"
 
 
-def train_and_examine(arguments: argparse.Namespace) -> None:
-    """One training, continued if it was begun, and its exams.
-
-    Raises:
-      SystemExit: it was asked to stop.
-    """
+def train_and_evaluate(arguments: argparse.Namespace) -> int:
+    """Train one run, or continue it, and evaluate it; returns the exit code."""
     import jax
     from absl import logging
 
@@ -147,7 +160,7 @@ def train_and_examine(arguments: argparse.Namespace) -> None:
     from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.training.loop import train
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)  # orbax logs every file
     workdir, name, seed = arguments.workdir, arguments.one, arguments.seed
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     directory = run_directory(workdir, name, seed)
@@ -159,28 +172,29 @@ def train_and_examine(arguments: argparse.Namespace) -> None:
             config.optimizer.warmup_steps = QUICK_STEPS // 2
             config.evaluation.every = QUICK_STEPS if config.evaluation.every else 0
     if code := train(config, directory, make_evaluator):
-        sys.exit(code)
+        return code
     for exam in exams(name):
-        asked = exam_configs.get_config(exam)
-        out = directory / f"{_file(exam)}.json"
-        with asked.unlocked():
-            asked.model, asked.out = str(directory), str(out)
-            asked.max_examples = QUICK_SCENES if arguments.quick else 0
+        evaluation = exam_configs.get_config(exam)
+        out = directory / record_name(exam)
+        with evaluation.unlocked():
+            evaluation.model, evaluation.out = str(directory), str(out)
+            evaluation.max_examples = QUICK_SCENES if arguments.quick else 0
         if not out.exists():
-            record, _ = evaluate_run(asked)
+            record, _ = evaluate_run(evaluation)
             print(exam, record["scores"], flush=True)
+    return 0
 
 
-def write_tables(workdir: pathlib.Path, seeds: int) -> Iterator[str]:
-    """`tables.md` and `figure5.svg`, of what is there."""
+def write_tables(workdir: pathlib.Path, seeds: int) -> None:
+    """Write `tables.md` and `figure5.svg` of the finished runs and print the tables."""
     from blip2_jax.paper import small_report
 
     records = small_report.Records(workdir, seeds)
     (workdir / "figure5.svg").write_text(small_report.figure5(records))
     text = small_report.as_markdown(records)
     (workdir / "tables.md").write_text(text)
-    yield text
-    yield f"written to {workdir / 'tables.md'} and {workdir / 'figure5.svg'}"
+    print(text)
+    print(f"written to {workdir / 'tables.md'} and {workdir / 'figure5.svg'}")
 
 
 if __name__ == "__main__":

@@ -1,123 +1,58 @@
-"""Train: `python launch/train.py --config configs/X.py [--config.a.b=c] --workdir DIR`.
+"""Pre-train or fine-tune a model, or continue a run that was stopped.
 
-The same command continues a run that was stopped. `--dry_run` shows five decoded
-samples of the configured data and trains nothing; `--multihost` is for a run of several
-processes that a cluster has started (docs/training.md); `--debug` shows where an error
-was raised. The exit code is 0 when the run is complete, 128 + the signal when it saved
-and left (143: SIGTERM), 1 after an error.
+    blip2-jax train --config shapes_stage1 --workdir runs/shapes_stage1
+    blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \\
+        --config.batch_size=1024 --config.optimizer.learning_rate=5e-5
+
+The same command continues a run from its last checkpoint. The exit code is 0 when the
+run is complete, 128 + the signal when it saved a checkpoint and stopped (143: SIGTERM),
+and 1 after an error.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
+import argparse
 import sys
+from collections.abc import Sequence
 
-from absl import flags, logging
-from ml_collections import config_flags
-
-# What a user can mend: the message of such an error says enough without a trace.
-USERS_ERRORS = (
-    flags.Error,
-    ValueError,
-    OSError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-)
+from blip2_jax.cli.config_options import ConfigParser, read_config_option
+from blip2_jax.cli.options import UsageError, require, run_command
+from blip2_jax.cli.processes import add_process_options, join_processes
 
 
-def define_flags(argv: list[str]) -> flags.FlagValues:
-    """The command line's flags, apart from those of other commands.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
 
-    Args:
-      argv: the command line; the keys of `--config.KEY` in it become flags.
-    """
-    own = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "The experiment: a file with get_config().",
-        flag_values=own,
-        lock_config=True,
-        sys_argv=argv,
+
+def make_parser() -> ConfigParser:
+    """Make the parser of the command line."""
+    parser = ConfigParser("train", __doc__)
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="directory of the run: checkpoints, metrics, configuration",
     )
-    flags.DEFINE_string("workdir", None, "The run's directory.", flag_values=own)
-    for name, what in (
-        ("dry_run", "Show five samples; train nothing."),
-        ("debug", "Show where an error was raised."),
-    ):
-        flags.DEFINE_bool(name, False, what, flag_values=own)
-    define_process_flags(own)
-    return own
-
-
-def define_process_flags(own: flags.FlagValues) -> None:
-    """The flags by which several processes find each other."""
-    flags.DEFINE_bool(
-        "multihost", False, "One of several processes; the cluster says which.", own
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print and draw five samples of the data; train nothing",
     )
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0.", flag_values=own
-    )
-    for name, what in (
-        ("num_processes", "How many processes the run has."),
-        ("process_id", "Which of them this is, from 0."),
-    ):
-        flags.DEFINE_integer(name, None, what, flag_values=own)
+    add_process_options(parser)
+    return parser
 
 
-def join_others(given: flags.FlagValues) -> None:
-    """Meet the other processes, where the flags tell of some."""
-    from blip2_jax.parallel import hosts
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or show the data; returns the exit code."""
+    require(arguments, config="stage1_vitg")
+    if not arguments.workdir and not arguments.dry_run:
+        raise UsageError("--workdir is missing: the directory of the run")
+    config = read_config_option(arguments)
 
-    which = (given.coordinator_address, given.num_processes, given.process_id)
-    if given.multihost or which != (None, None, None):
-        hosts.join(*which)
+    from absl import logging
 
-
-def main(argv: list[str]) -> int:
-    """Parse and train; what the user can mend becomes one sentence."""
-    given = define_flags(argv)
-    try:
-        parse(given, argv)
-        return run(given)
-    except USERS_ERRORS as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {sentence(error, argv)}", file=sys.stderr, flush=True)
-        leave_others()
-        return 1
-
-
-def parse(given: flags.FlagValues, argv: list[str]) -> None:
-    """Read the command line.
-
-    Raises:
-      flags.Error, LookupError, AttributeError, ...: from flags and configuration.
-    """
-    parse_required(given, argv, config="configs/stage1_vitg.py")
-    if not given.workdir and not given.dry_run:
-        raise flags.Error("--workdir is missing: the directory of the run")
-
-
-def parse_required(given: flags.FlagValues, argv: list[str], **examples: str) -> None:
-    """Read the command line; flags that have an example here must be given."""
-    rest = given(argv)
-    if len(rest) > 1:
-        raise flags.Error(f"unexpected argument {rest[1]!r}")
-    for name, example in examples.items():
-        if given[name].value is None:
-            raise flags.Error(f"--{name} is missing, e.g. --{name} {example}")
-    given.config.lock()  # a file that could not be read says so here
-
-
-def run(given: flags.FlagValues) -> int:
-    """Do what the flags say; returns the exit code."""
-    logging.set_verbosity(logging.ERROR)  # orbax tells of every file
-    config = given.config
-    if given.dry_run:
+    logging.set_verbosity(logging.ERROR)  # orbax logs every file
+    if arguments.dry_run:
         from blip2_jax.cli.dry_run import dry_run
 
         dry_run(config)
@@ -129,55 +64,11 @@ def run(given: flags.FlagValues) -> int:
     from blip2_jax.training.loop import train
 
     disable_async_dispatch()
-    join_others(given)
+    join_processes(arguments)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    return train(config, given.workdir, make_evaluator)
-
-
-def leave_others() -> None:
-    """End at once where other processes wait: a polite end would wait for them."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        os._exit(1)
-
-
-def sentence(error: Exception, argv: list[str]) -> str:
-    """What went wrong, without the trace."""
-    if isinstance(error, AttributeError | LookupError):
-        if unknown := unknown_key(argv):
-            return unknown
-        return f"{type(error).__name__}: {error} (--debug shows where)"
-    return " ".join(str(error).split())
-
-
-def unknown_key(argv: list[str]) -> str | None:
-    """Names the first `--config.a.b=` that the configuration lacks, and a near one."""
-    plain = [item for item in argv if not item.startswith("--config.")]
-    given = define_flags(plain)
-    given(plain)
-    config = given.config
-    arguments = [item for item in argv if item.startswith("--config.")]
-    for key in (item.removeprefix("--config.").split("=")[0] for item in arguments):
-        node = config
-        for part in key.split("."):
-            name, _, index = part.partition("[")
-            if name not in node:
-                near = difflib.get_close_matches(name, list(node), n=1)
-                hint = (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else f"there are {', '.join(sorted(node))}"
-                )
-                return f"config has no key {key!r}; {hint}"
-            node = node[name]
-            if index:
-                number = int(index.rstrip("]"))
-                if number >= len(node):
-                    return f"config has no key {key!r}: {name} has {len(node)} entries"
-                node = node[number]
-    return None
+    return train(config, arguments.workdir, make_evaluator)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

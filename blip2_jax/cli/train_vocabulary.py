@@ -1,8 +1,8 @@
 """Train a byte-level BPE vocabulary, as OPT's, on the texts of a data set.
 
-    python -m blip2_jax.cli.train_vocabulary OUT 'data/flickr8k/train-*.tar' --size 4096
-    python -m blip2_jax.cli.train_vocabulary OUT --config configs/daquar_text.py
-    python -m blip2_jax.cli.train_vocabulary OUT --shapes
+    blip2-jax train_vocabulary tokenizers/flickr8k 'data/flickr8k/train-*.tar'
+    blip2-jax train_vocabulary tokenizers/daquar --config daquar_text --size 2048
+    blip2-jax train_vocabulary DIR --shapes
 
 The first two write a tokenizer directory for `config.data.tokenizer.language_model`. A
 small language model that is pre-trained on captions, or on questions and answers (those
@@ -14,36 +14,63 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blip2_jax.cli.options import configuration
-from blip2_jax.data.data_config import data_config
-from blip2_jax.data.shapes import vocabularies
-from blip2_jax.data.text.bpe import save_tokenizer, train_byte_level_bpe, training_texts
+from blip2_jax.cli.config_options import load_config
+from blip2_jax.cli.options import CommandParser, UsageError, run_command
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train and write the vocabulary that the command line describes."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("out", type=pathlib.Path, help="directory to write")
-    parser.add_argument("tars", nargs="*", help="paths or glob patterns of tars")
-    parser.add_argument("--config", help="an experiment file, in place of tars")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
+
+
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("train_vocabulary", __doc__)
     parser.add_argument(
-        "--shapes", action="store_true", help="the shapes world's tokenizers"
+        "out", type=pathlib.Path, metavar="OUT", help="directory to write"
     )
-    parser.add_argument("--size", type=int, default=4096, help="largest vocabulary")
-    args = parser.parse_args(arguments)
-    if bool(args.tars) + bool(args.config) + args.shapes != 1:
-        parser.error("give one of: tars, --config, --shapes")
-    if args.shapes:
-        vocabularies.save_all(args.out)
-        return
-    specs: Sequence[Mapping[str, Any]] = [{"kind": "tars", "paths": args.tars}]
-    if args.config:
-        specs = data_config(configuration(args.config).data).train
-    save_tokenizer(train_byte_level_bpe(training_texts(specs), args.size), args.out)
+    parser.add_argument(
+        "tars", nargs="*", metavar="TAR", help="paths or glob patterns of tars"
+    )
+    parser.add_argument(
+        "--config", metavar="NAME[:ARGUMENT]", help="a configuration instead of tars"
+    )
+    parser.add_argument(
+        "--shapes", action="store_true", help="write the shapes world's tokenizers"
+    )
+    parser.add_argument(
+        "--size", type=int, default=4096, metavar="N", help="vocabulary size (4096)"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train and write the vocabulary; returns the exit code."""
+    from blip2_jax.data.data_config import data_config
+    from blip2_jax.data.shapes import vocabularies
+    from blip2_jax.data.text.bpe import (
+        save_tokenizer,
+        train_byte_level_bpe,
+        training_texts,
+    )
+
+    if bool(arguments.tars) + bool(arguments.config) + arguments.shapes != 1:
+        raise UsageError("expected one of: tars, --config, --shapes")
+    if arguments.shapes:
+        vocabularies.save_all(arguments.out)
+        return 0
+    sources: Sequence[Mapping[str, Any]] = [{"kind": "tars", "paths": arguments.tars}]
+    if arguments.config:
+        sources = data_config(load_config(arguments.config).data).train
+    tokenizer = train_byte_level_bpe(training_texts(sources), arguments.size)
+    save_tokenizer(tokenizer, arguments.out)
+    print(f"wrote {arguments.out}: {tokenizer.get_vocab_size()} tokens")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict, config_dict
 
-from blip2_jax.cli.options import BESIDE
 from blip2_jax.metrics.bootstrap import SAMPLES, SEED
+from blip2_jax.training.open_model import ExtraWeights
+
+EXTRA_WEIGHTS = [field.name for field in dataclasses.fields(ExtraWeights)]
 
 
 def default_evaluation(task: str = "") -> ConfigDict:
@@ -23,7 +27,7 @@ def default_evaluation(task: str = "") -> ConfigDict:
             "model": "",  # a run's directory, or what else `blip2_jax.load` opens
             "which": "best",  # of a run: "best", "last" or a step
             # What the model's path does not say, as in launch/convert.py.
-            "beside": dict.fromkeys(BESIDE, "") | {"image_size": unset(int)},
+            "beside": dict.fromkeys(EXTRA_WEIGHTS, "") | {"image_size": unset(int)},
             # Sizes of axes, to use several devices of each process; none set: one.
             "mesh": {"data": unset(int), "fsdp": unset(int), "tensor": unset(int)},
             "task": task,

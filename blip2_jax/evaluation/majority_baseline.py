@@ -1,21 +1,11 @@
-"""What is right without a model: the commonest answers of the training questions.
-
-    python -m blip2_jax.evaluation.majority_baseline \
-        --train configs/daquar_vqa.py --test configs/eval/daquar_vqa.py
-
-answers every question of the second configuration's `data` with the commonest answer
-of the first one's `data.train`, and with the commonest to questions that begin with the
-same two words; it prints the exact match of both in percent.
-"""
+"""Scores without a model: the commonest answers of the training questions."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from blip2_jax.cli.options import configuration
 from blip2_jax.data.sources.base import BrokenSample, Question
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.evaluation.breakdown import question_type
@@ -68,19 +58,3 @@ def _score(test: Sequence[Question], said: Sequence[str]) -> float:
             for answer, question in zip(said, test, strict=True)
         ]
     )
-
-
-def main() -> None:
-    """Parse and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", required=True, help="configuration of a training")
-    parser.add_argument("--test", required=True, help="configuration of an evaluation")
-    arguments = parser.parse_args()
-    train = answered_questions(configuration(arguments.train).data.train)
-    test = answered_questions(configuration(arguments.test).data)
-    for name, score in guesses(train, test).items():
-        print(f"{score:6.2f}  {name}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
-from blip2_jax.cli.options import checkpoint
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.load import load
 from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.reports.page import Pictures
+from blip2_jax.training.checkpoints import parse_checkpoint
 
 PIXELS = 224  # of the pictures under the maps, where the model itself reads features
 
@@ -35,7 +35,7 @@ def attention_of(
     """
     model = load(
         settings["model"],
-        which=checkpoint(str(settings["which"])),
+        which=parse_checkpoint(str(settings["which"])),
         precision=settings["precision"] or None,
         batch_size=count,
         **settings["beside"],

@@ -40,6 +40,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing or damaged; the message says which and why."""
 
 
+def parse_checkpoint(text: str) -> str | int:
+    """Return a checkpoint's step as a number, and "best" and "last" as they are."""
+    return int(text) if text.isdigit() else text
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """What a checkpoint held.

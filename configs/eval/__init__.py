@@ -1,1 +1,1 @@
-"""Evaluations: one file per benchmark, loaded by `evaluate --config`."""
+"""Evaluations, one file each: `blip2-jax evaluate --config eval/NAME`."""

@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/captioning.py:nocaps,flant5xl
+"""blip2-jax evaluate --config eval/captioning:nocaps,flant5xl
 
 Captions of models fine-tuned on COCO, the paper's table 3: DATA is nocaps (in, near,
 out of domain and all) or coco (the 5,000 test images of Karpathy's split), MODEL

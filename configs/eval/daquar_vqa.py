@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/daquar_vqa.py:vqa=RUN
+"""blip2-jax evaluate --config eval/daquar_vqa:vqa=RUN
 
 The 5,673 test questions of DAQUAR, each with one answer: exact match after the official
 normalisation. `...:blank,vqa=RUN` and `...:shuffled,vqa=RUN` show no photos, or other

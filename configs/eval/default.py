@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --model runs/f8k_stage1 --task retrieval
+"""blip2-jax evaluate --model runs/f8k_stage1 --task retrieval
 
 What every evaluation starts from; `--config.KEY=VALUE` changes a key.
 """

@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/flickr8k_captioning.py
+"""blip2-jax evaluate --config eval/flickr8k_captioning
 
 A caption for each of the 1,000 test photos of Flickr8k by beam search, scored against
 five captions by people; ten of them go on a page beside their photos. Paths as in

@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/flickr8k_retrieval.py
+"""blip2-jax evaluate --config eval/flickr8k_retrieval
 
 Both directions on the 1,000 test photos of Flickr8k and their 5,000 captions: by ITC,
 then the best 32 of each list re-ranked by ITM. Paths as in `flickr8k_stage1.py`.

@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/retrieval.py:coco,vitg
+"""blip2-jax evaluate --config eval/retrieval:coco,vitg
 
 Retrieval both ways, the paper's tables 5 and 6: DATA is coco (5,000 images) or
 flickr30k (1,000), MODEL vitL, vitg (both fine-tuned on COCO) or, on coco, a run of

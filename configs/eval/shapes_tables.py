@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/shapes_tables.py:EXAM --model RUN
+"""blip2-jax evaluate --config eval/shapes_tables:EXAM --model RUN
 
 An exam of the paper's tables in small, on the shapes world: EXAM is "TASK,SPLIT", TASK
 one of questions, captions, retrieval, SPLIT heldout (each scene has something whose

@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/vqa_finetuned.py:vqav2_test,opt6.7b
+"""blip2-jax evaluate --config eval/vqa_finetuned:vqav2_test,opt6.7b
 
 Fine-tuned visual question answering, the paper's table 4: DATA is vqav2_testdev or
 vqav2_test (both without answers: a file for the server), MODEL a run of the fine-tune

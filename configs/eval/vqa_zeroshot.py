@@ -1,4 +1,4 @@
-"""python launch/evaluate.py --config configs/eval/vqa_zeroshot.py:vqav2_val,opt2.7b
+"""blip2-jax evaluate --config eval/vqa_zeroshot:vqav2_val,opt2.7b
 
 Zero-shot visual question answering, a row and a column of the paper's table 2: DATA is
 vqav2_val, vqav2_testdev (no answers: a file for the server), okvqa or gqa, MODEL one of

@@ -1,7 +1,6 @@
 """`launch/evaluate.py` on run directories: records, predictions, refusals."""
 
 import json
-import sys
 
 import pytest
 
@@ -21,18 +20,12 @@ def run(request, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp(request.param) / "run", request.param)
 
 
-def call(arguments, monkeypatch):
-    """The command's exit code; config_flags reads `sys.argv` itself."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
-    return main(sys.argv)
-
-
 def evaluate(monkeypatch, run, task, out, *more):
     """The exit code, and the record if there is one."""
     arguments = ["--model", str(run.directory), "--task", task]
     arguments += ["--data", json.dumps(DATA), "--out", str(out)]
     arguments += ["--config.decoding.max_new_tokens=4", "--config.tokenizer=python"]
-    code = call([*arguments, *more], monkeypatch)
+    code = main([*arguments, *more])
     return code, json.loads(out.read_text()) if out.exists() else None
 
 
@@ -139,7 +132,7 @@ def test_bad_input_gives_one_sentence_and_exit_code_1(
     run, more, message, capsys, monkeypatch
 ):
     arguments = ["--model", str(run.directory), "--task", "captioning"]
-    assert call([*arguments, *more], monkeypatch) == 1
+    assert main([*arguments, *more]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said
     assert len(said.splitlines()) == 1
@@ -155,7 +148,7 @@ def test_a_converted_folder_scores_as_its_run(run, tmp_path, monkeypatch):
         out = tmp_path / f"{number}.json"
         given = ["--model", str(model), "--task", task, "--out", str(out)]
         given += ["--data", json.dumps(DATA), "--config.decoding.max_new_tokens=2"]
-        assert call([*given, "--config.text_length=20"], monkeypatch) == 0
+        assert main([*given, "--config.text_length=20"]) == 0
         record = json.loads(out.read_text())
         found.append((record["scores"], record["digests"]))
     assert found[0] == found[1]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from blip2_jax.cli.jobs import Job, cores, run_jobs
+from blip2_jax.cli.jobs import Job, available_cores, run_jobs
 
 
 def say(tmp_path, name, code="", needs=()):
@@ -30,7 +30,7 @@ def test_jobs_wait_for_what_they_need_and_begin_in_order(tmp_path):
         say(tmp_path, "other"),
     ]
     lines = []
-    assert run_jobs(jobs, places=cores()[:1], tell=lines.append) == []
+    assert run_jobs(jobs, cores=available_cores()[:1], report=lines.append) == []
     assert order(tmp_path) == ["first", "second", "last", "other"]
     assert lines[0] == "first done, 3 of 4 left"
     assert (tmp_path / "first.log").read_text() == "heard\n"
@@ -39,7 +39,10 @@ def test_jobs_wait_for_what_they_need_and_begin_in_order(tmp_path):
 def test_what_jobs_say_can_be_told_behind_their_names(tmp_path):
     lines = []
     job = say(tmp_path, "one", "print('a'); print('b')")
-    assert run_jobs([job], places=cores()[:1], tell=lines.append, echo=True) == []
+    assert (
+        run_jobs([job], cores=available_cores()[:1], report=lines.append, echo=True)
+        == []
+    )
     assert lines == ["one | a", "one | b", "one done, 0 of 1 left"]
 
 
@@ -51,7 +54,7 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else(tmp_path):
         say(tmp_path, "good"),
     ]
     lines = []
-    failed = run_jobs(jobs, places=cores()[:1], tell=lines.append)
+    failed = run_jobs(jobs, cores=available_cores()[:1], report=lines.append)
     assert failed == ["bad", "needs", "needs that"]
     assert order(tmp_path) == ["bad", "good"]
     assert f"bad failed (3): see {tmp_path / 'bad.log'}" in lines
@@ -59,11 +62,13 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else(tmp_path):
 
 def test_a_command_that_is_not_there_fails(tmp_path):
     job = Job("odd", ["/no/such/program"], tmp_path / "log")
-    assert run_jobs([job], places=cores()[:1], tell=lambda line: None) == ["odd"]
+    assert run_jobs([job], cores=available_cores()[:1], report=lambda line: None) == [
+        "odd"
+    ]
     assert "/no/such/program" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
 def test_each_place_has_a_job_of_its_own(tmp_path):
     wait = (
         "import os, time\n"
@@ -71,9 +76,9 @@ def test_each_place_has_a_job_of_its_own(tmp_path):
         f"while not os.path.exists({str(tmp_path / '{}')!r} + '.log'): time.sleep(.01)"
     )
     jobs = [say(tmp_path, "a", wait.format("b")), say(tmp_path, "b", wait.format("a"))]
-    assert run_jobs(jobs, places=cores()[:2], tell=lambda line: None) == []
+    assert run_jobs(jobs, cores=available_cores()[:2], report=lambda line: None) == []
     held = {(tmp_path / f"{name}.log").read_text().strip() for name in "ab"}
-    assert held == {f"[{core}]" for core in cores()[:2]}
+    assert held == {f"[{core}]" for core in available_cores()[:2]}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_each_place_has_a_job_of_its_own(tmp_path):
 def test_asked_to_end_it_ends_what_runs_politely(tmp_path, number, code):
     program = f"""
 import pathlib, signal, sys
-from blip2_jax.jobs import Job, cores, run_jobs
+from blip2_jax.cli.jobs import Job, available_cores, run_jobs
 wait = '''
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
@@ -92,7 +97,7 @@ time.sleep(60)
 log = pathlib.Path({str(tmp_path / "log")!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 jobs = [Job(name, [sys.executable, "-c", wait], log) for name in ("one", "two")]
-run_jobs(jobs, places=cores()[:1])
+run_jobs(jobs, cores=available_cores()[:1])
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from blip2_jax.cli.options import BESIDE, add_model_options, given_beside
+from blip2_jax.cli.options import EXTRA_WEIGHTS, add_model_options, extra_weights
 from blip2_jax.training.open_model import ExtraWeights
 
 
@@ -14,12 +14,12 @@ def parsed(*arguments):
 
 
 def test_every_field_is_an_option():
-    assert tuple(BESIDE) == tuple(
+    assert tuple(EXTRA_WEIGHTS) == tuple(
         field.name for field in dataclasses.fields(ExtraWeights)
     )
-    assert ExtraWeights(**given_beside(parsed())) == ExtraWeights()
+    assert ExtraWeights(**extra_weights(parsed())) == ExtraWeights()
     given = parsed("--vision", "eva.pth", "--image_size", "364", "--which", "300")
-    assert ExtraWeights(**given_beside(given)) == ExtraWeights(
+    assert ExtraWeights(**extra_weights(given)) == ExtraWeights(
         vision="eva.pth", image_size=364
     )
     assert given.which == 300

@@ -40,7 +40,7 @@ TINY = ROOT / "tests" / "support" / "tiny_experiment.py"
 )
 def test_one_sentence(capsys, monkeypatch, arguments, message):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert plan.main(["plan.py", *arguments]) == 1
+    assert plan.main([*arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

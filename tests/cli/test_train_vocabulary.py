@@ -19,8 +19,7 @@ def test_shapes_tokenizers(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"bert", "opt", "t5"}
 
 
-def test_one_source_of_texts(tmp_path):
-    with pytest.raises(SystemExit):
-        train_vocabulary.main([str(tmp_path)])
-    with pytest.raises(SystemExit):
-        train_vocabulary.main([str(tmp_path), "a.tar", "--shapes"])
+@pytest.mark.parametrize("sources", [(), ("a.tar", "--shapes")])
+def test_one_source_of_texts(tmp_path, capsys, sources):
+    assert train_vocabulary.main([str(tmp_path), *sources]) == 1
+    assert "expected one of: tars, --config, --shapes" in capsys.readouterr().err

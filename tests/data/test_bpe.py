@@ -1,6 +1,6 @@
 """A learned vocabulary is a language model's tokenizer, conventions included."""
 
-from blip2_jax.cli.options import configuration
+from blip2_jax.cli.config_options import load_config
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text.bpe import save_tokenizer, train_byte_level_bpe, training_texts
 from blip2_jax.data.text.tokenizers import clean_caption, clean_question, load_tokenizer
@@ -37,8 +37,8 @@ def test_questions_of_a_configuration(tmp_path):
         "                          'size': int(size), 'texts': 'questions'},)\n"
         "    return config.lock()\n"
     )
-    assert configuration(str(file)).data.train[0]["size"] == 4
-    sources = configuration(f"{file}:8").data.train
+    assert load_config(str(file)).data.train[0]["size"] == 4
+    sources = load_config(f"{file}:8").data.train
     found = list(training_texts(sources))
     assert len(found) == 16
     record = build_source(sources[0]).record(0)

@@ -17,8 +17,7 @@ def evaluate_all(place, out, *sizes):
     data = {"kind": "annotations", "path": f"{place}/all.jsonl", "images": f"{place}"}
     for number, size in enumerate(sizes):
         for task, run in TASKS.items():
-            sys.argv = [
-                "evaluate.py",
+            arguments = [
                 "--model",
                 f"{place}/{run}",
                 "--task",
@@ -35,7 +34,7 @@ def evaluate_all(place, out, *sizes):
                 "--config.bootstrap.samples=20",
                 *(["--config.mesh.data=-1"] if number else []),
             ]
-            assert main(sys.argv) == 0
+            assert main(arguments) == 0
 
 
 if __name__ == "__main__":

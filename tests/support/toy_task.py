@@ -64,4 +64,4 @@ if __name__ == "__main__":
     from blip2_jax.cli import train
 
     tasks.TASKS["stage1"] = make_toy
-    sys.exit(train.main(sys.argv))
+    sys.exit(train.main())

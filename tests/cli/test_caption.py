@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import blip2_jax
-from blip2_jax.cli.generate import main
+from blip2_jax.cli.caption import main
 from blip2_jax.inference.model import Blip2
 from blip2_jax.nn.trees import merge
 from tests.support.tiny_runs import make_run

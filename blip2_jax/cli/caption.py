@@ -1,0 +1,279 @@
+"""Caption images, answer questions about them or score texts against them.
+
+    blip2-jax caption --model RUN --image a.jpg b.jpg
+    blip2-jax caption --model RUN --image a.jpg --prompt "a photo of"
+    blip2-jax caption --model RUN --image a.jpg --question "what is red?"
+    blip2-jax caption --model RUN --image a.jpg --text "a cat" "a dog"
+    blip2-jax caption --model RUN --image a.jpg --dialogue \\
+        --question "what is it?" "what is it made of?"
+    blip2-jax caption --model RUN --image a.jpg b.jpg --together \\
+        --prompt "Question: what differs? Answer:"
+    blip2-jax caption --model RUN --image a.jpg --question "how many?" \\
+        --example b.jpg "how many?" "two"
+    blip2-jax caption --model blip2_pretrained_opt2.7b.pth --image a.jpg \\
+        --vision eva_vit_g.pth --language_model opt-2.7b --language_tokenizer opt-2.7b
+
+Prints one line for each image, and for each question or text about it. Models that
+were trained on features take `--features FILE.npy` in place of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blip2_jax.cli.options import (
+    CommandParser,
+    UsageError,
+    add_model_options,
+    extra_weights,
+    run_command,
+)
+
+if TYPE_CHECKING:
+    from blip2_jax.inference.model import Blip2
+
+# Fields of `DecodingConfig` and their types.
+DECODING_OPTIONS = {
+    "num_beams": int,
+    "max_new_tokens": int,
+    "min_new_tokens": int,
+    "length_penalty": float,
+    "repetition_penalty": float,
+    "num_return_sequences": int,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "convention": str,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_command(make_parser(), run, argv)
+
+
+def make_parser() -> CommandParser:
+    """Make the parser of the command line."""
+    parser = CommandParser("caption", __doc__)
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH",
+        help="directory of a run, converted or Hugging Face folder, or LAVIS file",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="dtype of matmul inputs; default: as in training",
+    )
+    _add_input_options(parser)
+    _add_dialogue_options(parser)
+    decoding = parser.add_argument_group("decoding (docs/using.md)")
+    for name, kind in DECODING_OPTIONS.items():
+        decoding.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
+    decoding.add_argument(
+        "--sample", action="store_true", help="sample, e.g. with --top_p"
+    )
+    decoding.add_argument("--seed", type=int, default=0, help="seed of samples (0)")
+    return parser
+
+
+def _add_input_options(parser: CommandParser) -> None:
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--image", nargs="+", metavar="FILE", help="image files")
+    images.add_argument(
+        "--features", metavar="FILE.npy", help="features, [P, D] or [B, P, D]"
+    )
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--prompt", help="start of the caption, or an instruction")
+    texts.add_argument("--question", nargs="+", help="questions to answer")
+    texts.add_argument("--text", nargs="+", help="texts to score against the images")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="put all images into one prompt (stage 2)",
+    )
+
+
+def _add_dialogue_options(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--dialogue",
+        action="store_true",
+        help="ask each question after the earlier ones and their answers",
+    )
+    parser.add_argument(
+        "--history",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("QUESTION", "ANSWER"),
+        help="an earlier turn; may be repeated",
+    )
+    parser.add_argument(
+        "--example",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("FILE", "QUESTION", "ANSWER"),
+        help="another image with a question and its answer; may be repeated",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Images or features as the model takes them.
+
+    Attributes:
+      names: name of each row, for printing.
+      rows: one image, or its features, for each row.
+      keyword: "images" or "features".
+    """
+
+    names: list[str]
+    rows: Any
+    keyword: str
+
+    def repeated(self, times: int) -> dict[str, Any]:
+        """Return keyword arguments with each row repeated `times` times."""
+        return {self.keyword: [row for row in self.rows for _ in range(times)]}
+
+    def together(self) -> Inputs:
+        """Return all rows as one row."""
+        return Inputs([" + ".join(self.names)], [list(self.rows)], self.keyword)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print captions, answers or scores; returns the exit code."""
+    check_options(arguments)
+    inputs = read_inputs(arguments)
+    settings = decoding_settings(arguments)
+    import blip2_jax
+
+    model = blip2_jax.load(
+        arguments.model,
+        which=arguments.which,
+        precision=arguments.precision,
+        **extra_weights(arguments),
+    )
+    if arguments.text:
+        lines = match(model, inputs, arguments.text)
+    elif arguments.question:
+        settings |= {
+            "seed": arguments.seed,
+            "history": [tuple(turn) for turn in arguments.history],
+            "examples": [
+                (_example_image(inputs, name), question, answer)
+                for name, question, answer in arguments.example
+            ],
+        }
+        ask = converse if arguments.dialogue else answer_questions
+        lines = ask(model, inputs, arguments.question, settings)
+    else:
+        settings |= {"prompt": arguments.prompt, "seed": arguments.seed}
+        lines = caption(model, inputs, settings)
+    for line in lines:
+        print(line, flush=True)
+    return 0
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Check that the options go together.
+
+    Raises:
+      UsageError: an option about questions without a question, or two histories.
+    """
+    for name in ("dialogue", "history", "example"):
+        if getattr(arguments, name) and not arguments.question:
+            raise UsageError(f"--{name} needs --question")
+    if arguments.dialogue and arguments.history:
+        raise UsageError("--dialogue and --history exclude each other: give one")
+
+
+def read_inputs(arguments: argparse.Namespace) -> Inputs:
+    """Decode the images, or read the features, before the model is loaded."""
+    if arguments.features:
+        rows = np.load(arguments.features, allow_pickle=False)
+        rows = rows if rows.ndim > 2 else rows[None]
+        names = [f"{arguments.features}[{index}]" for index in range(len(rows))]
+        inputs = Inputs(names, rows, "features")
+    else:
+        from blip2_jax.inference.inputs import as_pixels
+
+        rows = [as_pixels(path) for path in arguments.image]
+        inputs = Inputs(arguments.image, rows, "images")
+    return inputs.together() if arguments.together else inputs
+
+
+def _example_image(inputs: Inputs, name: str) -> Any:
+    """Return an example's image, or its features, in the form of the inputs."""
+    return np.load(name, allow_pickle=False) if inputs.keyword == "features" else name
+
+
+def decoding_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the decoding options that were given, after checking their values."""
+    from blip2_jax.generation.decoding_config import DecodingConfig, change
+
+    values = {name: getattr(arguments, name) for name in DECODING_OPTIONS}
+    settings = {name: value for name, value in values.items() if value is not None}
+    settings |= {"sample": True} if arguments.sample else {}
+    change(DecodingConfig(num_beams=5), settings)
+    return settings
+
+
+def caption(model: Blip2, inputs: Inputs, settings: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each caption."""
+    captions = model.caption(**inputs.repeated(1), **settings)
+    for name, texts in zip(inputs.names, captions, strict=True):
+        yield from (f"{name}: {text}" for text in _as_list(texts))
+
+
+def answer_questions(
+    model: Blip2, inputs: Inputs, questions: list[str], settings: dict[str, Any]
+) -> Iterator[str]:
+    """Yield a line for each answer: every question about every image."""
+    answers = model.answer(
+        questions=questions * len(inputs.names),
+        **inputs.repeated(len(questions)),
+        **settings,
+    )
+    pairs = itertools.product(inputs.names, questions)
+    for (name, question), texts in zip(pairs, answers, strict=True):
+        yield from (f"{name}: {question} -> {text}" for text in _as_list(texts))
+
+
+def converse(
+    model: Blip2, inputs: Inputs, questions: list[str], settings: dict[str, Any]
+) -> Iterator[str]:
+    """Yield a line for each answer: one conversation about each image."""
+    settings = {name: value for name, value in settings.items() if name != "history"}
+    for name, row in zip(inputs.names, inputs.rows, strict=True):
+        answers = model.converse(
+            questions=questions, **{inputs.keyword: [row]}, **settings
+        )
+        for question, text in zip(questions, answers, strict=True):
+            yield f"{name}: {question} -> {text}"
+
+
+def match(model: Blip2, inputs: Inputs, texts: list[str]) -> Iterator[str]:
+    """Yield a line for each score: every text with every image."""
+    scores = model.match(texts=texts * len(inputs.names), **inputs.repeated(len(texts)))
+    pairs = itertools.product(inputs.names, texts)
+    for (name, text), itc, itm in zip(pairs, scores.itc, scores.itm, strict=True):
+        yield f"{name}: {text}: cosine {itc:.3f}, match probability {itm:.3f}"
+
+
+def _as_list(texts: str | list[str]) -> list[str]:
+    """Return several texts of one row as they are, a single one as a list."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+if __name__ == "__main__":
+    sys.exit(main())
