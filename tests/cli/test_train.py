@@ -14,7 +14,10 @@ TINY = SUPPORT / "tiny_experiment.py"
     [
         ((), "--config is missing"),
         (("--config=/no/such.py", "--workdir=run"), "/no/such.py"),
-        ((f"--config={TINY}", "--no_workdir"), "unknown option --no_workdir; did you mean '--workdir'?"),
+        (
+            (f"--config={TINY}", "--no_workdir"),
+            "unknown option --no_workdir; did you mean '--workdir'?",
+        ),
         ((f"--config={TINY}",), "--workdir is missing"),
         (("--config.stpes=3",), "config has no key 'stpes'; did you mean 'steps'?"),
         (("--config.optimizer.lr=3",), "'optimizer.lr'; there are accumulate, b1"),
