@@ -40,23 +40,6 @@ class Ranks(NamedTuple):
     texts: Int[Array, " M"]
 
 
-def similarity(
-    queries: Float[Array, "N Q C"], texts: Float[Array, "M C"], rows: int = 64
-) -> Float[Array, "N M"]:
-    """Cosine of every image with every text: the max over the image's queries.
-
-    Args:
-      queries: unit vectors of the images' queries.
-      texts: unit vectors of the texts.
-      rows: images at a time, to bound memory (rows x Q x M floats).
-    """
-    parts = [
-        (queries[start : start + rows] @ texts.T).max(axis=1)
-        for start in range(0, len(queries), rows)
-    ]
-    return np.concatenate(parts).astype(np.float32)
-
-
 def rerank(
     cosine: Float[Array, "N M"],
     match: MatchImage,
@@ -71,7 +54,7 @@ def rerank(
     together, so that its cross-attention keys and values are computed once.
 
     Args:
-      cosine: from `similarity`.
+      cosine: from `max_query_similarity`.
       match: gives the match logits of one image with some texts.
       k: candidates of a text among the images and of an image among the texts;
         more than there are means all.

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray as Array
@@ -20,6 +21,7 @@ from blip2_jax.data.shapes.questions import SceneQuestion, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import Scene, scene
 from blip2_jax.inference.model import Blip2
+from blip2_jax.nn.similarity import max_query_similarity
 
 CAPTION_TOKENS = 28
 ANSWER_TOKENS = 6
@@ -96,7 +98,7 @@ def retrieve(model: Blip2, exam: Exam, which: str = "right") -> Retrieval:
     pictures, texts = exam.pictures(which), list(exam.captions)
     queries = model.features(pictures, mode="image")["image_embeds_proj"]
     words = model.features(texts=texts, mode="text")["text_embeds_proj"][:, 0]
-    similarity = np.einsum("iqc,jc->iqj", queries, words).max(axis=1)
+    similarity = np.asarray(max_query_similarity(jnp.asarray(queries), jnp.asarray(words)))
     by_itc = np.argsort(-similarity, axis=1, kind="stable")
     best = by_itc[:, :RERANKED]
     pairs = model.match(

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.evaluation.rerank_cache import FinishedRows
-from blip2_jax.evaluation.retrieval import Scores, rerank, similarity
+from blip2_jax.evaluation.retrieval import Scores, rerank
 from blip2_jax.inference.inputs import padded
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer.qformer import ImageKeyValues
-from blip2_jax.nn.bind import bind
+from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel import hosts, sharding
 
 # The original evaluates with texts a little longer than the 32 tokens of its training.
@@ -125,7 +125,8 @@ class Stage1Scorer:
         share = share or hosts.Share()
         mine = list(share.indices(len(ids)))
         texts = hosts.all_gather_rows(self.encode_texts(ids[mine], mask[mine]), share)
-        return similarity(hosts.all_gather_rows(images.queries, share), texts)
+        queries = hosts.all_gather_rows(images.queries, share)
+        return np.asarray(_max_query_similarity(queries, texts))
 
     def rerank(
         self,
@@ -165,27 +166,30 @@ class Stage1Scorer:
         return sharding.place_rows_like(self._params, padded(rows, self.batch_size))
 
 
+_max_query_similarity = jax.jit(max_query_similarity)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_images(model: Blip2Stage1, params: PyTree, images: Any) -> Any:
-    apply = bind(model, params)
-    features = apply("encode_image", images)
-    image = apply("image_keys_values", features)
-    hidden, _ = apply("query_pass", image)
-    return features, apply("project_queries", hidden)
+    bound = model.bind({"params": params})
+    features = bound.encode_image(images)
+    image = bound.image_keys_values(features)
+    hidden, _ = bound.qformer.query_pass(bound.query_tokens, image)
+    return features, bound.project_queries(hidden)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_texts(model: Blip2Stage1, params: PyTree, ids: Any, mask: Any) -> Any:
-    apply = bind(model, params)
-    hidden = apply("text_pass", ids, mask, first_only=True)
-    return apply("project_text", hidden[:, 0])
+    bound = model.bind({"params": params})
+    hidden = bound.qformer.text_pass(ids, mask, first_only=True)
+    return bound.project_text(hidden[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _image_keys_values(
     model: Blip2Stage1, params: PyTree, features: Any
 ) -> ImageKeyValues:
-    return bind(model, params)("image_keys_values", features)
+    return model.bind({"params": params}).image_keys_values(features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -193,6 +197,8 @@ def _match(
     model: Blip2Stage1, params: PyTree, image: ImageKeyValues, ids: Any, mask: Any
 ) -> Any:
     """One image's keys and values [1, ...] against B texts."""
-    apply = bind(model, params)
-    queries = apply("multimodal_pass", ids, mask, image, queries_only=True)
-    return apply("itm_logits", queries)
+    bound = model.bind({"params": params})
+    queries = bound.qformer.multimodal_pass(
+        bound.query_tokens, ids, mask, image, queries_only=True
+    )
+    return bound.itm_logits(queries)

@@ -8,7 +8,7 @@ the larger program as it is.
 from __future__ import annotations
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,7 @@ from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import FeaturesConfig, LanguageModelConfig, T5Config
-from blip2_jax.nn.bind import bind
-from blip2_jax.nn.kv_cache import PrefixKV, init_generated
+from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
 
 COPIED_BYTES = 2**30  # of a language model of which a CPU keeps a second form
 Read = tuple[Float[Array, "B V"], PrefixKV]
@@ -33,7 +32,7 @@ def encode_image(
     model: Blip2Base, params: PyTree, images: Shaped[Array, "B ..."]
 ) -> Float[Array, "B P D"]:
     """Features of images, which the `read_*` functions take in their place."""
-    return bind(model, params)("encode_image", images)
+    return model.bind({"params": params}).encode_image(images)
 
 
 def read_stage1(
@@ -50,11 +49,10 @@ def read_stage1(
       images: uint8 or normalised images, or features (`encode_image`).
       start_ids: [DEC], and the words that the texts are to begin with.
     """
-    apply = bind(model, params)
-    features = apply("encode_image", images)
-    image = apply("image_keys_values", features)
-    _, query_cache = apply("query_pass", image)
-    return apply("prefill", start_ids, query_cache)
+    bound = model.bind({"params": params})
+    image = bound.image_keys_values(bound.encode_image(images))
+    _, query_cache = bound.qformer.query_pass(bound.query_tokens, image)
+    return bound.qformer.prefill(start_ids, query_cache)
 
 
 def write_stage1(
@@ -81,7 +79,10 @@ def write_stage1(
       keys: one random key a row, for sampling.
     """
     logits, prefix = read
-    step = functools.partial(bind(model, params), "decode_step")
+
+    def step(*args: Any) -> tuple[Float[Array, "B W V"], GeneratedKV]:
+        return model.bind({"params": params}).qformer.decode_step(*args)
+
     decoder = Decoder(init_generated, step, eos_id, pad_id)
     return decode(decoder, logits, prefix, config, history=history, keys=keys)
 
@@ -109,7 +110,7 @@ def read_stage2(
         row, or [B, N, T] one an image.
       weights: from `unstacked_weights`; None: those of `params`.
     """
-    apply = bind(model, params)
+    bound = model.bind({"params": params})
     batch, together = images.shape[0], images.ndim > _image_rank(model)
     count = images.shape[1] if together else 1
     if together:
@@ -120,10 +121,10 @@ def read_stage2(
         else jnp.repeat(part, count, axis=0)
         for part in question
     ]
-    queries = apply("encode_queries", apply("encode_image", images), *read)
+    queries = bound.encode_queries(bound.encode_image(images), *read)
     if together:
         queries = queries.reshape(batch, -1, queries.shape[-1])
-    logits, prefix = apply("prefill", queries, prompt_ids, prompt_mask, weights)
+    logits, prefix = bound.prefill(queries, prompt_ids, prompt_mask, weights)
     return logits, dataclasses.replace(prefix, weights=None)
 
 
@@ -156,21 +157,21 @@ def write_stage2(
       weights: what `read_stage2` was given.
     """
     assert model.config.language_model is not None
-    apply = bind(model, params)
+
+    def step(*args: Any) -> tuple[Float[Array, "B W V"], GeneratedKV]:
+        return model.bind({"params": params}).language_model.decode_step(*args)
+
     logits, prefix = read
     prefix = dataclasses.replace(prefix, weights=weights)
-    decoder = Decoder(
-        functools.partial(apply, "init_generated"),
-        functools.partial(apply, "decode_step"),
-        eos_id,
-        model.config.language_model.pad_id,
-    )
+    language_model = model.bind({"params": params}).language_model
+    pad_id = model.config.language_model.pad_id
+    decoder = Decoder(language_model.init_generated, step, eos_id, pad_id)
     return decode(decoder, logits, prefix, config, history=history, keys=keys)
 
 
 def unstacked_weights(model: Blip2Stage2, params: PyTree) -> PyTree:
     """A copy of the language model's weights, as a CPU reads them fastest."""
-    return bind(model, params)("weights_apart")
+    return model.bind({"params": params}).language_model.unstacked_weights()
 
 
 def are_worth_a_copy(params: PyTree) -> bool:

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PyTree
 
 from blip2_jax.losses import hard_negatives, objectives
 from blip2_jax.models.vision.contrastive_pair import ContrastModel
-from blip2_jax.nn.bind import bind
 from blip2_jax.nn.layers import INITIAL_STD
 
 MIN_TEMPERATURE = 0.004
@@ -56,9 +55,8 @@ def contrast_loss(
     Returns:
       The loss, and fp32 scalars `loss`, `accuracy` (image to text), `temperature`.
     """
-    similarity = bind(model, params)(
-        "__call__", batch["image"], batch["text_ids"], batch["text_mask"]
-    )
+    bound = model.bind({"params": params})
+    similarity = bound(batch["image"], batch["text_ids"], batch["text_mask"])
     temperature = jnp.maximum(params["temperature"], MIN_TEMPERATURE)
     scores = similarity / temperature
     image_id = batch.get("image_id", jnp.arange(scores.shape[0]))

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.losses.objectives import lm_loss
 from blip2_jax.models.presets import LanguageModelConfig, OPTConfig, T5Config
-from blip2_jax.nn.bind import bind
 from blip2_jax.nn.layers import INITIAL_STD, scale_matrices
 
 
@@ -42,9 +41,8 @@ def language_loss(
       The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` (how many targets
       the loss is a mean of).
     """
-    logits, targets, mask = bind(model, params["language_model"])(
-        "training_logits", None, batch, key
-    )
+    bound = model.bind({"params": params["language_model"]})
+    logits, targets, mask = bound.training_logits(None, batch, key)
     value = lm_loss(logits, targets, mask)
     tokens = mask.sum(dtype=jnp.float32)
     return value, {"loss": value, "loss_lm": value, "tokens": tokens}

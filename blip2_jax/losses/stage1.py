@@ -12,11 +12,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from blip2_jax.losses import hard_negatives, objectives
 from blip2_jax.losses.hard_negatives import Negatives
-from blip2_jax.losses.similarity import max_query_similarity
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer.qformer import ImageKeyValues, QueryCache
-from blip2_jax.nn.bind import bind
 from blip2_jax.nn.dropout import some_tokens, split_key
+from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel.row_gather import batch_axes, gather_global_rows
 
 
@@ -163,25 +162,27 @@ def encode(
       features: of the images, where an earlier call with this key has left them.
       captions: to be read in the same pass, for ITG.
     """
-    apply = bind(model, params)
+    bound = model.bind({"params": params})
     query_key, text_key, token_key = split_key(key, 3)
     if features is None:
         source = batch["features"] if "features" in batch else batch["image"]
-        features = apply("encode_image", source)
+        features = bound.encode_image(source)
         if options.image_tokens and token_key is not None:
             features = some_tokens(features, options.image_tokens, token_key)
-    image = apply("image_keys_values", features)
+    image = bound.image_keys_values(features)
     ids, mask = batch["text_ids"], batch["text_mask"]
     if captions is None:
-        hidden, query_cache = apply("query_pass", image, key=query_key)
-        text = apply("text_pass", ids, mask, first_only=True, key=text_key)[:, 0]
+        hidden, query_cache = bound.qformer.query_pass(
+            bound.query_tokens, image, key=query_key
+        )
+        text = bound.qformer.text_pass(ids, mask, first_only=True, key=text_key)[:, 0]
         encoded = Encoded(features, image, query_cache)
     else:
-        hidden, text, captions_read = apply(
-            "joint_pass", ids, captions, mask, image, key=query_key
+        hidden, text, captions_read = bound.qformer.joint_pass(
+            bound.query_tokens, ids, captions, mask, image, key=query_key
         )
         encoded = Encoded(features, image, captions=captions_read)
-    return apply("project_queries", hidden), apply("project_text", text), encoded
+    return bound.project_queries(hidden), bound.project_text(text), encoded
 
 
 def contrast(
@@ -246,10 +247,10 @@ def matching(
     Returns:
       The ITM loss, and its accuracy.
     """
-    apply = bind(model, params)
+    bound = model.bind({"params": params})
     texts = jax.tree.map(lambda own, other: triples(own, other, own), own, other)
-    queries = apply(
-        "multimodal_pass",
+    queries = bound.qformer.multimodal_pass(
+        bound.query_tokens,
         texts.ids,
         texts.mask,
         image,
@@ -257,7 +258,7 @@ def matching(
         queries_only=True,
         key=key,
     )
-    logits = apply("itm_logits", queries).reshape(-1, 3, 2)
+    logits = bound.itm_logits(queries).reshape(-1, 3, 2)
     matches = jnp.broadcast_to(jnp.array([1, 0, 0]), logits.shape[:2])
     return objectives.itm_loss(logits, matches, valid, options.num_shards)
 
@@ -275,16 +276,16 @@ def _paired_images(
     devices the frozen features travel, and are normed and projected where they are
     used: no communication in the backward pass.
     """
-    apply = bind(model, params)
+    bound = model.bind({"params": params})
     every, features = options.itm_every, encoded.features
     if not options.share_kv or batch_axes():
         sampled = gather_global_rows(features, negatives.image)[::every]
     if not options.share_kv:
         features = features[::every]
-        return apply("image_keys_values", triples(features, features, sampled)), ()
+        return bound.image_keys_values(triples(features, features, sampled)), ()
     own = jax.tree.map(lambda x: x[::every], encoded.image)
     if batch_axes():
-        return own, apply("image_keys_values", sampled)
+        return own, bound.image_keys_values(sampled)
     other = jax.tree.map(lambda x: x[negatives.image[::every]], encoded.image)
     return own, other
 
@@ -311,14 +312,14 @@ def captioning(
     options: Stage1Options,
 ) -> Float[Array, ""]:
     """ITG: the captions `ids` of every n-th row, from what their queries have read."""
-    apply = bind(model, params)
+    bound = model.bind({"params": params})
     every = options.itg_every
     mask = batch["text_mask"][::every]
     hidden = encoded.captions
     if hidden is None:
         cache = jax.tree.map(lambda x: x[::every], encoded.query_cache)
-        hidden = apply("generate_pass", ids, mask, cache, key=key)
-    logits = apply("lm_logits", hidden[:, :-1])  # the last place predicts nothing
+        hidden = bound.qformer.generate_pass(ids, mask, cache, key=key)
+    logits = bound.qformer.lm_logits(hidden[:, :-1])  # the last place predicts nothing
     return objectives.lm_loss(
         logits,
         ids[:, 1:],

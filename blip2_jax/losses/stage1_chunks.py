@@ -21,7 +21,6 @@ from blip2_jax.losses import chunks, hard_negatives, stage1
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.losses.stage1 import Stage1Options, Texts
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.nn.bind import bind
 from blip2_jax.nn.dropout import split_key
 from blip2_jax.nn.trees import flatten, matches, merge
 from blip2_jax.parallel.row_gather import gather_global_rows
@@ -173,7 +172,8 @@ def _second_pass(
     own = Texts(item.batch["text_ids"], item.batch["text_mask"])
     metrics: chunks.Metrics = {}
     if options.itm_weight:
-        other = bind(model, params)("image_keys_values", item.other_features)
+        bound = model.bind({"params": params})
+        other = bound.image_keys_values(item.other_features)
         itm, accuracy = stage1.matching(
             model,
             params,

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.losses.objectives import lm_loss, text_loss
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.nn.bind import bind
 from blip2_jax.nn.dropout import some_tokens, split_key
 
 _TOKENS = 0x70C5  # keeps the draw of image tokens apart from the keys of dropout
@@ -72,17 +71,17 @@ def stage2_loss(
       The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` or `texts` (how
       many targets, or texts that have any, the loss is a mean of).
     """
-    apply, features = bind(model, params), None
+    bound = model.bind({"params": params})
+    features = None
     if options.image_tokens and key is not None:
         images = batch["features"] if "features" in batch else batch["image"]
         features = some_tokens(
-            apply("encode_image", images),
+            bound.encode_image(images),
             options.image_tokens,
             jax.random.fold_in(key, _TOKENS),
         )
     key, language_key = split_key(key, 2)
-    logits, targets, mask = apply(
-        "training_logits",
+    logits, targets, mask = bound.training_logits(
         batch,
         features=features,
         key=key,

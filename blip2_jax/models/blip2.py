@@ -86,10 +86,7 @@ class Blip2Base(nn.Module):
 
 
 def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
-    """Fresh fp32 parameters; works under `jax.eval_shape` at full size.
-
-    Each stage has a method `touch(images)` that runs all of its parts once.
-    """
+    """Draw fp32 parameters; works under `jax.eval_shape` at full size."""
     vision = model.config.vision
     shape: tuple[int, ...]
     if isinstance(vision, FeaturesConfig):
@@ -97,7 +94,7 @@ def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
     else:
         shape = (1, vision.image_size, vision.image_size, 3)
     images = jnp.zeros(shape, model.dtype)
-    params = model.init(key, images, method="touch")["params"]
+    params = model.init(key, images)["params"]
     std = model.config.qformer.initial_std
     return params if std == INITIAL_STD else _rescale(params, std / INITIAL_STD)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.language.input_sequence import queries_then_text
 from blip2_jax.models.language.interface import build_language_model
-from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
+from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.nn.layers import dense
 
 Logits = tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]
@@ -86,7 +87,7 @@ class Blip2Stage2(Blip2Base):
 
     def training_logits(
         self,
-        batch: dict[str, Array],
+        batch: Mapping[str, Array],
         *,
         features: Float[Array, "B P D"] | None = None,
         key: PRNGKeyArray | None = None,
@@ -137,27 +138,8 @@ class Blip2Stage2(Blip2Base):
         inputs, mask = queries_then_text(queries, text, prompt_mask)
         return self.language_model.prefill(inputs, mask, weights)
 
-    def unstacked_weights(self) -> Any:
-        """Generation on a CPU: weights by layer; see `LanguageModel`."""
-        return self.language_model.unstacked_weights()
-
-    def init_generated(self, prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
-        """Generation: empty slots; see `LanguageModel`."""
-        return self.language_model.init_generated(prefix, beams, max_new)
-
-    def decode_step(
-        self,
-        ids: Int[Array, "B W"],
-        time: Int[Array, ""],
-        prefix: PrefixKV,
-        generated: GeneratedKV,
-        visible: Bool[Array, "B W M"],
-    ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
-        """Generation: one token per beam; see `LanguageModel`."""
-        return self.language_model.decode_step(ids, time, prefix, generated, visible)
-
-    def touch(self, images: Shaped[Array, "B ..."]) -> None:
-        """Runs every part once, so that initialisation creates every parameter."""
+    def __call__(self, images: Shaped[Array, "B ..."]) -> None:
+        """Run every part once, so that `init` creates all parameters."""
         ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
         text = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
         masks = dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)

@@ -26,7 +26,7 @@ MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x times the normal distribution at x (Hendrycks and Gimpel 2016), in fp32.
+    """X times the normal distribution at x (Hendrycks and Gimpel 2016), in fp32.
 
     By erf, as PyTorch; jax's own takes erfc, which costs a CPU three times as much.
     """

@@ -240,7 +240,7 @@ def _language_model(config: ConfigDict) -> Task:
         ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool)
         batch = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
         batch |= dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
-        variables = model.init(key, None, batch, method="training_logits")
+        variables = model.init(key, None, batch, method=model.training_logits)
         params = initial_language_model(variables["params"], sizes, options.initial_std)
         return {"language_model": params}
 

@@ -68,11 +68,9 @@ def test_reads_text_as_bert(bert, fresh, tmp_path):
 
     @jax.jit
     def run(params):
-        apply = lambda method, *args: MODEL.apply(
-            {"params": params}, *args, method=method
-        )
-        hidden = apply("text_pass", jnp.asarray(ids), jnp.asarray(mask, bool))
-        return hidden, apply("lm_logits", hidden)
+        qformer = MODEL.bind({"params": params}).qformer
+        hidden = qformer.text_pass(jnp.asarray(ids), jnp.asarray(mask, bool))
+        return hidden, qformer.lm_logits(hidden)
 
     params = start(tmp_path, state(bert), fresh)
     hidden, logits = run(params)

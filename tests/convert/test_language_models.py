@@ -135,10 +135,8 @@ def huggingface_model(config):
 
 @functools.partial(jax.jit, static_argnums=0)
 def project(model, params, images):
-    def run(model):
-        return model.project(model.encode_queries(model.encode_image(images)))
-
-    return model.apply({"params": params}, method=run)
+    bound = model.bind({"params": params})
+    return bound.project(bound.encode_queries(bound.encode_image(images)))
 
 
 @pytest.mark.parametrize("family", LANGUAGE)

@@ -139,9 +139,6 @@ def test_other_resolutions(tmp_path, size):
         expected = theirs.vision_model(
             torch.tensor(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True
         ).last_hidden_state
-    found = model.model.apply(
-        {"params": model.params},
-        images,
-        method=lambda m, x: m.ln_vision(m.encode_image(x)).applied(),
-    )
+    bound = model.model.bind({"params": model.params})
+    found = bound.ln_vision(bound.encode_image(images)).applied()
     assert_values(found, expected.numpy())

@@ -4,22 +4,10 @@ import numpy as np
 import pytest
 
 from blip2_jax.evaluation.rerank_cache import FinishedRows
-from blip2_jax.evaluation.retrieval import (
-    NOT_RANKED,
-    Scores,
-    recalls,
-    rerank,
-    similarity,
-)
+from blip2_jax.evaluation.retrieval import NOT_RANKED, Scores, recalls, rerank
 
 # Two images; texts 0, 1, 2 belong to the first, text 3 to the second.
 OWNER = np.array([0, 0, 0, 1])
-
-
-def test_similarity_is_the_best_query():
-    queries = np.eye(3, dtype=np.float32)[None, :2]  # one image, two queries
-    texts = np.array([[0.6, 0.8, 0], [0, 0, 1]], np.float32)
-    np.testing.assert_allclose(similarity(queries, texts), [[0.8, 0]])
 
 
 def test_any_of_an_images_texts_counts():

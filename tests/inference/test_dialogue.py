@@ -14,7 +14,6 @@ from blip2_jax.inference.inputs import as_images
 from blip2_jax.inference.model import Blip2
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.nn.bind import bind
 from tests.inference.test_model import (
     bert_tokenizer,
     photos,
@@ -72,10 +71,10 @@ def test_images_of_a_row_stand_one_after_the_other(name):
     size = model.model.config.vision.image_size
     images = as_images(photos(4), size)
     ids, mask = generation_prompts(word_tokenizer(name), ["what is", "where is the"])
-    apply = bind(model.model, model.params)
-    single = apply("encode_queries", apply("encode_image", images))
+    bound = model.model.bind({"params": model.params})
+    single = bound.encode_queries(bound.encode_image(images))
     joined = jnp.concatenate([single[:2], single[2:]], axis=1)
-    expected, _ = apply("prefill", joined, ids, mask)
+    expected, _ = bound.prefill(joined, ids, mask)
     rows = np.stack([images[:2], images[2:]], axis=1)
     read = jax.jit(programs.read_stage2, static_argnums=0)
     found, _ = read(model.model, model.params, rows, ids, mask)
@@ -136,12 +135,12 @@ def test_examples_stand_before_the_question(make):
 def test_each_image_is_read_with_its_own_question():
     """Of examples the Q-Former reads their questions, not the row's."""
     model = asking_qformer()
-    apply = bind(model.model, model.params)
+    bound = model.model.bind({"params": model.params})
     images = as_images(photos(2), model.model.config.vision.image_size)
     ids, mask = model.qformer_tokenizer.encode(["what cat?", "where is it?"], 8)
-    single = apply("encode_queries", apply("encode_image", images), ids, mask)
+    single = bound.encode_queries(bound.encode_image(images), ids, mask)
     text, seen = generation_prompts(word_tokenizer("stage2_opt_a"), ["what"])
-    expected, _ = apply("prefill", single.reshape(1, -1, single.shape[-1]), text, seen)
+    expected, _ = bound.prefill(single.reshape(1, -1, single.shape[-1]), text, seen)
     found, _ = programs.read_stage2(
         model.model, model.params, images[None], text, seen, (ids[None], mask[None])
     )

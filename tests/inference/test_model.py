@@ -144,9 +144,9 @@ def test_pixels_are_normalised_and_resized_as_in_evaluation():
     resized = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     values = (np.asarray(resized, np.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
     model = stage1()
-    features = golden_stage1.apply("encode_image", values[None])
-    image = golden_stage1.apply("image_keys_values", features)
-    queries, _ = golden_stage1.apply("query_pass", image)
+    bound = golden_stage1.bound()
+    image = bound.image_keys_values(bound.encode_image(values[None]))
+    queries, _ = bound.qformer.query_pass(bound.query_tokens, image)
     found = model.features(pixels, mode="image")["image_embeds"]
     tolerances.assert_values(found, queries)
 

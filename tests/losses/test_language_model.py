@@ -31,7 +31,7 @@ BATCH = {
 
 def fresh(sizes):
     model = build_language_model(sizes, scan=False)
-    make = lambda key: model.init(key, None, BATCH, method="training_logits")
+    make = lambda key: model.init(key, None, BATCH, method=model.training_logits)
     return model, jax.jit(make)(jax.random.key(1))["params"]
 
 

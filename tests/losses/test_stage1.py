@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from blip2_jax.convert.tables import name_table
 from blip2_jax.losses import hard_negatives
 from blip2_jax.losses.hard_negatives import Negatives
-from blip2_jax.losses.similarity import max_query_similarity
 from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
 from blip2_jax.nn import trees
+from blip2_jax.nn.similarity import max_query_similarity
 from tests.support.golden_stage1 import (
     STAGE1,
     batch_of,
@@ -104,23 +104,22 @@ def test_unshared_keys_and_values_change_nothing():
 @jax.jit
 def intermediates(params, batch, negatives, decoder_ids):
     """Every quantity that the original recorded, under its name."""
-    apply = lambda method, *args: model().apply(
-        {"params": params}, *args, method=method
-    )
+    bound = model().bind({"params": params})
+    qformer, tokens = bound.qformer, bound.query_tokens
     ids, mask = batch["text_ids"], batch["text_mask"]
-    image = apply("image_keys_values", apply("encode_image", batch["image"]))
-    hidden, cache = apply("query_pass", image)
-    text = apply("text_pass", ids, mask)
-    queries = apply("project_queries", hidden)
-    texts = apply("project_text", text[:, 0])
+    image = bound.image_keys_values(bound.encode_image(batch["image"]))
+    hidden, cache = qformer.query_pass(tokens, image)
+    text = qformer.text_pass(ids, mask)
+    queries = bound.project_queries(hidden)
+    texts = bound.project_text(text[:, 0])
     similarity = max_query_similarity(queries, texts) / params["temperature"]
     positives = hard_negatives.same_image(batch["image_id"])
 
     join = lambda a, b, c: jnp.concatenate([a, b, c])
     itm_image = jax.tree.map(lambda x: join(x, x[negatives.image], x), image)
     itm_ids, itm_mask = (join(x, x, x[negatives.text]) for x in (ids, mask))
-    multimodal = apply("multimodal_pass", itm_ids, itm_mask, itm_image)
-    lm_hidden = apply("generate_pass", decoder_ids, mask, cache)
+    multimodal = qformer.multimodal_pass(tokens, itm_ids, itm_mask, itm_image)
+    lm_hidden = qformer.generate_pass(decoder_ids, mask, cache)
     return {
         "query_output": hidden,
         "text_output": text,
@@ -131,9 +130,9 @@ def intermediates(params, batch, negatives, decoder_ids):
         "weights_i2t": hard_negatives.negative_weights(similarity, positives),
         "weights_t2i": hard_negatives.negative_weights(similarity.T, positives),
         "itm_hidden": multimodal,
-        "itm_logits": apply("itm_logits", multimodal[:, : hidden.shape[1]]),
+        "itm_logits": bound.itm_logits(multimodal[:, : hidden.shape[1]]),
         "lm_hidden": lm_hidden,
-        "lm_logits": apply("lm_logits", lm_hidden),
+        "lm_logits": qformer.lm_logits(lm_hidden),
     }
 
 

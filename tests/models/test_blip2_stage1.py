@@ -19,22 +19,20 @@ def test_features_and_scores_equal_the_original():
 
     @jax.jit
     def run(params, batch):
-        apply = lambda method, *args: model().apply(
-            {"params": params}, *args, method=method
-        )
-        ids, mask = batch["text_ids"], batch["text_mask"]
-        image = apply("image_keys_values", apply("encode_image", batch["image"]))
-        queries, _ = apply("query_pass", image)
-        text = apply("text_pass", ids, mask)
-        count = queries.shape[1]
-        multimodal = apply("multimodal_pass", ids, mask, image)[:, :count]
+        bound = model().bind({"params": params})
+        ids, mask, tokens = batch["text_ids"], batch["text_mask"], bound.query_tokens
+        image = bound.image_keys_values(bound.encode_image(batch["image"]))
+        queries, _ = bound.qformer.query_pass(tokens, image)
+        text = bound.qformer.text_pass(ids, mask)
+        multimodal = bound.qformer.multimodal_pass(tokens, ids, mask, image)
+        multimodal = multimodal[:, : len(tokens)]
         found = {
             "image_embeds": queries,
-            "image_embeds_proj": apply("project_queries", queries),
+            "image_embeds_proj": bound.project_queries(queries),
             "text_embeds": text,
-            "text_embeds_proj": apply("project_text", text),
+            "text_embeds_proj": bound.project_text(text),
             "multimodal_embeds": multimodal,
-            "itm_logits": apply("itm_logits", multimodal),
+            "itm_logits": bound.itm_logits(multimodal),
         }
         cosines = jnp.einsum(
             "bqc,bc->bq", found["image_embeds_proj"], found["text_embeds_proj"][:, 0]
@@ -53,9 +51,7 @@ def test_a_model_of_features_has_no_tower():
     shapes = lambda tree: {k: jax.tree.map(jnp.shape, tree[k]) for k in fresh}
     assert shapes(fresh) == shapes(params())
 
-    encode = lambda x: features_model.apply(
-        {"params": params()}, x, method="encode_image"
-    )
+    encode = features_model.bind({"params": params()}).encode_image
     half = jax.eval_shape(encode, jnp.zeros((2, 17, 48), jnp.float16))
     assert (half.shape, half.dtype) == ((2, 17, 48), jnp.float32)
     with pytest.raises(ValueError, match=r"features \[B, 17, 48\]"):

@@ -55,7 +55,7 @@ def intermediates(model, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply_intermediates(model, params, batch):
-    return model.apply({"params": params}, batch, method=intermediates)
+    return intermediates(model.bind({"params": params}), batch)
 
 
 @pytest.mark.parametrize(("name", "case_name"), golden.CASES)
@@ -117,9 +117,8 @@ def tiny(**kwargs):
 
 def test_question_reaches_the_queries():
     model, params = tiny(question_in_qformer=True)
-    encode = lambda ids, mask: model.apply(
-        {"params": params}, jnp.ones((2, 5, 24)), ids, mask, method="encode_queries"
-    )
+    bound = model.bind({"params": params})
+    encode = lambda ids, mask: bound.encode_queries(jnp.ones((2, 5, 24)), ids, mask)
     ids, mask = jnp.arange(6).reshape(2, 3), jnp.ones((2, 3), bool)
     out = encode(ids, mask)
     assert out.shape == (2, model.config.qformer.num_queries, 32)
@@ -134,13 +133,7 @@ def test_question_must_fit_the_model():
     model, params = tiny()
     ids, mask = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
     with pytest.raises(ValueError, match="question_in_qformer is False"):
-        model.apply(
-            {"params": params},
-            jnp.ones((1, 5, 24)),
-            ids,
-            mask,
-            method="encode_queries",
-        )
+        model.bind({"params": params}).encode_queries(jnp.ones((1, 5, 24)), ids, mask)
 
 
 def test_needs_a_language_model():

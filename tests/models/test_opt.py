@@ -12,7 +12,7 @@ from blip2_jax.convert.tables.opt import opt_rules
 from blip2_jax.models import presets
 from blip2_jax.models.language.opt import OPT
 from blip2_jax.models.presets import OPTConfig
-from tests.support.decoding_steps import fork, histories, read_apart, run_steps
+from tests.support.decoding_steps import fork, histories, run_steps
 from tests.support.tolerances import assert_values
 
 CONFIGS = {
@@ -47,7 +47,7 @@ def init(config):
     batch = {"text_ids": jnp.ones((1, 2), jnp.int32)}
     batch |= dict.fromkeys(("text_mask", "target_mask"), jnp.ones((1, 2), bool))
     model = OPT(config)
-    method = "training_logits"
+    method = model.training_logits
     build = jax.jit(lambda key: model.init(key, None, batch, method=method)["params"])
     # Larger weights than the initial ones, so that mistakes show; not so large that
     # attention is a choice between near ties, which rounding decides.
@@ -56,10 +56,8 @@ def init(config):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, ids, mask):
-    def logits(model):
-        return model.logits(model.hidden(model.embed(ids), mask))
-
-    return model.apply({"params": params}, method=logits)
+    bound = model.bind({"params": params})
+    return bound.logits(bound.hidden(bound.embed(ids), mask))
 
 
 def padded(side):
@@ -101,19 +99,20 @@ def test_decoding_equals_the_full_forward_pass(name):
     """Left-padded prompts; three beams that fork; nothing is copied."""
     config, params = CONFIGS[name], init(CONFIGS[name])
     model, (prompt, mask) = OPT(config), padded("left")
-    apply = lambda *args, **kwargs: model.apply({"params": params}, *args, **kwargs)
-    given = apply(prompt, method="embed"), jnp.asarray(mask)
-    logits, prefix = apply(*given, method="prefill")
-    logits_apart, prefix_apart = read_apart(apply, *given)
+    bind = lambda: model.bind({"params": params})
+    embeds, mask = bind().embed(prompt), jnp.asarray(mask)
+    logits, prefix = bind().prefill(embeds, mask)
+    weights = bind().unstacked_weights()
+    unstacked_logits, unstacked_prefix = bind().prefill(embeds, mask, weights)
     expected = forward(model, params, prompt, mask)
     assert_values(logits, expected[:, -1])
-    assert_values(logits_apart, logits, "taken apart")
+    assert_values(unstacked_logits, logits, "unstacked")
 
     new = np.random.default_rng(1).integers(3, 40, (3, 3, 4))
     forks = fork(*new.shape)
-    steps = run_steps(apply, prefix, new, forks)
-    apart = run_steps(apply, prefix_apart, new, forks)
-    assert_values(np.array(apart), np.array(steps), "taken apart")
+    steps = run_steps(bind, prefix, new, forks)
+    unstacked = run_steps(bind, unstacked_prefix, new, forks)
+    assert_values(np.array(unstacked), np.array(steps), "unstacked")
     for time, found in enumerate(steps):
         told = histories(new, forks[time])
         for beam in range(3):
@@ -125,13 +124,13 @@ def test_decoding_equals_the_full_forward_pass(name):
 
 def test_prefill_reads_the_last_real_token_on_either_side():
     config = CONFIGS["pre_norm"]
-    apply = functools.partial(OPT(config).apply, {"params": init(config)})
+    bound = OPT(config).bind({"params": init(config)})
     ids = np.array([[5, 6, 7, 0, 0]])
     outs = []
     for shift in (0, 2):
         moved = np.roll(ids, shift, axis=1)
         mask = jnp.asarray(moved != 0)
-        outs.append(apply(apply(moved, method="embed"), mask, method="prefill"))
+        outs.append(bound.prefill(bound.embed(moved), mask))
     np.testing.assert_allclose(outs[0][0], outs[1][0], rtol=1e-5, atol=1e-6)
     assert outs[0][1].next_position == outs[1][1].next_position == 3
 
@@ -140,9 +139,8 @@ def test_text_alone_predicts_the_next_token():
     config = CONFIGS["pre_norm"]
     ids, mask = padded("right")
     batch = {"text_ids": ids, "text_mask": mask, "target_mask": mask}
-    logits, targets, counted = OPT(config).apply(
-        {"params": init(config)}, None, batch, method="training_logits"
-    )
+    bound = OPT(config).bind({"params": init(config)})
+    logits, targets, counted = bound.training_logits(None, batch)
     expected = forward(OPT(config), init(config), ids, mask)
     np.testing.assert_allclose(logits, expected[:, :-1], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(targets, ids[:, 1:])
@@ -151,11 +149,10 @@ def test_text_alone_predicts_the_next_token():
 
 def test_more_positions_than_the_table_has():
     config = CONFIGS["pre_norm"]
-    model, mask = OPT(config), jnp.ones((1, 20), bool)
-    apply = functools.partial(model.apply, {"params": init(config)})
-    _, prefix = apply(jnp.zeros((1, 20, 16)), mask, method="prefill")
+    bound = OPT(config).bind({"params": init(config)})
+    _, prefix = bound.prefill(jnp.zeros((1, 20, 16)), jnp.ones((1, 20), bool))
     with pytest.raises(ValueError, match="33 positions asked for, this OPT has 32"):
-        apply(prefix, 1, 13, method="init_generated")
+        bound.init_generated(prefix, 1, 13)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +172,7 @@ def test_sizes(config, billions):
     batch = {"text_ids": jnp.ones((1, 2), jnp.int32)}
     batch |= dict.fromkeys(("text_mask", "target_mask"), jnp.ones((1, 2), bool))
     tree = jax.eval_shape(
-        lambda key: model.init(key, None, batch, method="training_logits"),
+        lambda key: model.init(key, None, batch, method=model.training_logits),
         jax.random.key(0),
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))

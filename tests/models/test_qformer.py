@@ -55,7 +55,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def outputs(params):
-    return jax.jit(lambda p: MODEL.apply(p, method=everything))(params)
+    return jax.jit(lambda p: everything(MODEL.bind(p)))(params)
 
 
 def test_shapes(outputs):
@@ -74,10 +74,10 @@ def test_attention_maps_are_probabilities_over_the_image(outputs):
 def test_padding_changes_nothing(params, outputs):
     def run(params):
         ids = IDS.at[1, 4:].set(7)
-        apply = lambda method, *args: MODEL.apply(params, *args, method=method)
-        image = apply("image_keys_values", IMAGE)
-        text = apply("text_pass", ids, MASK)
-        return text, apply("multimodal_pass", QUERIES, ids, MASK, image)
+        bound = MODEL.bind(params)
+        image = bound.image_keys_values(IMAGE)
+        text = bound.text_pass(ids, MASK)
+        return text, bound.multimodal_pass(QUERIES, ids, MASK, image)
 
     text, multimodal = jax.jit(run)(params)
     np.testing.assert_allclose(text[1, :4], outputs["text"][1, :4], atol=1e-6)
@@ -88,12 +88,10 @@ def test_padding_changes_nothing(params, outputs):
 
 def test_rows_that_are_asked_for_alone_are_the_same_rows(params, outputs):
     def run(params):
-        apply = lambda method, *args, **kwargs: MODEL.apply(
-            params, *args, method=method, **kwargs
-        )
-        image = apply("image_keys_values", IMAGE)
-        first = apply("text_pass", IDS, MASK, first_only=True)
-        queries = apply("multimodal_pass", QUERIES, IDS, MASK, image, queries_only=True)
+        bound = MODEL.bind(params)
+        image = bound.image_keys_values(IMAGE)
+        first = bound.text_pass(IDS, MASK, first_only=True)
+        queries = bound.multimodal_pass(QUERIES, IDS, MASK, image, queries_only=True)
         return first, queries
 
     first, queries = jax.jit(run)(params)
@@ -118,7 +116,7 @@ def test_the_joint_pass_is_three_passes_at_once(params):
 
     def run(method):
         def loss(params):
-            outputs = MODEL.apply(params, method=method)
+            outputs = method(MODEL.bind(params))
             return sum(jnp.sin(x).sum() for x in outputs), outputs
 
         return jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -140,7 +138,7 @@ def test_what_is_computed_again_is_the_same(params):
             )
 
         def loss(params):
-            return sum(jnp.sin(x).sum() for x in model.apply(params, method=read))
+            return sum(jnp.sin(x).sum() for x in read(model.bind(params)))
 
         kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
         size = sum(leaf.size for leaf in jax.tree.leaves(kept))
@@ -158,17 +156,17 @@ def test_decoding_equals_teacher_forcing(params, outputs):
     """Two beams with the same words: each step's logits are those of the full pass."""
 
     def run(params):
-        apply = lambda method, *args: MODEL.apply(params, *args, method=method)
+        bound = MODEL.bind(params)
         steps = T - 1
-        logits, prefix = apply("prefill", IDS[:, :1], outputs["cache"])
+        logits, prefix = bound.prefill(IDS[:, :1], outputs["cache"])
         generated, found = init_generated(prefix, 2, steps), [logits]
         own = jnp.arange(2 * steps)[None] % 2 == jnp.arange(2)[:, None]
         for time in range(steps):
             visible = own & (jnp.arange(2 * steps)[None] // 2 <= time)
             visible = jnp.broadcast_to(visible, (B, *visible.shape))
             ids = jnp.stack([IDS[:, time + 1]] * 2, axis=1)
-            logits, generated = apply(
-                "decode_step", ids, jnp.int32(time), prefix, generated, visible
+            logits, generated = bound.decode_step(
+                ids, jnp.int32(time), prefix, generated, visible
             )
             np.testing.assert_equal(logits.shape, (B, 2, 20))
             found.append(logits[:, 1])
@@ -180,7 +178,7 @@ def test_decoding_equals_teacher_forcing(params, outputs):
 
 
 def test_dropout_needs_a_key_and_depends_on_it(params, outputs):
-    run = jax.jit(lambda p, key: MODEL.apply(p, key, method=everything)["queries"])
+    run = jax.jit(lambda p, key: everything(MODEL.bind(p), key)["queries"])
     one, two = run(params, jax.random.key(0)), run(params, jax.random.key(1))
     assert not np.allclose(one, two)
     assert not np.allclose(one, outputs["queries"])

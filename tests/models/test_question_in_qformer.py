@@ -12,7 +12,6 @@ from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config, FeaturesConfig, OPTConfig, T5Config
-from blip2_jax.nn.bind import bind
 from blip2_jax.nn.trees import flatten, unflatten
 from tests.support import decoding_steps as decoding
 from tests.support import golden_stage1
@@ -46,21 +45,28 @@ def stage2(family, question_in_qformer):
     return model, unflatten({path: given.get(path, own[path]) for path in own})
 
 
+def bind(model, params):
+    return model.bind({"params": params})
+
+
 def queries(question_in_qformer, *question, rows=slice(None)):
-    apply = bind(*stage2("opt", question_in_qformer))
-    return apply("encode_queries", FEATURES[rows], *question)
+    bound = bind(*stage2("opt", question_in_qformer))
+    return bound.encode_queries(FEATURES[rows], *question)
 
 
 def test_the_queries_are_those_of_stage_1s_multimodal_pass():
-    apply = bind(*stage1())
-    image = apply("image_keys_values", FEATURES)
-    expected = apply("multimodal_pass", IDS, MASK, image, queries_only=True)
+    bound = bind(*stage1())
+    image = bound.image_keys_values(FEATURES)
+    expected = bound.qformer.multimodal_pass(
+        bound.query_tokens, IDS, MASK, image, queries_only=True
+    )
     assert_values(queries(True, IDS, MASK), expected)
 
 
 def test_switched_off_it_is_stage_2():
-    apply = bind(*stage1())
-    expected, _ = apply("query_pass", apply("image_keys_values", FEATURES))
+    bound = bind(*stage1())
+    image = bound.image_keys_values(FEATURES)
+    expected, _ = bound.qformer.query_pass(bound.query_tokens, image)
     np.testing.assert_array_equal(queries(False), expected)
     _, without = stage2("opt", False)
     _, with_text = stage2("opt", True)
@@ -86,14 +92,13 @@ def test_rows_do_not_depend_on_neighbours_or_padding():
 def test_a_batch_without_questions_is_refused():
     batch = {"features": FEATURES, "text_ids": IDS, "text_mask": MASK}
     with pytest.raises(ValueError, match="the batch has no question_ids"):
-        bind(*stage2("opt", True))("training_logits", batch)
+        bind(*stage2("opt", True)).training_logits(batch)
 
 
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_cached_decoding_equals_the_full_pass(family):
     """Logits after every token of an answer, told one by one and all at once."""
     model, params = stage2(family, True)
-    apply = bind(model, params)
     prompt = jnp.array([[2, 14, 15, 16]] * 3)  # of equal length: padded on no side
     answer = np.random.default_rng(0).integers(3, 29, (3, 1, 4))
     seen, every = jnp.ones(prompt.shape, bool), jnp.ones((3, 4), bool)
@@ -101,7 +106,7 @@ def test_cached_decoding_equals_the_full_pass(family):
         model, params, FEATURES, prompt, seen, (IDS, MASK)
     )
     one_by_one = decoding.run_steps(
-        lambda *args, method: apply(method, *args),
+        lambda: bind(model, params).language_model,
         prefix,
         answer,
         decoding.fork(3, 1, 4),
@@ -114,11 +119,11 @@ def test_cached_decoding_equals_the_full_pass(family):
     else:
         batch |= {"input_ids": prompt, "input_mask": seen}
         batch |= {"target_ids": jnp.asarray(answer[:, 0]), "target_mask": every}
-    logits, _, _ = apply("training_logits", batch)
+    logits, _, _ = bind(model, params).training_logits(batch)
     expected = np.swapaxes(logits[:, -4:], 0, 1)
     for found, told in zip((first, *one_by_one[:-1]), expected, strict=True):
         assert_values(found.reshape(3, -1), told)
     batch["question_mask"] = MASK.at[0].set(False)
-    other, _, _ = apply("training_logits", batch)
+    other, _, _ = bind(model, params).training_logits(batch)
     assert np.abs(other[0] - logits[0]).max() > 1e-4
     np.testing.assert_allclose(other[1:], logits[1:], atol=1e-6)

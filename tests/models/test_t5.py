@@ -13,7 +13,7 @@ from blip2_jax.models import presets
 from blip2_jax.models.language.t5 import T5, distances
 from blip2_jax.models.language.t5_block import relative_buckets
 from blip2_jax.models.presets import T5Config
-from tests.support.decoding_steps import fork, histories, read_apart, run_steps
+from tests.support.decoding_steps import fork, histories, run_steps
 from tests.support.tolerances import assert_values
 
 CONFIG = T5Config(
@@ -55,7 +55,7 @@ def torch_model(config):
 @functools.cache
 def init(config):
     model, batch = T5(config), empty_batch()
-    method = "training_logits"
+    method = model.training_logits
     build = jax.jit(lambda key: model.init(key, None, batch, method=method)["params"])
     # Larger weights than the initial ones, so that mistakes show; not so large that
     # rounding does (times five it moves logits by 1e-4, times three by 2e-6).
@@ -71,8 +71,7 @@ def empty_batch():
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, batch):
-    out = model.apply({"params": params}, None, batch, method="training_logits")
-    return out[0]
+    return model.bind({"params": params}).training_logits(None, batch)[0]
 
 
 def make_batch(side="right"):
@@ -133,16 +132,17 @@ def test_decoding_equals_the_full_forward_pass():
     model, params = T5(CONFIG), init(CONFIG)
     batch = make_batch("left")
     batch = {name: batch[name] for name in ("input_ids", "input_mask")}
-    apply = lambda *args, **kwargs: model.apply({"params": params}, *args, **kwargs)
-    given = apply(batch["input_ids"], method="embed"), batch["input_mask"]
-    logits, prefix = apply(*given, method="prefill")
-    logits_apart, prefix_apart = read_apart(apply, *given)
-    assert_values(logits_apart, logits, "taken apart")
+    bind = lambda: model.bind({"params": params})
+    embeds, mask = bind().embed(batch["input_ids"]), batch["input_mask"]
+    logits, prefix = bind().prefill(embeds, mask)
+    weights = bind().unstacked_weights()
+    unstacked_logits, unstacked_prefix = bind().prefill(embeds, mask, weights)
+    assert_values(unstacked_logits, logits, "unstacked")
     new = np.random.default_rng(1).integers(3, 40, (3, 3, 6))
     forks = fork(*new.shape)
-    steps = run_steps(apply, prefix, new, forks)
-    apart = run_steps(apply, prefix_apart, new, forks)
-    assert_values(np.array(apart), np.array(steps), "taken apart")
+    steps = run_steps(bind, prefix, new, forks)
+    unstacked = run_steps(bind, unstacked_prefix, new, forks)
+    assert_values(np.array(unstacked), np.array(steps), "unstacked")
 
     def full(ids):
         ids = np.concatenate([ids, np.zeros((3, 1), int)], axis=1)
@@ -162,8 +162,7 @@ def test_dropout_needs_a_key():
 
     @jax.jit
     def run(key):
-        variables, method = {"params": params}, "training_logits"
-        return model.apply(variables, None, batch, key, method=method)[0]
+        return model.bind({"params": params}).training_logits(None, batch, key)[0]
 
     first, again = run(jax.random.key(1)), run(jax.random.key(1))
     np.testing.assert_array_equal(first, again)
@@ -184,7 +183,7 @@ def test_dropout_needs_a_key():
 def test_sizes(config, billions):
     model, batch = T5(config), empty_batch()
     tree = jax.eval_shape(
-        lambda key: model.init(key, None, batch, method="training_logits"),
+        lambda key: model.init(key, None, batch, method=model.training_logits),
         jax.random.key(0),
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))

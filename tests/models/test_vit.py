@@ -26,7 +26,7 @@ def test_eva_equals_the_original(scan):
 
     @jax.jit
     def run(params, images):
-        features = tower.apply({"params": params}, images, method="encode_image")
+        features = tower.bind({"params": params}).encode_image(images)
         norm = params["ln_vision"]
         mean = features.mean(-1, keepdims=True)
         normed = (features - mean) / jnp.sqrt(features.var(-1, keepdims=True) + 1e-5)
@@ -72,7 +72,7 @@ def test_clip_equals_transformers():
 
 
 def openai_names(state, depth):
-    """transformers' CLIP under OpenAI's names: the first `depth` blocks."""
+    """Transformers' CLIP under OpenAI's names: the first `depth` blocks."""
     state = {
         name.removeprefix("vision_model."): value.numpy()
         for name, value in state.items()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip2_jax.convert.tables import name_table
 from blip2_jax.convert.tables.lavis_stage2 import language_model_rules
 from blip2_jax.models.language.interface import build_language_model
 from blip2_jax.models.presets import OPTConfig, T5Config
@@ -69,12 +70,10 @@ def our_logits(config, params, ids, dtype):
     batch |= {"input_ids": ids, "input_mask": mask, "target_ids": ids}
 
     def run(params):
-        apply = lambda method, *args: model.apply(
-            {"params": params}, *args, method=method
-        )
+        bound = model.bind({"params": params})
         if isinstance(config, T5Config):
-            return apply("training_logits", None, batch)[0]
-        return apply(lambda m: m.logits(m.hidden(m.embed(ids), mask)))
+            return bound.training_logits(None, batch)[0]
+        return bound.logits(bound.hidden(bound.embed(ids), mask))
 
     return np.asarray(jax.jit(run)(params), np.float32)
 
@@ -88,7 +87,7 @@ def test_bfloat16_is_as_good_as_torchs(family):
     theirs = torch_model(transformers, config)
     source = {key: value.numpy() for key, value in theirs.state_dict().items()}
     rules = language_model_rules(config)
-    params = rules.to_ours_complete(source, rules)["language_model"]
+    params = name_table.to_ours_complete(source, rules)["language_model"]
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (ROWS, LENGTH))
     exact = torch_logits(theirs, ids, family)
     scale = np.abs(exact).max()

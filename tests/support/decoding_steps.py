@@ -1,4 +1,4 @@
-"""Runs a decoder step by step and compares it with full forward passes."""
+"""Step-by-step decoding, to be compared with full forward passes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def histories(ids, ancestors):
-    """Each beam's tokens up to each time: beams fork as `ancestors` says."""
+    """Return each beam's tokens up to each time; beams fork as `ancestors` says."""
     batch, beams, steps = ids.shape
     out = np.zeros((batch, beams, steps), np.int64)
     for b in range(batch):
@@ -17,7 +17,7 @@ def histories(ids, ancestors):
 
 
 def fork(batch, beams, steps, seed=0):
-    """Random ancestors for each time: `[time][b, w, t]` for t <= time."""
+    """Draw ancestors at random for each time: `[time][b, w, t]` for t <= time."""
     rng = np.random.default_rng(seed)
     now = np.zeros((batch, beams, steps), np.int64)
     out = []
@@ -31,11 +31,14 @@ def fork(batch, beams, steps, seed=0):
     return out
 
 
-def run_steps(apply, prefix, ids, forks):
-    """Logits `[time][B, W, V]` of `decode_step`, through the shared caches."""
+def run_steps(bind, prefix, ids, forks):
+    """Return logits `[time][B, W, V]` of `decode_step`, through the shared caches.
+
+    `bind()` returns the language model bound to its parameters.
+    """
     batch, beams, steps = ids.shape
-    generated = apply(prefix, beams, steps, method="init_generated")
-    step = jax.jit(lambda *args: apply(*args, method="decode_step"))
+    generated = bind().init_generated(prefix, beams, steps)
+    step = jax.jit(lambda *args: bind().decode_step(*args))
     out = []
     for time in range(steps):
         own = forks[time][..., None] == np.arange(beams)
@@ -46,9 +49,3 @@ def run_steps(apply, prefix, ids, forks):
         )
         out.append(np.asarray(logits))
     return out
-
-
-def read_apart(apply, embeds, mask):
-    """`prefill` as a CPU runs it, of weights taken apart."""
-    weights = apply(method="weights_apart")
-    return apply(embeds, mask, weights, method="prefill")

@@ -68,9 +68,9 @@ def model(**kwargs) -> Blip2Stage1:
     return Blip2Stage1(config(), jnp.float32, **kwargs)
 
 
-def apply(method, *args, **kwargs):
-    """A method of the golden model with the golden weights."""
-    return model().apply({"params": params()}, *args, method=method, **kwargs)
+def bound() -> Blip2Stage1:
+    """Return the golden model bound to the golden weights."""
+    return model().bind({"params": params()})
 
 
 def load_case(name: str) -> dict[str, np.ndarray]:

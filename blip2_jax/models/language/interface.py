@@ -19,6 +19,7 @@ Padding may stand on either side: positions and masks count real tokens only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class LanguageModel(Protocol):
     def training_logits(
         self,
         queries: Float[Array, "B Q E"] | None,
-        batch: dict[str, Array],
+        batch: Mapping[str, Array],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
         """Logits at the places that predict text, and no others.

@@ -8,7 +8,7 @@ and embeds in a narrower space.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -184,7 +184,7 @@ class OPT(nn.Module):
     def training_logits(
         self,
         queries: Float[Array, "B Q E"] | None,
-        batch: dict[str, Array],
+        batch: Mapping[str, Array],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
         """Logits, targets and their mask at the text positions; see `LanguageModel`.
@@ -208,7 +208,7 @@ class OPT(nn.Module):
         """Logits of the first new token, and the cache of what was read."""
         x = self.embeddings.enter(inputs_embeds, _positions(mask))
         blocks = self.blocks if weights is None else weights
-        x, (key, value) = self.stack(blocks, x, causal(mask), method="prefill")
+        x, (key, value) = self.stack(blocks, x, causal(mask), method=OPTBlock.prefill)
         length = mask.sum(axis=1, dtype=jnp.int32)
         logits = self.logits(last_real(x, mask), few_rows=weights is not None)
         return logits[:, 0], PrefixKV(key, value, mask, length, weights=weights)
@@ -247,7 +247,7 @@ class OPT(nn.Module):
         step = decode_masks(time, prefix.mask, visible)
         blocks = self.blocks if prefix.weights is None else prefix.weights
         x, (new_key, new_value) = self.stack(
-            blocks, x, step, per_layer=cached, method="step"
+            blocks, x, step, per_layer=cached, method=OPTBlock.step
         )
         logits = self.logits(x, few_rows=prefix.weights is not None)
         return logits, dataclasses.replace(

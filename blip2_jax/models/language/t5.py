@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -55,9 +55,9 @@ class T5Stack(nn.Module):
         x, mask = jnp.zeros((1, 1, config.width), self.dtype), jnp.ones((1, 1), bool)
         bias = jnp.zeros((1, config.heads, 1, 1))
         example: tuple[Array, ...] = (x, padding(mask), bias)
-        method = "encode"
+        method: Any = T5Block.encode
         if self.causal:
-            example, method = (*example, x, mask), "decode"
+            example, method = (*example, x, mask), T5Block.decode
         self.blocks = self.param(
             "blocks", functools.partial(self.stack.init, method=method), *example
         )
@@ -80,7 +80,7 @@ class T5Stack(nn.Module):
         self,
         x: Float[Array, "B T D"],
         *shared: Any,
-        method: str,
+        method: Callable[..., Any],
         per_layer: Any = None,
         layers: Any = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
@@ -116,7 +116,7 @@ class T5Stack(nn.Module):
             self.bias(distances(x.shape[1])),
             *encoded,
             per_layer=per_layer,
-            method="decode" if self.causal else "encode",
+            method=T5Block.decode if self.causal else T5Block.encode,
             layers=layers,
         )
         return dropout(x, self.config.dropout, last)
@@ -163,7 +163,7 @@ class T5(nn.Module):
     def training_logits(
         self,
         queries: Float[Array, "B Q D"] | None,
-        batch: dict[str, Array],
+        batch: Mapping[str, Array],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
         """Logits, targets and their mask; see `LanguageModel`.
@@ -201,7 +201,7 @@ class T5(nn.Module):
             self.decoder.bias(distances(1)),
             encoded,
             mask,
-            method="prefill",
+            method=T5Block.prefill,
             layers=apart["decoder"],
         )
         position = jnp.ones(mask.shape[0], jnp.int32)
@@ -250,7 +250,7 @@ class T5(nn.Module):
             step,
             prefix.cross_mask,
             per_layer=cached,
-            method="step",
+            method=T5Block.step,
             layers=prefix.weights and prefix.weights["decoder"],
         )
         generated = dataclasses.replace(generated, new_key=new_key, new_value=new_value)

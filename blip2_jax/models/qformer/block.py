@@ -23,20 +23,20 @@ from blip2_jax.nn.layers import Mlp, MultiHeadAttention, layer_norm
 
 
 class AttentionSpan(NamedTuple):
-    """Neighbouring rows of one input, and what self-attention lets them see.
+    """A block of query positions and the key positions they may attend to.
 
     Attributes:
-      rows: those that ask.
-      seen: those that are asked, counted from the first of what was seen before.
-      mask: of `seen` by `rows`; broadcastable to [B, H, rows, seen]; None: all.
+      queries: positions of the input whose queries attend.
+      keys: positions they attend to; cached positions, if any, come first.
+      mask: True = may attend, broadcastable to [B, H, queries, keys]; None = all.
     """
 
-    rows: slice = slice(None)
-    seen: slice = slice(None)
+    queries: slice = slice(None)
+    keys: slice = slice(None)
     mask: Bool[Array, "..."] | None = None
 
 
-ALL_SEE_ALL = (AttentionSpan(),)
+ALL_TO_ALL = (AttentionSpan(),)
 
 
 class QFormerLayer(nn.Module):
@@ -70,7 +70,7 @@ class QFormerLayer(nn.Module):
         x: Float[Array, "B N D"],
         num_queries: int,
         *,
-        streams: Sequence[AttentionSpan] = ALL_SEE_ALL,
+        spans: Sequence[AttentionSpan] = ALL_TO_ALL,
         past: KeyValue | None = None,
         images: Sequence[KeyValue] = (),
         keep: int | None = None,
@@ -81,7 +81,7 @@ class QFormerLayer(nn.Module):
         Args:
           x: the queries (`num_queries` of them, possibly none), then the text.
           num_queries: how many of the N rows are queries.
-          streams: cover the N rows, in their order.
+          spans: cover the N positions, in order.
           past: keys and values seen before those of `x`.
           images: from `image_key_value`, read by the queries; see `attend_image`.
           keep: only the first `keep` rows are computed, M of them; all are attended
@@ -92,9 +92,7 @@ class QFormerLayer(nn.Module):
           The block's output, and the self-attention keys and values of all of `x`.
         """
         keys = split_key(key, 4)
-        x, key_value = self.attend(
-            x, streams=streams, past=past, keep=keep, key=keys[0]
-        )
+        x, key_value = self.attend(x, spans=spans, past=past, keep=keep, key=keys[0])
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
         if num_queries:
@@ -109,13 +107,13 @@ class QFormerLayer(nn.Module):
         self,
         x: Float[Array, "B N D"],
         *,
-        streams: Sequence[AttentionSpan] = ALL_SEE_ALL,
+        spans: Sequence[AttentionSpan] = ALL_TO_ALL,
         past: KeyValue | None = None,
         keep: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B M D"], KeyValue]:
         """Self-attention of `x[:, :keep]` over `past` and `x`, residual and norm."""
-        output_key, *probability_keys = split_key(key, 1 + len(streams))
+        output_key, *probability_keys = split_key(key, 1 + len(spans))
         own = self.attention.project_key_value(x)
         keys, values = own
         if past is not None:
@@ -124,19 +122,17 @@ class QFormerLayer(nn.Module):
         x = x[:, :keep]
         query = self.attention.project_query(x)
         contexts = []
-        for (rows, seen, mask), stream_key in zip(
-            streams, probability_keys, strict=True
-        ):
-            asking = query[:, rows]
+        for span, span_key in zip(spans, probability_keys, strict=True):
+            span_query, mask = query[:, span.queries], span.mask
             if mask is not None:
-                mask = mask[..., : asking.shape[1], :]
+                mask = mask[..., : span_query.shape[1], :]
             contexts.append(
                 attention(
-                    asking,
-                    keys[:, seen],
-                    values[:, seen],
+                    span_query,
+                    keys[:, span.keys],
+                    values[:, span.keys],
                     mask=mask,
-                    dropout_key=stream_key,
+                    dropout_key=span_key,
                     dropout_rate=self.config.dropout,
                 )
             )

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.presets import QFormerConfig
-from blip2_jax.models.qformer.block import ALL_SEE_ALL, AttentionSpan, QFormerLayer
+from blip2_jax.models.qformer.block import ALL_TO_ALL, AttentionSpan, QFormerLayer
 from blip2_jax.nn import masks
 from blip2_jax.nn.attention import KeyValue
 from blip2_jax.nn.dropout import dropout, split_key
@@ -150,8 +150,8 @@ class QFormer(nn.Module):
           first_only: N = 1, the output of [CLS]; the last block leaves the rest out.
         """
         keep = 1 if first_only else None
-        seen = [AttentionSpan(mask=masks.padding(mask))]
-        return self._run(self._text(ids), 0, streams=seen, keep=keep, key=key)[0]
+        spans = [AttentionSpan(mask=masks.padding(mask))]
+        return self._run(self._text(ids), 0, spans=spans, keep=keep, key=key)[0]
 
     def multimodal_pass(
         self,
@@ -176,13 +176,13 @@ class QFormer(nn.Module):
         queries = _repeat(query_tokens, ids.shape[0])
         joined = jnp.concatenate([queries, self._text(ids)], axis=1)
         count = queries.shape[1]
-        seen = [AttentionSpan(mask=masks.bidirectional(count, mask))]
+        spans = [AttentionSpan(mask=masks.bidirectional(count, mask))]
         keep = count if queries_only else None
         both = (image, other) if other else (image,)
         images = tuple(zip(*both, strict=True))
-        return self._run(
-            joined, count, streams=seen, images=images, keep=keep, key=key
-        )[0]
+        return self._run(joined, count, spans=spans, images=images, keep=keep, key=key)[
+            0
+        ]
 
     def generate_pass(
         self,
@@ -227,14 +227,14 @@ class QFormer(nn.Module):
         count = queries.shape[1]
         end = count + ids.shape[1]  # of what sees the queries
         seen = masks.causal_multimodal(count, mask)
-        streams = (
+        spans = (
             AttentionSpan(slice(0, count), slice(0, count)),
             AttentionSpan(slice(count, end), slice(0, end), seen),
             AttentionSpan(slice(end, None), slice(end, None), masks.padding(mask)),
         )
         images = [(each,) for each in image]
         x, _ = self._run(
-            joined, count, streams=streams, images=images, keep=end + 1, key=key
+            joined, count, spans=spans, images=images, keep=end + 1, key=key
         )
         return x[:, :count], x[:, end], x[:, count:end]
 
@@ -316,8 +316,8 @@ class QFormer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], QueryCache]:
         """Causal text behind cached queries; also returns its own cache."""
         count = query_cache[0][0].shape[1]
-        seen = [AttentionSpan(mask=masks.causal_multimodal(count, mask))]
-        return self._run(self._text(ids), 0, streams=seen, past=query_cache, key=key)
+        spans = [AttentionSpan(mask=masks.causal_multimodal(count, mask))]
+        return self._run(self._text(ids), 0, spans=spans, past=query_cache, key=key)
 
     def _run(
         self,
@@ -325,7 +325,7 @@ class QFormer(nn.Module):
         num_queries: int,
         *,
         key: PRNGKeyArray | None,
-        streams: Sequence[AttentionSpan] = ALL_SEE_ALL,
+        spans: Sequence[AttentionSpan] = ALL_TO_ALL,
         past: QueryCache | None = None,
         images: Sequence[tuple[KeyValue, ...]] = (),
         keep: int | None = None,
@@ -338,7 +338,7 @@ class QFormer(nn.Module):
 
         def run(layer: QFormerLayer, x: Array, last: bool, **arrays: Any) -> Any:
             rows = keep if last else None
-            return layer(x, num_queries, streams=streams, keep=rows, **arrays)
+            return layer(x, num_queries, spans=spans, keep=rows, **arrays)
 
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(x, embedding_key)

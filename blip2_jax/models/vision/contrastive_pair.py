@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from blip2_jax.models.blip2_stage1 import normalize
 from blip2_jax.models.presets import ViTConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
 from blip2_jax.nn import masks
@@ -29,6 +28,7 @@ from blip2_jax.nn.layers import (
     scale_matrices,
 )
 from blip2_jax.nn.precision import einsum_fp32
+from blip2_jax.nn.similarity import max_query_similarity, unit_vectors
 from blip2_jax.nn.stack import Stack
 
 # A caption differs from its near-duplicate in one word of twenty; only a low
@@ -156,14 +156,14 @@ class ContrastModel(nn.Module):
         if images.dtype == jnp.uint8:
             images = normalize_images(images)
         hidden = self.vision_norm(self.visual_encoder(images))
-        return normalize(self.vision_projection(hidden))
+        return unit_vectors(self.vision_projection(hidden))
 
     def encode_text(
         self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
         """Unit vectors of a text's tokens, padding included."""
         hidden = self.text_norm(self.text_encoder(ids, mask))
-        return normalize(self.text_projection(hidden))
+        return unit_vectors(self.text_projection(hidden))
 
     def __call__(
         self,
@@ -173,8 +173,9 @@ class ContrastModel(nn.Module):
     ) -> Float[Array, "B N"]:
         """Similarity of every image to every text, in [-1, 1]; fp32."""
         texts = self.encode_text(ids, mask)
-        scores = einsum_fp32("ipc,jtc->ijtp", self.encode_image(images), texts)
-        best = jnp.where(mask, scores.max(axis=-1), 0.0)
+        words = texts.reshape(-1, texts.shape[-1])
+        best = max_query_similarity(self.encode_image(images), words)
+        best = jnp.where(mask, best.reshape(-1, *mask.shape), 0.0)
         return best.sum(axis=-1) / mask.sum(axis=-1)
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blip2_jax.losses import similarity
-from blip2_jax.losses.similarity import max_query_similarity, scan_query_similarity
+from blip2_jax.nn import similarity
+from blip2_jax.nn.similarity import max_query_similarity, scan_query_similarity
 
 
 def test_similarity_is_the_best_query():
