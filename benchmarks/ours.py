@@ -31,7 +31,7 @@ def main() -> None:
 
 
 class Generation(Machine):
-    """`read_stage2` and `write_stage2`, each compiled once, as the API runs them."""
+    """Prefill and decoding, each compiled once, as the API runs them."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Generation(Machine):
         import jax
         import jax.numpy as jnp
 
-        from blip2_jax.generation import programs
         from blip2_jax.generation.decoding_config import DecodingConfig
+        from blip2_jax.inference import generator
         from blip2_jax.models import presets
         from blip2_jax.models.blip2 import init_params
         from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -64,18 +64,15 @@ class Generation(Machine):
         )
         language: Any = self.config.language_model
         end = getattr(language, "eos_id", language.vocab_size - 1)
-        self._read = jax.jit(functools.partial(programs.read_stage2, model))
-        self._write = jax.jit(
-            lambda params, read, weights: (
-                programs.write_stage2(
-                    model, params, read, decoding, eos_id=end, weights=weights
-                ).ids
-            )
+        self._read = functools.partial(generator.prefill_language_model, model)
+        self._write = lambda params, read, weights: (
+            generator.decode_with_language_model(
+                model, params, *read, decoding, eos_id=end, weights=weights
+            ).ids
         )
         self._weights = None
-        if programs.are_worth_a_copy(self.params):
-            apart = jax.jit(functools.partial(programs.unstacked_weights, model))
-            self._weights = apart(self.params)
+        if generator.should_unstack_weights(self.params):
+            self._weights = generator.unstack_weights(model, self.params)
         vision: Any = self.config.vision
         ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
         features = given.images(rows, vision.num_tokens, vision.width)

@@ -37,7 +37,9 @@ from blip2_jax.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from blip2_jax.inference.generator import Blip2Generator
     from blip2_jax.inference.model import Blip2
+    from blip2_jax.inference.retriever import Blip2Retriever
 
 # Fields of `DecodingConfig` and their types.
 DECODING_OPTIONS = {
@@ -164,8 +166,12 @@ def run(arguments: argparse.Namespace) -> int:
         **extra_weights(arguments),
     )
     if arguments.text:
+        if not isinstance(model, blip2_jax.Blip2Retriever):
+            raise ValueError("--text needs a stage-1 model")
         lines = match(model, inputs, arguments.text)
     elif arguments.question:
+        if not isinstance(model, blip2_jax.Blip2Generator):
+            raise ValueError("--question needs a language model: give a stage-2 model")
         settings |= {
             "seed": arguments.seed,
             "history": [tuple(turn) for turn in arguments.history],
@@ -219,12 +225,12 @@ def _example_image(inputs: Inputs, name: str) -> Any:
 
 def decoding_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the decoding options that were given, after checking their values."""
-    from blip2_jax.generation.decoding_config import DecodingConfig, change
+    from blip2_jax.generation.decoding_config import CAPTION_DEFAULTS
 
     values = {name: getattr(arguments, name) for name in DECODING_OPTIONS}
     settings = {name: value for name, value in values.items() if value is not None}
     settings |= {"sample": True} if arguments.sample else {}
-    change(DecodingConfig(num_beams=5), settings)
+    CAPTION_DEFAULTS.replace(**settings)
     return settings
 
 
@@ -236,7 +242,10 @@ def caption(model: Blip2, inputs: Inputs, settings: dict[str, Any]) -> Iterator[
 
 
 def answer_questions(
-    model: Blip2, inputs: Inputs, questions: list[str], settings: dict[str, Any]
+    model: Blip2Generator,
+    inputs: Inputs,
+    questions: list[str],
+    settings: dict[str, Any],
 ) -> Iterator[str]:
     """Yield a line for each answer: every question about every image."""
     answers = model.answer(
@@ -250,7 +259,10 @@ def answer_questions(
 
 
 def converse(
-    model: Blip2, inputs: Inputs, questions: list[str], settings: dict[str, Any]
+    model: Blip2Generator,
+    inputs: Inputs,
+    questions: list[str],
+    settings: dict[str, Any],
 ) -> Iterator[str]:
     """Yield a line for each answer: one conversation about each image."""
     settings = {name: value for name, value in settings.items() if name != "history"}
@@ -262,7 +274,7 @@ def converse(
             yield f"{name}: {question} -> {text}"
 
 
-def match(model: Blip2, inputs: Inputs, texts: list[str]) -> Iterator[str]:
+def match(model: Blip2Retriever, inputs: Inputs, texts: list[str]) -> Iterator[str]:
     """Yield a line for each score: every text with every image."""
     scores = model.match(texts=texts * len(inputs.names), **inputs.repeated(len(texts)))
     pairs = itertools.product(inputs.names, texts)

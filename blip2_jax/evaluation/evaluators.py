@@ -58,7 +58,7 @@ def _stage1(config: ConfigDict, task: Task) -> Evaluator:
 
 
 def _stage2(config: ConfigDict, task: Task) -> Evaluator:
-    from blip2_jax.inference.model import Blip2
+    from blip2_jax.inference.generator import Blip2Generator
 
     options, chosen = data_config(config.data), config.evaluation
     language = load_tokenizer(options.tokenizer.language_model, language_model=True)
@@ -70,7 +70,7 @@ def _stage2(config: ConfigDict, task: Task) -> Evaluator:
         "max_new_tokens": chosen.max_new_tokens,
     }
     return Stage2Evaluator(
-        lambda params: Blip2(
+        lambda params: Blip2Generator(
             task.model,
             params,
             qformer_tokenizer=qformer,

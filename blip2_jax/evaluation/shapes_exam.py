@@ -20,7 +20,9 @@ from blip2_jax.data.shapes.captions import captions, parse_caption
 from blip2_jax.data.shapes.questions import SceneQuestion, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import Scene, scene
+from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.nn.similarity import max_query_similarity
 
 CAPTION_TOKENS = 28
@@ -87,7 +89,7 @@ class Retrieval:
     recall: float
 
 
-def retrieve(model: Blip2, exam: Exam, which: str = "right") -> Retrieval:
+def retrieve(model: Blip2Retriever, exam: Exam, which: str = "right") -> Retrieval:
     """Rank all captions for each picture, in the two steps of the paper (section 4.4).
 
     Args:
@@ -98,7 +100,9 @@ def retrieve(model: Blip2, exam: Exam, which: str = "right") -> Retrieval:
     pictures, texts = exam.pictures(which), list(exam.captions)
     queries = model.features(pictures, mode="image")["image_embeds_proj"]
     words = model.features(texts=texts, mode="text")["text_embeds_proj"][:, 0]
-    similarity = np.asarray(max_query_similarity(jnp.asarray(queries), jnp.asarray(words)))
+    similarity = np.asarray(
+        max_query_similarity(jnp.asarray(queries), jnp.asarray(words))
+    )
     by_itc = np.argsort(-similarity, axis=1, kind="stable")
     best = by_itc[:, :RERANKED]
     pairs = model.match(
@@ -116,7 +120,7 @@ def retrieve(model: Blip2, exam: Exam, which: str = "right") -> Retrieval:
     )
 
 
-def matching_accuracy(model: Blip2, exam: Exam, which: str = "right") -> float:
+def matching_accuracy(model: Blip2Retriever, exam: Exam, which: str = "right") -> float:
     """Of the matching head: half of the pairs fit, half do not.
 
     A picture stands against its own caption twice, against its near-duplicate's, and
@@ -171,7 +175,7 @@ class Answers:
     by_kind: dict[str, float]
 
 
-def answer_scores(model: Blip2, exam: Exam, which: str = "right") -> Answers:
+def answer_scores(model: Blip2Generator, exam: Exam, which: str = "right") -> Answers:
     """Ask all questions; a right answer is the expected one, word for word."""
     counts = [len(asked) for asked in exam.questions]
     said = model.answer(

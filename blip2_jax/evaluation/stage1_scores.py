@@ -13,7 +13,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.evaluation.rerank_cache import FinishedRows
 from blip2_jax.evaluation.retrieval import Scores, rerank
-from blip2_jax.inference.inputs import padded
+from blip2_jax.inference.inputs import pad_batch
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer.qformer import ImageKeyValues
 from blip2_jax.nn.similarity import max_query_similarity
@@ -163,7 +163,7 @@ class Stage1Scorer:
 
     def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Any, "B ..."]:
         """Up to `batch_size` rows, the last one repeated, where the parameters are."""
-        return sharding.place_rows_like(self._params, padded(rows, self.batch_size))
+        return sharding.place_rows_like(self._params, pad_batch(rows, self.batch_size))
 
 
 _max_query_similarity = jax.jit(max_query_similarity)

@@ -20,15 +20,19 @@ Settings = Mapping[str, Any]
 VQA_ANSWERS = 10
 
 
-class Writer(Protocol):
-    """What writes captions and answers: `blip2_jax.inference.model.Blip2`, or a test's stand-in.
+class Captioner(Protocol):
+    """A model that captions images, such as `blip2_jax.Blip2`.
 
-    `images` are [B, S, S, 3] of bytes; else features [B, P, D] come as `features=`.
+    `images` is a uint8 array [B, S, S, 3], or None if `features` [B, P, D] are given.
     """
 
     def caption(self, images: Any = None, **settings: Any) -> list[str]:
-        """One caption an image."""
+        """Return one caption per image."""
         ...
+
+
+class Writer(Captioner, Protocol):
+    """A model that also answers questions, such as `blip2_jax.Blip2Generator`."""
 
     def answer(
         self, images: Any = None, questions: Sequence[str] = (), **settings: Any
@@ -73,7 +77,7 @@ class Answered(NamedTuple):
 
 
 def evaluate_captions(
-    writer: Writer,
+    writer: Captioner,
     data: EvaluationSet,
     *,
     batch_size: int = 64,

@@ -24,10 +24,11 @@ from blip2_jax.evaluation.stage2 import (
     evaluate_captions,
     has_ten_answers,
 )
+from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics import lemmas
 from blip2_jax.metrics.vqa import Variant, agreement, matches_exactly
-from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.parallel import hosts
 from blip2_jax.reports.page import caption_page, draw_shown
 
@@ -80,7 +81,7 @@ def retrieval(job: Job) -> Outcome:
       ValueError: the model is none of stage 1, or the data has no captions.
     """
     config, model = job.config, job.model
-    if not isinstance(model.model, Blip2Stage1):
+    if not isinstance(model, Blip2Retriever):
         raise ValueError(f"retrieval needs a stage-1 model, {config.model} is another")
     settings = RetrievalSettings(
         batch_size=config.batch_size,
@@ -197,6 +198,8 @@ def vqa(job: Job) -> Outcome:
     """Answers to all questions."""
     config = job.config
     notice = ""
+    if not isinstance(job.model, Blip2Generator):
+        raise ValueError(f"vqa needs a stage-2 model, {config.model} is another")
     writer: Writer = job.model
     if config.lemmatise and not (notice := lemmas.lacking()):
         writer = lemmas.Lemmatised(job.model)

@@ -1,4 +1,4 @@
-"""What decoding needs of a model, and what it gives back."""
+"""The interface between a model and a search, and the steps that all searches share."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from blip2_jax.generation.decoding_config import DecodingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A model's incremental decoding with its parameters bound.
+    """Incremental decoding of a model with its parameters bound.
 
-    The prefix (image, prompt, start token) is computed once per row and shared by
-    the row's W beams. New tokens have W x N slots: slot t * W + w belongs to beam w
-    at time t. A beam does not copy its past when it forks; `visible` says which
-    slots it came through.
+    The prefix (image, prompt, start token) is computed once per row and shared by the
+    row's W beams. The KV cache of the new tokens has M = N * W slots per row, ordered
+    by time and then by beam: beam w writes its token of time t to slot t * W + w. Slots
+    never move. When a beam forks, `visible` selects the slots of its ancestors.
 
     Attributes:
-      init_generated: (prefix, W, N) -> empty caches for W x N new tokens a row.
-      decode_step: (ids[B,W], time, prefix, generated, visible[B,W,N*W]) ->
-        (logits [B,W,V] fp32 of the following token, generated), where beam w's keys
-        and values are those of slot time * W + w. `visible` includes that slot.
-      eos_id: the token that ends a sequence.
-      pad_id: the token that fills up behind it.
+      init_generated: function (prefix, W, N) -> empty cache of N * W slots per row.
+      decode_step: function (ids [B,W], time, prefix, generated, visible [B,W,M]) ->
+        (fp32 logits [B,W,V] of the next token, updated cache). `ids` are the tokens of
+        index `time`, and `visible` includes their own slots.
+      eos_id: token that ends a sequence.
+      pad_id: token that fills a sequence after its end.
     """
 
     init_generated: Callable[[Any, int, int], Any]
@@ -38,13 +39,13 @@ class Decoder:
 
 @flax.struct.dataclass
 class Decoded:
-    """Results, best first (R = num_return_sequences).
+    """Results of decoding, best first (R = num_return_sequences).
 
     Attributes:
-      ids: new tokens, end of sequence included where there is one, then padding.
-      lengths: how many of them count, end of sequence included.
-      scores: beam search: sum of log-probabilities / length ** length_penalty;
-        greedy and sampling: the sum of the model's log-probabilities.
+      ids: new tokens, including the end-of-sequence token if there is one, then padding.
+      lengths: number of new tokens before the padding.
+      scores: beam search: sum of log-probabilities / length ** length_penalty; greedy
+        decoding and sampling: sum of the model's log-probabilities.
     """
 
     ids: Int[Array, "B R N"]
@@ -54,30 +55,74 @@ class Decoded:
 
 def visible_slots(
     ancestors: Int[Array, "B W N"], time: Int[Array, ""]
-) -> Bool[Array, "B W N*W"]:
-    """Which slots hold a beam's own past, its token of this time included.
+) -> Bool[Array, "B W M"]:
+    """Mask the cache slots that each beam may attend to at `time`.
 
-    `ancestors[b, w, t]` is the beam that beam w of row b was at time t. With W = 2,
-    N = 3, time = 1 and a beam 1 that forked from beam 0 after time 0:
+    `ancestors[b, w, t]` is the beam that beam w of row b descends from at time t. For
+    W = 2, N = 3, time = 1 and a beam 1 that forked from beam 0 after time 0:
 
-        ancestors         visible (slots 0 1 of time 0, then of times 1, 2)
+        ancestors         visible (slots 0 1 of time 0, then of times 1 and 2)
         beam 0: 0 0 .     1 0   1 0   0 0
         beam 1: 0 1 .     1 0   0 1   0 0
     """
     batch, beams, steps = ancestors.shape
-    own = ancestors[..., None] == jnp.arange(beams)  # [B,W,N,W]
-    own &= jnp.arange(steps)[:, None] <= time
-    return own.reshape(batch, beams, steps * beams)
+    visible = ancestors[..., None] == jnp.arange(beams)  # [B,W,N,W]
+    visible &= jnp.arange(steps)[:, None] <= time
+    return visible.reshape(batch, beams, steps * beams)
 
 
 def sequence_lengths(ids: Int[Array, "*X N"], eos_id: int) -> Int[Array, "*X"]:
-    """Tokens up to the first `eos_id`, itself included; N where there is none."""
-    ends = ids == eos_id
-    first = jnp.argmax(ends, axis=-1) + 1
-    return jnp.where(ends.any(axis=-1), first, ids.shape[-1])
+    """Count tokens up to and including the first `eos_id`; N if there is none."""
+    is_eos = ids == eos_id
+    first = jnp.argmax(is_eos, axis=-1) + 1
+    return jnp.where(is_eos.any(axis=-1), first, ids.shape[-1])
 
 
-def select_beams(values: jax.Array, parents: Int[Array, "B W"]) -> jax.Array:
-    """Rows `parents` of the second axis: [B,V,...] -> [B,W,...]."""
-    shape = parents.shape + (1,) * (values.ndim - 2)
-    return jnp.take_along_axis(values, parents.reshape(shape), axis=1)
+def process_scores(
+    scores: Float[Array, "B W V"],
+    sequences: Int[Array, "B W N"],
+    history: Int[Array, "B T"],
+    time: Int[Array, ""],
+    config: DecodingConfig,
+    eos_id: int,
+) -> Float[Array, "B W V"]:
+    """Apply the repetition penalty and the minimum length to the next token's scores.
+
+    Args:
+      scores: logits (greedy decoding, sampling) or log-probabilities (beam search).
+      sequences: new tokens; only those of index below `time` are valid.
+      history: tokens that the repetition penalty counts from the start; -1 for none.
+      time: index of the next token.
+      config: decoding settings.
+      eos_id: token that ends a sequence.
+    """
+    if config.repetition_penalty != 1.0:
+        new = jnp.where(jnp.arange(sequences.shape[-1]) < time, sequences, -1)
+        old = jnp.broadcast_to(
+            history[:, None], (*sequences.shape[:2], history.shape[-1])
+        )
+        ids = jnp.concatenate([old, new], axis=-1)
+        scores = penalize_repetition(scores, ids, config.repetition_penalty)
+    if config.min_new_tokens > 0:
+        too_early = time < config.min_new_tokens
+        is_eos = jnp.arange(scores.shape[-1]) == eos_id
+        scores = jnp.where(too_early & is_eos, -jnp.inf, scores)
+    return scores
+
+
+def penalize_repetition(
+    scores: Float[Array, "B W V"], ids: Int[Array, "B W T"], penalty: float
+) -> Float[Array, "B W V"]:
+    """Divide the positive scores of tokens in `ids` by `penalty`; multiply negative ones.
+
+    Keskar et al. 2019 (CTRL), section 4.1. Entries of `ids` outside 0 … V - 1 are
+    ignored.
+    """
+    batch, beams, vocab = scores.shape
+    rows, columns = jnp.arange(batch)[:, None, None], jnp.arange(beams)[:, None]
+    # A negative index would count from the end, so it becomes V and is dropped.
+    valid_ids = jnp.where(ids < 0, vocab, ids)
+    occurred = jnp.zeros(scores.shape, bool)
+    occurred = occurred.at[rows, columns, valid_ids].set(True, mode="drop")
+    penalized = jnp.where(scores < 0, scores * penalty, scores / penalty)
+    return jnp.where(occurred, penalized, scores)

@@ -1,4 +1,4 @@
-"""Questions behind earlier turns of a conversation, and behind examples."""
+"""Prompts and images of questions that follow earlier turns or in-context examples."""
 
 from __future__ import annotations
 
@@ -16,77 +16,83 @@ from blip2_jax.inference import inputs
 Turn = tuple[str, str]  # a question and its answer
 
 
-class Asked(NamedTuple):
-    """What a row is asked with.
+class QuestionPrompts(NamedTuple):
+    """Texts for one question per row.
 
     Attributes:
-      prompts: of the language model.
-      questions: that the Q-Former reads: of the examples' images, then the row's own.
+      prompts: prompts of the language model.
+      qformer_questions: questions for the Q-Former: one per example image, then the
+        row's own.
     """
 
     prompts: list[str]
-    questions: list[list[str]]
+    qformer_questions: list[list[str]]
 
 
-def ask(
+def question_prompts(
     questions: str | Sequence[str],
     history: Any,
-    examples: Sequence[Turn],
+    example_turns: Sequence[Turn],
     template: str,
-) -> Asked:
-    """Prompts of questions.
+) -> QuestionPrompts:
+    """Build the prompts of questions.
 
     Args:
-      questions: one for all rows, or one a row.
+      questions: one for all rows, or one per row.
       history: see `as_turns`.
-      examples: turns about other images, which stand before all else.
-      template: of a question.
+      example_turns: turns about other images; they precede the history of every row.
+      template: template of a question.
 
     Raises:
-      TypeError, ValueError: no questions, no turns, or unequal numbers of both.
+      TypeError: a question is not a string, or `history` has another form.
+      ValueError: there are no questions, or their number differs from `history`'s.
     """
-    asked = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
-    asked, turns = inputs.align(questions=asked, history=as_turns(history))
-    before = [(clean_question(question), answer) for question, answer in examples]
-    prompts, read = [], []
-    for question, row in zip(asked, turns, strict=True):
-        told = [(clean_question(earlier), answer) for earlier, answer in row]
-        prompts.append(dialogue([*before, *told], question, template))
-        read.append([*(shown for shown, _ in before), question])
-    return Asked(prompts, read)
+    questions = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
+    questions, turns = inputs.align(questions=questions, history=as_turns(history))
+    examples = _clean_turns(example_turns)
+    example_questions = [question for question, _ in examples]
+    prompts, qformer_questions = [], []
+    for question, row in zip(questions, turns, strict=True):
+        prompts.append(dialogue([*examples, *_clean_turns(row)], question, template))
+        qformer_questions.append([*example_questions, question])
+    return QuestionPrompts(prompts, qformer_questions)
+
+
+def _clean_turns(turns: Sequence[Turn]) -> list[Turn]:
+    return [(clean_question(question), answer) for question, answer in turns]
 
 
 def as_turns(history: Any) -> list[list[Turn]]:
-    """Turns of a conversation: one for all rows, or one a row.
+    """Convert a history to one list of turns for all rows, or one list per row.
 
     Args:
-      history: pairs (question, answer), or a list of such lists.
+      history: (question, answer) pairs, or a list of such lists.
 
     Raises:
-      TypeError: something else.
+      TypeError: `history` has another form.
     """
-    listed = list(history)
-    shared = all(_is_turn(turn) for turn in listed)
-    rows = [listed] if shared else [list(row) for row in listed]
+    items = list(history)
+    is_shared = all(_is_turn(item) for item in items)
+    rows = [items] if is_shared else [list(row) for row in items]
     for turn in (turn for row in rows for turn in row):
         if not _is_turn(turn):
             raise TypeError(
-                "history is pairs (question, answer), or a list of them a row, not "
+                "history is pairs (question, answer), or one list of them per row, not "
                 f"{turn!r}"
             )
     return [[(question, answer) for question, answer in row] for row in rows]
 
 
-def _is_turn(given: Any) -> bool:
-    is_pair = isinstance(given, list | tuple) and len(given) == 2
-    return is_pair and all(isinstance(text, str) for text in given)
+def _is_turn(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    return is_pair and all(isinstance(text, str) for text in value)
 
 
-def behind(
+def prepend_images(
     examples: Shaped[Array, "K ..."], images: Shaped[Array, "B ..."]
 ) -> Shaped[Array, "B N ..."]:
-    """Each row's image (or images, [B, M, ...]) behind those of the examples."""
+    """Put the example images before each row's image or images ([B, M, ...])."""
     if images.ndim == examples.ndim:
         images = images[:, None]
-    shared = np.broadcast_to(examples, (len(images), *examples.shape))
-    return np.concatenate([shared, images], axis=1)
+    repeated = np.broadcast_to(examples, (len(images), *examples.shape))
+    return np.concatenate([repeated, images], axis=1)

@@ -1,6 +1,8 @@
-"""Embeddings and match scores of a trained model: traceable functions of arrays."""
+"""Embeddings, match scores and attention maps: compiled functions of arrays."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,25 @@ from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.nn.similarity import max_query_similarity
 
+_compile = functools.partial(jax.jit, static_argnums=0)
 
+
+@_compile
+def encode_image(
+    model: Blip2Base, params: PyTree, images: Shaped[Array, "B ..."]
+) -> dict[str, Float[Array, "B P D"]]:
+    """Compute `features`, which all functions accept in place of images."""
+    return {"features": model.bind({"params": params}).encode_image(images)}
+
+
+@_compile
 def image_features(
     model: Blip2Base, params: PyTree, images: Shaped[Array, "B ..."]
 ) -> dict[str, Array]:
-    """`image_embeds` [B,Q,D] and, in stage 1, their unit `image_embeds_proj` [B,Q,C].
+    """Compute `image_embeds` [B,Q,D] and their projections `image_embeds_proj`.
 
-    In stage 2 `image_embeds_proj` [B,Q,E] is what the language model reads.
+    Stage 1 projects to unit vectors [B,Q,C], stage 2 to the language model's input
+    embeddings [B,Q,E].
     """
     bound = model.bind({"params": params})
     features = bound.encode_image(images)
@@ -25,30 +39,34 @@ def image_features(
         queries = bound.encode_queries(features)
         projected = bound.project(queries)
     else:
+        assert isinstance(bound, Blip2Stage1)
         image = bound.image_keys_values(features)
         queries, _ = bound.qformer.query_pass(bound.query_tokens, image)
         projected = bound.project_queries(queries)
     return {"image_embeds": queries, "image_embeds_proj": projected}
 
 
+@_compile
 def attention_maps(
     model: Blip2Base, params: PyTree, images: Shaped[Array, "B ..."]
 ) -> dict[str, Array]:
-    """`attention` [B,Q,P], fp32: where each query looks, blocks and heads averaged."""
+    """Compute `attention` [B,Q,P]: fp32 cross-attention, mean over blocks and heads."""
     bound = model.bind({"params": params})
     maps = bound.attention_maps(bound.encode_image(images))
     return {"attention": jnp.stack(maps).mean(axis=(0, 2))}
 
 
+@_compile
 def text_features(
     model: Blip2Stage1, params: PyTree, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> dict[str, Array]:
-    """`text_embeds` [B,T,D] and their unit `text_embeds_proj` [B,T,C]; [CLS] first."""
+    """Compute `text_embeds` [B,T,D] and unit vectors `text_embeds_proj` [B,T,C]."""
     bound = model.bind({"params": params})
     hidden = bound.qformer.text_pass(ids, mask)
     return {"text_embeds": hidden, "text_embeds_proj": bound.project_text(hidden)}
 
 
+@_compile
 def multimodal_features(
     model: Blip2Stage1,
     params: PyTree,
@@ -56,7 +74,7 @@ def multimodal_features(
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
 ) -> dict[str, Array]:
-    """`multimodal_embeds` [B,Q,D]: the queries' output with the text beside them."""
+    """Compute `multimodal_embeds` [B,Q,D]: query outputs that attend to the text."""
     bound = model.bind({"params": params})
     image = bound.image_keys_values(bound.encode_image(images))
     queries = bound.qformer.multimodal_pass(
@@ -65,6 +83,7 @@ def multimodal_features(
     return {"multimodal_embeds": queries}
 
 
+@_compile
 def match_scores(
     model: Blip2Stage1,
     params: PyTree,
@@ -72,17 +91,17 @@ def match_scores(
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
 ) -> dict[str, Float[Array, " B"]]:
-    """Row by row, `itc`: the largest cosine over queries; `itm`: P(match)."""
+    """Score pairs: `itc`, the largest cosine over queries, and `itm`, P(match)."""
     bound = model.bind({"params": params})
     image = bound.image_keys_values(bound.encode_image(images))
     queries, _ = bound.qformer.query_pass(bound.query_tokens, image)
-    hidden = bound.qformer.text_pass(ids, mask, first_only=True)
+    text = bound.qformer.text_pass(ids, mask, first_only=True)
     # One image with one text at a time: [B, 1, 1].
-    cosine = jax.vmap(max_query_similarity)(
-        bound.project_queries(queries)[:, None], bound.project_text(hidden)
+    similarity = jax.vmap(max_query_similarity)(
+        bound.project_queries(queries)[:, None], bound.project_text(text)
     )
     matched = bound.qformer.multimodal_pass(
         bound.query_tokens, ids, mask, image, queries_only=True
     )
-    match = jax.nn.softmax(bound.itm_logits(matched), axis=-1)[:, 1]
-    return {"itc": cosine[:, 0, 0], "itm": match}
+    itm = jax.nn.softmax(bound.itm_logits(matched), axis=-1)[:, 1]
+    return {"itc": similarity[:, 0, 0], "itm": itm}

@@ -1,4 +1,4 @@
-"""What users hand over (images, features, texts) as arrays of known shapes."""
+"""Conversion of users' images, features and texts to arrays of known shapes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from blip2_jax.data.images import decode_image, evaluation_image, to_rgb
 from blip2_jax.data.sources.base import BrokenSample
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 
+LENGTH_STEP = 8  # token arrays are padded to multiples of this
 T = TypeVar("T")
 
 
 def as_pixels(image: Any) -> UInt8[Array, "height width 3"]:
-    """RGB bytes of one image.
+    """Convert one image to uint8 RGB.
 
     Args:
-      image: a path, a PIL image, or an array [height, width, 3] of bytes.
+      image: a path, a PIL image or a uint8 array [height, width, 3].
 
     Raises:
-      FileNotFoundError: no such file.
-      TypeError, ValueError: a file that is no image, or something else altogether.
+      FileNotFoundError: the file does not exist.
+      TypeError: `image` has another type.
+      ValueError: the file is not an image, or the array has another shape or dtype.
     """
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image)
@@ -54,29 +56,35 @@ def as_pixels(image: Any) -> UInt8[Array, "height width 3"]:
 
 
 def as_images(images: Any, size: int) -> UInt8[Array, "B S S 3"]:
-    """One image or several (a list, or an array [B, height, width, 3]), resized.
+    """Convert one image or several to an array of `size` x `size` pixels.
+
+    Args:
+      images: one image (see `as_pixels`), a list of them, or an array
+        [B, height, width, 3].
+      size: height and width of the result.
 
     Raises:
-      ValueError: no image at all, and as `as_pixels`.
+      ValueError: there are no images, or as `as_pixels`.
     """
-    rows = [evaluation_image(as_pixels(image), size) for image in _items(images, 3)]
+    rows = [evaluation_image(as_pixels(image), size) for image in _as_list(images, 3)]
     if not rows:
         raise ValueError("no image was given")
     return np.stack(rows)
 
 
 def as_features(features: Any, num_tokens: int, width: int) -> Float[Array, "B P D"]:
-    """Precomputed features of one image or several.
+    """Convert the precomputed features of one image or several to an array.
 
     Raises:
-      ValueError: another shape than the model was trained on.
+      ValueError: the shape is not [`num_tokens`, `width`] per image.
     """
-    rows = [np.asarray(row) for row in _items(features, 2)]
+    rows = [np.asarray(row) for row in _as_list(features, 2)]
     shapes = {row.shape for row in rows}
     if shapes != {(num_tokens, width)}:
-        given = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "nothing"
+        actual = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "nothing"
         raise ValueError(
-            f"this model takes features of {num_tokens} x {width} an image, got {given}"
+            f"this model takes features of {num_tokens} x {width} an image, "
+            f"got {actual}"
         )
     return np.stack(rows)
 
@@ -88,127 +96,147 @@ def as_model_images(
     *,
     several: bool = False,
 ) -> Shaped[Array, "B ..."]:
-    """Images or features, whichever the model takes.
+    """Convert images or features, depending on what the model takes.
 
     Args:
-      vision: the model's.
-      images, features: one of them.
-      several: a row may be several images, as a list of lists or an array
-        [B, N, height, width, 3]; the result is then [B, N, ...].
+      vision: configuration of the model's image encoder.
+      images: images, or None.
+      features: features, or None.
+      several: allow several images per row, as a list of lists or an array
+        [B, I, height, width, 3]; the result is then [B, I, ...].
 
     Raises:
-      ValueError: the other one, both or neither was given, or rows of unequal numbers
-        of images.
+      ValueError: the model takes the other argument, both or neither were given, or
+        rows have unequal numbers of images.
     """
-    pair = (("images", images), ("features", features))
-    given = [name for name, value in pair if value is not None]
+    arguments = (("images", images), ("features", features))
+    names = [name for name, value in arguments if value is not None]
     if isinstance(vision, FeaturesConfig):
-        if given != ["features"]:
+        if names != ["features"]:
             raise ValueError(
                 f"this model was trained on features ({vision.num_tokens} x "
                 f"{vision.width} an image): pass features=, not "
-                f"{' and '.join(given) or 'nothing'}"
+                f"{' and '.join(names) or 'nothing'}"
             )
         tokens, width = vision.num_tokens, vision.width
-        return _stacked(features, 2, several, lambda x: as_features(x, tokens, width))
-    if given != ["images"]:
+        return _convert_rows(
+            features, 2, several, lambda rows: as_features(rows, tokens, width)
+        )
+    if names != ["images"]:
         raise ValueError(
             "this model has an image encoder: pass images, not "
-            f"{' and '.join(given) or 'nothing'}"
+            f"{' and '.join(names) or 'nothing'}"
         )
-    return _stacked(images, 3, several, lambda x: as_images(x, vision.image_size))
+    size = vision.image_size
+    return _convert_rows(images, 3, several, lambda rows: as_images(rows, size))
 
 
-def _stacked(
-    given: Any, rank: int, several: bool, convert: Callable[[Any], Array]
+def _convert_rows(
+    rows: Any, rank: int, several: bool, convert: Callable[[Any], Array]
 ) -> Shaped[Array, "B ..."]:
-    """Rows of one image each, or of several where that is allowed and given."""
-    items = _items(given, rank)
+    """Convert rows of one item each, or of several if that is allowed.
+
+    Args:
+      rows: see `as_model_images`.
+      rank: number of axes of a single image or its features.
+      several: allow several items per row.
+      convert: function that converts a list of items.
+    """
+    items = _as_list(rows, rank)
     if not any(_is_list(row, rank) for row in items):
-        return convert(given)
+        return convert(rows)
     if not several:
         raise ValueError(
             "several images in one row are for a stage-2 model's caption, answer and "
-            "generate; give one image a row here"
+            "generate; give one image per row here"
         )
     counts = [len(row) if _is_list(row, rank) else 1 for row in items]
     if len(set(counts)) > 1:
-        told = ", ".join(map(str, counts))
-        raise ValueError(f"all rows need as many images as each other, got {told}")
+        raise ValueError(
+            "all rows need the same number of images, got "
+            f"{', '.join(map(str, counts))}"
+        )
     return np.stack([convert(row) for row in items])
 
 
 def _is_list(item: Any, rank: int) -> bool:
-    """Whether this is several images (or features), not one."""
+    """Return True if `item` holds several images (or features) of `rank` axes."""
     return isinstance(item, list | tuple) or getattr(item, "ndim", rank) == rank + 1
 
 
-def _items(given: Any, single_rank: int) -> Sequence[Any]:
-    """A list, whether one thing or several were given."""
-    if isinstance(given, list | tuple):
-        return given
-    if getattr(given, "ndim", single_rank) > single_rank:
-        return list(given)
-    return [given]
+def _as_list(items: Any, rank: int) -> Sequence[Any]:
+    """Return a list of one item of `rank` axes, or of several."""
+    if isinstance(items, list | tuple):
+        return items
+    return list(items) if getattr(items, "ndim", rank) > rank else [items]
 
 
-def as_texts(texts: str | Sequence[str], what: str) -> list[str]:
-    """A list of strings, whether one or several were given.
+def as_texts(texts: str | Sequence[str], name: str) -> list[str]:
+    """Return a list of one string or several.
 
-    Raises:
-      TypeError: something else is among them.
-    """
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    for text in listed:
-        if not isinstance(text, str):
-            raise TypeError(f"{what} are strings, not {type(text).__name__}")
-    if not listed:
-        raise ValueError(f"no {what} were given")
-    return listed
-
-
-def align(**given: Sequence[T] | Shaped[Array, "B ..."]) -> tuple[Any, ...]:
-    """Give all arguments the same length; a single entry stands for every row.
+    Args:
+      texts: a string or a sequence of strings.
+      name: name of the argument, for error messages.
 
     Raises:
-      ValueError: lengths that are neither one nor equal.
+      TypeError: an item is not a string.
+      ValueError: the sequence is empty.
     """
-    rows = max(map(len, given.values()))
-    if any(len(values) not in (1, rows) for values in given.values()):
-        counts = ", ".join(f"{len(values)} {name}" for name, values in given.items())
+    items = [texts] if isinstance(texts, str) else list(texts)
+    for item in items:
+        if not isinstance(item, str):
+            raise TypeError(f"{name} are strings, not {type(item).__name__}")
+    if not items:
+        raise ValueError(f"no {name} were given")
+    return items
+
+
+def align(**arguments: Sequence[T] | Shaped[Array, "B ..."]) -> tuple[Any, ...]:
+    """Broadcast arguments to one length; an argument with one row is repeated.
+
+    Raises:
+      ValueError: lengths differ and are not one.
+    """
+    rows = max(map(len, arguments.values()))
+    if any(len(values) not in (1, rows) for values in arguments.values()):
+        counts = ", ".join(
+            f"{len(values)} {name}" for name, values in arguments.items()
+        )
         raise ValueError(f"{counts}: give as many of each, or one for all")
-    return tuple(_repeated(values, rows) for values in given.values())
+    return tuple(_repeat(values, rows) for values in arguments.values())
 
 
-def places(given: Sequence[int] | None, images: int) -> list[int]:
-    """The place of the image that each row is about; None: the rows are the images.
-
-    Raises:
-      ValueError: a place where no image is.
-    """
-    if given is None:
-        return list(range(images))
-    wrong = [place for place in given if not 0 <= place < images]
-    if wrong:
-        raise ValueError(f"image_of names image {wrong[0]}, and there are {images}")
-    return list(given)
-
-
-def _repeated(values: Any, rows: int) -> Any:
+def _repeat(values: Any, rows: int) -> Any:
     if len(values) == rows:
         return values
     return np.repeat(values, rows, 0) if hasattr(values, "shape") else [*values] * rows
 
 
-def bucket(count: int, step: int, most: int) -> int:
-    """The next multiple of `step`, at most `most`: one compiled program for many."""
-    return min(-(-count // step) * step, most)
+def image_indices(image_of: Sequence[int] | None, num_images: int) -> list[int]:
+    """Return the image index of each row; None: row i is about image i.
+
+    Raises:
+      ValueError: an index is out of range.
+    """
+    if image_of is None:
+        return list(range(num_images))
+    wrong = [index for index in image_of if not 0 <= index < num_images]
+    if wrong:
+        raise ValueError(f"image_of names image {wrong[0]}, and there are {num_images}")
+    return list(image_of)
 
 
-def chunks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
-    """Slices of at most `batch_size` rows, and the size to pad each to.
+def padded_length(length: int) -> int:
+    """Round a number of tokens up, so that few programs are compiled."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
-    Full chunks have `batch_size` rows; the last one the next power of two.
+
+def batches(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
+    """Split rows into batches.
+
+    Yields:
+      A slice of at most `batch_size` rows and the size to pad it to: `batch_size`, or
+      the next power of two for the last batch.
     """
     for start in range(0, rows, batch_size):
         count = min(batch_size, rows - start)
@@ -216,7 +244,7 @@ def chunks(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, start + count), size
 
 
-def padded(values: Shaped[Array, "n ..."], size: int) -> Shaped[Array, "B ..."]:
-    """`size` rows, the last one repeated."""
-    missing = size - len(values)
-    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
+def pad_batch(rows: Shaped[Array, "n ..."], size: int) -> Shaped[Array, "B ..."]:
+    """Pad an array to `size` rows by repeating the last one."""
+    missing = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])

@@ -19,7 +19,10 @@ from blip2_jax.convert.model_source import (
 from blip2_jax.convert.native_folder import reader
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.nn.trees import unflatten
 from blip2_jax.parallel import sharding
@@ -105,15 +108,24 @@ def model_from_source(
             params[path] = sharding.make_sharded_array(shape, layout, read, kept)
     for path in wanted.keys() - params.keys():
         params[path] = jnp.zeros(wanted[path].shape)
-    return Blip2(
+    qformer_tokenizer = _tokenizer(opened.qformer_tokenizer, language_model=False)
+    if isinstance(model, Blip2Stage1):
+        return Blip2Retriever(
+            model,
+            unflatten(params),
+            qformer_tokenizer=qformer_tokenizer,
+            prompt=opened.config.prompt,
+            batch_size=batch_size,
+            absent=opened.absent,
+        )
+    return Blip2Generator(
         model,
         unflatten(params),
-        qformer_tokenizer=_tokenizer(opened.qformer_tokenizer, language_model=False),
         language_tokenizer=_tokenizer(opened.language_tokenizer, language_model=True),
+        qformer_tokenizer=qformer_tokenizer,
         prompt=opened.config.prompt,
         question_prompt=opened.question_prompt,
         batch_size=batch_size,
-        absent=opened.absent,
     )
 
 

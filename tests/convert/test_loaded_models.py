@@ -10,7 +10,6 @@ from blip2_jax.convert.huggingface_folder import write_huggingface
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.generation import DecodingConfig
 from blip2_jax.inference import inputs
-from blip2_jax.inference.text_generators import LanguageModelGenerator
 from blip2_jax.models.blip2 import normalize_images
 from blip2_jax.training.open_model import open_model
 from tests.support import peer_models as peers
@@ -84,10 +83,10 @@ def test_generates_their_ids(folder, family, name):
     ids = theirs.generate(**given, do_sample=False, **settings).numpy()
     model = blip2_jax.load(path, precision="float32")
     tokenizer = load_tokenizer(str(path), language_model=True)
-    writer = LanguageModelGenerator(model.model, model.params, tokenizer)
     pixels = inputs.as_images(pictures(), 28)
     config = DecodingConfig(**settings)
-    found = jax.device_get(writer.write(pixels, writer.rows(TEXTS, None), config, None))
+    prompts = model._prompt_arrays(TEXTS)
+    found = jax.device_get(model._decode_batch(pixels, prompts, config))
     ids = ids.reshape(len(TEXTS), config.num_return_sequences, -1)
     if family == "t5":
         ids = ids[..., 1:]  # the decoder's start token

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from blip2_jax.data.text.prompts import QUESTION_PROMPT, dialogue, generation_prompts
-from blip2_jax.generation import programs
-from blip2_jax.inference.dialogue import as_turns, ask
+from blip2_jax.inference.dialogue import as_turns, question_prompts
+from blip2_jax.inference.generator import Blip2Generator, prefill_language_model
 from blip2_jax.inference.inputs import as_images
-from blip2_jax.inference.model import Blip2
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from tests.inference.test_model import (
@@ -35,7 +34,7 @@ def asking_qformer():
     config = golden_stage2.config("stage2_opt_a")
     model = Blip2Stage2(config, question_in_qformer=True)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
-    return Blip2(
+    return Blip2Generator(
         model,
         params,
         qformer_tokenizer=bert_tokenizer(),
@@ -53,10 +52,10 @@ def test_a_dialogue_in_words():
 
 
 def test_what_is_asked():
-    found = ask(["What?", "Why?"], [("a?", "b")], [("x?", "y")], "{} =")
+    found = question_prompts(["What?", "Why?"], [("a?", "b")], [("x?", "y")], "{} =")
     assert found.prompts == ["x? = y. a? = b. what? =", "x? = y. a? = b. why? ="]
-    assert found.questions == [["x?", "what?"], ["x?", "why?"]]
-    found = ask("what?", [[("a?", "b")], []], [], "{} =")
+    assert found.qformer_questions == [["x?", "what?"], ["x?", "why?"]]
+    found = question_prompts("what?", [[("a?", "b")], []], [], "{} =")
     assert found.prompts == ["a? = b. what? =", "what? ="]
     assert as_turns(()) == [[]]
     for wrong in (["a?"], [("a?", 3)], [[("a?", "b", "c")]]):
@@ -76,10 +75,11 @@ def test_images_of_a_row_stand_one_after_the_other(name):
     joined = jnp.concatenate([single[:2], single[2:]], axis=1)
     expected, _ = bound.prefill(joined, ids, mask)
     rows = np.stack([images[:2], images[2:]], axis=1)
-    read = jax.jit(programs.read_stage2, static_argnums=0)
-    found, _ = read(model.model, model.params, rows, ids, mask)
+    found, _ = prefill_language_model(model.model, model.params, rows, ids, mask)
     assert_values(found, expected)
-    swapped, _ = read(model.model, model.params, rows[:, ::-1], ids, mask)
+    swapped, _ = prefill_language_model(
+        model.model, model.params, rows[:, ::-1], ids, mask
+    )
     assert np.abs(swapped - found).max() > 1e-4
 
 
@@ -141,7 +141,7 @@ def test_each_image_is_read_with_its_own_question():
     single = bound.encode_queries(bound.encode_image(images), ids, mask)
     text, seen = generation_prompts(word_tokenizer("stage2_opt_a"), ["what"])
     expected, _ = bound.prefill(single.reshape(1, -1, single.shape[-1]), text, seen)
-    found, _ = programs.read_stage2(
+    found, _ = prefill_language_model(
         model.model, model.params, images[None], text, seen, (ids[None], mask[None])
     )
     assert_values(found, expected)
@@ -154,7 +154,7 @@ def test_each_image_is_read_with_its_own_question():
         (lambda images: stage1().match([images], "a cat"), "several images in one row"),
         (
             lambda images: stage2().generate([images, images[:1]], "what"),
-            "as many images as each other, got 2, 1",
+            "the same number of images, got 2, 1",
         ),
         (
             lambda images: stage2().answer(images, "why", history=[[], [], []]),

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
-from blip2_jax.inference.inputs import chunks
-from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.generator import Blip2Generator
+from blip2_jax.inference.inputs import batches
+from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config, FeaturesConfig
@@ -45,8 +46,8 @@ def word_tokenizer(name: str) -> LanguageTokenizer:
 
 
 @functools.cache
-def stage1(batch_size=32) -> Blip2:
-    return Blip2(
+def stage1(batch_size=32) -> Blip2Retriever:
+    return Blip2Retriever(
         golden_stage1.model(),
         golden_stage1.params(),
         qformer_tokenizer=bert_tokenizer(),
@@ -55,8 +56,8 @@ def stage1(batch_size=32) -> Blip2:
 
 
 @functools.cache
-def stage2(name="stage2_opt_a", **kwargs) -> Blip2:
-    return Blip2(
+def stage2(name="stage2_opt_a", **kwargs) -> Blip2Generator:
+    return Blip2Generator(
         golden_stage2.model(name),
         golden_stage2.params(name),
         language_tokenizer=word_tokenizer(name),
@@ -65,11 +66,11 @@ def stage2(name="stage2_opt_a", **kwargs) -> Blip2:
 
 
 @functools.cache
-def feature_model() -> Blip2:
+def feature_model() -> Blip2Retriever:
     config = Blip2Config(FeaturesConfig(5, 12), golden_stage1.config().qformer)
     model = Blip2Stage1(config, jnp.float32)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
-    return Blip2(model, params, qformer_tokenizer=bert_tokenizer())
+    return Blip2Retriever(model, params, qformer_tokenizer=bert_tokenizer())
 
 
 def photos(count=4) -> list[np.ndarray]:
@@ -162,12 +163,12 @@ def test_results_do_not_depend_on_batches_or_neighbours():
     assert whole != stage1().caption(images, **sampled | {"seed": 4})
 
 
-def test_chunks_are_full_or_a_power_of_two():
-    assert [(w.start, w.stop, size) for w, size in chunks(11, 8)] == [
+def test_batches_are_full_or_a_power_of_two():
+    assert [(w.start, w.stop, size) for w, size in batches(11, 8)] == [
         (0, 8, 8),
         (8, 11, 4),
     ]
-    assert [size for _, size in chunks(3, 3)] == [3]
+    assert [size for _, size in batches(3, 3)] == [3]
 
 
 def test_one_image_may_have_many_questions_and_prompts():
@@ -192,9 +193,9 @@ def test_images_of_several_questions_are_encoded_once(monkeypatch):
     repeated = [images[place] for place in image_of]
     expected = model.answer(repeated, questions, **settings)
     encoded = []
-    encode = model._writer.encode
+    encode = model._encode_images
     monkeypatch.setattr(
-        model._writer, "encode", lambda x: encoded.append(len(x)) or encode(x)
+        model, "_encode_images", lambda x: encoded.append(len(x)) or encode(x)
     )
     found = model.answer(images, questions, image_of=image_of, **settings)
     assert found == expected
@@ -226,8 +227,21 @@ def test_a_model_of_features_takes_features():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: stage1().answer(photos(1), "why"), ValueError, "needs a language mod"),
-        (lambda: stage2().match(photos(1), "a cat"), ValueError, "heads of stage 1"),
+        (
+            lambda: stage1().answer(photos(1), "why"),
+            AttributeError,
+            "'Blip2Retriever' object has no attribute 'answer'",
+        ),
+        (
+            lambda: stage2().match(photos(1), "a cat"),
+            AttributeError,
+            "'Blip2Generator' object has no attribute 'match'",
+        ),
+        (
+            lambda: stage2().features(photos(1), mode="text"),
+            ValueError,
+            "a Blip2Generator has mode 'image'",
+        ),
         (lambda: stage1().caption(), ValueError, "pass images, not nothing"),
         (lambda: stage1().caption([]), ValueError, "no image was given"),
         (lambda: stage1().caption("no.jpg"), FileNotFoundError, "no image file 'no.jp"),
@@ -273,7 +287,7 @@ def test_errors_say_what_was_given_and_expected(call, error, message):
 
 
 def test_tokenizer_and_model_must_be_of_one_family():
-    model = Blip2(
+    model = Blip2Generator(
         golden_stage2.model("stage2_t5_a"),
         {},
         language_tokenizer=word_tokenizer("stage2_opt_a"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.generation import programs
+from blip2_jax.inference.generator import prefill_language_model
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -102,7 +102,7 @@ def test_cached_decoding_equals_the_full_pass(family):
     prompt = jnp.array([[2, 14, 15, 16]] * 3)  # of equal length: padded on no side
     answer = np.random.default_rng(0).integers(3, 29, (3, 1, 4))
     seen, every = jnp.ones(prompt.shape, bool), jnp.ones((3, 4), bool)
-    first, prefix = programs.read_stage2(
+    first, prefix = prefill_language_model(
         model, params, FEATURES, prompt, seen, (IDS, MASK)
     )
     one_by_one = decoding.run_steps(

@@ -10,7 +10,7 @@ from PIL import Image
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.evaluation.eval_config import default_evaluation
 from blip2_jax.evaluation.tasks import TASKS, given
-from blip2_jax.generation.decoding_config import ANSWER, change
+from blip2_jax.generation.decoding_config import ANSWER_DEFAULTS
 from blip2_jax.paper import paper_tables
 
 PEOPLE = [{"answer": "red", "answer_id": 1}] * 10
@@ -70,7 +70,7 @@ def test_each_row_builds_and_reads_its_benchmark(table, row, data):
     assert set(config) == set(default_evaluation()) and config.is_locked
     assert config.task in TASKS and config.title and config.paper
     assert config.model.startswith(("W/blip2_", "runs/"))
-    change(ANSWER, given(config.decoding))  # settings that decoding knows
+    ANSWER_DEFAULTS.replace(**given(config.decoding))  # settings that decoding knows
     found = EvaluationSet(config.data, 9)
     (record,) = found.records
     assert found.image(0) is not None and not found.broken

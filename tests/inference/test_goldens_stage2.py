@@ -1,20 +1,17 @@
-"""Generation behind images and prompts against the original, id for id.
+"""Generation from images and prompts, token for token equal to the original's.
 
-From the stored images, through image tower, Q-Former and language model.
+Stored images run through image encoder, Q-Former and language model.
 """
 
-import functools
-
-import jax
 import numpy as np
 import pytest
 
 from blip2_jax.data.text.prompts import generation_prompts
-from blip2_jax.generation import original
-from blip2_jax.generation.programs import (
-    read_stage2,
-    start_history,
-    write_stage2,
+from blip2_jax.generation import from_lavis_lengths
+from blip2_jax.inference.generator import (
+    decode_with_language_model,
+    prefill_language_model,
+    repetition_history,
 )
 from tests.support import golden_language
 from tests.support.tolerances import assert_ids
@@ -23,7 +20,7 @@ TAGS = {
     name: list(golden_language.load_generated(name)[1])
     for name in golden_language.NAMES
 }
-# OPT-350m's layout differs before and after decoding only: the rest of it is slow.
+# OPT-350m differs only in the layers around the blocks, so most of its cases are slow.
 SLOW = {
     "greedy_min8",
     "greedy_max7",
@@ -45,23 +42,20 @@ CASES = [
 ]
 
 
-def decoding_config(name, arguments):
-    """The recorded arguments of transformers' `generate` as ours."""
-    passed_as_new = "max_new_tokens" in arguments
-    return original(
-        arguments["max_new_tokens" if passed_as_new else "max_length"],
+def decoding_config(arguments):
+    """Convert the recorded arguments of transformers' `generate`."""
+    new_tokens = "max_new_tokens" in arguments
+    names = (
+        "num_beams",
+        "length_penalty",
+        "repetition_penalty",
+        "num_return_sequences",
+    )
+    return from_lavis_lengths(
+        arguments["max_new_tokens" if new_tokens else "max_length"],
         arguments["min_length"],
-        new_tokens=passed_as_new,
-        **{
-            key: arguments[key]
-            for key in (
-                "num_beams",
-                "length_penalty",
-                "repetition_penalty",
-                "num_return_sequences",
-            )
-            if key in arguments
-        },
+        new_tokens=new_tokens,
+        **{name: arguments[name] for name in names if name in arguments},
     )
 
 
@@ -73,39 +67,37 @@ def prompts_of(call):
     return [samples.get("prompt", "")] * 4
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def read(name, params, images, ids, mask):
-    return read_stage2(golden_language.model(name), params, images, ids, mask)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def write(name, params, read, history, config, eos_id):
-    model = golden_language.model(name)
-    return write_stage2(model, params, read, config, eos_id=eos_id, history=history)
-
-
 def generate(name, images, prompts, config):
     tokenizer = golden_language.tokenizer(name)
-    params = golden_language.params(name)
+    model, params = golden_language.model(name), golden_language.params(name)
     ids, mask = generation_prompts(tokenizer, prompts)
-    language_model = golden_language.model(name).config.language_model
-    history = start_history(language_model, ids, mask, config.convention)
-    start = read(name, params, images, ids, mask)
-    return write(name, params, start, history, config, tokenizer.end_id)
+    history = repetition_history(
+        model.config.language_model, ids, mask, config.convention
+    )
+    logits, prefix = prefill_language_model(model, params, images, ids, mask)
+    return decode_with_language_model(
+        model,
+        params,
+        logits,
+        prefix,
+        config,
+        eos_id=tokenizer.end_id,
+        history=history,
+    )
 
 
 @pytest.mark.parametrize(("name", "tag"), CASES)
 def test_ids_and_scores_equal_the_original(name, tag):
     golden, calls = golden_language.load_generated(name)
-    config = decoding_config(name, calls[tag]["generate_kwargs"])
+    config = decoding_config(calls[tag]["generate_kwargs"])
     images = golden["image"].transpose(0, 2, 3, 1)
-    found = generate(name, images, prompts_of(calls[tag]), config)
-    new = golden[tag][:, 1:]  # behind the start token
-    ids = np.asarray(found.ids).reshape(len(new), -1)
+    decoded = generate(name, images, prompts_of(calls[tag]), config)
+    new = golden[tag][:, 1:]  # without the start token
+    ids = np.asarray(decoded.ids).reshape(len(new), -1)
     assert_ids(ids[:, : new.shape[1]], new)
-    assert found.lengths.max() <= new.shape[1]
+    assert decoded.lengths.max() <= new.shape[1]
     if tag + "_scores" in golden:
-        scores = np.asarray(found.scores).reshape(-1)
+        scores = np.asarray(decoded.scores).reshape(-1)
         np.testing.assert_allclose(
             scores, golden[tag + "_scores"], rtol=1e-4, atol=1e-5
         )
@@ -117,7 +109,7 @@ def test_rows_with_unequal_prompts_do_not_depend_on_each_other(name):
     images = golden["image"].transpose(0, 2, 3, 1)
     prompts = prompts_of(calls["vqa_beam5"])
     assert len({len(prompt.split()) for prompt in prompts}) > 1
-    config = original(8, num_beams=3)
+    config = from_lavis_lengths(8, num_beams=3)
     together = generate(name, images, prompts, config)
     for row in range(4):
         alone = generate(name, images[row : row + 1], prompts[row : row + 1], config)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.generation import DecodingConfig, authors, decode
-from blip2_jax.generation.processors import keep_top_k, keep_top_p, penalize_repetition
+from blip2_jax.generation import DecodingConfig, decode, lavis_defaults
+from blip2_jax.generation.decode import keep_top_k, keep_top_p
+from blip2_jax.generation.decoder import penalize_repetition
 from tests.support.history_decoder import EOS, PAD, history_decoder, random_language
 
 
@@ -100,16 +101,18 @@ def test_settings_that_exclude_each_other_are_refused_by_name():
         run(random_language(), [0], DecodingConfig(sample=True))
 
 
-def test_the_authors_settings_by_name():
-    assert authors("generate", "opt").max_new_tokens == 29  # the start token counts
-    assert authors("generate", "t5").max_new_tokens == 30
-    coco = authors("coco", "opt")
+def test_lavis_defaults():
+    assert (
+        lavis_defaults("generate", "opt").max_new_tokens == 29
+    )  # the start token counts
+    assert lavis_defaults("generate", "t5").max_new_tokens == 30
+    coco = lavis_defaults("coco", "opt")
     assert (coco.min_new_tokens, coco.repetition_penalty, coco.length_penalty) == (
         7,
         1.15,
         0.0,
     )
-    assert authors("answer", "t5").length_penalty == -1
-    assert authors("answer", "opt").length_penalty == 0
+    assert lavis_defaults("answer", "t5").length_penalty == -1
+    assert lavis_defaults("answer", "opt").length_penalty == 0
     with pytest.raises(ValueError, match="no decoding 'answer' for 'qformer'"):
-        authors("answer", "qformer")
+        lavis_defaults("answer", "qformer")

@@ -1,0 +1,73 @@
+"""Decoding settings of the original LAVIS code and of its evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blip2_jax.generation.decoding_config import DecodingConfig
+
+
+def from_lavis_lengths(
+    max_length: int,
+    min_length: int = 1,
+    *,
+    new_tokens: bool = False,
+    **settings: Any,
+) -> DecodingConfig:
+    """Convert LAVIS's generation lengths to a config of convention `original`.
+
+    Args:
+      max_length: LAVIS's `max_length`. It counts the start token: 30 allows 29 new
+        tokens for OPT and the Q-Former.
+      min_length: LAVIS's `min_length`, which always counts the start token.
+      new_tokens: True where LAVIS passes `max_length` to transformers as
+        `max_new_tokens`: for T5, and for question answering with any language model.
+      **settings: other fields of `DecodingConfig`.
+    """
+    return DecodingConfig(
+        max_new_tokens=max_length if new_tokens else max_length - 1,
+        min_new_tokens=max(min_length - 1, 0),
+        convention="original",
+        **settings,
+    )
+
+
+def lavis_defaults(task: str, family: str) -> DecodingConfig:
+    """Return the settings that LAVIS uses for a task.
+
+    Args:
+      task: "generate" or "answer", the defaults of LAVIS's model methods; "coco" or
+        "nocaps", the settings of its caption evaluations. Those pass a repetition
+        penalty of 1.15, and on COCO a length penalty of 0, neither of which appears in
+        their configuration files.
+      family: "opt", "t5" or "qformer".
+
+    Raises:
+      ValueError: LAVIS has no such task for this family.
+    """
+    is_t5 = family == "t5"
+    captions: dict[str, Any] = {
+        "new_tokens": is_t5,
+        "num_beams": 5,
+        "repetition_penalty": 1.15,
+    }
+    answers: dict[str, Any] = {"new_tokens": True, "num_beams": 5}
+    language_model_tasks = {
+        "generate": from_lavis_lengths(30, new_tokens=is_t5, num_beams=5),
+        "answer": from_lavis_lengths(
+            10, length_penalty=-1.0 if is_t5 else 0.0, **answers
+        ),
+        "coco": from_lavis_lengths(30, 8, length_penalty=0.0, **captions),
+        "nocaps": from_lavis_lengths(80, 10, **captions),
+    }
+    tasks = {
+        "opt": language_model_tasks,
+        "t5": language_model_tasks,
+        "qformer": {"generate": from_lavis_lengths(30, 10, num_beams=3)},
+    }.get(family, {})
+    if task not in tasks:
+        raise ValueError(
+            f"LAVIS has no decoding {task!r} for {family!r}; "
+            f"there are {', '.join(tasks) or 'none'}"
+        )
+    return tasks[task]

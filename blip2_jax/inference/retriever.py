@@ -1,0 +1,256 @@
+"""`Blip2Retriever`, a stage-1 model: match, embed and caption with the Q-Former."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
+from numpy import ndarray as Array
+
+from blip2_jax.data.text.tokenizers import QFormerTokenizer
+from blip2_jax.generation.decode import decode
+from blip2_jax.generation.decoder import Decoded, Decoder
+from blip2_jax.generation.decoding_config import DecodingConfig
+from blip2_jax.inference import embeddings, inputs
+from blip2_jax.inference.model import Blip2, PromptArrays, Questions
+from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
+from blip2_jax.parallel import sharding
+
+MODES = ("image", "text", "multimodal")
+
+
+class Match(NamedTuple):
+    """Scores of image-text pairs, one per row.
+
+    Attributes:
+      itc: cosine between the text and its nearest query (contrastive head).
+      itm: probability that image and text match (matching head).
+    """
+
+    itc: Float[Array, " B"]
+    itm: Float[Array, " B"]
+
+
+class Blip2Retriever(Blip2):
+    """A stage-1 model: image-text matching, embeddings and captions."""
+
+    model: Blip2Stage1
+    _accepts_several_images = False
+
+    def __init__(
+        self,
+        model: Blip2Stage1,
+        params: PyTree,
+        *,
+        qformer_tokenizer: QFormerTokenizer | None = None,
+        prompt: str = "",
+        batch_size: int = 32,
+        absent: Sequence[str] = (),
+    ):
+        """Build a model from its parts; `blip2_jax.load` does so from files.
+
+        Args:
+          model: Flax module.
+          params: its parameters; see `Blip2`.
+          qformer_tokenizer: tokenizer of all texts.
+          prompt: default start of captions.
+          batch_size: see `Blip2`.
+          absent: patterns of the paths of parameters that have no values.
+        """
+        super().__init__(model, params, qformer_tokenizer, prompt, batch_size)
+        self._absent = tuple(absent)
+
+    def match(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        *,
+        features: Any = None,
+    ) -> Match:
+        """Score image-text pairs.
+
+        Args:
+          images: one for all texts, or one per text.
+          texts: one for all images, or one per image.
+          features: as in `caption`.
+        """
+        rows = self._image_arrays(images, features)
+        texts = inputs.as_texts(texts, "texts")
+        rows, texts = inputs.align(images=rows, texts=texts)
+        scores = self._run_batches(
+            embeddings.match_scores, rows, *self._text_arrays(texts)
+        )
+        return Match(scores["itc"], scores["itm"])
+
+    def features(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        *,
+        mode: str = "multimodal",
+        features: Any = None,
+    ) -> dict[str, Array]:
+        """Compute embeddings of images, texts, or image-text pairs.
+
+        Args:
+          images: images; ignored in mode "text".
+          texts: texts; ignored in mode "image".
+          mode: "image", "text" or "multimodal".
+          features: as in `caption`.
+
+        Returns:
+          Mode "image": `image_embeds` [B,Q,D] and unit vectors `image_embeds_proj`
+          [B,Q,C]. Mode "text": `text_embeds` [B,T,D], unit vectors `text_embeds_proj`
+          [B,T,C] ([CLS] is first) and `text_mask` [B,T]. Mode "multimodal":
+          `multimodal_embeds` [B,Q,D].
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r}: there are {', '.join(MODES)}")
+        if mode == "image":
+            return super().features(images, features=features)
+        ids, mask = self._text_arrays(inputs.as_texts(texts, "texts"))
+        if mode == "text":
+            longest = int(mask.sum(axis=1).max())
+            output = self._run_batches(embeddings.text_features, ids, mask)
+            output["text_mask"] = mask
+            return {name: array[:, :longest] for name, array in output.items()}
+        rows = self._image_arrays(images, features)
+        rows, ids, mask = inputs.align(images=rows, texts=ids, masks=mask)
+        return self._run_batches(embeddings.multimodal_features, rows, ids, mask)
+
+    @property
+    def _family(self) -> str:
+        return "qformer"
+
+    def _text_arrays(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+        """Tokenize to [CLS] text [SEP], without truncation."""
+        tokenizer = self.qformer_tokenizer
+        limit = self.model.config.qformer.max_positions
+        longest = max(len(tokenizer.encode_words(text)) + 2 for text in texts)
+        if longest > limit:
+            raise ValueError(f"a text has {longest} tokens, the Q-Former reads {limit}")
+        return tokenizer.encode(texts, min(inputs.padded_length(longest), limit))
+
+    def _prompt_arrays(
+        self, prompts: Sequence[str], questions: Questions | None = None
+    ) -> PromptArrays:
+        """Tokenize to [DEC] prompt; all prompts must have equal length.
+
+        Raises:
+          ValueError: prompts have unequal numbers of tokens, or the model has no
+            language-modelling head.
+        """
+        del questions  # only stage-2 models have methods that ask questions
+        if self._absent:
+            raise ValueError(
+                "this stage-1 model came without the head that generates captions "
+                "(Hugging Face does not store it): it can only match and give features"
+            )
+        tokenizer = self.qformer_tokenizer
+        ids = [[tokenizer.start_id, *tokenizer.encode_words(p)] for p in prompts]
+        if len({len(row) for row in ids}) > 1:
+            raise ValueError(
+                "a stage-1 model takes prompts of equal length only: give one for all"
+            )
+        return (np.array(ids, np.int32),)
+
+    def _decode_batch(
+        self,
+        images: Shaped[Array, "B ..."],
+        prompt_arrays: PromptArrays,
+        config: DecodingConfig,
+        keys: Key[jax.Array, " B"] | None = None,
+    ) -> Decoded:
+        """Generate tokens with the Q-Former.
+
+        Raises:
+          ValueError: prompt and new tokens exceed the Q-Former's positions.
+        """
+        (start_ids,) = prompt_arrays
+        limit = self.model.config.qformer.max_positions
+        if start_ids.shape[1] + config.max_new_tokens > limit:
+            raise ValueError(
+                f"{start_ids.shape[1]} prompt tokens and max_new_tokens="
+                f"{config.max_new_tokens} exceed this Q-Former's {limit} positions"
+            )
+        images, start_ids = sharding.place_rows_like(self.params, (images, start_ids))
+        logits, prefix = prefill_qformer(self.model, self.params, images, start_ids)
+        return decode_with_qformer(
+            self.model,
+            self.params,
+            logits,
+            prefix,
+            config,
+            history=start_ids,
+            keys=keys,
+            eos_id=self.qformer_tokenizer.end_id,
+            pad_id=self.qformer_tokenizer.pad_id,
+        )
+
+    def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
+        return self.qformer_tokenizer.decode(ids)
+
+
+# Prefill and decoding are compiled separately, so that other decoding settings do not
+# recompile the prefill, which contains the image encoder.
+@functools.partial(jax.jit, static_argnums=0)
+def prefill_qformer(
+    model: Blip2Stage1,
+    params: PyTree,
+    images: Shaped[jax.Array, "B ..."],
+    start_ids: Int[jax.Array, "B T"],
+) -> tuple[Float[jax.Array, "B V"], PrefixKV]:
+    """Run a stage-1 model up to the logits of the first new token.
+
+    Args:
+      model: Flax module.
+      params: its parameters.
+      images: uint8 or normalised images, or features from `encode_image`.
+      start_ids: [DEC] and the first tokens of the captions.
+    """
+    bound = model.bind({"params": params})
+    image = bound.image_keys_values(bound.encode_image(images))
+    _, query_cache = bound.qformer.query_pass(bound.query_tokens, image)
+    return bound.qformer.prefill(start_ids, query_cache)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config", "eos_id", "pad_id"))
+def decode_with_qformer(
+    model: Blip2Stage1,
+    params: PyTree,
+    logits: Float[jax.Array, "B V"],
+    prefix: PrefixKV,
+    config: DecodingConfig,
+    *,
+    eos_id: int,
+    pad_id: int,
+    history: Int[jax.Array, "B T"] | None = None,
+    keys: Key[jax.Array, " B"] | None = None,
+) -> Decoded:
+    """Generate tokens after `prefill_qformer`.
+
+    Args:
+      model: Flax module.
+      params: its parameters.
+      logits: from `prefill_qformer`.
+      prefix: from `prefill_qformer`.
+      config: static settings.
+      eos_id: [SEP].
+      pad_id: [PAD].
+      history: tokens that the repetition penalty counts from the start.
+      keys: one random key per row, for sampling.
+    """
+
+    def decode_step(*args: Any) -> tuple[Float[jax.Array, "B W V"], GeneratedKV]:
+        # Bind inside the decoding loop: a bound module keeps what `setup` creates.
+        return model.bind({"params": params}).qformer.decode_step(*args)
+
+    decoder = Decoder(init_generated, decode_step, eos_id, pad_id)
+    return decode(decoder, logits, prefix, config, history=history, keys=keys)
