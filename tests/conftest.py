@@ -19,8 +19,13 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import pytest
 from absl import flags
+from jaxtyping import install_import_hook
 
+from tests.support import shape_checks
 from tests.support.goldens import GOLDENS
+
+# Shape annotations are checked at every call: they stay true.
+install_import_hook("blip2_jax", f"{shape_checks.__name__}.check_arrays")
 
 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 
