@@ -1,1 +1,1 @@
-"""What a training step needs on hardware that is not at hand: memory, traffic, time."""
+"""Plan a training step for hardware that is not at hand: memory, traffic and time."""

@@ -1,4 +1,4 @@
-"""What the backward pass of a step keeps of its forward pass, by the traced loss."""
+"""Size of the activations that the forward pass stores for the backward pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from blip2_jax.planning.program import Program
 
 
 def kept_activations(program: Program) -> int | None:
-    """Bytes that one device keeps for the backward pass; None: of chunks, not counted.
+    """Compute the bytes that one device stores for the backward pass.
 
-    They are counted before the compiler's own choice, which may keep less or more: the
-    residuals of the differentiated loss that grow with the batch and are no inputs, so
-    neither parameters nor copies of them. Those of scanned layers are stacked. Each is
-    taken to be divided among the devices that take rows, and whole along `tensor`.
+    Counts the residuals of the traced loss that grow with the batch and are not inputs,
+    which leaves out parameters and copies of them. Residuals of scanned layers are
+    stacked. Every residual is assumed to be sharded by rows and replicated along the
+    `tensor` axis. The compiler may store less or more than this.
+
+    Returns:
+      Bytes, or None for a task that computes its gradients in chunks.
     """
     if program.task.gradients is not None:
         return None
@@ -30,9 +33,11 @@ def kept_activations(program: Program) -> int | None:
 
 
 def _residuals(program: Program, factor: int) -> list[int]:
-    """Bytes of each residual that is no input, the batch so many times as large."""
+    """List the bytes of every residual that is not an input, at `factor` x batch."""
 
-    def kept(trainable: Any, frozen: Any, batch: Mapping[str, Any]) -> list[jax.Array]:
+    def residuals_of(
+        trainable: Any, frozen: Any, batch: Mapping[str, Any]
+    ) -> list[jax.Array]:
         constants = jax.lax.stop_gradient(frozen)
 
         def loss_of(trainable: Any) -> jax.Array:
@@ -50,14 +55,16 @@ def _residuals(program: Program, factor: int) -> list[int]:
         for name, entry in program.batch.items()
     }
     with jax.set_mesh(program.mesh):
-        traced = jax.make_jaxpr(kept)(program.state.trainable, program.frozen, batch)
+        traced = jax.make_jaxpr(residuals_of)(
+            program.state.trainable, program.frozen, batch
+        )
     inputs = set(traced.jaxpr.invars)
-    found = dict.fromkeys(
+    residuals = dict.fromkeys(
         variable
         for variable in traced.jaxpr.outvars
         if not isinstance(variable, Literal) and variable not in inputs
     )
     return [
         math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
-        for variable in found
+        for variable in residuals
     ]

@@ -1,7 +1,7 @@
-"""What devices send to each other in a compiled program, read from its HLO text.
+"""Collectives of a compiled program, parsed from its HLO text.
 
-Loops are multiplied out by their trip counts, which the text states (CPU, GPU) or the
-loop's condition compares with (TPU).
+A collective in a loop is counted once per iteration. The trip count is stated in the
+text (CPU, GPU) or is the constant in the loop's condition (TPU).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-# Bytes that each device of a ring of n sends, as a share of the whole array.
+# Bytes that each of n devices in a ring sends, as a fraction of the whole array.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -34,17 +34,17 @@ _NAME = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One operation between devices.
+    """One collective operation.
 
     Attributes:
       kind: one of `KINDS`.
-      shapes: "dtype[dims]" of what a device has afterwards.
-      bytes: of the whole array (all-gather: gathered; reduce-scatter: before it),
-        once; of a collective-permute, what one device passes on.
-      group: how many devices take part in each exchange.
-      times: how often a step runs it.
-      name: where it comes from, by the names of the traced program.
-      channel: the compiler's number of the exchange.
+      shapes: "dtype[dims]" of the results on one device.
+      bytes: size of the whole array for one execution (all-gather: after it,
+        reduce-scatter: before it, collective-permute: what one device sends).
+      group: number of devices that take part.
+      times: executions in one training step.
+      name: scope in the traced program.
+      channel: channel id that the compiler assigned.
     """
 
     kind: str
@@ -57,51 +57,53 @@ class Collective:
 
     @property
     def total_bytes(self) -> int:
-        """`bytes`, all turns of its loops together."""
+        """Bytes of all executions in one step."""
         return self.bytes * self.times
 
     @property
     def sent_bytes(self) -> float:
-        """What each device sends in a step, if the exchange is a ring."""
+        """Bytes that each device sends in one step over a ring."""
         return self.total_bytes * _SENT[self.kind](self.group)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
+    """One HLO instruction: its result type, opcode and text."""
+
     result: str
     opcode: str
     line: str
 
 
 def collectives(hlo: str, devices: int) -> list[Collective]:
-    """Every collective of a compiled program (`Compiled.as_text()`).
+    """List the collectives of a compiled program.
 
     Args:
-      hlo: the module after partitioning.
-      devices: of the mesh; the group of operations that name none.
+      hlo: text of the partitioned module (`Compiled.as_text()`).
+      devices: size of the mesh, and of groups that the text leaves out.
 
     Raises:
-      ValueError: a loop with collectives whose trip count cannot be told.
+      ValueError: the trip count of a loop with collectives is unknown.
     """
     computations, entry = _parse(hlo)
     return list(_walk(computations, entry, 1, "", devices))
 
 
-def by_kind(found: Iterable[Collective]) -> dict[str, tuple[int, int, float]]:
-    """By kind: operations a step, their bytes, and what each device sends."""
+def by_kind(operations: Iterable[Collective]) -> dict[str, tuple[int, int, float]]:
+    """Sum executions, bytes and bytes sent by each device per kind of collective."""
     sums = {kind: (0, 0, 0.0) for kind in KINDS}
-    for each in found:
-        count, size, sent = sums[each.kind]
-        sums[each.kind] = (
-            count + each.times,
-            size + each.total_bytes,
-            sent + each.sent_bytes,
+    for operation in operations:
+        count, size, sent = sums[operation.kind]
+        sums[operation.kind] = (
+            count + operation.times,
+            size + operation.total_bytes,
+            sent + operation.sent_bytes,
         )
     return sums
 
 
 def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Instructions by computation, and the entry's name."""
+    """Parse HLO text into instructions per computation and the entry's name."""
     computations: dict[str, list[_Instruction]] = {}
     current: list[_Instruction] = []
     entry = ""
@@ -109,10 +111,10 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
         if header := _HEADER.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            current.append(_Instruction(found[1], found[2], line))
+        elif match := _INSTRUCTION.match(line):
+            current.append(_Instruction(match[1], match[2], line))
     if not entry:
-        raise ValueError("this is no HLO module: it has no ENTRY computation")
+        raise ValueError("expected an HLO module: the text has no ENTRY computation")
     return computations, entry
 
 
@@ -123,55 +125,58 @@ def _walk(
     scope: str,
     devices: int,
 ) -> Iterator[Collective]:
-    parts: set[str] = set()
-    for each in computations[name]:
-        named = _NAME.search(each.line)
-        here = named[1] if named else scope
-        if each.opcode.removesuffix("-start") in KINDS:
-            # A TPU's reduce-scatter is an all-reduce inside a fusion of this name.
+    """Yield the collectives of a computation and of those that it calls."""
+    channels: set[str] = set()
+    for instruction in computations[name]:
+        match = _NAME.search(instruction.line)
+        inner_scope = match[1] if match else scope
+        if instruction.opcode.removesuffix("-start") in KINDS:
+            # TPU: a reduce-scatter is an all-reduce inside a fusion of this name.
             scattered = name.startswith("all-reduce-scatter")
-            yield _collective(each, scattered, times, here, devices)
+            yield _collective(instruction, scattered, times, inner_scope, devices)
             continue
-        if each.opcode.endswith(("-done", "-update")):
-            continue  # of an operation that was counted where it started
-        for inner in _called(each.line):
-            found = list(_walk(computations, inner, 1, here, devices))
-            turns = 1
-            if found and each.opcode == "while":
-                turns = _trips(computations, each.line)
-            for collective in found:
-                # A TPU spreads one exchange over the fusions between start and end.
-                if each.opcode == "fusion" and collective.channel:
-                    if collective.channel in parts:
+        if instruction.opcode.endswith(("-done", "-update")):
+            continue  # The matching "-start" was counted.
+        for called in _called(instruction.line):
+            inner = list(_walk(computations, called, 1, inner_scope, devices))
+            trips = 1
+            if inner and instruction.opcode == "while":
+                trips = _trips(computations, instruction.line)
+            for collective in inner:
+                # TPU: one collective spans several fusions with the same channel.
+                if instruction.opcode == "fusion" and collective.channel:
+                    if collective.channel in channels:
                         continue
-                    parts.add(collective.channel)
+                    channels.add(collective.channel)
                 yield dataclasses.replace(
-                    collective, times=collective.times * times * turns
+                    collective, times=collective.times * times * trips
                 )
 
 
 def _collective(
-    found: _Instruction, scattered: bool, times: int, scope: str, devices: int
+    instruction: _Instruction, scattered: bool, times: int, scope: str, devices: int
 ) -> Collective:
-    kind = found.opcode.removesuffix("-start")
-    arrays = _ARRAY.findall(found.result)
-    if found.opcode in ("all-gather-start", "collective-permute-start"):
-        arrays = [array for array in arrays if array[1]]  # less the context's scalars
-        arrays = arrays[len(arrays) // 2 :]  # operands stand before results
+    """Build the description of one collective instruction."""
+    kind = instruction.opcode.removesuffix("-start")
+    arrays = _ARRAY.findall(instruction.result)
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        arrays = [array for array in arrays if array[1]]  # drop scalar context
+        arrays = arrays[len(arrays) // 2 :]  # results follow operands
     if kind == "all-reduce" and scattered:
         kind = "reduce-scatter"
-    group = _group(found.line, devices)
+    group = _group(instruction.line, devices)
     size = sum(map(_bytes, arrays))
     if kind == "reduce-scatter" and not scattered:
         size *= group
     shapes = tuple(f"{dtype}[{dims}]" for dtype, dims in arrays)
-    channel = re.search(r"channel_id=(\d+)", found.line)
+    channel = re.search(r"channel_id=(\d+)", instruction.line)
     return Collective(
         kind, shapes, size, group, times, scope, channel[1] if channel else ""
     )
 
 
 def _bytes(array: tuple[str, str]) -> int:
+    """Compute the bytes of an array given as (dtype, dims)."""
     dtype, dims = array
     bits = re.search(r"\d+", dtype)
     elements = math.prod(int(dim) for dim in dims.split(",") if dim)
@@ -179,10 +184,10 @@ def _bytes(array: tuple[str, str]) -> int:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices of one group, in any of the three ways of writing groups.
+    """Parse the number of devices in one replica group.
 
     Raises:
-      ValueError: they are written in a fourth.
+      ValueError: the notation of the groups is unknown.
     """
     if "replica_groups=" not in line or "replica_groups={}" in line:
         return devices
@@ -192,15 +197,15 @@ def _group(line: str, devices: int) -> int:
         return int(counted[1])
     meshed = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
     if not meshed:
-        raise ValueError(f"cannot read the groups of {line.strip()[:300]}")
+        raise ValueError(f"unknown notation of replica_groups in {line.strip()[:300]}")
     sizes = dict(re.findall(r"'([^']*)'=(\d+)", meshed[1]))
-    # A part of an axis is written with its own size: 'axis_0':(2)4.
+    # Part of an axis carries its own size: 'axis_0':(2)4.
     parts = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", meshed[2])
     return math.prod(int(size or sizes[axis]) for axis, size in parts)
 
 
 def _called(line: str) -> list[str]:
-    """Computations that an instruction runs; of a loop, its body."""
+    """List the computations that an instruction calls (of a loop, its body)."""
     names: list[str] = []
     for single, several in _CALLED.findall(line):
         names += [single] if single else re.findall(r"[\w.\-]+", several)
@@ -208,15 +213,15 @@ def _called(line: str) -> list[str]:
 
 
 def _trips(computations: dict[str, list[_Instruction]], line: str) -> int:
-    """How often a loop's body runs."""
+    """Find the trip count of a loop."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
     limits = [
         int(value[1])
-        for each in (computations[condition[1]] if condition else ())
-        if (value := re.search(r"= [su]\d+\[\]\S* constant\((\d+)\)", each.line))
+        for instruction in (computations[condition[1]] if condition else ())
+        if (value := re.search(r"= [su]\d+\[\]\S* constant\((\d+)\)", instruction.line))
     ]
     if len(limits) != 1:
-        raise ValueError(f"a loop of unknown length holds collectives: {line[:200]}")
+        raise ValueError(f"unknown trip count of a loop with collectives: {line[:200]}")
     return limits[0]

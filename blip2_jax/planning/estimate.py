@@ -1,8 +1,8 @@
-"""How long a step takes: estimates from published rates, products at peak or a share.
+"""Step time estimated from the published rates of the hardware.
 
-`ASSUMPTIONS` are printed with the numbers. None of the times is a bound: a program may
-move its temporaries more often than once or keep them from HBM, and its exchanges may
-use all axes of the torus at once.
+`ASSUMPTIONS` are printed with the numbers. The times are not bounds: a program may move
+temporaries more than once or keep them out of HBM, and its collectives may use all axes
+of the torus at once.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from blip2_jax.planning.memory import Memory
 from blip2_jax.planning.topology import Topology
 
 ASSUMPTIONS = (
-    "matrix products alone, at the dense bf16 peak of one chip",
-    "HBM: arguments read once, temporaries of the peak written and read once; that "
-    "parameters and optimizer are written as well is left out",
-    "links: rings over one axis of the torus, one collective after the other",
-    "the step takes as long as the slowest of the three",
+    "matmuls only, at the dense bf16 peak of one chip",
+    "HBM: arguments read once, peak temporaries written and read once; writes of "
+    "parameters and optimizer state are not counted",
+    "links: rings over one axis of the torus, collectives one after another",
+    "step time is the maximum of the three",
 )
-# Stacked blocks divide over `tensor` too; along it the rest is computed again.
+# Only the stacked blocks of the towers are sharded along `tensor`; the rest is
+# computed redundantly along it.
 _DIVIDED = re.compile("visual_encoder|language_model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step on one chip, and what follows.
+    """Estimated times of one step on one chip.
 
     Attributes:
-      products: at the peak.
-      memory, links: moving bytes in HBM, between chips.
-      utilisation: share of the peak that products are taken to reach.
-      batch_per_chip: images a step.
-      numerator: FLOPs an image that MFU is measured by; None: there is none.
+      products: seconds of the matmuls at peak.
+      memory: seconds of the HBM traffic.
+      links: seconds of the traffic between chips.
+      utilisation: assumed fraction of the peak that matmuls reach.
+      batch_per_chip: images per step and chip.
+      numerator: FLOPs per image in the numerator of MFU, or None.
       peak: FLOP/s of a chip.
     """
 
@@ -50,37 +52,37 @@ class Estimate:
 
     @property
     def roofline(self) -> float:
-        """Seconds of the slowest of the three, products at the peak: no bound."""
+        """Seconds per step with matmuls at peak."""
         return max(self.products, self.memory, self.links)
 
     @property
     def step(self) -> float:
-        """Seconds, products at `utilisation`."""
+        """Seconds per step with matmuls at `utilisation`."""
         return max(self.products / self.utilisation, self.memory, self.links)
 
     @property
     def rate(self) -> float:
-        """Images/s/chip at `step`."""
+        """Images per second and chip."""
         return self.batch_per_chip / self.step
 
     @property
     def mfu(self) -> float | None:
-        """By the fixed numerator, at `step`."""
+        """Model FLOPs utilisation, or None without a numerator."""
         if self.numerator is None:
             return None
         return self.rate * self.numerator / self.peak
 
     def days(self, steps: int) -> float:
-        """So many steps at `step`."""
+        """Compute the days that `steps` steps take."""
         return steps * self.step / 86400
 
 
-def device_flops(found: Iterable[Dot], mesh: dict[str, int]) -> float:
-    """FLOPs of one device: its share of the whole step's products."""
+def device_flops(dots: Iterable[Dot], mesh: dict[str, int]) -> float:
+    """Compute the matmul FLOPs of one device from those of the whole step."""
     rows = mesh["data"] * mesh["fsdp"]
     return sum(
         dot.flops / (rows * (mesh["tensor"] if _DIVIDED.search(dot.scope) else 1))
-        for dot in found
+        for dot in dots
     )
 
 
@@ -88,25 +90,27 @@ def estimate(
     topology: Topology,
     flops: float,
     memory: Memory,
-    found: Iterable[Collective],
+    operations: Iterable[Collective],
     *,
     batch_per_chip: float,
     numerator: int | None,
     utilisation: float,
 ) -> Estimate | None:
-    """The estimate; None for hardware without published rates.
+    """Estimate the step time; None for hardware without published rates.
 
     Args:
-      topology: gives the rates.
-      flops: of one device (`device_flops`).
-      memory: of one device.
-      found: collectives of the compiled step.
-      batch_per_chip, numerator, utilisation: see `Estimate`.
+      topology: hardware with its rates.
+      flops: matmul FLOPs of one device (`device_flops`).
+      memory: memory of one device.
+      operations: collectives of the compiled step.
+      batch_per_chip: images per step and chip.
+      numerator: see `Estimate`.
+      utilisation: see `Estimate`.
     """
     chip, peak = topology.chip, topology.peak
     if chip is None or peak is None:
         return None
-    sent = sum(collective.sent_bytes for collective in found)
+    sent = sum(collective.sent_bytes for collective in operations)
     moved = memory.total + memory.temporaries
     return Estimate(
         products=flops / peak,

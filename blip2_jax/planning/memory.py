@@ -1,4 +1,4 @@
-"""What one device holds during a step, by kind."""
+"""Memory of one device during a training step, by kind."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ class Memory:
     """Bytes of one device.
 
     Attributes:
-      frozen, trainable, optimizer, batch: of the step's arguments, by their layout.
-      padding: what the compiler adds to arguments to tile them.
-      outputs: beside the arguments that the step's results are written over.
-      temporaries: at the peak: activations, gathered weights, gradients, buffers.
-      activations: of `temporaries`, what is kept for the backward pass, by the trace
-        (`activations.kept_activations`); None: not counted.
+      frozen: frozen parameters, as sharded.
+      trainable: trainable parameters, as sharded.
+      optimizer: optimizer state, as sharded.
+      batch: rows of the batch on this device.
+      padding: bytes that the compiler adds to tile the arguments.
+      outputs: results that are not written over donated arguments.
+      temporaries: peak of activations, gathered weights, gradients and buffers.
+      activations: part of `temporaries` stored for the backward pass, counted from the
+        trace (`activations.kept_activations`), or None.
     """
 
     frozen: int
@@ -36,25 +39,25 @@ class Memory:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """All that is held, nothing twice: `activations` are in `temporaries`."""
+        """Bytes by kind, without `activations`, which are part of `temporaries`."""
         kinds = dataclasses.asdict(self)
         del kinds["activations"]
         return kinds
 
     @property
     def total(self) -> int:
-        """The peak of the step."""
+        """Peak bytes during the step."""
         return sum(self.kinds.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """The compiler's words on a step that is too large.
+    """The compiler's report on a step that does not fit.
 
     Attributes:
-      needed, available: bytes of one device, as the compiler reports them; None: it
-        does not say how many are needed.
-      message: its first words.
+      needed: bytes that one device would need, or None if the report does not say.
+      available: bytes of one device.
+      message: start of the report.
     """
 
     needed: float | None
@@ -63,7 +66,7 @@ class Refusal:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of arrays or shapes with their places, what one device holds."""
+    """Compute the bytes of one device's shards of arrays or `ShapeDtypeStruct`s."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -71,7 +74,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def argument_memory(program: Program) -> Memory:
-    """Known before anything is compiled."""
+    """Compute the memory of the step's arguments, without compiling."""
     state = program.state
     return Memory(
         frozen=bytes_per_device(program.frozen),
@@ -82,40 +85,40 @@ def argument_memory(program: Program) -> Memory:
 
 
 def compiled_memory(arguments: Memory, compiled: Any) -> Memory:
-    """`argument_memory`, and what the compiler adds to it (`jax.stages.Compiled`)."""
-    found = compiled.memory_analysis()
+    """Add what the compiled step (`jax.stages.Compiled`) needs to its arguments."""
+    analysis = compiled.memory_analysis()
     return dataclasses.replace(
         arguments,
-        padding=found.argument_size_in_bytes - arguments.total,
-        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
+        padding=analysis.argument_size_in_bytes - arguments.total,
+        outputs=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
     )
 
 
 def refusal(error: Exception, arguments: Memory, capacity: float) -> Refusal | None:
-    """How much a compiler that ran out of memory asked for; None: another error.
+    """Parse an out-of-memory error of the compiler; None for any other error.
 
     Args:
-      error: as `Lowered.compile` raised it.
-      arguments: `argument_memory`; some messages tell of temporaries alone.
-      capacity: bytes of a device, where the message names none.
+      error: exception that `Lowered.compile` raised.
+      arguments: result of `argument_memory`; some messages count temporaries only.
+      capacity: bytes of a device, used if the message does not name them.
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         return None
     message = " ".join(text.split())[:300]
-    if found := re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", text):
-        return Refusal(_size(found[1]), _size(found[2]), message)
-    if found := re.search(
+    if match := re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", text):
+        return Refusal(_size(match[1]), _size(match[2]), message)
+    if match := re.search(
         r"temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)",
         text,
     ):
-        needed = _size(found[1]) + arguments.total
-        return Refusal(needed, _size(found[2]), message)
+        needed = _size(match[1]) + arguments.total
+        return Refusal(needed, _size(match[2]), message)
     return Refusal(None, capacity, message)
 
 
 def _size(text: str) -> float:
-    """Bytes of "26.56G"."""
+    """Parse a size like "26.56G" into bytes."""
     power = " KMGT".find(text[-1])
     return float(text) if power < 1 else float(text[:-1]) * 1024**power

@@ -1,4 +1,4 @@
-"""One configuration on one topology: everything that is known before it is paid for."""
+"""Plan of one configuration on one topology."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ from blip2_jax.planning.program import training_program
 from blip2_jax.planning.topology import Topology
 from blip2_jax.training.loop import flops_per_image
 
-LARGEST = 8  # collectives that are named one by one
+LARGEST = 8  # number of collectives that the report lists
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was found out.
+    """Requirements of a training step.
 
     Attributes:
-      topology, devices, mesh, batch_size, remat, steps: what was planned.
-      capacity: bytes of a device; None where it is not known (a CPU).
-      memory: of a device; arguments and activations where the step did not compile.
-      refusal: why it did not; None: it compiled.
-      flops: matrix products of a whole step, recomputation included.
-      numerator: FLOPs an image that MFU is measured by; None: there is none.
-      collectives: of the compiled step.
-      estimate: None without published rates, or when it does not fit.
+      topology: name of the topology.
+      devices: number of devices.
+      mesh: size of every mesh axis.
+      batch_size: rows of the global batch.
+      remat: rematerialisation policy.
+      steps: steps of the run.
+      capacity: bytes of a device, or None if unknown (CPU).
+      memory: memory of a device; only arguments and activations if compilation failed.
+      refusal: the compiler's report if the step does not fit, else None.
+      flops: matmul FLOPs of a step over all devices, recomputation included.
+      numerator: FLOPs per image in the numerator of MFU, or None.
+      collectives: collectives of the compiled step.
+      estimate: estimated times; None without published rates or if it does not fit.
     """
 
     topology: str
@@ -58,13 +63,13 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether a device can hold the step; None where nothing says how much."""
+        """True if the step fits on a device, None if the capacity is unknown."""
         if self.refusal is not None:
             return False
         return None if self.capacity is None else self.memory.total <= self.capacity
 
     def to_plain(self) -> dict[str, Any]:
-        """All numbers, as JSON can hold them."""
+        """Convert the plan to values that JSON can hold."""
         plain = dataclasses.asdict(self)
         plain["fits"] = self.fits
         plain["memory"]["total"] = self.memory.total
@@ -92,16 +97,16 @@ def make_plan(
     *,
     only_arguments: bool = False,
 ) -> Plan:
-    """Compile the step of a configuration for a topology and read the result.
+    """Compile the training step of a configuration for a topology and analyse it.
 
     Args:
-      config: of the run; nothing that it names is opened.
-      topology: see `open_topology`.
-      utilisation: share of the peak that matrix products are taken to reach.
-      only_arguments: refuse what cannot fit by its arguments without compiling it.
+      config: configuration of the run; the files that it names are not opened.
+      topology: result of `open_topology`.
+      utilisation: assumed fraction of the peak that matmuls reach.
+      only_arguments: do not compile a step whose arguments alone do not fit.
 
     Raises:
-      ValueError: the configuration, its mesh or its batch cannot be.
+      ValueError: invalid configuration, mesh or batch size.
     """
     program = training_program(config, topology.devices)
     platform = topology.devices[0].platform
@@ -127,26 +132,28 @@ def make_plan(
         estimate=None,
     )
     if only_arguments and capacity is not None and arguments.total > capacity:
-        message = "the arguments of the step alone are larger than a device's memory"
+        message = "the arguments of the step alone exceed the memory of a device"
         return dataclasses.replace(
             plan, refusal=Refusal(arguments.total, capacity, message)
         )
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        refused = refusal(error, arguments, capacity or 0)
-        if refused is None:
+        out_of_memory = refusal(error, arguments, capacity or 0)
+        if out_of_memory is None:
             raise
-        return dataclasses.replace(plan, refusal=refused)
+        return dataclasses.replace(plan, refusal=out_of_memory)
     memory = compiled_memory(arguments, compiled)
-    found = tuple(collectives(compiled.as_text(), plan.devices))
-    guess = estimate(
+    operations = tuple(collectives(compiled.as_text(), plan.devices))
+    times = estimate(
         topology,
         device_flops(dots, plan.mesh),
         memory,
-        found,
+        operations,
         batch_per_chip=plan.batch_size / plan.devices,
         numerator=numerator,
         utilisation=utilisation,
     )
-    return dataclasses.replace(plan, memory=memory, collectives=found, estimate=guess)
+    return dataclasses.replace(
+        plan, memory=memory, collectives=operations, estimate=times
+    )

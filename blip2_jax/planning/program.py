@@ -1,7 +1,7 @@
-"""The training step of a configuration on shapes alone: no weights, no data, no device.
+"""The training step of a configuration on abstract arrays.
 
-The step, its layout and its arguments are made by the code that trains; only the arrays
-are `jax.ShapeDtypeStruct`s that know where they would live.
+The code that trains also builds the step, its shardings and its arguments here; only
+the arrays are `jax.ShapeDtypeStruct`s. No weights, data or devices are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from blip2_jax.training.state import TrainState
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
 
-# Token arrays of a batch by format, apart from stage 1's: the examples' own fields.
+# Token arrays of a batch are the fields of these classes; stage 1 has its own.
 _EXAMPLES = {
     "decoder": prompts.DecoderOnlyExample,
     "encoder_decoder": prompts.EncoderDecoderExample,
@@ -37,11 +37,13 @@ class Program:
     """A training step that can be traced, lowered and compiled.
 
     Attributes:
-      config: of the run.
-      mesh: of the devices that it is for.
-      task: whose loss it lowers.
-      step: the very step of `training.setup`.
-      state, frozen, batch: its arguments, as shapes with their places.
+      config: configuration of the run.
+      mesh: device mesh that the step is compiled for.
+      task: task of the run.
+      step: training step that `training.setup` builds.
+      state: abstract train state with shardings.
+      frozen: abstract frozen parameters with shardings.
+      batch: abstract batch with shardings.
     """
 
     config: ConfigDict
@@ -53,22 +55,24 @@ class Program:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     def trace(self) -> Any:
-        """The traced step: has `jaxpr` and `lower()`."""
+        """Trace the step; the result has `jaxpr` and `lower()`."""
         return self.step.trace(self.state, self.frozen, self.batch, None)
 
 
 def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Program:
-    """The step of a configuration on a mesh of these devices.
+    """Build the training step of a configuration on a mesh of devices.
 
     Raises:
-      ValueError: the configuration cannot run, or its mesh or batch does not fit the
+      ValueError: the configuration is invalid, or its mesh or batch does not match the
         number of devices.
     """
     made = design(configuration.canonical(config), devices)
     config, shapes = made.config, made.shapes.frozen
     dtype = compute_dtype(config)
     frozen = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, dtype, sharding=sharding
+        ),
         shapes,
         sharding.tree_shardings(shapes, made.mesh),
     )
@@ -78,13 +82,13 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
 
 
 def batch_shapes(
-    config: ConfigDict, task: Task, place: NamedSharding
+    config: ConfigDict, task: Task, row_sharding: NamedSharding
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch as the data pipeline makes them, texts at full length."""
+    """Build the abstract batch of the data pipeline, with texts at full length."""
     rows = config.batch_size
 
     def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=place)
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=row_sharding)
 
     batch = {"image_id": shape(jnp.int32)}
     family = format_family(task.batch_format)
@@ -98,8 +102,8 @@ def batch_shapes(
     if family == "encoder_decoder":
         lengths["target"] = config.data.max_target_length or length
     for name in names:
-        part, _, what = name.partition("_")
-        dtype = jnp.bool_ if what == "mask" else jnp.int32
+        part, _, suffix = name.partition("_")
+        dtype = jnp.bool_ if suffix == "mask" else jnp.int32
         batch[name] = shape(dtype, lengths.get(part, length))
     if not task.batch_format.startswith("text_"):
         vision = model_config(config.model).vision

@@ -1,4 +1,4 @@
-"""A plan as text for a terminal."""
+"""Plans as text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blip2_jax.planning.plan import LARGEST, Plan
 
 
 def report(plan: Plan) -> str:
-    """Everything that a plan holds, in paragraphs."""
+    """Format all numbers of a plan, in paragraphs."""
     parts = [[describe(plan), verdict(plan)], _memory(plan), _flops(plan)]
     if plan.refusal is None:
         parts += [_collectives(plan), _time(plan)]
@@ -19,7 +19,7 @@ def report(plan: Plan) -> str:
 
 
 def describe(plan: Plan) -> str:
-    """What was planned, in one line."""
+    """Format topology, mesh, batch and remat policy of a plan in one line."""
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     return (
         f"{plan.topology} ({plan.devices} devices: {axes}), "
@@ -28,7 +28,7 @@ def describe(plan: Plan) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, in one line."""
+    """Say in one line if the plan fits."""
     if plan.refusal is not None:
         if plan.refusal.needed is None:
             return f"does not fit: {plan.refusal.message}"
@@ -36,13 +36,13 @@ def verdict(plan: Plan) -> str:
         return f"does not fit: needs {needed} of {in_bytes(plan.refusal.available)}"
     total = in_bytes(plan.memory.total)
     if plan.capacity is None:
-        return f"compiles: {total} (a CPU has no memory of its own to fit into)"
+        return f"compiles: {total} (no memory limit is known for a CPU)"
     word = "fits" if plan.fits else "does not fit"
     return f"{word}: {total} of {in_bytes(plan.capacity)}"
 
 
 def table(plans: Sequence[Plan]) -> str:
-    """One line a plan, for comparison."""
+    """Format plans as a table with one line per plan."""
     rows = [
         (
             "batch",
@@ -55,7 +55,7 @@ def table(plans: Sequence[Plan]) -> str:
         )
     ]
     for plan in plans:
-        guess = plan.estimate
+        estimate = plan.estimate
         total = plan.memory.total if plan.refusal is None else plan.refusal.needed
         rows.append(
             (
@@ -64,15 +64,15 @@ def table(plans: Sequence[Plan]) -> str:
                 plan.remat,
                 {True: "yes", False: "no", None: "-"}[plan.fits],
                 "?" if total is None else in_bytes(total),
-                f"{guess.step:.3f}" if guess else "-",
-                f"{guess.rate:.1f}" if guess else "-",
+                f"{estimate.step:.3f}" if estimate else "-",
+                f"{estimate.rate:.1f}" if estimate else "-",
             )
         )
     return "\n".join(aligned(rows))
 
 
 def scaled(number: float, base: int, unit: str) -> str:
-    """A number with the prefix that leaves few digits: "12.3 GiB", "1.28 PFLOP"."""
+    """Format a number with a unit prefix, like "12.3 GiB" or "1.28 PFLOP"."""
     power = 0
     while abs(number) >= base and power < 5:
         number, power = number / base, power + 1
@@ -81,12 +81,12 @@ def scaled(number: float, base: int, unit: str) -> str:
 
 
 def in_bytes(size: float) -> str:
-    """ "12.3 GiB"."""
+    """Format bytes, like "12.3 GiB"."""
     return scaled(size, 1024, "B")
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines of columns."""
+    """Align rows of cells into columns."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -98,20 +98,20 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    """Per device, by kind."""
-    what = {
+    """Format the memory of one device by kind."""
+    notes = {
         "temporaries": "activations, gathered weights, gradients, buffers",
-        "padding": "of arguments, to tile them",
-        "outputs": "beside those written over arguments",
+        "padding": "of arguments to tiles",
+        "outputs": "not written over donated arguments",
     }
     rows = [
-        ("  " + kind, in_bytes(size), what.get(kind, ""))
+        ("  " + kind, in_bytes(size), notes.get(kind, ""))
         for kind, size in plan.memory.kinds.items()
-        if size or kind not in what
+        if size or kind not in notes
     ]
     if plan.memory.activations is not None:
         part = "of which " if plan.refusal is None else ""
-        kept = f"{part}kept for the backward pass, by the trace"
+        kept = f"{part}stored for the backward pass, from the trace"
         rows.append(("    activations", in_bytes(plan.memory.activations), kept))
     if plan.refusal is None:
         rows.append(("  total", in_bytes(plan.memory.total), ""))
@@ -119,28 +119,30 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _flops(plan: Plan) -> list[str]:
+    """Format the matmul FLOPs of the step."""
     each = plan.flops / plan.batch_size
     lines = [
-        f"matrix products: {scaled(plan.flops, 1000, 'FLOP')} a step, "
-        f"{scaled(each, 1000, 'FLOP')} an image (from the traced step)"
+        f"matmuls: {scaled(plan.flops, 1000, 'FLOP')} per step, "
+        f"{scaled(each, 1000, 'FLOP')} per image (from the traced step)"
     ]
     if plan.numerator is not None:
         lines.append(
-            f"numerator of MFU: {scaled(plan.numerator, 1000, 'FLOP')} an image "
-            "(the original algorithm's)"
+            f"numerator of MFU: {scaled(plan.numerator, 1000, 'FLOP')} per image "
+            "(the original algorithm)"
         )
     return lines
 
 
 def _collectives(plan: Plan) -> list[str]:
+    """Format the collectives by kind, and the largest ones."""
     rows = [("  kind", "operations", "bytes", "sent by each device")]
     for kind, (count, size, sent) in by_kind(plan.collectives).items():
         rows.append((f"  {kind}", str(count), in_bytes(size), in_bytes(sent)))
-    lines = ["between devices, a step", *aligned(rows)]
+    lines = ["collectives per step", *aligned(rows)]
     largest = sorted(plan.collectives, key=_size, reverse=True)[:LARGEST]
     if largest:
         named = [
-            (f"  {each.kind}", f"{each.times} x", in_bytes(each.bytes), _place(each))
+            (f"  {each.kind}", f"{each.times} x", in_bytes(each.bytes), _origin(each))
             for each in largest
         ]
         lines += ["the largest", *aligned(named)]
@@ -148,27 +150,30 @@ def _collectives(plan: Plan) -> list[str]:
 
 
 def _size(collective: Collective) -> int:
+    """Return the sort key of `_collectives`."""
     return collective.total_bytes
 
 
-def _place(collective: Collective) -> str:
-    """Shape and the end of the scope, less what every name has."""
+def _origin(collective: Collective) -> str:
+    """Format the shape and the end of the scope without its common parts."""
     scope = re.sub(r"jit\(\w+\)/|while/body/|closed_call/", "", collective.name)
     more = ", ..." if len(collective.shapes) > 1 else ""
     return f"{collective.shapes[0]}{more} {scope[-70:]}"
 
 
 def _time(plan: Plan) -> list[str]:
-    guess = plan.estimate
-    if guess is None:
+    """Format the estimated step time."""
+    estimate = plan.estimate
+    if estimate is None:
         return ["time: no published rates for this hardware"]
-    mfu = "" if guess.mfu is None else f" (MFU {guess.mfu:.2f} by the numerator)"
+    mfu = "" if estimate.mfu is None else f" (MFU {estimate.mfu:.2f})"
+    peak = scaled(estimate.peak, 1000, "FLOP/s")
     return [
-        f"roofline, an estimate: {guess.roofline:.3f} s a step "
-        f"(products {guess.products:.3f}, HBM {guess.memory:.3f}, "
-        f"links {guess.links:.3f})",
-        f"products at {guess.utilisation:.0%} of {scaled(guess.peak, 1000, 'FLOP/s')}: "
-        f"{guess.step:.3f} s a step, {guess.rate:.1f} images/s/chip{mfu}, "
-        f"{guess.days(plan.steps):.2f} days for {plan.steps:,} steps",
-        "assumed: " + "; ".join(ASSUMPTIONS),
+        f"roofline estimate: {estimate.roofline:.3f} s per step "
+        f"(matmuls {estimate.products:.3f}, HBM {estimate.memory:.3f}, "
+        f"links {estimate.links:.3f})",
+        f"matmuls at {estimate.utilisation:.0%} of {peak}: "
+        f"{estimate.step:.3f} s per step, {estimate.rate:.1f} images/s/chip{mfu}, "
+        f"{estimate.days(plan.steps):.2f} days for {plan.steps:,} steps",
+        "assumptions: " + "; ".join(ASSUMPTIONS),
     ]

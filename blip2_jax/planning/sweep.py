@@ -1,4 +1,4 @@
-"""A small grid of batches, remat policies and meshes, and the best that fits."""
+"""Grid search over batch size, remat policy and mesh for the best plan that fits."""
 
 from __future__ import annotations
 
@@ -13,31 +13,39 @@ from blip2_jax.planning.plan import Plan
 from blip2_jax.planning.report import describe, report, table
 
 AXES = ("batch", "remat", "mesh")
-# (fsdp, tensor) that are tried beside the configuration's own and beside one and all.
+# (fsdp, tensor) sizes tried besides the configured ones, (1, 1) and (devices, 1).
 _DIVISIONS = ((8, 1), (8, 2), (4, 4))
-_NARROWED = 3  # plans between a batch that fits and one of twice its size that does not
+_NARROWED = 3  # bisection steps between a batch that fits and twice that batch
 
 
 def parse_axes(text: str) -> tuple[str, ...]:
-    """ "batch,remat" as names.
+    """Split a list like "batch,remat" into names of axes.
 
     Raises:
-      ValueError: a name that is none of `AXES`.
+      ValueError: a name is not in `AXES`.
     """
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in AXES:
-            raise ValueError(f"cannot sweep {name!r}; there are {', '.join(AXES)}")
+            raise ValueError(
+                f"cannot sweep {name!r}; expected some of {', '.join(AXES)}"
+            )
     return names
 
 
 def candidates(
     config: ConfigDict, devices: int, axes: Sequence[str]
 ) -> Iterator[ConfigDict]:
-    """The grid, the configuration's own values first on every axis.
+    """Yield the configurations of the grid, with the configured values first.
 
-    Batches: the nearest that divide, below and above, and half of them. Meshes: no
-    division of parameters, division among all devices, and `_DIVISIONS`.
+    Batch sizes are the nearest multiples of the number of shards below and above the
+    configured one, and half of it. Meshes are: parameters replicated, sharded over all
+    devices, and `_DIVISIONS`.
+
+    Args:
+      config: configuration to vary.
+      devices: number of devices.
+      axes: names from `AXES` to vary.
     """
     meshes = [_own_mesh(config, devices)]
     if "mesh" in axes:
@@ -51,53 +59,56 @@ def candidates(
     for mesh, remat in itertools.product(
         dict.fromkeys(meshes), dict.fromkeys(policies)
     ):
-        given = config.copy_and_resolve_references().unlock()
-        given.model.remat = remat
+        candidate = config.copy_and_resolve_references().unlock()
+        candidate.model.remat = remat
         for name, size in zip(MESH_AXES, mesh, strict=True):
-            given.mesh[name] = size
-        given.lock()
-        for batch in _batches(config.batch_size, _shards(given), "batch" in axes):
-            yield _with_batch(given, batch)
+            candidate.mesh[name] = size
+        candidate.lock()
+        for batch in _batches(config.batch_size, _shards(candidate), "batch" in axes):
+            yield _with_batch(candidate, batch)
 
 
 def sweep(
     config: ConfigDict,
     devices: int,
     axes: Sequence[str],
-    planned: Callable[[ConfigDict], Plan],
+    make_plan: Callable[[ConfigDict], Plan],
 ) -> list[Plan]:
-    """Plan every candidate; where a batch is too large, look for the largest that fits.
+    """Plan every candidate; if a batch is too large, search for the largest that fits.
 
     Args:
-      config: see `candidates`.
-      devices: of the topology.
-      axes: what varies, of `AXES`.
-      planned: makes the plan of a candidate.
+      config: configuration to vary.
+      devices: number of devices.
+      axes: names from `AXES` to vary.
+      make_plan: function that plans one candidate.
     """
     plans = []
     grid = candidates(config, devices, axes)
     for _, group in itertools.groupby(grid, key=_all_but_batch):
         alike = list(group)
-        found = [planned(candidate) for candidate in alike]
-        plans += found
+        group_plans = [make_plan(candidate) for candidate in alike]
+        plans += group_plans
         if "batch" in axes:
-            plans += _smaller(alike[0], found, planned)
+            plans += _smaller(alike[0], group_plans, make_plan)
     return plans
 
 
 def largest_batch(
     fits: Callable[[int], bool], shards: int, fitting: int, too_large: int
 ) -> int:
-    """The largest batch that fits, less at most an eighth; 0: no row a shard does.
+    """Find the largest batch that fits, to within an eighth.
 
-    Halves until a batch fits, then tries at most three between it and the smallest that
-    does not: an eighth of what was halved last.
+    Halves the batch until it fits, then bisects at most three times between it and the
+    smallest batch that does not fit.
 
     Args:
-      fits: whether a batch does, which is costly to ask.
-      shards: batches are multiples of it.
-      fitting: the largest known to fit; 0: none is. At least half of `too_large`.
-      too_large: the smallest known not to fit.
+      fits: function that tests a batch size; it compiles, so calls are expensive.
+      shards: divisor of every batch size.
+      fitting: largest size known to fit, or 0; at least half of `too_large`.
+      too_large: smallest size known not to fit.
+
+    Returns:
+      The batch size, or 0 if one row per shard does not fit.
     """
     while not fitting and too_large > shards:
         half = too_large // 2 // shards * shards
@@ -117,9 +128,10 @@ def largest_batch(
 
 
 def best(plans: Sequence[Plan]) -> Plan | None:
-    """Of those that fit, the most images/s/chip; then the least sent, the least held.
+    """Select the plan that fits with the most images per second and chip.
 
-    Rates within one per cent of each other count as equal.
+    Rates within 1 % count as equal; among these, the plan with the least traffic, then
+    the least memory, wins.
     """
     fitting = [plan for plan in plans if plan.fits and plan.estimate is not None]
     if not fitting:
@@ -130,7 +142,7 @@ def best(plans: Sequence[Plan]) -> Plan | None:
 
 
 def nearest(plans: Sequence[Plan], batch_size: int) -> Plan | None:
-    """The best of those that fit at the batch size nearest to this one."""
+    """Select the best plan that fits at the batch size nearest to `batch_size`."""
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         return None
@@ -139,32 +151,32 @@ def nearest(plans: Sequence[Plan], batch_size: int) -> Plan | None:
 
 
 def recommendation(plans: Sequence[Plan], batch_size: int, axes: Sequence[str]) -> str:
-    """A table of all plans, the best and the one nearest to what was asked for.
+    """Format a table of all plans, the best one, and the one nearest to `batch_size`.
 
     Args:
-      plans: of a sweep.
-      batch_size: asked for.
-      axes: what was varied, of `AXES`.
+      plans: result of `sweep`.
+      batch_size: configured batch size.
+      axes: names from `AXES` that were varied.
     """
     parts = [table(plans)]
     if all(plan.fits is None for plan in plans):
-        return f"{parts[0]}\n\nno published rates: nothing to recommend by"
-    tried = "at any batch" if "batch" in axes else "and batches were not varied"
-    chosen, none = best(plans), f"nothing fits, {tried}"
-    for name, found in (
+        return f"{parts[0]}\n\nno recommendation: this hardware has no published rates"
+    tried = "at any batch size" if "batch" in axes else "at this batch size"
+    chosen, none = best(plans), f"nothing fits {tried}"
+    for name, plan in (
         ("best", chosen),
         (f"nearest to batch {batch_size}", nearest(plans, batch_size)),
     ):
-        parts.append(f"{name}: {describe(found) if found else none}")
+        parts.append(f"{name}: {describe(plan) if plan else none}")
     return "\n\n".join([*parts, *([report(chosen)] if chosen else [])])
 
 
 def _smaller(
-    config: ConfigDict, plans: Sequence[Plan], planned: Callable[[ConfigDict], Plan]
+    config: ConfigDict, plans: Sequence[Plan], make_plan: Callable[[ConfigDict], Plan]
 ) -> list[Plan]:
-    """More plans like these but for the batch, where some of these do not fit.
+    """Plan smaller batches if some of `plans` do not fit.
 
-    None where a device cannot hold the arguments even without a batch.
+    Plans nothing if a device cannot hold even parameters and optimizer state.
     """
     too_large = [plan.batch_size for plan in plans if plan.fits is False]
     if not too_large or any(map(_hopeless, plans)):
@@ -172,7 +184,7 @@ def _smaller(
     more: list[Plan] = []
 
     def fits(batch: int) -> bool:
-        more.append(planned(_with_batch(config, batch)))
+        more.append(make_plan(_with_batch(config, batch)))
         return bool(more[-1].fits)
 
     fitting = [plan.batch_size for plan in plans if plan.fits]
@@ -181,12 +193,13 @@ def _smaller(
 
 
 def _hopeless(plan: Plan) -> bool:
-    """Whether parameters and optimizer alone are too large."""
+    """Test if parameters and optimizer state alone exceed the memory."""
     held = plan.memory.frozen + plan.memory.trainable + plan.memory.optimizer
     return plan.capacity is not None and held > plan.capacity
 
 
 def _own_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """Return the configured mesh sizes with -1 resolved."""
     sizes = [config.mesh[name] for name in MESH_AXES]
     if sizes.count(-1) == 1:
         known = -sizes[0] * sizes[1] * sizes[2]
@@ -195,25 +208,26 @@ def _own_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 
 
 def _all_but_batch(config: ConfigDict) -> tuple[str, ...]:
-    """What candidates that differ in their batch alone have in common."""
+    """Return the key that candidates share if only their batch size differs."""
     return (config.model.remat, *(str(config.mesh[name]) for name in MESH_AXES))
 
 
 def _shards(config: ConfigDict) -> int:
-    """What a batch must divide into: devices that take rows, chunks of a step."""
+    """Compute the divisor of the batch size: row shards x accumulation chunks."""
     return config.mesh.data * config.mesh.fsdp * config.optimizer.accumulate
 
 
 def _with_batch(config: ConfigDict, batch: int) -> ConfigDict:
+    """Copy a configuration with another batch size."""
     changed = config.copy_and_resolve_references().unlock()
     changed.batch_size = batch
     return changed.lock()
 
 
-def _batches(wanted: int, shards: int, vary: bool) -> list[int]:
-    """Batch sizes that divide into so many shards."""
-    below = max(wanted // shards * shards, shards)
-    above = -(-wanted // shards) * shards
+def _batches(size: int, shards: int, vary: bool) -> list[int]:
+    """List the batch sizes to try: multiples of `shards` near `size`."""
+    below = max(size // shards * shards, shards)
+    above = -(-size // shards) * shards
     if not vary:
         return [below]
     half = max(below // 2 // shards * shards, shards)
@@ -221,8 +235,10 @@ def _batches(wanted: int, shards: int, vary: bool) -> list[int]:
 
 
 def _rate(plan: Plan) -> float:
+    """Return images per second and chip, or 0."""
     return plan.estimate.rate if plan.estimate else 0.0
 
 
 def _links(plan: Plan) -> float:
+    """Return the seconds of traffic between chips, or 0."""
     return plan.estimate.links if plan.estimate else 0.0

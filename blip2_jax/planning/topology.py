@@ -1,6 +1,7 @@
-"""Hardware by name: a compile target that need not be there, and its published rates.
+"""Compile targets by name, with the published rates of their hardware.
 
-"v5e:16x16" is a TPU slice of 16 x 16 chips; "cpu:8" is eight virtual CPU devices.
+"v5e:16x16" is a TPU slice of 16 x 16 chips; "cpu:8" is eight virtual CPU
+devices. The hardware need not be present.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from blip2_jax.perf.meters import peak_flops
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator, as its maker publishes it; a chip is one jax device.
+    """Published rates of one accelerator chip, which is one JAX device.
 
     Attributes:
       memory: bytes of HBM.
       memory_bandwidth: bytes/s of HBM.
-      link_bandwidth: bytes/s that a chip sends to others, all ports together, one way.
-      torus_axes: dimensions of the network; each has 1/torus_axes of the ports.
+      link_bandwidth: bytes/s that a chip sends over all its ports, one way.
+      torus_axes: dimensions of the torus; the ports are divided equally among them.
     """
 
     memory: float
@@ -36,7 +37,7 @@ class Chip:
     torus_axes: int
 
 
-# docs.cloud.google.com/tpu/docs: pages v4, v5e, v5p, v6e. Bidirectional rates halved.
+# Google Cloud TPU documentation, pages v4, v5e, v5p, v6e; bidirectional rates halved.
 CHIPS = {
     "v4": Chip(32 * 2**30, 1228e9, 300e9, 3),
     "v5e": Chip(16 * 2**30, 819e9, 200e9, 2),
@@ -50,10 +51,10 @@ class Topology:
     """Devices to compile for.
 
     Attributes:
-      name: as it was asked for.
-      devices: of the compile target.
-      chip: their published rates; None for a CPU, which has none.
-      peak: dense bf16 FLOP/s of one device; None where it is not known.
+      name: name given to `open_topology`.
+      devices: devices of the compile target.
+      chip: published rates, or None for a CPU.
+      peak: dense bf16 FLOP/s of one device, or None if unknown.
     """
 
     name: str
@@ -63,14 +64,14 @@ class Topology:
 
 
 def open_topology(name: str) -> Topology:
-    """The devices that a name stands for.
+    """Create the devices of a topology.
 
     Args:
       name: "v4:2x2x1", "v5e:16x16", "v5p:4x4x4", "v6e:2x4", ... or "cpu:8". Virtual
-        CPU devices can only be made before jax has started.
+        CPU devices must be created before JAX initialises its backends.
 
     Raises:
-      ValueError: no such name or slice, or too few CPU devices.
+      ValueError: unknown name or slice, or too few CPU devices.
       ImportError: the TPU compiler is not installed.
     """
     kind, _, size = name.partition(":")
@@ -78,47 +79,50 @@ def open_topology(name: str) -> Topology:
         return Topology(name, _cpu_devices(int(size)), None, None)
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
         raise ValueError(
-            f"topology {name!r} is none of v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB "
-            "(a slice by chips, e.g. v5e:16x16) or cpu:N"
+            f"unknown topology {name!r}; expected v4:AxBxC, v5e:AxB, v5p:AxBxC, "
+            "v6e:AxB (a slice by chips, e.g. v5e:16x16) or cpu:N"
         )
     devices = _tpu_devices(name, tuple(map(int, size.split("x"))))
     return Topology(name, devices, CHIPS[kind], peak_flops(devices[0]))
 
 
 def _cpu_devices(count: int) -> list[jax.Device]:
+    """Create virtual CPU devices."""
     flag = f"--xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(
-            f"cpu:{count} asks for {count} CPU devices, but jax has already started "
+            f"cpu:{count} needs {count} CPU devices, but JAX was initialised "
             f"with {len(devices)}"
         )
     return devices[:count]
 
 
 def _tpu_devices(name: str, shape: tuple[int, ...]) -> list[jax.Device]:
-    """Devices of a slice, from libtpu's compiler; no TPU is looked for."""
+    """Describe the devices of a TPU slice with the compiler in libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             f"compiling for {name} needs the TPU compiler, which runs on any Linux "
             "machine: pip install 'jax[tpu]'"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this is no TPU machine
+    os.environ.setdefault(
+        "TPU_SKIP_MDS_QUERY", "1"
+    )  # no TPU VM: do not query its metadata server
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     kind = name.partition(":")[0].replace("v5e", "v5litepod")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind}-8")  # asked for, not used
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{kind}-8")  # required, but not used
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options: dict[str, Any] = {}
-    if math.prod(shape) < 4:  # part of a host, which has 2 x 2 chips by default
+    if math.prod(shape) < 4:  # smaller than the default host of 2 x 2 chips
         options["chips_per_host_bounds"] = [*shape, 1, 1][:3]
-    if name.startswith("v4"):  # both cores of a chip are one device
+    if name.startswith("v4"):  # one device per chip, not per core
         options["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=name, **options
         )
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{name} is no slice that can be had: {reason}") from error
-    return list(found.devices)
+        raise ValueError(f"libtpu does not know the slice {name}: {reason}") from error
+    return list(description.devices)

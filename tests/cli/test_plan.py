@@ -18,7 +18,7 @@ TINY = ROOT / "tests" / "support" / "tiny_experiment.py"
     [
         ((), "--config is missing"),
         ((f"--config={TINY}",), "--topology is missing, e.g. --topology v5e:16x16"),
-        ((f"--config={TINY}", "--topology=v9:2x2"), "'v9:2x2' is none of v4:AxBxC"),
+        ((f"--config={TINY}", "--topology=v9:2x2"), "'v9:2x2'; expected v4:AxBxC"),
         ((f"--config={TINY}", "--topology=cpu:8", "--mfu=40"), "--mfu is 40.0"),
         (
             (f"--config={TINY}", "--topology=cpu:8", "--sweep=size"),
