@@ -199,8 +199,8 @@ def test_batch_is_what_the_pipeline_makes(case, tmp_path):
             20.31 * 2**30,
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
-            "HLO temporaries (26.56G) exceeds available HBM (15.75G).",
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
+            "for HLO temporaries (26.56G) exceeds available HBM (15.75G).",
             26.56 * 2**30 + 40,
         ),
         ("RESOURCE_EXHAUSTED: too large", None),
@@ -265,7 +265,7 @@ def test_best_and_nearest(plan):
     assert text.count("nothing fits at any batch size") == 2
     text = recommendation([too_large], 64, ("mesh", "remat"))
     assert text.count("nothing fits at this batch size") == 2
-    assert recommendation([plan], 16, ()).endswith("nothing to recommend by")
+    assert recommendation([plan], 16, ()).endswith("no published rates")
 
 
 @pytest.mark.parametrize("shards", [1, 8, 48])
