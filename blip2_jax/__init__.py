@@ -4,7 +4,10 @@ Dimension letters, the same in every annotation, comment and einsum:
 
   B batch     P patches   Q queries     T text tokens   S keys
   D width     H heads     K head width  V vocabulary    C contrastive width
-  L layers    W beams     N new tokens
+  L layers    W beams     N new tokens  M cache slots   R results per row
+  E language model width  G side of the patch grid
+
+Lower-case letters and words are sizes that one function alone uses.
 
 Public: `load`, `presets`, and the classes `Blip2`, `Blip2Retriever` (stage 1) and
 `Blip2Generator` (stage 2). They are imported on first use, so that `import blip2_jax`

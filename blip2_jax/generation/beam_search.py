@@ -2,8 +2,7 @@
 
 Each step extends every open beam by every token and keeps the best 2W candidates. Of
 the best W candidates, those that end join the pool of finished sequences, which holds
-the best W by score. The best W candidates that do not end are the open beams of the next
-step.
+the best W by score. The best W candidates that do not end are the next open beams.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ def _best_candidates(state: _State, log_probs: Float[Array, "B W V"]) -> _Candid
 def _update(
     state: _State, candidates: _Candidates, eos_id: int, config: DecodingConfig
 ) -> _State:
-    """Move ended candidates to the pool, keep the others open and test for done rows."""
+    """Move ended candidates to the pool, keep others open and update `done`."""
     beams = config.num_beams
     length = (state.time + 1).astype(jnp.float32)  # the same for all candidates
     ends = candidates.ids == eos_id
@@ -189,7 +188,9 @@ def _length_divisor(
 
 
 def _merge(
-    state: _State, sequences: Int[Array, "B X N"], scores: Float[Array, "B X"]
+    state: _State,
+    sequences: Int[Array, "B candidates N"],
+    scores: Float[Array, "B candidates"],
 ) -> tuple[Int[Array, "B W N"], Float[Array, "B W"]]:
     """Select the best W of the pool and `sequences`; the pool wins ties."""
     all_scores = jnp.concatenate([state.finished_scores, scores], axis=1)
@@ -210,6 +211,6 @@ def _finish_open_beams(state: _State, config: DecodingConfig) -> _State:
 
 
 def _select_beams(values: jax.Array, indices: Int[Array, "B W"]) -> jax.Array:
-    """Gather along the beam axis: [B,X,...] -> [B,W,...]."""
+    """Gather along the beam axis: [B,beams,...] -> [B,W,...]."""
     shape = indices.shape + (1,) * (values.ndim - 2)
     return jnp.take_along_axis(values, indices.reshape(shape), axis=1)

@@ -145,7 +145,7 @@ def _next_tokens(
     return ids.astype(jnp.int32)
 
 
-def keep_top_k(logits: Float[Array, "*X V"], top_k: int) -> Float[Array, "*X V"]:
+def keep_top_k(logits: Float[Array, "... V"], top_k: int) -> Float[Array, "... V"]:
     """Set all but the `top_k` highest logits to -inf; keep ties, and all if 0."""
     if top_k == 0 or top_k >= logits.shape[-1]:
         return logits
@@ -153,7 +153,7 @@ def keep_top_k(logits: Float[Array, "*X V"], top_k: int) -> Float[Array, "*X V"]
     return jnp.where(logits < lowest_kept, -jnp.inf, logits)
 
 
-def keep_top_p(logits: Float[Array, "*X V"], top_p: float) -> Float[Array, "*X V"]:
+def keep_top_p(logits: Float[Array, "... V"], top_p: float) -> Float[Array, "... V"]:
     """Keep the fewest most likely tokens whose probabilities sum to `top_p`.
 
     The others are set to -inf; ties are kept. Holtzman et al. 2020 (nucleus sampling),

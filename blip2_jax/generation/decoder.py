@@ -42,7 +42,7 @@ class Decoded:
     """Results of decoding, best first (R = num_return_sequences).
 
     Attributes:
-      ids: new tokens, including the end-of-sequence token if there is one, then padding.
+      ids: new tokens with the end-of-sequence token, if there is one, then padding.
       lengths: number of new tokens before the padding.
       scores: beam search: sum of log-probabilities / length ** length_penalty; greedy
         decoding and sampling: sum of the model's log-probabilities.
@@ -71,7 +71,7 @@ def visible_slots(
     return visible.reshape(batch, beams, steps * beams)
 
 
-def sequence_lengths(ids: Int[Array, "*X N"], eos_id: int) -> Int[Array, "*X"]:
+def sequence_lengths(ids: Int[Array, "... N"], eos_id: int) -> Int[Array, "..."]:
     """Count tokens up to and including the first `eos_id`; N if there is none."""
     is_eos = ids == eos_id
     first = jnp.argmax(is_eos, axis=-1) + 1
@@ -113,7 +113,7 @@ def process_scores(
 def penalize_repetition(
     scores: Float[Array, "B W V"], ids: Int[Array, "B W T"], penalty: float
 ) -> Float[Array, "B W V"]:
-    """Divide the positive scores of tokens in `ids` by `penalty`; multiply negative ones.
+    """Divide positive scores of tokens in `ids` by `penalty`; multiply negative ones.
 
     Keskar et al. 2019 (CTRL), section 4.1. Entries of `ids` outside 0 … V - 1 are
     ignored.

@@ -70,6 +70,7 @@ class DecodingConfig:
     convention: str = "transformers5"
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, is_wrong, expected in self._checks():
             if is_wrong:
                 value = getattr(self, name)

@@ -1,0 +1,1 @@
+"""Trained models in use: loading, captions, answers, matching and embeddings."""

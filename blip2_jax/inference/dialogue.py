@@ -89,9 +89,9 @@ def _is_turn(value: Any) -> bool:
 
 
 def prepend_images(
-    examples: Shaped[Array, "K ..."], images: Shaped[Array, "B ..."]
-) -> Shaped[Array, "B N ..."]:
-    """Put the example images before each row's image or images ([B, M, ...])."""
+    examples: Shaped[Array, "examples ..."], images: Shaped[Array, "B ..."]
+) -> Shaped[Array, "B images ..."]:
+    """Put the example images before each row's image or images ([B, images, ...])."""
     if images.ndim == examples.ndim:
         images = images[:, None]
     repeated = np.broadcast_to(examples, (len(images), *examples.shape))

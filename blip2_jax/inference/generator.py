@@ -1,4 +1,4 @@
-"""`Blip2Generator`, a stage-2 model: caption, answer and generate with a language model."""
+"""`Blip2Generator`, a stage-2 model: captions, answers and instructed generation."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ class Blip2Generator(Blip2):
         Without questions, the Q-Former processes only its queries.
 
         Returns:
-          Prompt ids and mask [B,T]; with questions also their ids and mask, [B,T] or
-          [B,N,T] for N images per row.
+          Prompt ids and mask [B,T]; with questions also their ids and mask, [B,T], or
+          [B,images,T] for several images per row.
         """
         _, mask = generation_prompts(self.language_tokenizer, prompts)
         length = inputs.padded_length(mask.shape[1])
@@ -300,13 +300,13 @@ def prefill_language_model(
     Args:
       model: Flax module.
       params: its parameters.
-      images: uint8 or normalised images, or features from `encode_image`. With an
-        additional axis, [B, N, ...], the queries of a row's N images are concatenated.
+      images: uint8 or normalised images, or features from `encode_image`. With one
+        more axis, [B, images, ...], the queries of a row's images are concatenated.
       prompt_ids: for a decoder-only model [BOS] prompt, padded on the left; for an
         encoder-decoder prompt [EOS], padded on the right.
       prompt_mask: True = a real token.
       question: ids and mask of the questions that the Q-Former reads: [B, T] for one
-        per row, or [B, N, T] for one per image.
+        per row, or [B, images, T] for one per image.
       weights: from `unstack_weights`; None reads those in `params`.
     """
     bound = model.bind({"params": params})
@@ -315,7 +315,7 @@ def prefill_language_model(
     count = images.shape[1] if has_several else 1
     if has_several:
         images = images.reshape(-1, *images.shape[2:])
-    # One question per image: [B, N, T] -> [B * N, T], or repeat the row's question.
+    # [B, images, T] -> [B * images, T]; or repeat the question of each row.
     question_arrays = [
         array.reshape(-1, array.shape[-1])
         if array.ndim == 3
@@ -391,12 +391,12 @@ def repetition_history(
     prompt_ids: Int[jax.Array | np.ndarray, "B T"],
     prompt_mask: Bool[jax.Array | np.ndarray, "B T"],
     convention: str,
-) -> Int[jax.Array, "B X"]:
+) -> Int[jax.Array, "B T"]:
     """Return the tokens that the repetition penalty counts from the start; -1 for none.
 
     For an encoder-decoder this is the decoder's start token. For a decoder-only model
-    it is the prompt with BOS under `transformers5`, and BOS alone under `original`,
-    because LAVIS passes only embeddings and transformers puts BOS before the new tokens.
+    it is the prompt with BOS under `transformers5`, and BOS alone under `original`:
+    LAVIS passes embeddings only, and transformers 4.33 puts BOS in their place.
     """
     if isinstance(language_model, T5Config):
         start_id = language_model.decoder_start_id

@@ -55,7 +55,7 @@ def as_pixels(image: Any) -> UInt8[Array, "height width 3"]:
     return pixels
 
 
-def as_images(images: Any, size: int) -> UInt8[Array, "B S S 3"]:
+def as_images(images: Any, size: int) -> UInt8[Array, "B height width 3"]:
     """Convert one image or several to an array of `size` x `size` pixels.
 
     Args:
@@ -103,7 +103,7 @@ def as_model_images(
       images: images, or None.
       features: features, or None.
       several: allow several images per row, as a list of lists or an array
-        [B, I, height, width, 3]; the result is then [B, I, ...].
+        [B, images, height, width, 3]; the result is then [B, images, ...].
 
     Raises:
       ValueError: the model takes the other argument, both or neither were given, or
@@ -244,7 +244,7 @@ def batches(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, start + count), size
 
 
-def pad_batch(rows: Shaped[Array, "n ..."], size: int) -> Shaped[Array, "B ..."]:
+def pad_batch(rows: Shaped[Array, "rows ..."], size: int) -> Shaped[Array, "B ..."]:
     """Pad an array to `size` rows by repeating the last one."""
     missing = size - len(rows)
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])

@@ -4,9 +4,9 @@
     model.caption(["a.jpg", "b.jpg"], num_beams=5)
 
 `blip2_jax.load` returns a `Blip2Retriever` (stage 1) or a `Blip2Generator` (stage 2).
-The classes are named after their uses, like the classes of Hugging Face transformers
-(`ForImageTextRetrieval`, `ForConditionalGeneration`); `Blip2Stage1` and `Blip2Stage2` are
-the Flax modules inside them.
+The classes are named after their uses, as in Hugging Face transformers
+(`ForImageTextRetrieval`, `ForConditionalGeneration`). `Blip2Stage1` and `Blip2Stage2`
+are the Flax modules inside them.
 
 An image is a path, a PIL image or a uint8 array [height, width, 3]. Methods take one
 image or several, as a list or an array, and return a list or an array with one row per
@@ -86,7 +86,7 @@ class Blip2(abc.ABC):
         Args:
           images: images as described in the module docstring. For a `Blip2Generator`, a
             row may hold several images, which precede the prompt one after the other:
-            a list of lists of equal length, or an array [B, N, height, width, 3].
+            a list of lists of equal length, or an array [B, images, height, width, 3].
           prompt: start of the captions, one for all or one per row; None selects the
             model's own.
           features: [P, D] or [B, P, D], in place of images, for a model that was
@@ -98,7 +98,7 @@ class Blip2(abc.ABC):
           **settings: fields of `DecodingConfig` to change.
 
         Returns:
-          One string per row, or a list of strings per row if `num_return_sequences` > 1.
+          A string per row, or a list of strings per row if `num_return_sequences` > 1.
 
         Raises:
           ValueError: inputs or settings are wrong.
