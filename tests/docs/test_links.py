@@ -40,7 +40,8 @@ def test_links_and_anchors_exist(page):
 @pages
 def test_paths_exist(page):
     for path in PATH.findall(page.read_text()):
-        assert (ROOT / path).exists(), f"{page.name} names {path}"
+        if not re.search(r"/[A-Z]+\b", path):  # ROOM, NAME.py
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
 @pages
