@@ -43,7 +43,7 @@ types: $(STAMP)  ## mypy
 
 docs: $(STAMP)  ## build the documentation site into build/site
 	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove the virtual environment and what runs left
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
