@@ -30,17 +30,24 @@ LANGUAGES = {"python", "bash", "text", "json"}
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> pathlib.Path:
-    """A directory with the models and images that the pages name."""
-    directory = tmp_path_factory.mktemp("workspace")
+def files(tmp_path_factory) -> pathlib.Path:
+    """Models and images under the paths that the pages use."""
+    directory = tmp_path_factory.mktemp("files")
     for name, task in (("stage1", "stage1"), ("stage2_opt", "stage2")):
         make_run(directory / "runs" / "demo" / name, task)
     random = np.random.default_rng(0)
     for name in ("a.jpg", "b.jpg"):
         pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(pixels).save(directory / name)
-    (directory / "configs").symlink_to(ROOT / "configs")
     return directory
+
+
+@pytest.fixture
+def workspace(files, tmp_path, monkeypatch) -> None:
+    """An empty working directory with links to the files."""
+    for path in files.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
 
 
 def runnable(language: str) -> list[Block]:
@@ -49,8 +56,7 @@ def runnable(language: str) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in runnable("python")}))
-def test_python_runs(page, workspace, monkeypatch):
-    monkeypatch.chdir(workspace)
+def test_python_runs(page, workspace):
     names: dict[str, object] = {}
     for block in runnable("python"):
         if block.page == page:
@@ -59,8 +65,7 @@ def test_python_runs(page, workspace, monkeypatch):
 
 
 @pytest.mark.parametrize("block", runnable("bash"), ids=str)
-def test_commands_run(block, workspace, monkeypatch):
-    monkeypatch.chdir(workspace)
+def test_commands_run(block, workspace):
     for words in read_commands(block):
         if words[:3] == ["python", "-m", "pytest"]:
             continue  # the test suite runs these tests
