@@ -120,7 +120,8 @@ class LanguageTokenizer(_FastTokenizer):
       end_id: the token that ends a generated text.
       blank_ids: of <extra_id_0>, <extra_id_1>, ..., T5's marks of what is left out;
         empty for tokenizers that have none.
-      pad_id, vocab_size.
+      pad_id: padding token.
+      vocab_size: number of tokens.
     """
 
     def __init__(self, tokenizer: Any):
