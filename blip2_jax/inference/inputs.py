@@ -191,7 +191,7 @@ def as_texts(texts: str | Sequence[str], name: str) -> list[str]:
     return items
 
 
-def align(**arguments: Sequence[T] | Shaped[Array, "B ..."]) -> tuple[Any, ...]:
+def align(**arguments: Sequence[T] | Shaped[Array, "..."]) -> tuple[Any, ...]:
     """Broadcast arguments to one length; an argument with one row is repeated.
 
     Raises:

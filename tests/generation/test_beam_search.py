@@ -1,4 +1,4 @@
-"""Beam search against exhaustive search and a plain-Python reference."""
+"""Beam search, compared with exhaustive search and recomputed scores."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ def run(language, rows, config, history=None):
 
 @functools.cache
 def scorer(language, steps):
-    """Log-probabilities of whole sequences, each token given those before it."""
+    """Make a function that computes the log-probability of a whole sequence."""
     next_logits, first_logits = language
 
     @jax.jit
@@ -55,7 +55,7 @@ def test_visible_slots_follow_the_ancestors():
 
 
 def test_wide_beams_find_the_most_likely_sequence():
-    """With as many beams as sequences, beam search is exhaustive."""
+    """With as many beams as sequences, beam search must be exhaustive."""
     vocab, steps = 5, 3
     language = random_language(vocab, steps, seed=3)
     config = DecodingConfig(
@@ -64,7 +64,7 @@ def test_wide_beams_find_the_most_likely_sequence():
         length_penalty=0.0,
         early_stopping="never",
     )
-    found = run(language, [0, 1, 2], config)
+    decoded = run(language, [0, 1, 2], config)
     for row in range(3):
         totals = {}
         for ids in itertools.product(range(vocab), repeat=steps):
@@ -72,9 +72,9 @@ def test_wide_beams_find_the_most_likely_sequence():
             if cut not in totals:
                 totals[cut] = scorer(language, steps)(row, cut)
         best = max(totals, key=totals.get)
-        length = found.lengths[row, 0]
-        assert tuple(found.ids[row, 0, :length]) == best
-        np.testing.assert_allclose(found.scores[row, 0], totals[best], rtol=1e-5)
+        length = decoded.lengths[row, 0]
+        assert tuple(decoded.ids[row, 0, :length]) == best
+        np.testing.assert_allclose(decoded.scores[row, 0], totals[best], rtol=1e-5)
 
 
 @pytest.mark.parametrize("convention", ["transformers5", "original"])
@@ -89,17 +89,17 @@ def test_scores_are_those_of_the_returned_sequences(convention, length_penalty):
         length_penalty=length_penalty,
         convention=convention,
     )
-    found = run(language, range(6), config)
-    assert (np.diff(found.scores, axis=1) <= 0).all()
+    decoded = run(language, range(6), config)
+    assert (np.diff(decoded.scores, axis=1) <= 0).all()
     for row, rank in itertools.product(range(6), range(4)):
-        ids = found.ids[row, rank, : found.lengths[row, rank]].tolist()
+        ids = decoded.ids[row, rank, : decoded.lengths[row, rank]].tolist()
         assert len(ids) == steps or ids[-1] == EOS
-        assert (found.ids[row, rank, len(ids) :] == PAD).all()
+        assert (decoded.ids[row, rank, len(ids) :] == PAD).all()
         total = scorer(language, steps)(row, ids)
-        unended = ids[-1] != EOS and convention == "original"
-        length = len(ids) + (1 if unended else 0)
+        counts_start = ids[-1] != EOS and convention == "original"
+        length = len(ids) + (1 if counts_start else 0)
         np.testing.assert_allclose(
-            found.scores[row, rank], total / length**length_penalty, rtol=1e-5
+            decoded.scores[row, rank], total / length**length_penalty, rtol=1e-5
         )
 
 
@@ -133,10 +133,10 @@ def test_minimum_length_and_repetition_penalty():
         assert not {5, 6} & set(ids)
 
 
-def test_early_stopping_takes_the_first_full_pool():
+def test_early_stopping_gives_lower_or_equal_scores():
     language = random_language(13, 12, seed=11, eos_bias=1.5)
     shared = {"num_beams": 4, "max_new_tokens": 12, "length_penalty": 2.0}
-    eager = run(language, range(16), DecodingConfig(**shared, early_stopping=True))
+    early = run(language, range(16), DecodingConfig(**shared, early_stopping=True))
     never = run(language, range(16), DecodingConfig(**shared, early_stopping="never"))
-    assert (never.scores[:, 0] >= eager.scores[:, 0]).all()
-    assert (never.scores[:, 0] > eager.scores[:, 0]).any()
+    assert (never.scores[:, 0] >= early.scores[:, 0]).all()
+    assert (never.scores[:, 0] > early.scores[:, 0]).any()

@@ -28,7 +28,7 @@ def run(language, rows, config, seeds=None):
 def test_greedy_takes_the_most_likely_token_each_time():
     steps = 8
     next_logits, first_logits = language = random_language(13, steps, 1, eos_bias=1.0)
-    found = run(language, range(6), DecodingConfig(max_new_tokens=steps))
+    decoded = run(language, range(6), DecodingConfig(max_new_tokens=steps))
     for row in range(6):
         past, logits = [], first_logits(jnp.array([row]))[0]
         while len(past) < steps and EOS not in past:
@@ -36,21 +36,21 @@ def test_greedy_takes_the_most_likely_token_each_time():
             history = np.full((1, 1, steps), -1, np.int32)
             history[0, 0, : len(past)] = past
             logits = next_logits(jnp.array([row]), jnp.asarray(history), 0)[0, 0]
-        assert found.lengths[row, 0] == len(past)
+        assert decoded.lengths[row, 0] == len(past)
         expected = past + [PAD] * (steps - len(past))
-        np.testing.assert_array_equal(found.ids[row, 0], expected)
+        np.testing.assert_array_equal(decoded.ids[row, 0], expected)
 
 
-def test_one_likely_token_is_drawn_like_greedy():
+def test_sampling_with_one_likely_token_equals_greedy():
     language = random_language(13, 8, 2, eos_bias=1.0)
     greedy = run(language, range(6), DecodingConfig(max_new_tokens=8))
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
         config = DecodingConfig(max_new_tokens=8, sample=True, **narrow)
-        drawn = run(language, range(6), config, seeds=range(6))
-        np.testing.assert_array_equal(drawn.ids, greedy.ids)
+        samples = run(language, range(6), config, seeds=range(6))
+        np.testing.assert_array_equal(samples.ids, greedy.ids)
 
 
-def test_draws_depend_on_the_row_and_its_key_only():
+def test_samples_depend_only_on_the_row_and_its_key():
     language = random_language(13, 8, 3)
     config = DecodingConfig(
         max_new_tokens=8, sample=True, top_p=0.9, num_return_sequences=3
@@ -63,16 +63,16 @@ def test_draws_depend_on_the_row_and_its_key_only():
     assert (other.ids != alone.ids).any()
 
 
-def test_first_tokens_are_drawn_from_the_nucleus_in_proportion():
+def test_first_tokens_follow_the_nucleus_distribution():
     language = random_language(9, 1, 4)
     config = DecodingConfig(
         max_new_tokens=1, sample=True, top_p=0.7, num_return_sequences=4000
     )
-    found = run(language, [0], config, seeds=[0])
+    decoded = run(language, [0], config, seeds=[0])
     probabilities = np.asarray(jax.nn.softmax(language[1](jnp.array([0]))[0]))
     order = np.argsort(-probabilities)
     kept = order[: np.searchsorted(np.cumsum(probabilities[order]), 0.7) + 1]
-    counts = np.bincount(found.ids.ravel(), minlength=9) / 4000
+    counts = np.bincount(decoded.ids.ravel(), minlength=9) / 4000
     assert set(np.flatnonzero(counts)) == set(kept)
     expected = probabilities[kept] / probabilities[kept].sum()
     np.testing.assert_allclose(counts[kept], expected, atol=0.03)
@@ -90,7 +90,7 @@ def test_processors_on_literal_scores():
         assert jnp.isfinite(keep_top_p(logits, top_p)).sum() == count
 
 
-def test_settings_that_exclude_each_other_are_refused_by_name():
+def test_wrong_settings():
     with pytest.raises(ValueError, match="num_return_sequences=3: expected 1 to"):
         DecodingConfig(num_return_sequences=3)
     with pytest.raises(ValueError, match="min_new_tokens=9"):

@@ -1,8 +1,8 @@
-"""Convention `transformers5` against the installed transformers, id for id.
+"""Convention `transformers5`, token for token equal to the installed transformers.
 
-The torch model computes the logits here, so that only decoding is compared. Its
-`generate` is called as `Blip2ForConditionalGeneration` does: with embeddings of the
-prefix, and for OPT with the prompt's ids too, which the repetition penalty counts.
+Our decoding gets its logits from the torch model, so that only decoding is compared.
+`generate` is called as in `Blip2ForConditionalGeneration`: with embeddings of the
+prefix, and for OPT also with the prompt's ids, which the repetition penalty counts.
 """
 
 import functools
@@ -63,18 +63,18 @@ def tiny_t5():
 def build(family, seed):
     torch.manual_seed(seed)
     model = (tiny_opt if family == "opt" else tiny_t5)().eval()
-    with torch.no_grad():  # ends of sequence at many lengths
+    with torch.no_grad():  # so that sequences end at many lengths
         head = model.get_output_embeddings().weight
         head[EOS] += 0.7 * head.std() * torch.randn(head.shape[1])
     prefix = torch.randn(ROWS, PREFIX, WIDTH)
     mask = torch.ones(ROWS, PREFIX, dtype=torch.long)
-    mask[1::2, :2] = 0  # padding on the left
+    mask[1::2, :2] = 0  # left padding
     prompt = torch.randint(4, VOCAB, (ROWS, PREFIX))
     return model, prefix, mask, prompt.masked_fill(mask == 0, 1)
 
 
 def torch_logits(model, prefix, mask, rows, past):
-    """Logits behind `past` [X,t] for the given rows [X], by a whole forward pass."""
+    """Compute the logits after `past` [X,t] of rows [X], without a cache."""
     with torch.no_grad():
         if model.config.is_encoder_decoder:
             start = torch.zeros(len(rows), 1, dtype=torch.long)
@@ -84,11 +84,11 @@ def torch_logits(model, prefix, mask, rows, past):
                 decoder_input_ids=torch.cat([start, past], 1),
             ).logits[:, -1]
         embeds = torch.cat([prefix[rows], model.get_input_embeddings()(past)], 1)
-        seen = torch.cat([mask[rows], torch.ones_like(past)], 1)
-        return model(inputs_embeds=embeds, attention_mask=seen).logits[:, -1]
+        full_mask = torch.cat([mask[rows], torch.ones_like(past)], 1)
+        return model(inputs_embeds=embeds, attention_mask=full_mask).logits[:, -1]
 
 
-MODEL = []  # of the test that is running: model, prefix embeddings, mask
+MODEL = []  # model, prefix embeddings and mask of the running test
 
 
 def next_logits(rows, past, time):
@@ -110,8 +110,8 @@ def run(rows, first, history, pad_id, config):
 
 def ours(model, prefix, mask, config, history):
     MODEL[:] = model, prefix, mask
-    nothing = torch.zeros(ROWS, 0, dtype=torch.long)
-    first = torch_logits(*MODEL, np.arange(ROWS), nothing).numpy()
+    no_tokens = torch.zeros(ROWS, 0, dtype=torch.long)
+    first = torch_logits(*MODEL, np.arange(ROWS), no_tokens).numpy()
     pad_id = model.config.pad_token_id
     return jax.device_get(run(np.arange(ROWS), first, history, pad_id, config))
 
@@ -125,7 +125,7 @@ SETTINGS = {
     "beam_long": {"num_beams": 3, "length_penalty": 2.0, "num_return_sequences": 3},
     "beam_min": {"num_beams": 4, "min_new_tokens": 6},
     "beam_repetition": {"num_beams": 4, "repetition_penalty": 1.7},
-    "beam_eager": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 2},
+    "beam_early": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 2},
     "beam_never": {"num_beams": 4, "early_stopping": "never", "length_penalty": 1.5},
 }
 
@@ -149,15 +149,15 @@ def test_ids_and_scores_are_equal(family, name):
         history = np.zeros((ROWS, 1), np.int32)  # T5's start token
         if family == "opt":
             history = np.where(mask.numpy(), prompt.numpy(), -1)
-        found = ours(model, prefix, mask, config, history)
+        decoded = ours(model, prefix, mask, config, history)
         results = config.num_return_sequences
         ids = theirs.sequences.reshape(ROWS, results, -1).numpy()
         ids = ids[:, :, history.shape[1] :]
         for row in np.ndindex(ROWS, results):
-            length = found.lengths[row]
-            assert_ids(found.ids[row][:length], ids[row][:length])
+            length = decoded.lengths[row]
+            assert_ids(decoded.ids[row][:length], ids[row][:length])
             if length < ids.shape[-1]:
                 assert ids[row][length - 1] == EOS
         if config.num_beams > 1:
             scores = theirs.sequences_scores.reshape(ROWS, results).numpy()
-            np.testing.assert_allclose(found.scores, scores, rtol=1e-4)
+            np.testing.assert_allclose(decoded.scores, scores, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Several images in a prompt, conversations, examples: each equal to single use."""
+"""Rows of several images, conversations and in-context examples."""
 
 import functools
 
@@ -13,14 +13,9 @@ from blip2_jax.inference.generator import Blip2Generator, prefill_language_model
 from blip2_jax.inference.inputs import as_images
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from tests.inference.test_model import (
-    bert_tokenizer,
-    photos,
-    stage1,
-    stage2,
-    word_tokenizer,
-)
 from tests.support import golden_stage2
+from tests.support.golden_language import tokenizer as word_tokenizer
+from tests.support.public_models import bert_tokenizer, photos, stage1, stage2
 from tests.support.tolerances import assert_values
 
 NAMES = ("stage2_opt_a", "stage2_t5_a")
@@ -29,8 +24,8 @@ QUESTIONS = ["what is it?", "where is the red cat?"]
 
 
 @functools.cache
-def asking_qformer():
-    """A fresh model whose Q-Former reads questions."""
+def question_model():
+    """Make a model whose Q-Former reads questions, with new parameters."""
     config = golden_stage2.config("stage2_opt_a")
     model = Blip2Stage2(config, question_in_qformer=True)
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
@@ -42,7 +37,7 @@ def asking_qformer():
     )
 
 
-def test_a_dialogue_in_words():
+def test_dialogue_prompt():
     turns = [("what is it?", "a dog."), ("how old?", " two")]
     assert dialogue(turns, "why?", QUESTION_PROMPT) == (
         "Question: what is it? Answer: a dog. Question: how old? Answer: two. "
@@ -51,12 +46,12 @@ def test_a_dialogue_in_words():
     assert dialogue((), "why?", QUESTION_PROMPT) == "Question: why? Answer:"
 
 
-def test_what_is_asked():
-    found = question_prompts(["What?", "Why?"], [("a?", "b")], [("x?", "y")], "{} =")
-    assert found.prompts == ["x? = y. a? = b. what? =", "x? = y. a? = b. why? ="]
-    assert found.qformer_questions == [["x?", "what?"], ["x?", "why?"]]
-    found = question_prompts("what?", [[("a?", "b")], []], [], "{} =")
-    assert found.prompts == ["a? = b. what? =", "what? ="]
+def test_question_prompts():
+    texts = question_prompts(["What?", "Why?"], [("a?", "b")], [("x?", "y")], "{} =")
+    assert texts.prompts == ["x? = y. a? = b. what? =", "x? = y. a? = b. why? ="]
+    assert texts.qformer_questions == [["x?", "what?"], ["x?", "why?"]]
+    texts = question_prompts("what?", [[("a?", "b")], []], [], "{} =")
+    assert texts.prompts == ["a? = b. what? =", "what? ="]
     assert as_turns(()) == [[]]
     for wrong in (["a?"], [("a?", 3)], [[("a?", "b", "c")]]):
         with pytest.raises(TypeError, match=r"history is pairs \(question, answer\)"):
@@ -64,29 +59,28 @@ def test_what_is_asked():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_images_of_a_row_stand_one_after_the_other(name):
-    """The queries of each, as if it were alone, then the prompt."""
+def test_queries_of_several_images_are_concatenated(name):
     model = stage2(name)
     size = model.model.config.vision.image_size
     images = as_images(photos(4), size)
     ids, mask = generation_prompts(word_tokenizer(name), ["what is", "where is the"])
     bound = model.model.bind({"params": model.params})
     single = bound.encode_queries(bound.encode_image(images))
-    joined = jnp.concatenate([single[:2], single[2:]], axis=1)
-    expected, _ = bound.prefill(joined, ids, mask)
+    concatenated = jnp.concatenate([single[:2], single[2:]], axis=1)
+    expected, _ = bound.prefill(concatenated, ids, mask)
     rows = np.stack([images[:2], images[2:]], axis=1)
-    found, _ = prefill_language_model(model.model, model.params, rows, ids, mask)
-    assert_values(found, expected)
+    logits, _ = prefill_language_model(model.model, model.params, rows, ids, mask)
+    assert_values(logits, expected)
     swapped, _ = prefill_language_model(
         model.model, model.params, rows[:, ::-1], ids, mask
     )
-    assert np.abs(swapped - found).max() > 1e-4
+    assert np.abs(swapped - logits).max() > 1e-4
 
 
 @pytest.mark.parametrize(
     "name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)]
 )
-def test_a_row_of_several_images_does_not_depend_on_its_neighbours(name):
+def test_rows_of_several_images_are_independent(name):
     model, images = stage2(name), photos(4)
     rows = [images[:2], images[2:]]
     together = model.answer(rows, QUESTIONS, **SHORT)
@@ -98,18 +92,18 @@ def test_a_row_of_several_images_does_not_depend_on_its_neighbours(name):
         for row, question in zip(rows, QUESTIONS, strict=True)
     ]
     assert together == alone
-    of_one = model.answer([[images[0]], [images[1]]], QUESTIONS, **SHORT)
-    assert of_one == model.answer(images[:2], QUESTIONS, **SHORT)
+    lists_of_one = model.answer([[images[0]], [images[1]]], QUESTIONS, **SHORT)
+    assert lists_of_one == model.answer(images[:2], QUESTIONS, **SHORT)
 
 
-def test_a_conversation_is_its_turns_asked_alone():
+def test_conversation_equals_single_prompts():
     model, image = stage2(), photos(1)[0]
     answers = model.converse(image, QUESTIONS, **SHORT)
     first = model.answer(image, QUESTIONS[0], **SHORT)
     assert answers[:1] == first
     prompt = dialogue([(QUESTIONS[0], first[0])], QUESTIONS[1], QUESTION_PROMPT)
-    told = model.generate(image, prompt, length_penalty=-1.0, **SHORT)
-    assert answers[1:] == told
+    second = model.generate(image, prompt, length_penalty=-1.0, **SHORT)
+    assert answers[1:] == second
     history = [[(QUESTIONS[0], first[0])], []]
     both = model.answer(
         [image, image], [QUESTIONS[1], QUESTIONS[0]], history=history, **SHORT
@@ -117,34 +111,34 @@ def test_a_conversation_is_its_turns_asked_alone():
     assert both == [answers[1], answers[0]]
 
 
-@pytest.mark.parametrize("make", [stage2, asking_qformer])
-def test_examples_stand_before_the_question(make):
+@pytest.mark.parametrize("make", [stage2, question_model])
+def test_examples_precede_the_question(make):
     model, images = make(), photos(3)
-    shown = [(images[0], "what?", "a cat"), (images[1], "who?", "a man")]
-    found = model.answer(images[2], QUESTIONS, examples=shown, **SHORT)
+    examples = [(images[0], "what?", "a cat"), (images[1], "who?", "a man")]
+    answers = model.answer(images[2], QUESTIONS, examples=examples, **SHORT)
     turns = [("what?", "a cat"), ("who?", "a man")]
     if make is stage2:
         prompts = [dialogue(turns, question, QUESTION_PROMPT) for question in QUESTIONS]
         expected = model.generate([images] * 2, prompts, length_penalty=-1.0, **SHORT)
-        assert found == expected
+        assert answers == expected
     for row, question in enumerate(QUESTIONS):
-        alone = model.answer(images[2], question, examples=shown, **SHORT)
-        assert alone == found[row : row + 1]
+        alone = model.answer(images[2], question, examples=examples, **SHORT)
+        assert alone == answers[row : row + 1]
 
 
-def test_each_image_is_read_with_its_own_question():
-    """Of examples the Q-Former reads their questions, not the row's."""
-    model = asking_qformer()
+def test_qformer_reads_each_image_with_its_own_question():
+    model = question_model()
     bound = model.model.bind({"params": model.params})
     images = as_images(photos(2), model.model.config.vision.image_size)
     ids, mask = model.qformer_tokenizer.encode(["what cat?", "where is it?"], 8)
     single = bound.encode_queries(bound.encode_image(images), ids, mask)
-    text, seen = generation_prompts(word_tokenizer("stage2_opt_a"), ["what"])
-    expected, _ = bound.prefill(single.reshape(1, -1, single.shape[-1]), text, seen)
-    found, _ = prefill_language_model(
-        model.model, model.params, images[None], text, seen, (ids[None], mask[None])
+    prompt = generation_prompts(word_tokenizer("stage2_opt_a"), ["what"])
+    expected, _ = bound.prefill(single.reshape(1, -1, single.shape[-1]), *prompt)
+    question = (ids[None], mask[None])
+    logits, _ = prefill_language_model(
+        model.model, model.params, images[None], *prompt, question
     )
-    assert_values(found, expected)
+    assert_values(logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +156,6 @@ def test_each_image_is_read_with_its_own_question():
         ),
     ],
 )
-def test_errors_say_what_was_given(call, message):
+def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(photos(2))

@@ -1,4 +1,4 @@
-"""The public interface, against the original's numbers where there are any."""
+"""The public model classes, compared with the original where it has numbers."""
 
 import functools
 import json
@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.inputs import batches
 from blip2_jax.inference.retriever import Blip2Retriever
@@ -22,47 +19,11 @@ from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config, FeaturesConfig
 from blip2_jax.models.vision.vit import IMAGE_MEAN, IMAGE_STD
 from tests.support import golden_stage1, golden_stage2, tolerances
+from tests.support.golden_language import tokenizer as word_tokenizer
 from tests.support.goldens import GOLDENS
+from tests.support.public_models import bert_tokenizer, photos, stage1, stage2
 
 SIZE = 56
-
-
-def bert_tokenizer() -> QFormerTokenizer:
-    words = (GOLDENS / "stage1_a" / "vocab.txt").read_text().splitlines()
-    ids = {word: index for index, word in enumerate(words)}
-    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep")}
-    return QFormerTokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    )
-
-
-def word_tokenizer(name: str) -> LanguageTokenizer:
-    from tests.support import golden_language
-
-    return golden_language.tokenizer(name)
-
-
-@functools.cache
-def stage1(batch_size=32) -> Blip2Retriever:
-    return Blip2Retriever(
-        golden_stage1.model(),
-        golden_stage1.params(),
-        qformer_tokenizer=bert_tokenizer(),
-        batch_size=batch_size,
-    )
-
-
-@functools.cache
-def stage2(name="stage2_opt_a", **kwargs) -> Blip2Generator:
-    return Blip2Generator(
-        golden_stage2.model(name),
-        golden_stage2.params(name),
-        language_tokenizer=word_tokenizer(name),
-        **kwargs,
-    )
 
 
 @functools.cache
@@ -73,16 +34,11 @@ def feature_model() -> Blip2Retriever:
     return Blip2Retriever(model, params, qformer_tokenizer=bert_tokenizer())
 
 
-def photos(count=4) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return list(rng.integers(0, 256, (count, 40, 30, 3), dtype=np.uint8))
-
-
 def golden_pixels(monkeypatch, golden):
-    """Let the golden's normalised images pass as what the user gave."""
+    """Return the golden's normalised images and make the model accept them."""
     images = golden["image"].transpose(0, 2, 3, 1)
     monkeypatch.setattr(
-        "blip2_jax.inference.inputs.as_images", lambda given, size: given
+        "blip2_jax.inference.inputs.as_images", lambda images, size: images
     )
     return images
 
@@ -93,15 +49,15 @@ def test_features_and_match_equal_the_original(monkeypatch):
     path = golden_stage1.STAGE1 / "features_texts.json"
     texts = json.loads(path.read_text())
     model = stage1()
-    found = model.features(images, mode="image")
-    found |= model.features(texts=texts, mode="text")
-    found |= model.features(images, texts, mode="multimodal")
+    outputs = model.features(images, mode="image")
+    outputs |= model.features(texts=texts, mode="text")
+    outputs |= model.features(images, texts, mode="multimodal")
     mask = golden["attention_mask"] != 0
-    np.testing.assert_array_equal(found["text_mask"], mask)
+    np.testing.assert_array_equal(outputs["text_mask"], mask)
     for name in ("image_embeds", "image_embeds_proj", "multimodal_embeds"):
-        tolerances.assert_values(found[name], golden[name], name)
+        tolerances.assert_values(outputs[name], golden[name], name)
     for name in ("text_embeds", "text_embeds_proj"):
-        tolerances.assert_values(found[name][mask], golden[name][mask], name)
+        tolerances.assert_values(outputs[name][mask], golden[name][mask], name)
     match = model.match(images, texts)
     tolerances.assert_values(match.itc, golden["itc_score"][:, 0])
     expected = jax.nn.softmax(golden["itm_logits"], axis=-1)[:, 1]
@@ -119,25 +75,25 @@ def test_captions_equal_the_original(monkeypatch):
         stage1().caption(images, decoding="original_coco")
 
 
-def test_inputs_of_every_kind_give_the_same(tmp_path):
+def test_all_forms_of_images_give_equal_results(tmp_path):
     model, arrays = stage1(), photos(2)
     paths = [tmp_path / f"{index}.png" for index in range(2)]
     for path, pixels in zip(paths, arrays, strict=True):
         Image.fromarray(pixels).save(path)
     expected = model.features(arrays, mode="image")["image_embeds"]
     assert expected.shape == (2, 8, 32)
-    for given in (
+    for images in (
         np.stack(arrays),
         paths,
         [str(path) for path in paths],
         [Image.fromarray(arrays[0]), arrays[1]],
         jnp.stack(arrays),
     ):
-        found = model.features(given, mode="image")["image_embeds"]
-        np.testing.assert_array_equal(found, expected)
+        embeddings = model.features(images, mode="image")["image_embeds"]
+        np.testing.assert_array_equal(embeddings, expected)
     for single in (arrays[0], paths[0], Image.fromarray(arrays[0])):
-        found = model.features(single, mode="image")["image_embeds"]
-        np.testing.assert_allclose(found, expected[:1], atol=1e-5)
+        embeddings = model.features(single, mode="image")["image_embeds"]
+        np.testing.assert_allclose(embeddings, expected[:1], atol=1e-5)
 
 
 def test_pixels_are_normalised_and_resized_as_in_evaluation():
@@ -148,8 +104,8 @@ def test_pixels_are_normalised_and_resized_as_in_evaluation():
     bound = golden_stage1.bound()
     image = bound.image_keys_values(bound.encode_image(values[None]))
     queries, _ = bound.qformer.query_pass(bound.query_tokens, image)
-    found = model.features(pixels, mode="image")["image_embeds"]
-    tolerances.assert_values(found, queries)
+    embeddings = model.features(pixels, mode="image")["image_embeds"]
+    tolerances.assert_values(embeddings, queries)
 
 
 def test_results_do_not_depend_on_batches_or_neighbours():
@@ -164,7 +120,7 @@ def test_results_do_not_depend_on_batches_or_neighbours():
 
 
 def test_batches_are_full_or_a_power_of_two():
-    assert [(w.start, w.stop, size) for w, size in batches(11, 8)] == [
+    assert [(rows.start, rows.stop, size) for rows, size in batches(11, 8)] == [
         (0, 8, 8),
         (8, 11, 4),
     ]
@@ -178,9 +134,14 @@ def test_one_image_may_have_many_questions_and_prompts():
     prompts = [f"Question: {q} Answer:" for q in ("what color is the cat?", "where")]
     settings = {"num_beams": 2, "max_new_tokens": 4, "length_penalty": -1.0}
     assert answers == model.generate(image, prompts, **settings)
-    given = {"num_beams": 2, "max_new_tokens": 4, "question_prompt": "Question: {}"}
     shorter = [prompt.removesuffix(" Answer:") for prompt in prompts]
-    other = model.answer(image, questions, **given)
+    other = model.answer(
+        image,
+        questions,
+        num_beams=2,
+        max_new_tokens=4,
+        question_prompt="Question: {}",
+    )
     assert other == model.generate(image, shorter, **settings) != answers
     several = model.caption(image, num_return_sequences=3, max_new_tokens=4)
     assert len(several) == 1
@@ -190,38 +151,38 @@ def test_one_image_may_have_many_questions_and_prompts():
 def test_images_of_several_questions_are_encoded_once(monkeypatch):
     model, images, questions = stage2(), photos(2), ["why", "where", "who", "how"]
     image_of, settings = [1, 0, 1, 1], {"num_beams": 2, "max_new_tokens": 4}
-    repeated = [images[place] for place in image_of]
+    repeated = [images[index] for index in image_of]
     expected = model.answer(repeated, questions, **settings)
-    encoded = []
+    batch_sizes = []
     encode = model._encode_images
     monkeypatch.setattr(
-        model, "_encode_images", lambda x: encoded.append(len(x)) or encode(x)
+        model, "_encode_images", lambda x: batch_sizes.append(len(x)) or encode(x)
     )
-    found = model.answer(images, questions, image_of=image_of, **settings)
-    assert found == expected
-    assert encoded == [2]
+    answers = model.answer(images, questions, image_of=image_of, **settings)
+    assert answers == expected
+    assert batch_sizes == [2]
     with pytest.raises(ValueError, match="image_of names image 2, and there are 2"):
         model.answer(images, questions, image_of=[0, 1, 2, 0])
 
 
 def test_a_stage1_caption_can_begin_with_a_prompt():
-    found = stage1().caption(photos(2), "a photo of", num_beams=1, max_new_tokens=4)
-    assert len(found) == 2
+    captions = stage1().caption(photos(2), "a photo of", num_beams=1, max_new_tokens=4)
+    assert len(captions) == 2
     with pytest.raises(ValueError, match="equal length"):
         stage1().caption(photos(2), ["a photo", "a photo of"])
 
 
-def test_a_model_of_features_takes_features():
+def test_feature_model():
     rng = np.random.default_rng(1)
-    given = rng.normal(size=(3, 5, 12)).astype(np.float16)
+    features = rng.normal(size=(3, 5, 12)).astype(np.float16)
     model = feature_model()
-    assert len(model.caption(features=given, num_beams=1, max_new_tokens=3)) == 3
-    assert len(model.caption(features=given[0], num_beams=1, max_new_tokens=3)) == 1
-    assert model.match(features=list(given), texts="a cat").itm.shape == (3,)
+    assert len(model.caption(features=features, num_beams=1, max_new_tokens=3)) == 3
+    assert len(model.caption(features=features[0], num_beams=1, max_new_tokens=3)) == 1
+    assert model.match(features=list(features), texts="a cat").itm.shape == (3,)
     with pytest.raises(ValueError, match=r"features \(5 x 12 an image\).*not images"):
         model.caption(photos(1))
     with pytest.raises(ValueError, match=r"5 x 12 an image, got \[4, 12\]"):
-        model.caption(features=given[:, :4])
+        model.caption(features=features[:, :4])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +242,7 @@ def test_a_model_of_features_takes_features():
         ),
     ],
 )
-def test_errors_say_what_was_given_and_expected(call, error, message):
+def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
 

@@ -1,4 +1,4 @@
-"""Tokenizers and recorded calls of the original's stage-2 generation."""
+"""Stand-in tokenizers and recorded results of the original's stage-2 generation."""
 
 import functools
 import json
@@ -16,13 +16,13 @@ __all__ = ["NAMES", "load_generated", "model", "params", "tokenizer"]
 
 @functools.cache
 def tokenizer(name: str) -> LanguageTokenizer:
-    """The stand-in tokenizer of the golden models: it splits at spaces."""
+    """Return the tokenizer of a golden model, which splits texts at spaces."""
     words = json.loads((GOLDENS / name / "llm_vocab.json").read_text())
     return LanguageTokenizer(word_tokenizer(words, encoder_decoder="t5" in name))
 
 
 def word_tokenizer(words, encoder_decoder: bool) -> PreTrainedTokenizerFast:
-    """A transformers tokenizer over whole words, framed as T5's or as OPT's."""
+    """Build a tokenizer of whole words with the special tokens of T5 or OPT."""
     ids = {word: index for index, word in enumerate(words)}
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
@@ -41,7 +41,7 @@ def word_tokenizer(words, encoder_decoder: bool) -> PreTrainedTokenizerFast:
 
 
 def load_generated(name: str) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays of `generate.npz`, and the calls that made them."""
+    """Load the arrays of `generate.npz` and the calls that produced them."""
     meta = json.loads((GOLDENS / name / "generate_meta.json").read_text())
     with np.load(GOLDENS / name / "generate.npz") as arrays:
         return dict(arrays), meta

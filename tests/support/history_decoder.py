@@ -1,8 +1,8 @@
-"""Decoders for tests: any function of a beam's tokens, behind the `Decoder` protocol.
+"""Decoders for tests, made from any function of a beam's tokens.
 
-The caches hold token ids instead of keys and values; a step puts a beam's past back
-together from `visible` and hands it to the function. Wrong ancestors give wrong
-pasts, so these decoders test the bookkeeping of the caches too.
+Their caches hold token ids instead of keys and values. Each step reconstructs a beam's
+past from `visible` and passes it to the function, so wrong ancestors or slots give
+wrong logits.
 """
 
 import jax
@@ -15,9 +15,13 @@ PAD, EOS = 0, 1
 
 
 def history_decoder(next_logits, *, eos_id=EOS, pad_id=PAD):
-    """`next_logits(rows, history[B,W,N], time)` -> [B,W,V]; -1 behind `time`.
+    """Make a `Decoder` whose prefix is an array of row numbers.
 
-    The prefix is `rows`, whatever the function needs to know of each row.
+    Args:
+      next_logits: function (rows [B], history [B,W,N], time) -> logits [B,W,V];
+        `history` is -1 after `time`.
+      eos_id: token that ends a sequence.
+      pad_id: padding token.
     """
 
     def init_generated(rows, beams, steps):
@@ -26,17 +30,18 @@ def history_decoder(next_logits, *, eos_id=EOS, pad_id=PAD):
     def decode_step(ids, time, rows, generated, visible):
         batch, beams = ids.shape
         slots = generated.reshape(batch, -1, beams).at[:, time].set(ids)
-        seen = visible.reshape(batch, beams, *slots.shape[1:])
-        at_most_one = seen.sum(axis=3).max() <= 1
-        history = jnp.max(jnp.where(seen, slots[:, None], -1), axis=3)
-        history = jnp.where(at_most_one, history, -2)
+        visible = visible.reshape(batch, beams, *slots.shape[1:])
+        history = jnp.max(jnp.where(visible, slots[:, None], -1), axis=3)
+        # A beam has one ancestor at each time; more would be an error.
+        is_valid = visible.sum(axis=3).max() <= 1
+        history = jnp.where(is_valid, history, -2)
         return next_logits(rows, history, time), slots.reshape(batch, -1)
 
     return Decoder(init_generated, decode_step, eos_id, pad_id)
 
 
 def random_language(vocab=13, steps=16, seed=0, eos_bias=0.0):
-    """A smooth random function of the ordered past: (next_logits, first_logits)."""
+    """Return (next_logits, first_logits), smooth random functions of the ordered past."""
     rng = np.random.default_rng(seed)
     tokens = jnp.asarray(rng.normal(size=(steps, vocab, 24)), jnp.float32)
     row_table = jnp.asarray(rng.normal(size=(64, 24)), jnp.float32)
@@ -49,10 +54,10 @@ def random_language(vocab=13, steps=16, seed=0, eos_bias=0.0):
 
     def next_logits(rows, history, time):
         ids = history[..., None, None]
-        steps_here = tokens[: history.shape[-1]]
-        chosen = jnp.take_along_axis(steps_here[None, None], ids, axis=3)[..., 0, :]
-        chosen = jnp.where(history[..., None] >= 0, chosen, 0.0)
-        return score(row_table[rows][:, None] + chosen.sum(axis=2))
+        table = tokens[: history.shape[-1]][None, None]
+        vectors = jnp.take_along_axis(table, ids, axis=3)[..., 0, :]
+        vectors = jnp.where(history[..., None] >= 0, vectors, 0.0)
+        return score(row_table[rows][:, None] + vectors.sum(axis=2))
 
     def first_logits(rows):
         return score(row_table[rows])
