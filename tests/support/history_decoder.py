@@ -41,7 +41,7 @@ def history_decoder(next_logits, *, eos_id=EOS, pad_id=PAD):
 
 
 def random_language(vocab=13, steps=16, seed=0, eos_bias=0.0):
-    """Return (next_logits, first_logits), smooth random functions of the ordered past."""
+    """Return (next_logits, first_logits): smooth functions of the ordered past."""
     rng = np.random.default_rng(seed)
     tokens = jnp.asarray(rng.normal(size=(steps, vocab, 24)), jnp.float32)
     row_table = jnp.asarray(rng.normal(size=(64, 24)), jnp.float32)
