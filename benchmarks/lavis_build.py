@@ -251,7 +251,7 @@ def build_t5(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
 
 
 def channels_first(images: Any) -> torch.Tensor:
-    """Given images [B, S, S, 3] as torch has them; features as they are."""
+    """Given images [B, R, R, 3] as torch has them; features as they are."""
     tensor = torch.from_numpy(images)
     return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
 

@@ -1,13 +1,17 @@
 """BLIP-2 (Li et al., 2023) in JAX: train it, evaluate it, use it.
 
-Dimension letters, the same in every annotation, comment and einsum:
+Dimension letters have the same meaning in every annotation, comment and einsum:
 
-  B batch     P patches   Q queries     T text tokens   S keys
-  D width     H heads     K head width  V vocabulary    C contrastive width
-  L layers    W beams     N new tokens  M cache slots   R results per row
-  E language model width  G side of the patch grid
+  B batch               D width                   L layers
+  P image tokens        E embedding width of a    W beams
+  Q queries               language model          N new tokens, targets included
+  T text tokens         F feed-forward width      M slots of the KV cache
+  S sequence positions  H heads                   R image side in pixels
+    (keys of attention) K head width              V vocabulary
+  C contrastive width
 
-Lower-case letters and words are sizes that one function alone uses.
+A dimension with a lower-case name is local, as in "height width 3". `einsum` subscripts
+use the same letters in lower case.
 
 Public: `load`, `presets`, and the classes `Blip2`, `Blip2Retriever` (stage 1) and
 `Blip2Generator` (stage 2). They are imported on first use, so that `import blip2_jax`

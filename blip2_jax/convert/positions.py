@@ -74,8 +74,8 @@ def notes_of(arrays: Arrays) -> tuple[str, ...]:
 
 
 def interpolate_positions(
-    positions: Float[np.ndarray, "P+1 D"], num_tokens: int, *, align_corners: bool
-) -> Float[np.ndarray, "N D"]:
+    positions: Float[np.ndarray, "old D"], num_tokens: int, *, align_corners: bool
+) -> Float[np.ndarray, "new D"]:
     """Resizes the square grid behind the class token's position.
 
     Args:

@@ -85,7 +85,7 @@ class EvaluationSet:
         raise ValueError("no record has features")
 
     def image(self, index: int) -> np.ndarray | None:
-        """uint8 [S, S, 3] or features [P, D] of a record; None (noted) if broken."""
+        """uint8 [R, R, 3] or features [P, D] of a record; None (noted) if broken."""
         source, place = self._places[index]
         try:
             if self.image_key == "features":

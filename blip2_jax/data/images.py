@@ -149,7 +149,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def evaluation_image(
     pixels: UInt8[Array, "height width 3"], size: int
-) -> UInt8[Array, "S S 3"]:
+) -> UInt8[Array, "R R 3"]:
     """Resize to a square, bicubic, the aspect ratio given up as in the original."""
     if pixels.shape[:2] == (size, size):  # which resizing would copy
         return pixels
@@ -160,7 +160,7 @@ def training_image(
     pixels: UInt8[Array, "height width 3"],
     config: ImageConfig,
     rng: np.random.Generator,
-) -> UInt8[Array, "S S 3"]:
+) -> UInt8[Array, "R R 3"]:
     """Random resized crop (area min_scale .. 1, aspect 3/4 .. 4/3), flip, tint."""
     if config.monochrome and rng.random() < config.monochrome:
         pixels = _monochrome(pixels, rng)
@@ -214,7 +214,7 @@ def _monochrome(
 
 def fast_bicubic(
     pixels: UInt8[Array, "height width 3"], size: int
-) -> UInt8[Array, "S S 3"]:
+) -> UInt8[Array, "R R 3"]:
     """Near to Pillow's bicubic, in a fifth to a third of the time.
 
     OpenCV's bicubic does not smooth what it shrinks; that is done before. What shrinks
@@ -254,7 +254,7 @@ def _smoothing(ratio: float) -> Float[Array, " taps"]:
     return np.array([*sides[::-1], 1 - 2 * sides.sum(), *sides], np.float32)
 
 
-def _keys(x: Float[Array, " N"], a: float) -> Float[Array, " N"]:
+def _keys(x: Float[Array, " samples"], a: float) -> Float[Array, " samples"]:
     """The kernel of cubic convolution (R. Keys, 1981)."""
     x = np.abs(x)
     inner = ((a + 2) * x - (a + 3)) * x**2 + 1
@@ -262,5 +262,5 @@ def _keys(x: Float[Array, " N"], a: float) -> Float[Array, " N"]:
     return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
-def _resize(image: Image.Image, size: int) -> UInt8[Array, "S S 3"]:
+def _resize(image: Image.Image, size: int) -> UInt8[Array, "R R 3"]:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))

@@ -124,7 +124,7 @@ def training_batches(
       own_rows: the rows of every global batch that this process reads; None: all.
 
     Returns:
-      An iterator of dicts of arrays: `image` uint8 [B, S, S, 3] or `features`
+      An iterator of dicts of arrays: `image` uint8 [B, R, R, 3] or `features`
       [B, P, D], the format's token arrays [B, T] (T as `lengths` says), `image_id`
       int32 [B] (equal for equal images), `position` int64 [B]; `_key` and `_text` are
       lists of str.

@@ -26,9 +26,9 @@ class Gallery:
     """
 
     records: list[int]
-    text_ids: Int[Array, "M T"]
-    text_mask: Bool[Array, "M T"]
-    image_of_text: Int[Array, " M"]
+    text_ids: Int[Array, "texts T"]
+    text_mask: Bool[Array, "texts T"]
+    image_of_text: Int[Array, " texts"]
     texts: list[str]
 
     def image_batches(

@@ -47,7 +47,9 @@ class FinishedRows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def find(self, image: int, texts: Int[Array, " n"]) -> Float[Array, " n"] | None:
+    def find(
+        self, image: int, texts: Int[Array, " texts"]
+    ) -> Float[Array, " texts"] | None:
         """The logits of exactly these texts with an image, if they are there."""
         found = self._rows.get(image)
         if found is None or not np.array_equal(found[0], texts):
@@ -55,7 +57,7 @@ class FinishedRows:
         return found[1]
 
     def add(
-        self, image: int, texts: Int[Array, " n"], logits: Float[Array, " n"]
+        self, image: int, texts: Int[Array, " texts"], logits: Float[Array, " texts"]
     ) -> None:
         """Keep a row, on disk when this returns (not necessarily after a power cut)."""
         head = np.array([image, len(texts)], _INT)

@@ -23,25 +23,25 @@ NOT_RANKED = -100.0
 RECALL_AT = (1, 5, 10)
 
 # (image, texts) -> the texts' match logits with this image.
-MatchImage = Callable[[int, Int[Array, " n"]], Float[Array, " n"]]
+MatchImage = Callable[[int, Int[Array, " candidates"]], Float[Array, " candidates"]]
 
 
 class Scores(NamedTuple):
     """What each direction ranks by; larger is better."""
 
-    image_to_text: Float[Array, "N M"]
-    text_to_image: Float[Array, "M N"]
+    image_to_text: Float[Array, "images texts"]
+    text_to_image: Float[Array, "texts images"]
 
 
 class Ranks(NamedTuple):
     """Where the first right answer stands, 0 is best."""
 
-    images: Int[Array, " N"]
-    texts: Int[Array, " M"]
+    images: Int[Array, " images"]
+    texts: Int[Array, " texts"]
 
 
 def rerank(
-    cosine: Float[Array, "N M"],
+    cosine: Float[Array, "images texts"],
     match: MatchImage,
     k: int,
     *,
@@ -67,7 +67,7 @@ def rerank(
     share = share or hosts.Share()
     for_image, for_text = _top(cosine, k), _top(cosine.T, k).T
     wanted = for_image | for_text
-    logits: list[Float[Array, " n"]] = []
+    logits: list[Float[Array, " candidates"]] = []
     for image in track_progress(share.indices(len(cosine)), "re-ranking"):
         texts = np.flatnonzero(wanted[image])
         found = finished.find(image, texts) if finished is not None else None
@@ -87,7 +87,7 @@ def rerank(
     )
 
 
-def recalls(scores: Scores, image_of_text: Int[Array, " M"]) -> dict[str, float]:
+def recalls(scores: Scores, image_of_text: Int[Array, " texts"]) -> dict[str, float]:
     """Recall at 1, 5 and 10 in percent; an image may have several texts.
 
     Args:
@@ -106,7 +106,7 @@ def recalls(scores: Scores, image_of_text: Int[Array, " M"]) -> dict[str, float]
     return result | {"r_mean": (result["i2t_mean"] + result["t2i_mean"]) / 2}
 
 
-def first_hits(scores: Scores, image_of_text: Int[Array, " M"]) -> Ranks:
+def first_hits(scores: Scores, image_of_text: Int[Array, " texts"]) -> Ranks:
     """The rank (0 is best) of the best right answer of each image and each text.
 
     An image finds its text when *any* of its texts is among the first k. Equal scores
@@ -128,12 +128,12 @@ def first_hits(scores: Scores, image_of_text: Int[Array, " M"]) -> Ranks:
     )
 
 
-def best(scores: Float[Array, "N M"], k: int) -> Int[Array, "N k"]:
+def best(scores: Float[Array, "images texts"], k: int) -> Int[Array, "images top"]:
     """The columns of the k largest of each row, largest first."""
     return np.argsort(scores, axis=1)[:, ::-1][:, :k]
 
 
-def _top(scores: Float[Array, "N M"], k: int) -> Bool[Array, "N M"]:
+def _top(scores: Float[Array, "images texts"], k: int) -> Bool[Array, "images texts"]:
     """Where the k largest of each row are."""
     k = min(k, scores.shape[1])
     columns = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
@@ -143,13 +143,13 @@ def _top(scores: Float[Array, "N M"], k: int) -> Bool[Array, "N M"]:
 
 
 def _first_hit(
-    scores: Float[Array, "N M"], right: Bool[Array, "N M"]
-) -> Int[Array, " N"]:
+    scores: Float[Array, "images texts"], right: Bool[Array, "images texts"]
+) -> Int[Array, " images"]:
     """The rank (0 is best) of the best right answer of each row."""
     order = np.argsort(scores, axis=1)[:, ::-1]
     return np.take_along_axis(right, order, axis=1).argmax(axis=1)
 
 
-def _recall(name: str, rank: Int[Array, " N"]) -> dict[str, float]:
+def _recall(name: str, rank: Int[Array, " images"]) -> dict[str, float]:
     values = {f"{name}_r{k}": 100 * float(np.mean(rank < k)) for k in RECALL_AT}
     return values | {f"{name}_mean": sum(values.values()) / len(values)}

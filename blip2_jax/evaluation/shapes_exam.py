@@ -39,11 +39,11 @@ class Exam:
     """
 
     scenes: tuple[Scene, ...]
-    images: UInt8[Array, "N S S 3"]
+    images: UInt8[Array, "images R R 3"]
     captions: tuple[str, ...]
     questions: tuple[tuple[SceneQuestion, ...], ...]
 
-    def pictures(self, which: str) -> UInt8[Array, "N S S 3"]:
+    def pictures(self, which: str) -> UInt8[Array, "images R R 3"]:
         """The pictures to show: the right ones, blank ones, or other scenes'.
 
         Raises:
@@ -83,8 +83,8 @@ class Retrieval:
         alone and after the matching head.
     """
 
-    similarity: Float[Array, "N N"]
-    order: Int[Array, "N N"]
+    similarity: Float[Array, "images images"]
+    order: Int[Array, "images images"]
     recall_itc: float
     recall: float
 
@@ -220,7 +220,9 @@ def majority_answers(exam: Exam, count: int = 2000) -> Answers:
     return mark(exam, [[common[q.kind] for q in asked] for asked in exam.questions])
 
 
-def query_maps(model: Blip2, exam: Exam, count: int = 12) -> Float[Array, "n Q G G"]:
+def query_maps(
+    model: Blip2, exam: Exam, count: int = 12
+) -> Float[Array, "images Q grid grid"]:
     """Where each query looks in the first `count` pictures, over the patch grid.
 
     The share that goes to the class token is left out: a map's sum is at most 1.

@@ -34,8 +34,8 @@ def text_length(trained_length: int | None) -> int:
 class EncodedImages(NamedTuple):
     """Images: frozen features (before ln_vision) and unit vectors of queries."""
 
-    features: Shaped[Array, "N P D"]
-    queries: Float[Array, "N Q C"]
+    features: Shaped[Array, "images P D"]
+    queries: Float[Array, "images Q C"]
 
 
 class Stage1Scorer:
@@ -66,8 +66,8 @@ class Stage1Scorer:
         return EncodedImages(*map(np.concatenate, zip(*parts, strict=True)))
 
     def encode_texts(
-        self, ids: Int[Array, "M T"], mask: Bool[Array, "M T"]
-    ) -> Float[Array, "M C"]:
+        self, ids: Int[Array, "texts T"], mask: Bool[Array, "texts T"]
+    ) -> Float[Array, "texts C"]:
         """Unit vectors of texts."""
         vectors = [
             hosts.to_host(
@@ -85,9 +85,9 @@ class Stage1Scorer:
     def match_logits(
         self,
         features: Shaped[Array, "P D"],
-        ids: Int[Array, "n T"],
-        mask: Bool[Array, "n T"],
-    ) -> Float[Array, "n 2"]:
+        ids: Int[Array, "rows T"],
+        mask: Bool[Array, "rows T"],
+    ) -> Float[Array, "rows 2"]:
         """Logits of (no match, match) of one image with some texts.
 
         The image's cross-attention keys and values are computed once.
@@ -111,10 +111,10 @@ class Stage1Scorer:
     def cosine(
         self,
         images: EncodedImages,
-        ids: Int[Array, "M T"],
-        mask: Bool[Array, "M T"],
+        ids: Int[Array, "texts T"],
+        mask: Bool[Array, "texts T"],
         share: hosts.Share | None = None,
-    ) -> Float[Array, "N M"]:
+    ) -> Float[Array, "images texts"]:
         """First stage: the ITC similarity of every image with every text.
 
         Args:
@@ -131,9 +131,9 @@ class Stage1Scorer:
     def rerank(
         self,
         images: EncodedImages,
-        ids: Int[Array, "M T"],
-        mask: Bool[Array, "M T"],
-        cosine: Float[Array, "N M"],
+        ids: Int[Array, "texts T"],
+        mask: Bool[Array, "texts T"],
+        cosine: Float[Array, "images texts"],
         k: int,
         share: hosts.Share | None = None,
         finished: FinishedRows | None = None,
@@ -157,11 +157,11 @@ class Stage1Scorer:
             finished=finished,
         )
 
-    def _chunks(self, rows: Int[Array, " n"]) -> Iterator[Int[Array, " b"]]:
+    def _chunks(self, rows: Int[Array, " rows"]) -> Iterator[Int[Array, " B"]]:
         for start in range(0, len(rows), self.batch_size):
             yield rows[start : start + self.batch_size]
 
-    def _padded(self, rows: Shaped[Array, "n ..."]) -> Shaped[Any, "B ..."]:
+    def _padded(self, rows: Shaped[Array, "rows ..."]) -> Shaped[Any, "B ..."]:
         """Up to `batch_size` rows, the last one repeated, where the parameters are."""
         return sharding.place_rows_like(self._params, pad_batch(rows, self.batch_size))
 

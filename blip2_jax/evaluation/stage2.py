@@ -23,7 +23,7 @@ VQA_ANSWERS = 10
 class Captioner(Protocol):
     """A model that captions images, such as `blip2_jax.Blip2`.
 
-    `images` is a uint8 array [B, S, S, 3], or None if `features` [B, P, D] are given.
+    `images` is a uint8 array [B, R, R, 3], or None if `features` [B, P, D] are given.
     """
 
     def caption(self, images: Any = None, **settings: Any) -> list[str]:

@@ -48,9 +48,9 @@ class Decoded:
         decoding and sampling: sum of the model's log-probabilities.
     """
 
-    ids: Int[Array, "B R N"]
-    lengths: Int[Array, "B R"]
-    scores: Float[Array, "B R"]
+    ids: Int[Array, "B sequences N"]
+    lengths: Int[Array, "B sequences"]
+    scores: Float[Array, "B sequences"]
 
 
 def visible_slots(

@@ -82,8 +82,8 @@ def itc_loss(
 
 
 def itm_loss(
-    logits: Float[Array, "B N 2"],
-    matches: Int[Array, "B N"],
+    logits: Float[Array, "B texts 2"],
+    matches: Int[Array, "B texts"],
     valid: Bool[Array, " B"],
     num_shards: int = 1,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -295,7 +295,7 @@ def caption_ids(
     batch: Batch,
     options: Stage1Options,
     start_id: int | None = None,
-) -> Int[Array, "b T"]:
+) -> Int[Array, "B T"]:
     """What ITG reads: texts of every n-th row, [DEC] in place of their [CLS]."""
     if start_id is None:
         start_id = model.config.qformer.vocab_size - 1
@@ -306,7 +306,7 @@ def captioning(
     model: Blip2Stage1,
     params: PyTree,
     batch: Batch,
-    ids: Int[Array, "b T"],
+    ids: Int[Array, "B T"],
     encoded: Encoded,
     key: PRNGKeyArray | None,
     options: Stage1Options,

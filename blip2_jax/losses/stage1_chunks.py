@@ -31,12 +31,12 @@ class _Chunk(NamedTuple):
 
     batch: Mapping[str, Array]
     keys: PRNGKeyArray | None
-    features: Float[Array, "b P D"]
-    by_queries: Float[Array, "b Q C"]  # gradient of ITC
-    by_texts: Float[Array, "b C"]
+    features: Float[Array, "B P D"]
+    by_queries: Float[Array, "B Q C"]  # gradient of ITC
+    by_texts: Float[Array, "B C"]
     other: Texts
-    other_features: Float[Array, "b P D"]
-    valid: Bool[Array, " b"]
+    other_features: Float[Array, "B P D"]
+    valid: Bool[Array, " B"]
 
 
 class _Totals(NamedTuple):

@@ -31,8 +31,8 @@ class Statistic:
 
     unit: str
     ids: Sequence[str]
-    parts: Float[Array, "N K"]
-    score: Callable[[Float[Array, "... K"]], Float[Array, "..."]]
+    parts: Float[Array, "examples sums"]
+    score: Callable[[Float[Array, "... sums"]], Float[Array, "..."]]
 
     def value(self) -> float:
         """The score of the examples as they are."""
@@ -55,8 +55,8 @@ class Difference(NamedTuple):
 
 
 def mean(
-    values: Float[Array, " N"], counted: Float[Array, " N"]
-) -> Float[Array, "N 2"]:
+    values: Float[Array, " examples"], counted: Float[Array, " examples"]
+) -> Float[Array, "examples 2"]:
     """Parts of a mean over the examples that count, for `ratio`."""
     return np.stack([values * counted, counted], axis=1)
 
@@ -144,8 +144,8 @@ def _draws(
 
 
 def drawn_sums(
-    parts: Float[Array, "N K"], samples: int, rng: np.random.Generator
-) -> Float[Array, "samples K"]:
+    parts: Float[Array, "examples sums"], samples: int, rng: np.random.Generator
+) -> Float[Array, "samples sums"]:
     """The sums of each of `samples` draws of N examples with replacement."""
     count = len(parts)
     sums = np.empty((samples, parts.shape[1]))
@@ -155,13 +155,13 @@ def drawn_sums(
     return sums
 
 
-def percentiles(values: Float[Array, " n"], level: float) -> tuple[float, float]:
+def percentiles(values: Float[Array, " samples"], level: float) -> tuple[float, float]:
     """The interval that holds a share `level` of the values that are numbers."""
     outside = 50 * (1 - level)
     low, high = np.nanpercentile(values, (outside, 100 - outside))
     return float(low), float(high)
 
 
-def _crossing(values: Float[Array, " n"]) -> float:
+def _crossing(values: Float[Array, " samples"]) -> float:
     rarer = np.minimum(np.mean(values <= 0), np.mean(values >= 0))
     return float(np.minimum(2 * rarer, 1))

@@ -52,7 +52,7 @@ class Blip2Base(nn.Module):
         """Features of images, before `ln_vision`: the frozen part.
 
         Args:
-          images: uint8 [B, S, S, 3] or, of another dtype, already normalised; or what
+          images: uint8 [B, R, R, 3] or, of another dtype, already normalised; or what
             this returned before, which is only cast, as are a `FeaturesConfig`'s
             features.
 

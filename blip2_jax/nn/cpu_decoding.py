@@ -21,8 +21,8 @@ KERNEL = "kernel"
 
 
 def matvec(
-    weights: Float[Array, "N K"], x: Float[Array, "... K"]
-) -> Float[Array, "... N"]:
+    weights: Float[Array, "outputs inputs"], x: Float[Array, "... inputs"]
+) -> Float[Array, "... outputs"]:
     """`x @ weights.T` in fp32, with the weights as the left operand."""
     # The barrier keeps the compiler from turning the operands round again.
     found = jax.lax.optimization_barrier(einsum_fp32("nk,rk->nr", weights, as_rows(x)))

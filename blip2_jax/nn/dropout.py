@@ -74,7 +74,7 @@ def split_key(key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]
 
 def some_tokens(
     features: Float[Array, "B P D"], count: int, key: PRNGKeyArray
-) -> Float[Array, "B N D"]:
+) -> Float[Array, "B count D"]:
     """`count` of each image's tokens, without order and without repetition."""
     order = jax.random.uniform(key, features.shape[:2]).argsort(axis=1)[:, :count]
     return jnp.take_along_axis(features, order[..., None], axis=1)

@@ -69,7 +69,7 @@ class FoldedDense(nn.Module):
     kernel_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x: Normed) -> Float[Array, "... E"]:
+    def __call__(self, x: Normed) -> Float[Array, "... outputs"]:
         shape = (x.standard.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -77,7 +77,9 @@ class FoldedDense(nn.Module):
 
 
 @jax.custom_vjp
-def _product(x: Normed, kernel: Float[Array, "D E"]) -> Float[Array, "... E"]:
+def _product(
+    x: Normed, kernel: Float[Array, "D outputs"]
+) -> Float[Array, "... outputs"]:
     return einsum("...d,de->...e", x.applied(), kernel.astype(x.standard.dtype))
 
 

@@ -172,5 +172,5 @@ class MultiHeadAttention(nn.Module):
         )
         return self.project_output(context)
 
-    def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
+    def _split(self, x: Float[Array, "B T inner"]) -> Float[Array, "B T H K"]:
         return jnp.reshape(x, (*x.shape[:-1], self.heads, self.head_width))

@@ -33,7 +33,7 @@ def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
 
 def causal_multimodal(
     num_queries: int, mask: Bool[Array, "B T"]
-) -> Bool[Array, "B 1 T N"]:
+) -> Bool[Array, "B 1 T S"]:
     """ITG, the rows of the text: it sees the queries and its own past.
 
     1 1 1 0 0
@@ -44,7 +44,7 @@ def causal_multimodal(
     return jnp.pad(past, ((0, 0),) * 3 + ((num_queries, 0),), constant_values=True)
 
 
-def bidirectional(num_queries: int, mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 1 N"]:
+def bidirectional(num_queries: int, mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 1 S"]:
     """ITM: everyone sees everyone, padding excepted; one row, the same for all.
 
     1 1 1 1 0

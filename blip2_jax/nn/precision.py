@@ -69,7 +69,7 @@ def _backward(
 einsum_fp32.defvjp(_forward, _backward)
 
 
-def as_rows(x: Float[Array, "... D"]) -> Float[Array, "R D"]:
+def as_rows(x: Float[Array, "... D"]) -> Float[Array, "rows D"]:
     """All vectors of an array, one below the other.
 
     XLA's CPU backend turns an operand round that is summed over several axes, and takes
@@ -79,8 +79,11 @@ def as_rows(x: Float[Array, "... D"]) -> Float[Array, "R D"]:
 
 
 def linear_map(
-    x: Float[Array, "... K"], kernel: Float[Array, "K N"], *_: Any, **__: Any
-) -> Float[Array, "... N"]:
+    x: Float[Array, "... inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    *_: Any,
+    **__: Any,
+) -> Float[Array, "... outputs"]:
     """`x @ kernel`, for `flax.linen.Dense(dot_general=...)`, whose arguments it takes.
 
     The kernel's gradient is asked for as it is stored, [K, N]. As jax derives it, it is

@@ -136,8 +136,8 @@ def all_gather(value: Any, share: Share) -> list[Any]:
 
 
 def gather_arrays(
-    array: Shaped[np.ndarray, "n ..."], share: Share
-) -> list[Shaped[np.ndarray, "n ..."]]:
+    array: Shaped[np.ndarray, "rows ..."], share: Share
+) -> list[Shaped[np.ndarray, "rows ..."]]:
     """As `all_gather`, of arrays that are alike but for their number of rows."""
     if share.count == 1:
         return [array]
@@ -149,8 +149,8 @@ def gather_arrays(
 
 
 def all_gather_rows(
-    rows: Shaped[np.ndarray, "n ..."], share: Share
-) -> Shaped[np.ndarray, "N ..."]:
+    rows: Shaped[np.ndarray, "rows ..."], share: Share
+) -> Shaped[np.ndarray, "total ..."]:
     """All rows in their places, of which each process has its share's."""
     parts = gather_arrays(rows, share)
     whole = np.empty((sum(map(len, parts)), *rows.shape[1:]), rows.dtype)
@@ -159,7 +159,7 @@ def all_gather_rows(
     return whole
 
 
-def _gather_bytes(sent: UInt8[np.ndarray, " n"]) -> list[UInt8[np.ndarray, " n"]]:
+def _gather_bytes(sent: UInt8[np.ndarray, " rows"]) -> list[UInt8[np.ndarray, " rows"]]:
     """The bytes of every process, as many as each has."""
     lengths = multihost_utils.process_allgather(np.int32(len(sent)))
     filled = np.zeros(int(lengths.max()), np.uint8)

@@ -197,7 +197,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
         )
 
 
-def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " b"]:
+def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
     """Which rows of a global batch this process's devices hold, in order.
 
     Not always an equal share: where a `tensor` axis spans processes, several of them

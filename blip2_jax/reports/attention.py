@@ -21,7 +21,7 @@ PIXELS = 224  # of the pictures under the maps, where the model itself reads fea
 
 def attention_of(
     settings: Mapping[str, Any], pictures: Pictures | None, count: int
-) -> list[tuple[UInt8[Array, "S S 3"], Float[Array, "Q G G"]]]:
+) -> list[tuple[UInt8[Array, "R R 3"], Float[Array, "Q grid grid"]]]:
     """Pictures and, for each query, a map over their patches.
 
     Args:
@@ -62,7 +62,7 @@ def attention_of(
     return [(pixels, grids[row]) for row, (pixels, _) in enumerate(taken.values())]
 
 
-def _grids(maps: Float[Array, "B Q P"]) -> Float[Array, "B Q G G"]:
+def _grids(maps: Float[Array, "B Q P"]) -> Float[Array, "B Q grid grid"]:
     """The patches as a square; a class token before them is left out."""
     tokens = maps.shape[-1]
     for patches in (tokens, tokens - 1):

@@ -16,7 +16,7 @@ _COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 340, 200, 40, 24
 
 
-def image_tag(pixels: UInt8[Array, "h w 3"], width: int) -> str:
+def image_tag(pixels: UInt8[Array, "height width 3"], width: int) -> str:
     """An <img> that holds its own PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
@@ -24,7 +24,9 @@ def image_tag(pixels: UInt8[Array, "h w 3"], width: int) -> str:
     return f'<img width={width} height={width} src="data:image/png;base64,{data}">'
 
 
-def photo_tag(pixels: UInt8[Array, "h w 3"], name: str, width: int = 224) -> str:
+def photo_tag(
+    pixels: UInt8[Array, "height width 3"], name: str, width: int = 224
+) -> str:
     """An <img> that holds its own JPEG, no larger than it needs to be."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((2 * width, 2 * width))
@@ -36,8 +38,8 @@ def photo_tag(pixels: UInt8[Array, "h w 3"], name: str, width: int = 224) -> str
 
 
 def overlay(
-    pixels: UInt8[Array, "S S 3"], weights: Float[Array, "G G"]
-) -> UInt8[Array, "S S 3"]:
+    pixels: UInt8[Array, "R R 3"], weights: Float[Array, "grid grid"]
+) -> UInt8[Array, "R R 3"]:
     """A picture, bright where the weights are high, dark where they are low."""
     size = pixels.shape[0]
     share = weights / max(float(weights.max()), 1e-9)

@@ -38,7 +38,7 @@ img { border-radius: 6px; display: block; }
 """
 
 # Of one picture: its pixels as the model saw them, and where each query looks.
-Maps = list[tuple[UInt8[Array, "S S 3"], Float[Array, "Q G G"]]]
+Maps = list[tuple[UInt8[Array, "R R 3"], Float[Array, "Q grid grid"]]]
 
 
 def record_page(

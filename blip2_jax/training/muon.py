@@ -21,7 +21,9 @@ RMS = 0.2  # of an update, about Adam's: rates mean the same for both (Liu et al
 def scale_by_muon() -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised, at Adam's size; every leaf holds matrices."""
 
-    def sized(update: Float[Array, "... M N"]) -> Float[Array, "... M N"]:
+    def sized(
+        update: Float[Array, "... rows columns"],
+    ) -> Float[Array, "... rows columns"]:
         return orthogonalise(update) * (RMS * max(update.shape[-2:]) ** 0.5)
 
     return optax.chain(
@@ -30,7 +32,9 @@ def scale_by_muon() -> optax.GradientTransformation:
     )
 
 
-def orthogonalise(matrices: Float[Array, "... M N"]) -> Float[Array, "... M N"]:
+def orthogonalise(
+    matrices: Float[Array, "... rows columns"],
+) -> Float[Array, "... rows columns"]:
     """Brings singular values that are not tiny to 0.7 - 1.2, by Newton-Schulz steps.
 
     Products are taken on the smaller side: of M x M, or of N x N.

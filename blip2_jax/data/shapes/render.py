@@ -23,7 +23,7 @@ _RGB = {
 _JITTER = 25.0  # levels of 255 by which a colour varies from scene to scene
 
 
-def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "S S 3"]:
+def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "R R 3"]:
     """Draw a scene on a grey ground whose tone, like every colour, varies a little.
 
     `size` (even) is the picture's side in pixels.
@@ -43,7 +43,7 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "S S 3"]:
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _coverage(thing: Thing, half: int) -> Float[np.ndarray, "H H"]:
+def _coverage(thing: Thing, half: int) -> Float[np.ndarray, "half half"]:
     """The share of each pixel of its quarter that the thing covers."""
     radius = _RADIUS[thing.size]
     axis = (np.arange(half, dtype=np.float32) + 0.5) / (2 * half) - 0.25

@@ -86,7 +86,7 @@ class FeaturesSource(Source):
             raise BrokenSample("non-finite features", self._keys[index])
         return features
 
-    def _features(self) -> Float[Array, "N P D"]:
+    def _features(self) -> Float[Array, "images P D"]:
         if self._array is None:
             self._array = np.load(self._path / "features.npy", mmap_mode="r")
             if self._array.ndim != 3:

@@ -67,7 +67,7 @@ class QFormerLayer(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B N D"],
+        x: Float[Array, "B S D"],
         num_queries: int,
         *,
         spans: Sequence[AttentionSpan] = ALL_TO_ALL,
@@ -105,7 +105,7 @@ class QFormerLayer(nn.Module):
 
     def attend(
         self,
-        x: Float[Array, "B N D"],
+        x: Float[Array, "B S D"],
         *,
         spans: Sequence[AttentionSpan] = ALL_TO_ALL,
         past: KeyValue | None = None,
@@ -142,11 +142,11 @@ class QFormerLayer(nn.Module):
 
     def attend_image(
         self,
-        queries: Float[Array, "N Q D"],
+        queries: Float[Array, "S Q D"],
         images: Sequence[KeyValue],
         *,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "N Q D"]:
+    ) -> Float[Array, "S Q D"]:
         """Cross-attention of the queries to the image, residual and norm.
 
         Args:
@@ -162,10 +162,10 @@ class QFormerLayer(nn.Module):
 
     def _read(
         self,
-        queries: Float[Array, "N Q H K"],
+        queries: Float[Array, "S Q H K"],
         images: Sequence[KeyValue],
         keys: Sequence[PRNGKeyArray | None],
-    ) -> Float[Array, "N Q H K"]:
+    ) -> Float[Array, "S Q H K"]:
         """The queries of neighbours that share an image attend to it together."""
         batch = images[0][0].shape[0]
         neighbours = queries.reshape(batch, -1, *queries.shape[1:])

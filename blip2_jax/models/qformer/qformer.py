@@ -64,8 +64,8 @@ class Embeddings(nn.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B N D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B N D"]:
+        self, x: Float[Array, "B S D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B S D"]:
         """Norm and dropout of embedded text, of queries, or of both joined."""
         return dropout(self.norm(x), self.config.dropout, key)
 
@@ -143,7 +143,7 @@ class QFormer(nn.Module):
         *,
         first_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N D"]:
+    ) -> Float[Array, "B S D"]:
         """Text alone, bidirectional (ITC).
 
         Args:
@@ -163,7 +163,7 @@ class QFormer(nn.Module):
         *,
         queries_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B N D"]:
+    ) -> Float[Array, "B S D"]:
         """Queries and text see each other; the queries read the image (ITM).
 
         Args:
@@ -321,7 +321,7 @@ class QFormer(nn.Module):
 
     def _run(
         self,
-        x: Float[Array, "B N D"],
+        x: Float[Array, "B S D"],
         num_queries: int,
         *,
         key: PRNGKeyArray | None,

@@ -151,7 +151,7 @@ class ContrastModel(nn.Module):
         initial = nn.initializers.constant(INITIAL_TEMPERATURE)
         self.temperature = self.param("temperature", initial, ())
 
-    def encode_image(self, images: Shaped[Array, "B S S 3"]) -> Float[Array, "B P C"]:
+    def encode_image(self, images: Shaped[Array, "B R R 3"]) -> Float[Array, "B P C"]:
         """Unit vectors of an image's tokens; bytes are normalised first."""
         if images.dtype == jnp.uint8:
             images = normalize_images(images)
@@ -167,10 +167,10 @@ class ContrastModel(nn.Module):
 
     def __call__(
         self,
-        images: Shaped[Array, "B S S 3"],
-        ids: Int[Array, "N T"],
-        mask: Bool[Array, "N T"],
-    ) -> Float[Array, "B N"]:
+        images: Shaped[Array, "B R R 3"],
+        ids: Int[Array, "texts T"],
+        mask: Bool[Array, "texts T"],
+    ) -> Float[Array, "B texts"]:
         """Similarity of every image to every text, in [-1, 1]; fp32."""
         texts = self.encode_text(ids, mask)
         words = texts.reshape(-1, texts.shape[-1])

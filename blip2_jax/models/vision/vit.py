@@ -21,12 +21,12 @@ IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 IMAGE_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def normalize_images(images: UInt8[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
+def normalize_images(images: UInt8[Array, "B R R 3"]) -> Float[Array, "B R R 3"]:
     """Bytes to fp32 values of zero mean and unit deviation, with CLIP's statistics."""
     return (images.astype(jnp.float32) / 255.0 - IMAGE_MEAN) / IMAGE_STD
 
 
-def patches(images: Float[Array, "B S S 3"], size: int) -> Float[Array, "B P F"]:
+def patches(images: Float[Array, "B R R 3"], size: int) -> Float[Array, "B P pixels"]:
     """Cuts images into flat patches of `size` x `size` x 3, row by row.
 
     Raises:
@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
         example = jnp.zeros((1, 1, c.width), self.dtype)
         self.blocks = self.param("blocks", self.stack.init, example)
 
-    def __call__(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B P D"]:
+    def __call__(self, images: Float[Array, "B R R 3"]) -> Float[Array, "B P D"]:
         """Encodes normalised images (`normalize_images`) of the configured size.
 
         Raises:
