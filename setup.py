@@ -1,4 +1,4 @@
-"""Install blip2_jax: `pip install -e .[test]`."""
+"""Install blip2_jax: `pip install .`, or `pip install -e .[test]` to work on it."""
 
 import pathlib
 import re
@@ -11,13 +11,15 @@ VERSION = re.search(
 ).group(1)
 
 TEST = [
+    "beartype",
+    "ipykernel",
+    "mypy",
+    "nbclient",
+    "pycocoevalcap",
     "pytest",
     "pytest-xdist",
     "ruff",
-    "mypy",
-    "pycocoevalcap",
-    "nbclient",
-    "ipykernel",
+    "setuptools>=77",  # builds the wheel that a test installs
 ]
 
 setup(
@@ -26,11 +28,26 @@ setup(
     description="BLIP-2 in JAX: pre-train, fine-tune, evaluate, caption, convert",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["BLIP-2", "vision-language", "JAX", "Flax", "captioning", "VQA"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    # `blip2_jax/configs` is a link to `configs`: the wheel contains the files.
     packages=find_packages(include=["blip2_jax", "blip2_jax.*"]),
-    package_data={
-        "blip2_jax": ["py.typed", "**/*.safetensors", "**/*.json", "**/*.txt"]
-    },
+    package_data={"blip2_jax": ["py.typed", "**/*.safetensors", "**/*.json"]},
+    entry_points={"console_scripts": ["blip2-jax = blip2_jax.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -53,13 +70,12 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "test": TEST,
-        "parity": [*TEST, "torch"],
-        "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],
         "convert": ["torch"],
-        "demo": ["gradio"],
-        "evaluate": ["pycocoevalcap", "spacy"],
+        "cuda": ["jax[cuda13]"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
+        "evaluate": ["pycocoevalcap", "spacy"],
+        "parity": [*TEST, "torch"],
+        "test": TEST,
+        "tpu": ["jax[tpu]"],
     },
 )

@@ -1,8 +1,7 @@
 """Values and functions that several configurations share.
 
 Annotations, images and weights are expected under the names by which their authors
-publish them; the command line can change the paths
-(`--config.data.train[0].path=...`).
+publish them; the command line can change the paths (`--config.data.train[0].path=...`).
 """
 
 from __future__ import annotations

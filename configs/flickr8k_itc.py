@@ -1,8 +1,9 @@
 """blip2-jax train --config flickr8k_itc --workdir runs/f8k_itc
 
-The contrast alone, from scratch: where `flickr8k_stage1.py` begins. With random
-queries and words ITM and ITG learn little and cost two thirds of a step; on 6,000
-photos and two cores it pays to let ITC find the way first. Paths as there.
+ITC alone on Flickr8k, from scratch; `flickr8k_stage1` continues with all objectives.
+With random queries and embeddings, ITM and ITG learn little but take two thirds of a
+step, so that on 6,000 photos it pays to train ITC first. The paths in the argument are
+those of `flickr8k_stage1`.
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +13,9 @@ from blip2_jax.configs import flickr8k_stage1
 EPOCHS = 14  # passes over the photos, each time with one of five captions
 
 
-def get_config(paths: str = "") -> ConfigDict:
-    """The run's configuration."""
-    config = flickr8k_stage1.get_config(paths).unlock()
+def get_config(argument: str = "") -> ConfigDict:
+    """Build the configuration; `argument` changes the paths."""
+    config = flickr8k_stage1.get_config(argument).unlock()
     config.init.from_run = ""
     config.steps = EPOCHS * flickr8k_stage1.PHOTOS // config.batch_size
     config.objective.itm_weight = 0.0

@@ -1,12 +1,12 @@
 """blip2-jax train --config qformer_real_size:DATA --workdir runs/real
 
-20 steps of stage 1 with the Q-Former in its real size (12 blocks of 768, 32 queries,
-BERT's 30,522 words and [DEC]) from scratch, on 224-pixel photos decoded from tars,
-behind a small image encoder of random weights. It learns nothing of use: it shows first
-losses (ln 8 for ITC, ln 2 for ITM, ln 30523 for ITG), speed and memory.
+20 steps of stage 1 with the Q-Former of the paper's size, trained from scratch on
+224-pixel photos from tars, with a small image encoder of random weights. Measures the
+first losses (ln 8 for ITC, ln 2 for ITM, ln 30523 for ITG), speed and memory; the model
+is of no use.
 
 DATA is a folder with `flickr8k/train-*.tar` (img2dataset layout) and
-`bert-base-uncased/vocab.txt` or, as "TARS,TOKENIZER", a pattern and a folder.
+`bert-base-uncased/vocab.txt`, or "TARS,TOKENIZER": a glob pattern and a folder.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ VISION = {"width": 192, "depth": 4, "heads": 3, "mlp_dim": 768, "patch_size": 16
 
 
 def get_config(data: str = "data") -> ConfigDict:
-    """The run's configuration."""
+    """Build the configuration; `data` is a folder or "TARS,TOKENIZER"."""
     default = f"{data}/flickr8k/train-*.tar,{data}/bert-base-uncased"
     tars, tokenizer = (data if "," in data else default).split(",")
     config = default_config("stage1").unlock()

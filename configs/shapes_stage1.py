@@ -1,7 +1,7 @@
 """blip2-jax train --config shapes_stage1 --workdir runs/shapes_stage1
 
-Stage 1 on the shapes world: the Q-Former learns to contrast, match and caption behind
-the frozen image encoder that ships with the package. Part of `make demo`.
+Stage 1 on the shapes world: the Q-Former learns ITC, ITM and ITG behind the frozen
+image encoder that ships with the package. Part of `blip2-jax demo`.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ SCENES = 40_000
 
 
 def get_config() -> ConfigDict:
-    """The run's configuration."""
+    """Build the configuration."""
     config = default_config("stage1").unlock()
     config.batch_size = 64
     config.steps = 600
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
             "itm_weight": 2.0,
             "itm_every": 4,
             "itg_every": 1,
-            "negative_hardness": 0.2,  # near-duplicates are hard enough
+            "negative_hardness": 0.2,  # similar scenes are hard enough
         }
     )
 
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.max_text_length = 28
-    config.data.workers = 0  # one process a core is fastest on two cores
+    config.data.workers = 0  # fastest on two cores
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3

@@ -1,9 +1,8 @@
-"""blip2-jax train --config shapes_stage2_opt --workdir runs/shapes_2
+"""blip2-jax train --config shapes_stage2_opt --workdir runs/shapes_stage2_opt
 
-Stage 2 on the shapes world, captions and questions mixed, in front of the frozen OPT
-that ships with the package. It continues a stage-1 run, by default
-`runs/shapes_stage1`; another stands behind the file's name:
-`configs/shapes_stage2_opt.py:DIR`. Part of `make demo`.
+Stage 2 on the shapes world: captions and questions, with the frozen OPT that ships with
+the package. The argument is the stage-1 run, by default `runs/shapes_stage1`:
+`shapes_stage2_opt:DIR`. Part of `blip2-jax demo`.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +12,9 @@ from blip2_jax.training.train_config import default_config
 
 
 def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> ConfigDict:
-    """The run's configuration; `family` is "opt" or "t5"."""
+    """Build the configuration; `family` is "opt" or "t5"."""
     config = default_config("stage2").unlock()
-    config.batch_size = 32  # half of stage 1's: more steps in the same time are better
+    config.batch_size = 32  # half of stage 1's: more steps in the same time learn more
     config.steps = 1300
     config.model.preset = f"shapes_{family}"
     config.model.scan = False
@@ -37,11 +36,11 @@ def get_config(stage1: str = "runs/shapes_stage1", family: str = "opt") -> Confi
     config.data.image = ConfigDict({"size": 64, "augment": False})
     config.data.tokenizer.language_model = f"shapes:{family}"
     config.data.max_text_length = 28
-    config.data.workers = 0  # one process a core is fastest on two cores
+    config.data.workers = 0  # fastest on two cores
 
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
-    # Gently: at the full rate more things of unseen kinds were named as others.
+    # At the full rate, more unseen combinations of attributes were named wrongly.
     config.optimizer.rate_factors = (("qformer/.*", 0.5),)
     config.optimizer.warmup_steps = 50
     config.optimizer.clip = 1.0

@@ -1,13 +1,13 @@
 """blip2-jax train --config shapes_tower_opt --workdir runs/tower_opt
 
-The frozen decoder-only language model of the shapes world, from its texts alone. It
-reads documents: the description of a scene, then captions, questions and answers that
-can be understood from it. So it learns to look things up in what stands before, which
-is what the queries of stage 2 will ask of it.
+Train the decoder-only language model of the shapes world on its texts alone. A document
+is the description of a scene, followed by captions, questions and answers that follow
+from it: the model learns to look things up in its context, as it must with the queries
+in stage 2.
 
-The weights that ship with the package had the run twice: the second time it started
-from what the first left (`init.from_weights`), with seed 1 and a rate of 3e-3.
-`shapes_tower_opt.py:small` is the model of a third of the size, in one run of 6,000.
+The shipped weights were trained by two such runs: the second one started from the first
+(`init.from_weights`), with seed 1 and a learning rate of 3e-3. The argument `small`
+selects a model of a third of the size, trained for 6,000 steps.
 """
 
 from ml_collections import ConfigDict
@@ -16,13 +16,11 @@ from blip2_jax.configs import common
 from blip2_jax.training.train_config import default_config
 
 SCENES = 200_000
-
-
 STEPS = {"": 3000, "small": 6000}
 
 
 def get_config(size: str = "", family: str = "opt") -> ConfigDict:
-    """The run's configuration; `size` is "" or "small", `family` "opt" or "t5"."""
+    """Build the configuration; `size` is "" or "small", `family` "opt" or "t5"."""
     (size,) = common.parse_variant(size, tuple(STEPS))
     config = default_config("language_model").unlock()
     config.batch_size = 32
@@ -41,7 +39,7 @@ def get_config(size: str = "", family: str = "opt") -> ConfigDict:
         "count": 8,
         "images": False,
     }
-    # With two things around, every question is about which of them.
+    # In a scene of two objects, every question must say which one it is about.
     config.data.train = (world | {"weight": 0.6}, world | {"weight": 0.4, "things": 2})
     config.data.question_share = 0.6
     config.data.question_prompt = "{}"

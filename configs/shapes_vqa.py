@@ -1,10 +1,10 @@
 """blip2-jax train --config shapes_vqa:RUN --workdir runs/shapes_vqa
 
-A question fine-tune on the shapes world, from the stage-2 run RUN (by default
-`runs/shapes_stage2_opt`) that carries the text branch of stage 1: the Q-Former reads
-the question beside its queries. `--config.model.question_in_qformer=False` leaves the
-question to the language model alone. The image encoder stays frozen, as the world's
-pictures have one size.
+Fine-tune for questions on the shapes world, from the stage-2 run RUN (by default
+`runs/shapes_stage2_opt`), which carries the text branch of stage 1. The Q-Former reads
+the question beside its queries; `--config.model.question_in_qformer=False` gives the
+question to the language model only. The image encoder stays frozen, because all images
+have the same size.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from blip2_jax.configs import shapes_stage1, shapes_stage2_opt
 def get_config(
     stage2: str = "runs/shapes_stage2_opt", family: str = "opt"
 ) -> ConfigDict:
-    """The run's configuration; `family` is "opt" or "t5", as RUN's."""
+    """Build the configuration; `family`, "opt" or "t5", is that of the stage-2 run."""
     config = shapes_stage2_opt.get_config(stage2, family).unlock()
     config.steps = 600
     config.model.question_in_qformer = True

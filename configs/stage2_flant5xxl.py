@@ -39,6 +39,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
         common.tars("laion115m"),
     )
     config.data.image.size = 224
+    config.data.prefix_split = "auto"  # at a random word, for an encoder-decoder
 
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 2000

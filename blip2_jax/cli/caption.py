@@ -1,16 +1,16 @@
-"""Caption images, answer questions about them or score texts against them.
+r"""Caption images, answer questions about them or score texts against them.
 
     blip2-jax caption --model RUN --image a.jpg b.jpg
     blip2-jax caption --model RUN --image a.jpg --prompt "a photo of"
     blip2-jax caption --model RUN --image a.jpg --question "what is red?"
     blip2-jax caption --model RUN --image a.jpg --text "a cat" "a dog"
-    blip2-jax caption --model RUN --image a.jpg --dialogue \\
+    blip2-jax caption --model RUN --image a.jpg --dialogue \
         --question "what is it?" "what is it made of?"
-    blip2-jax caption --model RUN --image a.jpg b.jpg --together \\
+    blip2-jax caption --model RUN --image a.jpg b.jpg --together \
         --prompt "Question: what differs? Answer:"
-    blip2-jax caption --model RUN --image a.jpg --question "how many?" \\
+    blip2-jax caption --model RUN --image a.jpg --question "how many?" \
         --example b.jpg "how many?" "two"
-    blip2-jax caption --model blip2_pretrained_opt2.7b.pth --image a.jpg \\
+    blip2-jax caption --model blip2_pretrained_opt2.7b.pth --image a.jpg \
         --vision eva_vit_g.pth --language_model opt-2.7b --language_tokenizer opt-2.7b
 
 Prints one line for each image, and for each question or text about it. Models that

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import pathlib
 import sys
+import textwrap
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,6 @@ from ml_collections import ConfigDict, config_flags
 from blip2_jax.cli.options import CommandParser, UsageError
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / "configs"
-NOT_CONFIGS = ("__init__", "common")
 
 
 class ConfigParser(CommandParser):
@@ -149,16 +149,16 @@ def list_configs(folder: str = "") -> list[str]:
       folder: "" for training, "eval" for evaluation.
     """
     paths = sorted((DIRECTORY / folder).glob("*.py"))
-    names = [path.stem for path in paths if path.stem not in NOT_CONFIGS]
+    names = [p.stem for p in paths if not p.stem.startswith(("__init__", "common"))]
     return [f"{folder}/{name}" if folder else name for name in names]
 
 
 def config_summary(name: str) -> str:
-    """Return the first sentence of a configuration's docstring after its command."""
+    """Return the start of a configuration's docstring after its command."""
     tree = ast.parse((DIRECTORY / f"{name}.py").read_text())
     paragraphs = (ast.get_docstring(tree) or "").split("\n\n")
     text = " ".join(paragraphs[min(1, len(paragraphs) - 1)].split())
-    return text.partition(". ")[0].rstrip(".")
+    return textwrap.shorten(text.partition(". ")[0].rstrip("."), 76, placeholder=" ...")
 
 
 def _import_installed(name: str) -> types.ModuleType:

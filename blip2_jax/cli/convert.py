@@ -1,7 +1,7 @@
-"""Convert weights between this package, Hugging Face and LAVIS.
+r"""Convert weights between this package, Hugging Face and LAVIS.
 
     blip2-jax convert --source blip2-opt-2.7b --to blip2_jax --output weights/opt
-    blip2-jax convert --source blip2_pretrained.pth --vision eva_vit_g.pth \\
+    blip2-jax convert --source blip2_pretrained.pth --vision eva_vit_g.pth \
         --qformer_tokenizer bert-base-uncased --to blip2_jax --output weights/stage1
     blip2-jax convert --source runs/stage2 --to huggingface --output exported
     blip2-jax convert --source runs/stage1 --to lavis --output stage1.pth

@@ -1,4 +1,4 @@
-"""What a data configuration really feeds a model: five samples as a picture."""
+"""Show five samples of a data configuration, as a model reads them."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from blip2_jax.data.pipeline import Batch, training_batches
 from blip2_jax.data.text.tokenizers import load_tokenizer
 
 SAMPLES = 5
-PICTURE = "dry_run.png"
+IMAGE_FILE = "dry_run.png"
 
 
-def dry_run(config: Any, path: str | pathlib.Path = PICTURE) -> None:
-    """Print five samples of a run's first steps and draw them.
+def dry_run(config: Any, path: str | pathlib.Path = IMAGE_FILE) -> None:
+    """Print the first five samples of a run and draw them.
 
     Args:
-      config: a training configuration: `task`, `seed`, `data` and
-        `model.question_in_qformer` are read.
-      path: the picture to write.
+      config: configuration of a training run, of which `task`, `seed`, `data` and
+        `model.question_in_qformer` are used.
+      path: image file to write.
 
     Raises:
-      ValueError, FileNotFoundError: the data cannot be used.
+      ValueError, FileNotFoundError: the data cannot be read.
     """
     options = data_config({**dict(config.data.items()), "workers": 0})
-    asks_qformer = config.get("model", {}).get("question_in_qformer", False)
-    task_format = format_of(config.task, options, asks_qformer)
-    batch = samples(options, task_format, config.seed)
+    question_in_qformer = config.get("model", {}).get("question_in_qformer", False)
+    task_format = batch_format(config.task, options, question_in_qformer)
+    batch = first_batch(options, task_format, config.seed)
     tokenizer = TextFormat(options, task_format).tokenizer
     for row in range(SAMPLES):
         print(f"{row + 1}. {batch['_key'][row]}  (image {batch['image_id'][row]})")
         for line in describe(batch, row, tokenizer):
             print(f"   {line}")
     draw(batch, path)
-    print(f"pictures: {path}")
+    print(f"images: {path}")
 
 
-def format_of(
+def batch_format(
     task: str, options: DataConfig, question_in_qformer: bool = False
 ) -> BatchFormat:
-    """The format of a task's batches; the tokenizer says which language model."""
+    """Return the format of a task's batches, given its language model's family."""
     if task in ("stage1", "contrast"):
         return "image_text"
     if not options.tokenizer.language_model:
@@ -64,10 +64,10 @@ def format_of(
     return question_format(family) if question_in_qformer else family
 
 
-def samples(
+def first_batch(
     options: Mapping[str, Any] | DataConfig, task_format: BatchFormat, seed: int
 ) -> Batch:
-    """A batch of five samples, the first of the run; says what was broken."""
+    """Return the first batch, of five samples; print what could not be read."""
     batches = training_batches(options, task_format, seed=seed, batch_size=SAMPLES)
     try:
         batch = next(batches)
@@ -79,9 +79,9 @@ def samples(
 
 
 def describe(batch: Batch, row: int, tokenizer: Any) -> list[str]:
-    """Lines about a sample: its text, its image, and each array of tokens.
+    """Return lines that describe a sample: its text, image and token arrays.
 
-    Tokens are shown with the text that they decode to; targets are told apart.
+    Target tokens are shown as the text that they decode to.
     """
     lines = [f"text: {batch['_text'][row]}"]
     for name in ("image", "features"):
@@ -133,7 +133,7 @@ def draw(batch: Batch, path: str | pathlib.Path) -> None:
 
 
 def _feature_map(features: np.ndarray) -> np.ndarray:
-    """The norm of every token, as a square where they form one."""
+    """Return the norms of a photo's features as a square [S, S]."""
     norms = np.linalg.norm(features.astype(np.float32), axis=-1)
     side = math.isqrt(len(norms))
     return norms[-side * side :].reshape(side, side)

@@ -1,7 +1,7 @@
-"""Pre-train or fine-tune a model, or continue a run that was stopped.
+r"""Pre-train or fine-tune a model, or continue a run that was stopped.
 
     blip2-jax train --config shapes_stage1 --workdir runs/shapes_stage1
-    blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \\
+    blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \
         --config.batch_size=1024 --config.optimizer.learning_rate=5e-5
 
 The same command continues a run from its last checkpoint. The exit code is 0 when the

@@ -1,6 +1,6 @@
 """blip2-jax evaluate --model runs/f8k_stage1 --task retrieval
 
-What every evaluation starts from; `--config.KEY=VALUE` changes a key.
+Defaults of every evaluation; `--config.KEY=VALUE` changes a key.
 """
 
 from ml_collections import ConfigDict
@@ -9,5 +9,5 @@ from blip2_jax.evaluation.eval_config import default_evaluation
 
 
 def get_config() -> ConfigDict:
-    """The defaults."""
+    """Build the configuration."""
     return default_evaluation()

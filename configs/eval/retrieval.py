@@ -1,10 +1,12 @@
 """blip2-jax evaluate --config eval/retrieval:coco,vitg
 
-Retrieval both ways, the paper's tables 5 and 6: DATA is coco (5,000 images) or
-flickr30k (1,000), MODEL vitL, vitg (both fine-tuned on COCO) or, on coco, a run of
-vitg_without_itg.
-Paths as in `evaluation/paper.py`; behind the row, `data=DIR`, `weights=DIR` and
-`runs=DIR` name others.
+Retrieval in both directions (tables 5 and 6 of the paper). The argument is DATA,MODEL:
+DATA is coco (5,000 images) or flickr30k (1,000 images), MODEL vitL or vitg, fine-tuned
+on COCO, or, on coco, vitg_without_itg, a run of your own.
+
+The images, annotations and weights are expected as in
+`blip2_jax/paper/paper_tables.py`; `data=DIR`, `weights=DIR` and `runs=DIR` after MODEL
+change the directories.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +15,5 @@ from blip2_jax.paper import paper_tables
 
 
 def get_config(row: str = "coco,vitg") -> ConfigDict:
-    """The evaluation's configuration."""
+    """Build the configuration; `row` is "DATA,MODEL" and changed directories."""
     return paper_tables.retrieval(paper_tables.read_row("retrieval", row))

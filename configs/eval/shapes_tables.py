@@ -1,10 +1,11 @@
 """blip2-jax evaluate --config eval/shapes_tables:EXAM --model RUN
 
-An exam of the paper's tables in small, on the shapes world: EXAM is "TASK,SPLIT", TASK
-one of questions, captions, retrieval, SPLIT heldout (each scene has something whose
-size, colour and shape never came together in training) or validation (other scenes of
-things that did). "questions,heldout,blank" and "...,shuffled" show other pictures than
-those the questions are about. No recipe was tuned on these scenes.
+An evaluation of the small tables on the shapes world. EXAM is "TASK,SPLIT": TASK is
+questions, captions or retrieval; SPLIT is heldout (every scene has an object whose
+size, colour and shape never occur together in training) or validation (other scenes of
+objects that do). "questions,heldout,blank" and "questions,heldout,shuffled" show images
+other than those that the questions are about. No configuration was tuned on these
+scenes.
 """
 
 from ml_collections import ConfigDict
@@ -21,8 +22,8 @@ SPLITS = ("heldout", "validation")
 
 
 def get_config(exam: str = "questions,heldout") -> ConfigDict:
-    """The evaluation's configuration."""
-    name, split, pictures, *_ = (*exam.split(","), "", "")
+    """Build the configuration; `exam` is e.g. "questions,heldout,blank"."""
+    name, split, images, *_ = (*exam.split(","), "", "")
     if name not in TASKS or split not in SPLITS:
         known = f"{' or '.join(TASKS)}, then {' or '.join(SPLITS)}"
         raise ValueError(f"no exam {exam!r}: choose {known}")
@@ -30,10 +31,10 @@ def get_config(exam: str = "questions,heldout") -> ConfigDict:
     config = default_evaluation(task).unlock()
     config.title, config.which = exam, "last"
     scenes = {"kind": "shapes", "split": split, "start": START, "size": SCENES}
-    shown = scenes | texts
-    if pictures:
-        shown = {"kind": "wrong_images", "of": shown, "pictures": pictures}
-    config.data = (shown,)
+    data = scenes | texts
+    if images:
+        data = {"kind": "wrong_images", "of": data, "pictures": images}
+    config.data = (data,)
     config.batch_size, config.rerank = 100, 16
     config.tokenizer = "python"
     if task != "retrieval":

@@ -1,10 +1,13 @@
 """blip2-jax evaluate --config eval/vqa_finetuned:vqav2_test,opt6.7b
 
-Fine-tuned visual question answering, the paper's table 4: DATA is vqav2_testdev or
-vqav2_test (both without answers: a file for the server), MODEL a run of the fine-tune
-behind opt2.7b, opt6.7b or flant5xl. No weights of it were released.
-Paths as in `evaluation/paper.py`; behind the row, `data=DIR`, `weights=DIR` and
-`runs=DIR` name others.
+Fine-tuned visual question answering (table 4 of the paper). The argument is DATA,MODEL:
+DATA is vqav2_testdev or vqav2_test, MODEL opt2.7b, opt6.7b or flant5xl, a run of your
+own: these weights were not released. Neither data set has answers; the evaluation
+writes the file for the benchmark's server.
+
+The images, annotations and weights are expected as in
+`blip2_jax/paper/paper_tables.py`; `data=DIR`, `weights=DIR` and `runs=DIR` after MODEL
+change the directories.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +16,5 @@ from blip2_jax.paper import paper_tables
 
 
 def get_config(row: str = "vqav2_test,opt6.7b") -> ConfigDict:
-    """The evaluation's configuration."""
+    """Build the configuration; `row` is "DATA,MODEL" and changed directories."""
     return paper_tables.vqa_finetuned(paper_tables.read_row("vqa_finetuned", row))

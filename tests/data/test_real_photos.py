@@ -117,9 +117,9 @@ def test_daquar_questions(data, tmp_path):
 
 def test_daquar_has_a_part_to_choose_by(data):
     """Two parts of the training photos, none in both; the test photos are others."""
-    path = daquar_vqa.read_paths(f"data={data / 'daquar_vqa'}")
+    path = daquar_vqa.parse_paths(f"data={data / 'daquar_vqa'}")
     tenth, rest, test = (
-        build_source(daquar_vqa.questions(path, split, part, shown=False))
+        build_source(daquar_vqa.questions(path, split, part, features=False))
         for split, part in (("train", "tenth"), ("train", "rest"), ("test", "all"))
     )
     held_out, kept = set(tenth.keys()), set(rest.keys())
