@@ -1,6 +1,6 @@
 """Every benchmark of a CPU, one after the other (three quarters of an hour):
 
-    python benchmarks/all.py --lavis PATH --lavis_python PYTHON --torch_python PYTHON
+    python -m benchmarks.all --lavis PATH --lavis_python PYTHON --torch_python PYTHON
         --photos TARS [--photos TARS] [--write]
 
 `--write` updates docs/performance.md. Without `--photos` there is no image pipeline;
@@ -17,14 +17,14 @@ import time
 
 from benchmarks import harness
 
-# Script, and which of the flags it takes beside those that all take.
-SCRIPTS = {
-    "stage1_step.py": (),
-    "stage2_step.py": (),
-    "generation.py": ("torch_python",),
-    "reranking.py": (),
-    "image_pipeline.py": ("photos",),
-    "startup.py": (),
+# Benchmarks, and the flags that each takes in addition to the common ones.
+BENCHMARKS = {
+    "stage1_step": (),
+    "stage2_step": (),
+    "generation": ("torch_python",),
+    "reranking": (),
+    "image_pipeline": ("photos",),
+    "startup": (),
 }
 
 
@@ -35,14 +35,14 @@ def main() -> int:
     parser.set_defaults(rounds=None, threads=None)
     options = parser.parse_args()
     start, failed = time.perf_counter(), 0
-    for script, more in SCRIPTS.items():
+    for name, more in BENCHMARKS.items():
         if "photos" in more and not options.photos:
-            print(f"{script} is left out: it needs --photos\n", flush=True)
+            print(f"{name} is skipped: it needs --photos\n", flush=True)
             continue
-        command = [sys.executable, f"benchmarks/{script}", *flags(options, more)]
+        command = [sys.executable, "-m", f"benchmarks.{name}", *flags(options, more)]
         failed += subprocess.run(command, cwd=harness.ROOT).returncode != 0
         minutes = (time.perf_counter() - start) / 60
-        print(f"{script} ended after {minutes:.1f} minutes\n", flush=True)
+        print(f"{name} ended after {minutes:.1f} minutes\n", flush=True)
     return failed
 
 

@@ -1,4 +1,4 @@
-"""Does transformers say what we say? `python benchmarks/exported.py --model RUN`.
+"""Does transformers say what we say? `python -m benchmarks.exported --model RUN`.
 
 Exports a stage-2 run of the shapes world (`make demo` leaves two) as a Hugging Face
 folder, captions and answers held-out scenes with `generate` of transformers and with

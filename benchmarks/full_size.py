@@ -1,4 +1,4 @@
-"""A full-size conversion, timed: `python benchmarks/full_size.py --workdir DIR`.
+"""A full-size conversion, timed: `python -m benchmarks.full_size --workdir DIR`.
 
 Writes a sharded Hugging Face folder of random bfloat16 weights in the size of a
 released model, converts it, opens the result and captions one image; prints time and
@@ -37,7 +37,8 @@ def main() -> None:
         return
     options.workdir.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        command = [sys.executable, __file__, *sys.argv[1:], f"--part={part}"]
+        command = [sys.executable, "-m", "benchmarks.full_size", *sys.argv[1:]]
+        command += [f"--part={part}"]
         subprocess.run(command, check=True, cwd=ROOT)
 
 

@@ -1,4 +1,4 @@
-"""Greedy and beam-5 captions beside PyTorch: `python benchmarks/generation.py`.
+"""Greedy and beam-5 captions beside PyTorch: `python -m benchmarks.generation`.
 
 A language model of OPT-125m's size behind the real-size Q-Former, random weights, fp32,
 batch 4, 30 new tokens (none may end earlier) behind a prompt of four, from features to
@@ -75,7 +75,7 @@ def contestants(
             harness.Worker(
                 "transformers",
                 options.torch_python,
-                "transformers_peer.py",
+                "transformers_peer",
                 "generation",
                 settings | {"weights": file},
                 options.threads,

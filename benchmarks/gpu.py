@@ -1,6 +1,6 @@
 """Steps of the released sizes on a GPU, in bfloat16, beside torch.
 
-    python benchmarks/gpu.py --lavis PATH --lavis_python PYTHON --torch_python PYTHON
+    python -m benchmarks.gpu --lavis PATH --lavis_python PYTHON --torch_python PYTHON
         [--model stage1] [--profile DIR]
 
 ViT-g alone, forward; stage 1 with ViT-g in the step, beside the original (`--lavis`);
@@ -128,7 +128,7 @@ def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.
         harness.Worker(
             f"{OURS}, attention by {attention}",
             sys.executable,
-            "ours.py",
+            "ours",
             kind,
             settings | more | {"attention": attention},
             options.threads,
@@ -143,7 +143,7 @@ def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.
             harness.Worker(
                 "transformers",
                 options.torch_python,
-                "transformers_peer.py",
+                "transformers_peer",
                 "training",
                 {"sizes": sizes, **given, **device},
                 options.threads,

@@ -70,25 +70,25 @@ class Worker:
         self,
         name: str,
         python: str,
-        script: str,
+        module: str,
         kind: str,
         settings: Mapping[str, Any],
         threads: int,
         device: str = "cpu",
     ) -> None:
-        """Start it; `script` is a file beside this one that calls `serve`.
+        """Start the process.
 
         Args:
-          name: in the tables.
-          python: the interpreter.
-          script: the file's name.
-          kind: of contestant; a key of what the script serves.
-          settings: of the contestant.
-          threads: cores that it may use.
-          device: the platform that JAX takes there.
+          name: name in the tables.
+          python: interpreter with the contestant's libraries.
+          module: module of this package that calls `serve`.
+          kind: kind of contestant; a key of the mapping that the module serves.
+          settings: arguments of the contestant.
+          threads: number of cores that it may use.
+          device: JAX platform of the process.
         """
         self.name = name
-        command = [python, str(ROOT / "benchmarks" / script), kind]
+        command = [python, "-m", f"benchmarks.{module}", kind]
         self._process = subprocess.Popen(
             [*command, json.dumps(dict(settings) | {"threads": threads})],
             stdin=subprocess.PIPE,
@@ -157,7 +157,7 @@ def pair(
     theirs: Mapping[str, Any] | None = None,
 ) -> list[Worker]:
     """Us and, where `--lavis` names a checkout, the original, with more settings."""
-    ours = Worker("ours", sys.executable, "ours.py", kind, given, options.threads)
+    ours = Worker("ours", sys.executable, "ours", kind, given, options.threads)
     return [ours, *original(options, kind, given, theirs)]
 
 
@@ -175,7 +175,7 @@ def original(
         Worker(
             "original",
             options.lavis_python,
-            "lavis_peer.py",
+            "lavis_peer",
             kind,
             dict(given) | checkout | dict(theirs or {}),
             options.threads,
@@ -294,9 +294,9 @@ def report(
       body: tables.
       page: the Markdown file.
     """
-    script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
-    given = [word for word in sys.argv[1:] if word != "--write"]
-    command = " ".join(["python", script, *given])
+    module = f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"
+    words = [word for word in sys.argv[1:] if word != "--write"]
+    command = " ".join(["python", "-m", module, *words])
     for flag in ("lavis", "lavis_python", "torch_python", "photos"):
         command = re.sub(rf"(--{flag}[= ])\S*/([^/ ]+)", r"\1.../\2", command)
     today = datetime.date.today().isoformat()

@@ -1,6 +1,6 @@
 """Photos to training batches on one core, beside the original's transforms.
 
-    python benchmarks/image_pipeline.py --photos DIR_OR_TAR [--photos ...] --lavis PATH
+    python -m benchmarks.image_pipeline --photos DIR_OR_TAR [--photos ...] --lavis PATH
 
 Real JPEGs, held in memory, to normalised batches of 8 at 224 px: decode, random resized
 crop (bicubic), flip, normalise. Ours is the path of training (`data/images.py`, then

@@ -1,4 +1,4 @@
-"""What do length buckets gain on real captions? `python benchmarks/length_buckets.py`.
+"""What do length buckets gain on real captions? `python -m benchmarks.length_buckets`.
 
 Looks at the batches of Flickr8k's training photos as a run of stage 1 would draw them,
 one of five captions a photo, and says for each batch size how far texts are padded and

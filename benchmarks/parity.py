@@ -1,4 +1,4 @@
-"""How near to the PyTorch originals is every block? `python benchmarks/parity.py`.
+"""How near to the PyTorch originals is every block? `python -m benchmarks.parity`.
 
 Runs the parity tests (torch and transformers installed: the extra `parity`), which
 compare with numbers of the authors' own code (tests/goldens) and with transformers
@@ -21,11 +21,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "parity.md"
 TESTS = (
     "tests/models",
-    "tests/training/test_stage1.py",
-    "tests/training/test_stage2.py",
+    "tests/nn/test_half_precision.py",
+    "tests/losses/test_stage1.py",
+    "tests/losses/test_stage2.py",
     "tests/generation",
     "tests/convert",
-    "tests/test_api.py",
+    "tests/inference/test_model.py",
     "tests/evaluation/test_stage1_scores.py",
 )
 
@@ -43,7 +44,7 @@ BLOCKS = (
     ("Q-Former, captioning pass and head", ORIGINAL, r"lm_(hidden|logits)$"),
     ("Contrastive projections, cosines", ORIGINAL, r"_proj$|_feats$|itc_score$|sim_"),
     ("Matching head", ORIGINAL, r"itm_logits$"),
-    ("Match, features through the API", ORIGINAL, r"test_api.*(match|features)"),
+    ("Match, features through the API", ORIGINAL, r"test_model.*(match|features)"),
     ("Match, features through the API", TRANSFORMERS, r"test_match_and_features"),
     ("Language projection", ORIGINAL, r"stage2.*:: proj$"),
     ("Language projection", TRANSFORMERS, r"test_equals_huggingface"),
@@ -54,11 +55,11 @@ BLOCKS = (
     ("T5, encoder", ORIGINAL, r"encoder_last_hidden"),
     ("T5, logits", ORIGINAL, r"stage2\.py.*stage2_t5_a.*:: logits"),
     ("T5, logits", TRANSFORMERS, r"test_t5.*transformers"),
-    ("Stage 1, losses", ORIGINAL, r"values :: .*training/test_stage1.*(losses|ranks)"),
-    ("Stage 1, gradients", ORIGINAL, r"gradients :: .*training/test_stage1"),
+    ("Stage 1, losses", ORIGINAL, r"values :: .*losses/test_stage1.*(losses|ranks)"),
+    ("Stage 1, gradients", ORIGINAL, r"gradients :: .*losses/test_stage1"),
     ("Stage 1, losses and weights of five steps", ORIGINAL, r"test_five_steps"),
-    ("Stage 2, losses", ORIGINAL, r"values :: .*training/test_stage2"),
-    ("Stage 2, gradients", ORIGINAL, r"gradients :: .*training/test_stage2"),
+    ("Stage 2, losses", ORIGINAL, r"values :: .*losses/test_stage2"),
+    ("Stage 2, gradients", ORIGINAL, r"gradients :: .*losses/test_stage2"),
     ("Decoding, Q-Former", ORIGINAL, r"goldens_stage1"),
     ("Decoding, OPT, every mode", ORIGINAL, r"goldens_stage2.*stage2_opt_a"),
     ("Decoding, OPT-350m's layout", ORIGINAL, r"goldens_stage2.*opt350"),
@@ -70,7 +71,7 @@ BLOCKS = (
 HEAD = """# Parity with PyTorch
 
 Every block agrees with the PyTorch implementations within small tolerances in float32,
-and generated ids are identical. `python benchmarks/parity.py` runs the parity tests and
+and generated ids are identical. `python -m benchmarks.parity` runs the parity tests and
 writes this page.
 
 - "The original": numbers computed by the authors' code with tiny random weights, stored

@@ -1,4 +1,4 @@
-"""Does bf16 train as well as fp32? `python benchmarks/precision.py --workdir DIR`.
+"""Does bf16 train as well as fp32? `python -m benchmarks.precision --workdir DIR`.
 
 Trains the demo (`launch/demo.py`) in both precisions over three seeds, two runs at a
 time with one core each, and scores all of them on scenes of two kinds: `validation`,

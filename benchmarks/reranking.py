@@ -1,4 +1,4 @@
-"""Re-ranking by the matching head: `python benchmarks/reranking.py --lavis PATH`.
+"""Re-ranking by the matching head: `python -m benchmarks.reranking --lavis PATH`.
 
 Beside the original: the real-size Q-Former at the resolution of the retrieval models
 (364 px: 677 x 1408 features), fp32; every image meets 16 texts of 35 tokens. Ours

@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: `python benchmarks/scaling.py --workdir DIR`.
+"""The tables of docs/scaling.md: `python -m benchmarks.scaling --workdir DIR`.
 
 Plans the paper's configurations on TPU slices, one after the other, each by
 `launch/plan.py` in a process of its own, and writes what was found into the page. A

@@ -1,6 +1,6 @@
 """Killed again and again, a run must end as if nothing had happened:
 
-    python benchmarks/soak.py --workdir DIR [--steps 2000 --kill_every 100]
+    python -m benchmarks.soak --workdir DIR [--steps 2000 --kill_every 100]
         [--change batch_size=8 ...]
 
 Trains stage 1 on the shapes world twice. One run is left alone; the other is ended by

@@ -1,4 +1,4 @@
-"""Steps of stage 1: `python benchmarks/stage1_step.py --lavis PATH`.
+"""Steps of stage 1: `python -m benchmarks.stage1_step --lavis PATH`.
 
 Beside the original: the Q-Former in its real size, all three losses, forward, backward
 and AdamW, fp32, a batch of 8 texts of 32 tokens: on precomputed features of a ViT-g

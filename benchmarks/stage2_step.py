@@ -1,4 +1,4 @@
-"""Steps of stage 2: `python benchmarks/stage2_step.py --lavis PATH`.
+"""Steps of stage 2: `python -m benchmarks.stage2_step --lavis PATH`.
 
 Beside the original: the Q-Former in its real size in front of a frozen language model
 of OPT-125m's and of T5-base's size, on precomputed features of a ViT-g, fp32, a batch

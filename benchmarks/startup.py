@@ -1,4 +1,4 @@
-"""From the command to the end of the first step: `python benchmarks/startup.py`.
+"""From the command to the end of the first step: `python -m benchmarks.startup`.
 
 Starts a configuration of the shapes world twice with one directory of compiled
 programs, and stops it after its first step; says also how much of that the compiler

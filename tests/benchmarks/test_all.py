@@ -8,7 +8,7 @@ from benchmarks import harness
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Of the scripts that `benchmarks/all.py` with these flags would run."""
+    """Flags of each benchmark that `benchmarks.all` would run."""
 
     def of(*flags):
         found = {}
@@ -17,9 +17,9 @@ def commands(monkeypatch):
             returncode = 0
 
         def run(command, **_):
-            script = command[1].removeprefix("benchmarks/")
-            assert (harness.ROOT / command[1]).exists()
-            found[script] = command[2:]
+            name = command[2].removeprefix("benchmarks.")
+            assert (harness.ROOT / "benchmarks" / f"{name}.py").exists()
+            found[name] = command[3:]
             return Ended
 
         monkeypatch.setattr(everything.sys, "argv", ["all.py", *flags])
@@ -36,17 +36,17 @@ def test_every_script_gets_its_flags(commands):
     photos = ["--photos", "a.tar", "--photos", "b.tar"]
     given = ["--torch_python", "other", "--tiny", "--write", *peers, *counts, *photos]
     found = commands(*given)
-    assert list(found) == list(everything.SCRIPTS)
-    for script, flags in found.items():
+    assert list(found) == list(everything.BENCHMARKS)
+    for name, flags in found.items():
         own = {
-            "generation.py": ["--torch_python", "other"],
-            "image_pipeline.py": photos,
-        }.get(script, [])
+            "generation": ["--torch_python", "other"],
+            "image_pipeline": photos,
+        }.get(name, [])
         assert flags == ["--tiny", "--write", *counts, *peers, *own]
 
 
 def test_without_photos_there_is_no_image_pipeline(commands, capsys):
     found = commands()
-    assert set(everything.SCRIPTS) - set(found) == {"image_pipeline.py"}
+    assert set(everything.BENCHMARKS) - set(found) == {"image_pipeline"}
     assert not any(found.values())  # each script's own defaults
-    assert "image_pipeline.py is left out: it needs --photos" in capsys.readouterr().out
+    assert "image_pipeline is skipped: it needs --photos" in capsys.readouterr().out

@@ -20,7 +20,7 @@ def stage2_sizes(name):
 def test_a_stage1_worker_steps_and_replays_negatives():
     settings = {"sizes": stage1_step.sizes_of("vit_s", True, 0.0), "rows": 4, "text": 8}
     with harness.Worker(
-        "ours", sys.executable, "ours.py", "training", settings, 1
+        "ours", sys.executable, "ours", "training", settings, 1
     ) as worker:
         negatives = [[1, 2, 3, 0], [3, 0, 1, 2]]
         losses = [worker.ask("compare", negatives=negatives) for _ in range(2)]

@@ -54,7 +54,7 @@ def test_the_sections_of_the_page_say_what_may_be_replaced():
     for title in titles:
         _, section = page.split(f"## {title}\n")
         measured, mark, _ = section.split("\n## ")[0].partition("\n<!-- end -->\n")
-        assert mark and "    python benchmarks/" in measured
+        assert mark and "    python -m benchmarks." in measured
 
 
 def test_a_report_names_no_path_and_writes_its_section(tmp_path, monkeypatch, capsys):
@@ -67,7 +67,7 @@ def test_a_report_names_no_path_and_writes_its_section(tmp_path, monkeypatch, ca
     harness.report(options, "Steps", "fp32.", table, page)
     printed = capsys.readouterr().out.rstrip()
     assert page.read_text() == f"# Speed\n\n{printed}\n\n<!-- end -->\n"
-    assert "python benchmarks/x.py --lavis .../LAVIS\n" in page.read_text()
+    assert "python -m benchmarks.x --lavis .../LAVIS\n" in page.read_text()
     assert "| ours | 1 |" in page.read_text()
 
 
@@ -112,7 +112,7 @@ def test_turns_alternate_and_the_second_call_of_each_but_the_first_counts():
 
 def test_a_worker_that_ends_says_so(capfd):
     with (
-        harness.Worker("ours", sys.executable, "ours.py", "nothing", {}, 1) as worker,
+        harness.Worker("ours", sys.executable, "ours", "nothing", {}, 1) as worker,
         pytest.raises(RuntimeError, match="ours ended in 'step'"),
     ):
         worker.ask("step")

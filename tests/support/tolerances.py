@@ -1,7 +1,7 @@
 """How near is near enough, and a record of how near it was.
 
 With BLIP2_JAX_PARITY_LOG=FILE every comparison appends a line of JSON, from which
-`benchmarks/parity.py` makes the table of docs/parity.md.
+`python -m benchmarks.parity` makes the table of docs/parity.md.
 """
 
 import json
