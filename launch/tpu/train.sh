@@ -5,16 +5,16 @@
 #     launch/tpu/train.sh run NAME ZONE \
 #         --config configs/stage1_vitg.py --workdir /shared/runs/stage1
 #
-# NAME and ZONE are those of a slice that exists (gcloud compute tpus tpu-vm create).
-# "setup" copies this checkout to every host and installs it; "run" starts the command
-# on all of them at once, and jax finds out which host is which. /shared stands for a
-# disk that all hosts see (Filestore, a mounted bucket): checkpoints, data and weights
-# go there. The same line again continues a run that was preempted.
+# NAME and ZONE are those of an existing slice (gcloud compute tpus tpu-vm create).
+# "setup" copies this checkout to every host and installs it; "run" starts the command on
+# all hosts at once, and JAX detects the number of each host. /shared is a disk that all
+# hosts share (Filestore, a mounted bucket), for checkpoints, data and weights. The same
+# command continues a run that was preempted.
 
 set -euo pipefail
 
-usage="usage: $0 setup|run NAME ZONE [arguments of launch/train.py]"
-what=${1:?$usage}
+usage="usage: $0 setup|run NAME ZONE [options of launch/train.py]"
+action=${1:?$usage}
 name=${2:?$usage}
 zone=${3:?$usage}
 shift 3
@@ -23,7 +23,7 @@ on_all_hosts() {
     gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --command "$1"
 }
 
-case $what in
+case $action in
 setup)
     archive=$(mktemp --suffix=.tar.gz)
     trap 'rm -f "$archive"' EXIT
@@ -34,7 +34,7 @@ setup)
         && cd blip2_jax && python3 -m venv .venv && .venv/bin/pip install -e '.[tpu]'"
     ;;
 run)
-    # Quoted once more, because another shell reads them on the other side.
+    # Quote the arguments again: the shell of each host parses them too.
     arguments=$(printf '%q ' "$@")
     on_all_hosts "cd blip2_jax && .venv/bin/python launch/train.py --multihost $arguments"
     ;;

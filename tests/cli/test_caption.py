@@ -1,4 +1,4 @@
-"""`launch/generate.py` and `blip2_jax.load` on run directories."""
+"""`blip2-jax caption` and `blip2_jax.load` on run directories."""
 
 import pathlib
 
@@ -71,20 +71,20 @@ def test_conversations_examples_and_several_images(run, photos, capsys):
         assert main([*start, *arguments]) == 0
         return capsys.readouterr().out.splitlines()
 
-    told = model.converse(photos[0], ["a star?", "why?"], **short)
+    answers = model.converse(photos[0], ["a star?", "why?"], **short)
     assert printed(photos[0], "--dialogue") == [
-        f"{photos[0]}: a star? -> {told[0]}",
-        f"{photos[0]}: why? -> {told[1]}",
+        f"{photos[0]}: a star? -> {answers[0]}",
+        f"{photos[0]}: why? -> {answers[1]}",
     ]
     both = model.answer([photos], ["a star?", "why?"], **short)
     assert printed(*photos, "--together") == [
         f"{photos[0]} + {photos[1]}: a star? -> {both[0]}",
         f"{photos[0]} + {photos[1]}: why? -> {both[1]}",
     ]
-    shown = {"history": [("red?", "no")], "examples": [(photos[1], "blue?", "yes")]}
-    found = model.answer(photos[0], ["a star?", "why?"], **shown, **short)
+    context = {"history": [("red?", "no")], "examples": [(photos[1], "blue?", "yes")]}
+    expected = model.answer(photos[0], ["a star?", "why?"], **context, **short)
     turns = ["--history", "red?", "no", "--example", photos[1], "blue?", "yes"]
-    assert [line.split(" -> ")[1] for line in printed(photos[0], *turns)] == found
+    assert [line.split(" -> ")[1] for line in printed(photos[0], *turns)] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The scripts for clusters hand the user's arguments on, whole."""
+"""The SLURM and TPU scripts pass the user's arguments on unchanged."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ ARGUMENTS = ("--config", "configs/x.py", "--config.data.train[0].path=/a b/c")
 
 
 def run(script, *arguments, commands, tmp_path):
-    """With these commands (a line of shell each) in place of the cluster's own."""
+    """Run a script with these commands (lines of shell) instead of the cluster's."""
     (tmp_path / "bin").mkdir()
     for name, line in {"activate": "", **commands}.items():
         path = tmp_path / "bin" / name
@@ -42,7 +42,7 @@ def test_slurm(tmp_path, code, queued):
 
 
 def test_tpu(tmp_path):
-    """What the hosts' shell is given, it reads as the same arguments."""
+    """The shells of the hosts parse the same arguments."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text(f"#!/bin/bash\n{PRINT}\n")
@@ -54,11 +54,11 @@ def test_tpu(tmp_path):
     assert done.stdout == "|".join(("launch/train.py", "--multihost", *ARGUMENTS, ""))
 
 
-def test_tpu_says_how_it_is_used(tmp_path):
+def test_tpu_prints_its_usage(tmp_path):
     done = run(TPU, "run", "pod", commands={}, tmp_path=tmp_path)
     assert done.returncode != 0 and "setup|run NAME ZONE" in done.stderr
 
 
 @pytest.mark.parametrize("script", [SLURM, TPU])
-def test_bash_can_read_them(script):
+def test_bash_parses_the_scripts(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0

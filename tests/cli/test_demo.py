@@ -1,4 +1,4 @@
-"""`launch/demo.py` from end to end, with hardly any training."""
+"""`blip2-jax demo` end to end, with few training steps."""
 
 import json
 import os
@@ -15,17 +15,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def demo(workdir, *more):
-    shared = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
     return subprocess.run(
         [sys.executable, "launch/demo.py", f"--workdir={workdir}", *more],
         cwd=ROOT,
-        env=os.environ | shared | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | cache | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
 
 
-def test_a_directory_of_another_recipe_is_refused_in_a_sentence(tmp_path):
+def test_a_directory_with_another_configuration_is_refused(tmp_path):
     (tmp_path / "stage1").mkdir()
     write_config(tmp_path / "stage1", shapes_stage1.get_config())
     done = demo(tmp_path, "--seed=7")
@@ -35,7 +35,7 @@ def test_a_directory_of_another_recipe_is_refused_in_a_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_trains_examines_and_reports(tmp_path):
+def test_demo_trains_evaluates_and_reports(tmp_path):
     done = demo(tmp_path, "--steps=0.005", "--scenes=8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "image to text, first of 8" in done.stdout

@@ -1,4 +1,4 @@
-"""`launch/evaluate.py` on run directories: records, predictions, refusals."""
+"""`blip2-jax evaluate` on run directories: records, predictions, errors."""
 
 import json
 
@@ -21,7 +21,7 @@ def run(request, tmp_path_factory):
 
 
 def evaluate(monkeypatch, run, task, out, *more):
-    """The exit code, and the record if there is one."""
+    """The exit code and the record, None if there is none."""
     arguments = ["--model", str(run.directory), "--task", task]
     arguments += ["--data", json.dumps(DATA), "--out", str(out)]
     arguments += ["--config.decoding.max_new_tokens=4", "--config.tokenizer=python"]
@@ -46,29 +46,29 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("run", ["stage1"], indirect=True)
-def test_a_retrieval_that_was_killed_goes_on(run, tmp_path, monkeypatch):
-    score, asked = Stage1Scorer.match_logits, []
+def test_a_killed_retrieval_continues(run, tmp_path, monkeypatch):
+    score, calls = Stage1Scorer.match_logits, []
 
-    def killed_at_the_fourth(*arguments):
-        asked.append(arguments)
-        if len(asked) == 4:
+    def killed_at_fourth_call(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return score(*arguments)
 
     arguments = (monkeypatch, run, "retrieval")
     _, whole = evaluate(*arguments, tmp_path / "whole.json")
-    monkeypatch.setattr(Stage1Scorer, "match_logits", killed_at_the_fourth)
+    monkeypatch.setattr(Stage1Scorer, "match_logits", killed_at_fourth_call)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*arguments, tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists() and (tmp_path / "r.rerank").is_dir()
     _, record = evaluate(*arguments, tmp_path / "r.json")
-    assert len(asked) == 4 + 3  # six images, of which three were done
+    assert len(calls) == 4 + 3  # three of the six images were done
     assert record["scores"] == whole["scores"]
     assert not (tmp_path / "r.rerank").exists()
 
 
 def check_examples(record, out):
-    """The scores follow from the examples; every score has an interval around it."""
+    """Check that the scores follow from the examples and that all have intervals."""
     examples = read_examples(out.with_suffix(".examples.jsonl"))
     assert len(examples) == record["examples"]
     statistics = statistics_of(examples)
@@ -92,10 +92,10 @@ def test_captioning(run, tmp_path, monkeypatch):
 
 
 def test_a_report_opens_the_model(run, tmp_path, monkeypatch):
-    """And shows where its queries look, in two of the pictures."""
+    """The report contains attention maps of two images."""
     evaluate(monkeypatch, run, "captioning", tmp_path / "c.json")
-    given = [str(tmp_path / "c.json"), "--out", str(tmp_path / "r"), "--maps", "2"]
-    assert report.main(given) == 0
+    arguments = [str(tmp_path / "c.json"), "--out", str(tmp_path / "r")]
+    assert report.main([*arguments, "--maps", "2"]) == 0
     page = (tmp_path / "r.html").read_text()
     queries = run.config.model.overrides.qformer.num_queries
     assert page.count("data:image/png;base64,") == 2 * (1 + queries)
@@ -120,7 +120,7 @@ def test_questions(run, tmp_path, capsys, monkeypatch):
     [
         (["--task", "wups"], "there are retrieval, captioning, vqa"),
         (["--model", "no/such/run"], "no file or folder 'no/such/run'"),
-        (["--data", "{broken"], "--data is no JSON"),
+        (["--data", "{broken"], "--data is not JSON"),
         (["--data", "no_such.json"], "no_such.json"),
         (["--config.rerunk=3"], "rerunk"),
         (["--config.variant=mine"], "variant 'mine': there are official, lavis"),
@@ -133,9 +133,9 @@ def test_bad_input_gives_one_sentence_and_exit_code_1(
 ):
     arguments = ["--model", str(run.directory), "--task", "captioning"]
     assert main([*arguments, *more]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said
-    assert len(said.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert len(error.splitlines()) == 1
     assert not list(run.directory.glob("evaluation_*"))
 
 
@@ -143,12 +143,12 @@ def test_a_converted_folder_scores_as_its_run(run, tmp_path, monkeypatch):
     task = "retrieval" if run.config.task == "stage1" else "vqa"
     write_folder(open_model(run.directory), tmp_path / "folder")
     monkeypatch.chdir(tmp_path)
-    found = []
+    results = []
     for number, model in enumerate((run.directory, "folder")):
         out = tmp_path / f"{number}.json"
-        given = ["--model", str(model), "--task", task, "--out", str(out)]
-        given += ["--data", json.dumps(DATA), "--config.decoding.max_new_tokens=2"]
-        assert main([*given, "--config.text_length=20"]) == 0
+        arguments = ["--model", str(model), "--task", task, "--out", str(out)]
+        arguments += ["--data", json.dumps(DATA), "--config.decoding.max_new_tokens=2"]
+        assert main([*arguments, "--config.text_length=20"]) == 0
         record = json.loads(out.read_text())
-        found.append((record["scores"], record["digests"]))
-    assert found[0] == found[1]
+        results.append((record["scores"], record["digests"]))
+    assert results[0] == results[1]

@@ -1,4 +1,4 @@
-"""One process or two, batches of 7 or 64: the same scores and result files."""
+"""One or two processes and batches of 7 or 64 give the same scores and files."""
 
 import json
 
@@ -16,8 +16,8 @@ IMAGES, BROKEN, SIZES = 13, 5, (7, 64)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """Directories of results: of one process, and of two."""
+def outputs(tmp_path_factory):
+    """Directories of the results of one process and of two."""
     place = tmp_path_factory.mktemp("evaluation")
     make_run(place / "stage1", "stage1")
     make_run(place / "stage2", "stage2", factor=30.0)
@@ -27,7 +27,7 @@ def found(tmp_path_factory):
         for index in range(IMAGES):
             record, name = scenes.record(index), f"{index}.png"
             if index == BROKEN:
-                (place / name).write_bytes(b"no picture")
+                (place / name).write_bytes(b"no image")
             else:
                 Image.fromarray(scenes.load_image(index)).save(place / name)
             for number, question in enumerate(record.questions[: 1 + index % 3]):
@@ -42,13 +42,13 @@ def found(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_nothing_depends_on_processes_or_batches(found, task):
+def test_nothing_depends_on_processes_or_batches(outputs, task):
     results = []
-    for folder in found:
+    for folder in outputs:
         for size in SIZES:
             path = folder / f"{task}_{size}.json"
             record = json.loads(path.read_text())
-            kept = {
+            fields = {
                 name: record[name]
                 for name in (
                     "scores",
@@ -62,23 +62,23 @@ def test_nothing_depends_on_processes_or_batches(found, task):
             predictions = path.with_suffix(".predictions.json")
             examples = read_examples(path.with_suffix(".examples.jsonl"))
             file = predictions.read_bytes() if predictions.exists() else None
-            results.append((kept, examples, file))
+            results.append((fields, examples, file))
     assert all(result == results[0] for result in results[1:])
-    kept, examples, _ = results[0]
-    assert kept["broken"] == {"not an image": 1}
+    fields, examples, _ = results[0]
+    assert fields["broken"] == {"not an image": 1}
     if task != "retrieval":
         assert len({example["said"] for example in examples}) > 1
     if task == "vqa":
         ids = [example["id"] for example in examples]
-        asked = [10 * i + n for i in range(IMAGES) for n in range(1 + i % 3)]
-        assert ids == [each for each in asked if each // 10 != BROKEN]
+        expected = [10 * i + n for i in range(IMAGES) for n in range(1 + i % 3)]
+        assert ids == [id_ for id_ in expected if id_ // 10 != BROKEN]
     if task == "captioning":
         ids = [example["id"] for example in examples]
         assert ids == [index for index in range(IMAGES) if index != BROKEN]
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_writes_and_leaves_nothing_behind(found):
-    names = {path.name for path in found[0].iterdir()}
-    assert names == {path.name for path in found[1].iterdir()}
+def test_only_the_first_process_writes_and_no_cache_remains(outputs):
+    names = {path.name for path in outputs[0].iterdir()}
+    assert names == {path.name for path in outputs[1].iterdir()}
     assert not [name for name in names if "rerank" in name]

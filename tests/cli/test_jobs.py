@@ -1,4 +1,4 @@
-"""Commands that need each other: order, failures, interrupts."""
+"""Jobs: their order, failures and interrupts."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import pytest
 from blip2_jax.cli.jobs import Job, available_cores, run_jobs
 
 
-def say(tmp_path, name, code="", needs=()):
-    """A job that writes its name behind those of the others when it begins."""
+def make_job(tmp_path, name, code="", needs=()):
+    """A job that appends its name to a common file when it starts."""
     begun = f"open({str(tmp_path / 'order')!r}, 'a').write('{name} ')"
     command = [sys.executable, "-c", f"{begun}\n{code}"]
     return Job(name, command, tmp_path / f"{name}.log", needs)
@@ -22,12 +22,12 @@ def order(tmp_path):
     return (tmp_path / "order").read_text().split()
 
 
-def test_jobs_wait_for_what_they_need_and_begin_in_order(tmp_path):
+def test_jobs_wait_for_their_needs_and_start_in_order(tmp_path):
     jobs = [
-        say(tmp_path, "last", needs=("first", "second")),
-        say(tmp_path, "second", needs=("first", "done before")),
-        say(tmp_path, "first", "print('heard')"),
-        say(tmp_path, "other"),
+        make_job(tmp_path, "last", needs=("first", "second")),
+        make_job(tmp_path, "second", needs=("first", "done before")),
+        make_job(tmp_path, "first", "print('heard')"),
+        make_job(tmp_path, "other"),
     ]
     lines = []
     assert run_jobs(jobs, cores=available_cores()[:1], report=lines.append) == []
@@ -36,9 +36,9 @@ def test_jobs_wait_for_what_they_need_and_begin_in_order(tmp_path):
     assert (tmp_path / "first.log").read_text() == "heard\n"
 
 
-def test_what_jobs_say_can_be_told_behind_their_names(tmp_path):
+def test_output_of_jobs_is_echoed_after_their_names(tmp_path):
     lines = []
-    job = say(tmp_path, "one", "print('a'); print('b')")
+    job = make_job(tmp_path, "one", "print('a'); print('b')")
     assert (
         run_jobs([job], cores=available_cores()[:1], report=lines.append, echo=True)
         == []
@@ -46,12 +46,12 @@ def test_what_jobs_say_can_be_told_behind_their_names(tmp_path):
     assert lines == ["one | a", "one | b", "one done, 0 of 1 left"]
 
 
-def test_what_fails_takes_along_what_needs_it_and_nothing_else(tmp_path):
+def test_only_jobs_that_need_a_failed_job_are_skipped(tmp_path):
     jobs = [
-        say(tmp_path, "bad", "import sys; sys.exit(3)"),
-        say(tmp_path, "needs", needs=("bad",)),
-        say(tmp_path, "needs that", needs=("needs",)),
-        say(tmp_path, "good"),
+        make_job(tmp_path, "bad", "import sys; sys.exit(3)"),
+        make_job(tmp_path, "needs", needs=("bad",)),
+        make_job(tmp_path, "needs that", needs=("needs",)),
+        make_job(tmp_path, "good"),
     ]
     lines = []
     failed = run_jobs(jobs, cores=available_cores()[:1], report=lines.append)
@@ -60,7 +60,7 @@ def test_what_fails_takes_along_what_needs_it_and_nothing_else(tmp_path):
     assert f"bad failed (3): see {tmp_path / 'bad.log'}" in lines
 
 
-def test_a_command_that_is_not_there_fails(tmp_path):
+def test_a_missing_program_fails(tmp_path):
     job = Job("odd", ["/no/such/program"], tmp_path / "log")
     assert run_jobs([job], cores=available_cores()[:1], report=lambda line: None) == [
         "odd"
@@ -69,22 +69,25 @@ def test_a_command_that_is_not_there_fails(tmp_path):
 
 
 @pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
-def test_each_place_has_a_job_of_its_own(tmp_path):
+def test_each_core_runs_one_job(tmp_path):
     wait = (
         "import os, time\n"
         "print(sorted(os.sched_getaffinity(0)), flush=True)\n"
         f"while not os.path.exists({str(tmp_path / '{}')!r} + '.log'): time.sleep(.01)"
     )
-    jobs = [say(tmp_path, "a", wait.format("b")), say(tmp_path, "b", wait.format("a"))]
+    jobs = [
+        make_job(tmp_path, "a", wait.format("b")),
+        make_job(tmp_path, "b", wait.format("a")),
+    ]
     assert run_jobs(jobs, cores=available_cores()[:2], report=lambda line: None) == []
-    held = {(tmp_path / f"{name}.log").read_text().strip() for name in "ab"}
-    assert held == {f"[{core}]" for core in available_cores()[:2]}
+    affinities = {(tmp_path / f"{name}.log").read_text().strip() for name in "ab"}
+    assert affinities == {f"[{core}]" for core in available_cores()[:2]}
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
 )
-def test_asked_to_end_it_ends_what_runs_politely(tmp_path, number, code):
+def test_a_signal_terminates_the_running_job(tmp_path, number, code):
     program = f"""
 import pathlib, signal, sys
 from blip2_jax.cli.jobs import Job, available_cores, run_jobs

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, with hardly any training."""
+"""The notebook runs from its first cell to its last, with few training steps."""
 
 import pathlib
 

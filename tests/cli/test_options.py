@@ -1,4 +1,4 @@
-"""What the tools share."""
+"""Options that open a model."""
 
 import argparse
 import dataclasses
@@ -18,8 +18,8 @@ def test_every_field_is_an_option():
         field.name for field in dataclasses.fields(ExtraWeights)
     )
     assert ExtraWeights(**extra_weights(parsed())) == ExtraWeights()
-    given = parsed("--vision", "eva.pth", "--image_size", "364", "--which", "300")
-    assert ExtraWeights(**extra_weights(given)) == ExtraWeights(
+    arguments = parsed("--vision", "eva.pth", "--image_size", "364", "--which", "300")
+    assert ExtraWeights(**extra_weights(arguments)) == ExtraWeights(
         vision="eva.pth", image_size=364
     )
-    assert given.which == 300
+    assert arguments.which == 300

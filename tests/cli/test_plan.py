@@ -1,4 +1,4 @@
-"""The command: one sentence where it cannot be, numbers and a file where it can."""
+"""`blip2-jax plan`: its errors, and the numbers that it prints and writes."""
 
 import json
 import pathlib
@@ -46,21 +46,21 @@ def test_one_sentence(capsys, monkeypatch, arguments, message):
 
 
 def test_more_devices_than_this_process_has(tmp_path):
-    """Virtual devices are made by the command itself; nothing named is opened."""
-    found = tmp_path / "plan.json"
+    """The command makes virtual devices and opens no weights."""
+    file = tmp_path / "plan.json"
     command = [
         sys.executable,
         "launch/plan.py",
         f"--config={TINY}:opt",
         "--topology=cpu:4",
         "--config.frozen_sources.language_model=/no/weights",
-        f"--json={found}",
+        f"--json={file}",
         "--config.mesh.fsdp=2",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "data 2 x fsdp 2 x tensor 1" in done.stdout
-    (numbers,) = json.loads(found.read_text())
+    (numbers,) = json.loads(file.read_text())
     assert numbers["fits"] is None and numbers["devices"] == 4
     assert numbers["memory"]["frozen"] > 0
     assert numbers["collectives_by_kind"]["all-gather"]["count"] > 0
@@ -68,18 +68,18 @@ def test_more_devices_than_this_process_has(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep(tmp_path):
-    found = tmp_path / "plan.json"
+    file = tmp_path / "plan.json"
     command = [
         sys.executable,
         "launch/plan.py",
         f"--config={TINY}:opt",
         "--topology=cpu:2",
         "--sweep=remat",
-        f"--json={found}",
+        f"--json={file}",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    plans = json.loads(found.read_text())
+    plans = json.loads(file.read_text())
     assert [plan["remat"] for plan in plans] == ["none", "full", "dots"]
     none, full, dots = (plan["flops"] for plan in plans)
-    assert none < dots < full  # what is not kept is computed again
+    assert none < dots < full  # fewer stored activations, more FLOPs

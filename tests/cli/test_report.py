@@ -1,4 +1,4 @@
-"""`launch/report.py` on records and their examples."""
+"""`blip2-jax report` on records and their examples."""
 
 import json
 
@@ -85,7 +85,7 @@ def test_answers_of_two_models_side_by_side(folder, capsys):
     assert text in capsys.readouterr().out
     row = "| vqa_accuracy | 33.33 [32.33, 34.33] | 66.67 [65.67, 67.67] | 54.3 |"
     assert row in text
-    assert "| vqa_accuracy | +33.33 [" in text  # right less left, in pairs
+    assert "| vqa_accuracy | +33.33 [" in text  # right minus left, paired by example
     assert "| what color | 8 | 37.5 | 62.5 |" in text
     assert "| how many | 4 | 25.0 | 75.0 |" in text
     assert page.count("<div class=card>") == 4  # two best, two worst
@@ -94,7 +94,7 @@ def test_answers_of_two_models_side_by_side(folder, capsys):
     assert "pink</li>" in page
 
 
-def test_a_name_twice_is_told_apart_and_other_data_is_not_compared(folder):
+def test_equal_names_differ_and_other_data_is_not_compared(folder):
     first = write(folder, "a", "vqa", questions(()), {"vqa_accuracy": 0.0})
     scores = {"vqa_accuracy": 0.0}
     other = write(folder, "b", "vqa", questions(()), scores, data="e" * 9)
@@ -106,7 +106,7 @@ def test_a_name_twice_is_told_apart_and_other_data_is_not_compared(folder):
     assert "No paired differences: vqa_accuracy was measured on 12 and on 5" in text
 
 
-def test_searches_show_what_was_found(folder):
+def test_retrieval_results_are_shown(folder):
     image = {
         "unit": "image",
         "id": 0,
@@ -130,7 +130,7 @@ def test_searches_show_what_was_found(folder):
     assert "itc 4, itm 1" in page
 
 
-def test_without_pictures_it_reports_in_words(folder, capsys):
+def test_a_report_without_images(folder, capsys):
     record = write(folder, "left", "vqa", questions(range(4)), {"vqa_accuracy": 33.3})
     (folder / "all.json").unlink()
     _, page = report(folder, record)
@@ -146,11 +146,12 @@ def test_without_pictures_it_reports_in_words(folder, capsys):
         ("[]", "is no record"),
     ],
 )
-def test_what_is_no_record_says_so(folder, content, message, capsys):
+def test_a_file_that_is_no_record(folder, content, message, capsys):
     path = folder / "x.json"
     if content is not None:
         path.write_text(content)
         path.with_suffix(".examples.jsonl").write_text("")
     assert main([str(path), "--out", str(folder / "out")]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert error.count("\n") == 1

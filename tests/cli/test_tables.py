@@ -1,4 +1,4 @@
-"""`launch/tables.py`: what is made in which order, and not twice."""
+"""`blip2-jax tables`: the order of trainings; none is run twice."""
 
 import json
 import os
@@ -31,13 +31,13 @@ def test_tables_of_nothing_are_empty(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--one", "--runs"])
-def test_a_training_that_is_not_there_is_named(tmp_path, flag):
+def test_an_unknown_run_is_named(tmp_path, flag):
     done = launch(tmp_path, flag, "opt_large")
     assert done.returncode == 1
     assert "no run 'opt_large'; there are stage1," in done.stderr
 
 
-def test_trainings_come_behind_what_they_begin_from():
+def test_trainings_follow_their_sources():
     assert with_sources(["questions_opt", "t5"]) == [
         "stage1",
         "opt",
@@ -48,16 +48,16 @@ def test_trainings_come_behind_what_they_begin_from():
 
 
 @pytest.mark.slow
-def test_trainings_are_examined_and_nothing_is_made_twice(tmp_path):
+def test_runs_are_evaluated_and_none_is_run_twice(tmp_path):
     alone = launch(tmp_path, "--quick", "--one", "stage1")
     assert alone.returncode == 0, alone.stderr
     record = tmp_path / "seed_0" / "stage1" / "retrieval_heldout.json"
-    made = record.stat().st_mtime_ns
+    time = record.stat().st_mtime_ns
     some = ("--quick", "--runs", "questions_opt,opt_without_stage1")
     done = launch(tmp_path, *some)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 4 trainings to do" in done.stdout
-    assert record.stat().st_mtime_ns == made
+    assert record.stat().st_mtime_ns == time
     for name in ("opt", "opt_without_stage1", "questions_opt"):
         for exam in exams(name):
             file = tmp_path / "seed_0" / name / f"{exam.replace(',', '_')}.json"

@@ -1,4 +1,4 @@
-"""The command: what is wrong is said in one sentence, and nothing is left behind."""
+"""`blip2-jax train`: errors are one sentence and leave no files."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_one_sentence_and_nothing_written(tmp_path, capsys, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_where():
+def test_debug_raises_the_error():
     with pytest.raises(UsageError):
         train.main([f"--config={TINY}", "--config.stpes=1", "--debug"])
 

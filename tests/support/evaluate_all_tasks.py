@@ -1,4 +1,4 @@
-"""`launch/evaluate.py` several times in each process (`test_evaluate_processes.py`).
+"""Run `blip2-jax evaluate` several times in each process of a test.
 
 Arguments: directory of runs and data, where to write, then batch sizes.
 """

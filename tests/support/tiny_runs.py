@@ -56,7 +56,9 @@ def make_run(directory: pathlib.Path, task: str, factor: float = 1.0) -> Trainin
     """A run with a checkpoint of its first parameters.
 
     Args:
-      factor: of the trained matrices; 30 makes a model's words depend on the image.
+      directory: directory of the run.
+      task: "stage1" or "stage2".
+      factor: factor of the trained matrices; with 30, texts depend on the image.
     """
     run = set_up(tiny_config(task), directory)
     trees = run.trees()

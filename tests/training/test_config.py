@@ -1,4 +1,4 @@
-"""The schema, its checks, its stored form, and that every experiment's model builds."""
+"""Configurations: keys, checks, stored form; every experiment builds and steps."""
 
 import importlib.util
 import math
@@ -23,7 +23,7 @@ from tests.support.shrunk_presets import ROWS, shrunk
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = [CONFIGS / f"{name}.py" for name in list_configs()]
-# What may stand behind a file's name, beside nothing.
+# Arguments after ':' in `--config`, besides none.
 VARIANTS = {
     "stage1_vitg": ["original"],
     "stage1_vitl": ["original"],
@@ -104,14 +104,14 @@ def test_the_stored_form_reads_back_equal(task, tmp_path):
         ("data.train", (), "config.data.train names no source"),
     ],
 )
-def test_values_that_cannot_be(key, value, message):
+def test_invalid_values(key, value, message):
     config = changed(default_config(), **{"data.train": ({"kind": "shapes"},)})
     configuration.validate(config)
     with pytest.raises(ConfigError, match=message):
         configuration.validate(changed(config, **{key: value}))
 
 
-def test_only_what_changes_no_loss_may_differ_in_a_run_that_continues():
+def test_a_continued_run_may_change_only_keys_that_do_not_change_losses():
     config = changed(
         default_config(), **{"data.train": ({"kind": "tars", "paths": "a"},)}
     )
@@ -208,17 +208,17 @@ def test_the_papers_fine_tunes(name, size, batch, epoch, rate, b2, decay, traine
     assert not any("visual_encoder" in rule for rule in config.frozen)
     assert config.model.question_in_qformer == name.startswith("vqa")
     prompts = {"c": ("a photo of", ""), "v": ("", "Question: {} Answer:")}
-    told = (config.data.prompt, config.data.question_prompt)
-    assert told == prompts.get(name[0], ("", ""))
+    prompt = (config.data.prompt, config.data.question_prompt)
+    assert prompt == prompts.get(name[0], ("", ""))
     shapes = parameter_shapes(config, make_task(config)).trainable
     count = sum(math.prod(leaf.shape) for leaf in flatten(shapes).values())
     assert round(count / 1e9, 1) == trained
-    if name == "caption_coco:opt2.7b":  # as a published log of the original prints it
+    if name == "caption_coco:opt2.7b":  # as in a published log of the original
         assert count == 1_093_619_584
 
 
 def test_the_originals_numbers():
-    """Its training files, where they differ from the paper."""
+    """The numbers of the original's training files where they differ from the paper."""
     first = experiment("stage1_vitg", "original")
     second = experiment("stage2_opt2_7b", "original")
     assert (first.batch_size, second.batch_size) == (1600, 1024)
@@ -230,7 +230,7 @@ def test_the_originals_numbers():
         assert optimizer.original_decay and len(config.data.train) == 2
 
 
-def test_what_is_chosen_behind_a_name_must_be_there():
+def test_an_unknown_argument_after_the_name():
     with pytest.raises(ConfigError, match="'vitg,vitl' after ':' in --config"):
         experiment("retrieval_coco", "vitg,vitl")
     with pytest.raises(ConfigError, match="or flant5xl; frozen"):
@@ -238,7 +238,7 @@ def test_what_is_chosen_behind_a_name_must_be_there():
 
 
 FAST = ("vqa_v2:flant5xl", "retrieval_coco")
-# In small, these are OPT-2.7B's and FlanT5-XL's experiments once more.
+# At tiny sizes these are the same experiments as OPT-2.7B's and FlanT5-XL's.
 TWINS = ("opt6_7b", "opt6.7b", "flant5xxl")
 
 
@@ -256,7 +256,7 @@ TWINS = ("opt6_7b", "opt6.7b", "flant5xxl")
     ],
 )
 def test_every_experiment_takes_a_step(path, text):
-    """Its own objective, optimizer and kind of data with a model of tiny sizes."""
+    """With the experiment's objective, optimizer and data, but a tiny model."""
     config = shrunk(experiment(path.stem, text))
     task, mesh = make_task(config), make_mesh(devices=jax.devices()[:1])
     state, frozen, step = one_step.prepare(config, task, mesh)
@@ -276,7 +276,7 @@ def test_every_experiment_takes_a_step(path, text):
     assert any((after[path] != before[path]).any() for path in before)
 
 
-def test_a_run_from_before_a_key_had_its_default():
+def test_a_stored_run_without_a_key_has_its_default():
     config = default_config()
     plain = configuration.to_plain(config)
     del plain["data"]["length_buckets"]

@@ -1,4 +1,4 @@
-"""From stage 1 to a VQA fine-tune: what is handed on, trained, evaluated and used."""
+"""From stage 1 to a VQA fine-tune: weights carried over, training, evaluation, use."""
 
 import json
 
@@ -29,7 +29,7 @@ TEXT_BRANCH = "qformer/layer_0/text_mlp/up/kernel"
 
 
 def vqa_config(run, vision):
-    """Questions at 48 pixels in place of 32, all but the language model trained."""
+    """Questions at 48 instead of 32 pixels; only the language model is frozen."""
     config = tiny_runs.tiny_config("stage2").unlock()
     config.carried = default_config("stage2").carried
     config.steps, config.log_every, config.batch_size = 1, 1, 8
@@ -53,7 +53,7 @@ def vqa_config(run, vision):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """Directories of a stage-1, a stage-2 and a VQA run, each from the one before."""
+    """Directories of a stage-1, a stage-2 and a VQA run, each started from the last."""
     root = tmp_path_factory.mktemp("chain")
     first = tiny_runs.make_run(root / "stage1", "stage1")
     save_file(jax.device_get(flatten(first.frozen)), root / "vit.safetensors")
@@ -68,30 +68,30 @@ def chain(tmp_path_factory):
     return root
 
 
-def test_the_text_branch_travels_from_stage_1_into_training(chain):
+def test_the_text_branch_is_carried_from_stage_1_into_training(chain):
     first = open_trained(chain / "stage1").arrays
-    begun = set_up(
+    run = set_up(
         vqa_config(str(chain / "stage2"), str(chain / "vit.safetensors")),
         chain / "again",
         make_evaluator,
     )
-    found = flatten(begun.state.trainable)
+    trainable = flatten(run.state.trainable)
     for path in (QUERY_BRANCH, TEXT_BRANCH, "qformer/embeddings/word"):
-        np.testing.assert_array_equal(found[path], first[path])
-    assert "itm_head/kernel" in flatten(begun.carried)
-    assert all(array.dtype == jnp.float32 for array in found.values())
-    assert any("resized from 2 x 2 to 3 x 3 patches" in line for line in begun.report)
+        np.testing.assert_array_equal(trainable[path], first[path])
+    assert "itm_head/kernel" in flatten(run.carried)
+    assert all(array.dtype == jnp.float32 for array in trainable.values())
+    assert any("resized from 2 x 2 to 3 x 3 patches" in line for line in run.report)
     trained = open_trained(chain / "vqa").arrays
     for path in (QUERY_BRANCH, TEXT_BRANCH, "visual_encoder/blocks/mlp/up/kernel"):
-        change = np.abs(np.asarray(trained[path]) - found[path]).max()
+        change = np.abs(np.asarray(trained[path]) - trainable[path]).max()
         assert 0 < change < 2e-4, path
 
 
 def test_evaluation_in_the_loop_asks_the_questions(chain):
     lines = (chain / "vqa" / "metrics.jsonl").read_text().splitlines()
-    logged = {name for line in lines for name in json.loads(line)}
-    assert {"loss", "texts"} <= logged
-    assert any(name.endswith("exact_match") for name in logged)
+    names = {name for line in lines for name in json.loads(line)}
+    assert {"loss", "texts"} <= names
+    assert any(name.endswith("exact_match") for name in names)
 
 
 def test_a_loaded_model_answers_with_the_question_in_the_qformer(chain, tmp_path):
@@ -100,11 +100,11 @@ def test_a_loaded_model_answers_with_the_question_in_the_qformer(chain, tmp_path
     photos = [render(scene("train", number)) for number in range(2)]
     settings = {"num_beams": 1, "max_new_tokens": 3}
     answers = model.answer(photos, QUESTIONS, **settings)
-    assert len(model.caption(photos, **settings)) == 2  # asked nothing
+    assert len(model.caption(photos, **settings)) == 2  # without a question
     assert model.features(photos, mode="image")["image_embeds"].shape == (2, 4, 16)
-    opened = open_model(chain / "vqa")
-    write_folder(opened, tmp_path / "folder")
+    source = open_model(chain / "vqa")
+    write_folder(source, tmp_path / "folder")
     again = blip2_jax.load(tmp_path / "folder")
     assert again.answer(photos, QUESTIONS, **settings) == answers
     with pytest.raises(SourceError, match="whose Q-Former reads questions"):
-        list(lavis_arrays(opened))
+        list(lavis_arrays(source))
