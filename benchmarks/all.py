@@ -1,11 +1,11 @@
-"""Every benchmark of a CPU, one after the other (three quarters of an hour):
+"""Run every CPU benchmark, one after the other (three quarters of an hour).
 
     python -m benchmarks.all --lavis PATH --lavis_python PYTHON --torch_python PYTHON
         --photos TARS [--photos TARS] [--write]
 
-`--write` updates docs/performance.md. Without `--photos` there is no image pipeline;
-`--rounds` and `--threads` are each script's own where they are not given. The machine
-should have nothing else to do.
+`--write` updates docs/performance.md. Without `--photos`, the image pipeline is
+skipped; without `--rounds` and `--threads`, each benchmark uses its defaults. The
+machine should be idle otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BENCHMARKS = {
 
 
 def main() -> int:
-    """Run them; the exit code counts those that failed."""
+    """Run all benchmarks; the exit code is the number of failures."""
     parser = harness.arguments(__doc__ or "")
     parser.add_argument("--photos", action="append", default=[], help="tars of JPEGs")
     parser.set_defaults(rounds=None, threads=None)
@@ -47,18 +47,18 @@ def main() -> int:
 
 
 def flags(options: argparse.Namespace, more: tuple[str, ...]) -> list[str]:
-    """The command line of one script."""
-    found = [f"--{name}" for name in ("tiny", "write") if getattr(options, name)]
+    """Return the command-line flags of one benchmark."""
+    words = [f"--{name}" for name in ("tiny", "write") if getattr(options, name)]
     for name in ("rounds", "threads"):
         value = getattr(options, name)
-        found += [] if value is None else [f"--{name}", str(value)]
+        words += [] if value is None else [f"--{name}", str(value)]
     if options.lavis:
-        found += ["--lavis", options.lavis, "--lavis_python", options.lavis_python]
+        words += ["--lavis", options.lavis, "--lavis_python", options.lavis_python]
     if "torch_python" in more and options.torch_python:
-        found += ["--torch_python", options.torch_python]
+        words += ["--torch_python", options.torch_python]
     if "photos" in more:
-        found += [word for photos in options.photos for word in ("--photos", photos)]
-    return found
+        words += [word for photos in options.photos for word in ("--photos", photos)]
+    return words
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does transformers say what we say? `python -m benchmarks.exported --model RUN`.
+"""Compare texts with transformers: `python -m benchmarks.exported --model RUN`.
 
 Exports a stage-2 run of the shapes world (`make demo` leaves two) as a Hugging Face
 folder, captions and answers held-out scenes with `generate` of transformers and with
@@ -20,7 +20,7 @@ EXAM_START = 10_000
 
 
 def main() -> int:
-    """Export, ask both, compare."""
+    """Export, generate with both and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--scenes", type=int, default=100)
@@ -32,7 +32,7 @@ def main() -> int:
     from blip2_jax.training.open_model import open_model
 
     exam = make_exam("heldout", options.scenes, 1, start=EXAM_START)
-    questions = [asked[0].text for asked in exam.questions]
+    questions = [scene_questions[0].text for scene_questions in exam.questions]
     model = blip2_jax.load(options.model, precision="float32")
     different = 0
     with tempfile.TemporaryDirectory() as directory:
@@ -48,8 +48,8 @@ def main() -> int:
                 ours = model.generate(
                     exam.images, prompts, num_beams=beams, max_new_tokens=28
                 )
-                found = theirs.generate(exam.images, prompts, beams)
-                same = sum(a == b for a, b in zip(ours, found, strict=True))
+                texts = theirs.generate(exam.images, prompts, beams)
+                same = sum(a == b for a, b in zip(ours, texts, strict=True))
                 print(f"{what}, {beams} beams: {same} of {len(ours)} the same")
                 different += len(ours) - same
     return 1 if different else 0
@@ -66,16 +66,16 @@ class Theirs:
         self.processor = transformers.Blip2Processor.from_pretrained(folder)
 
     def generate(self, images: np.ndarray, prompts: list[str], beams: int) -> list[str]:
-        """What their `generate` writes behind the prompts."""
-        given = self.processor(
+        """Generate a text after each prompt."""
+        inputs = self.processor(
             images=[Image.fromarray(image) for image in images],
             text=prompts,
             padding=True,
             return_tensors="pt",
         )
-        ids = self.model.generate(**given, num_beams=beams, max_new_tokens=28)
+        ids = self.model.generate(**inputs, num_beams=beams, max_new_tokens=28)
         if not self.model.language_model.config.is_encoder_decoder:
-            ids = ids[:, given["input_ids"].shape[1] :]
+            ids = ids[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 

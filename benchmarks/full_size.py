@@ -1,4 +1,4 @@
-"""A full-size conversion, timed: `python -m benchmarks.full_size --workdir DIR`.
+"""Time a full-size conversion: `python -m benchmarks.full_size --workdir DIR`.
 
 Writes a sharded Hugging Face folder of random bfloat16 weights in the size of a
 released model, converts it, opens the result and captions one image; prints time and
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--preset", default="pretrain_flant5xl")
     parser.add_argument("--tokenizer", default="", help="of the language model")
-    parser.add_argument("--part", choices=PARTS, help="this one alone, in this process")
+    parser.add_argument(
+        "--part", choices=PARTS, help="run only this part, in this process"
+    )
     options = parser.parse_args()
     if options.part:
         run(options)
@@ -43,19 +45,19 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """One part, and what it took."""
+    """Run one part; print its time and peak memory."""
     theirs, ours = options.workdir / "theirs", options.workdir / "ours"
     start = time.perf_counter()
     if options.part == "write":
         shutil.rmtree(theirs, ignore_errors=True)
-        told = write(theirs, options)
+        summary = write(theirs, options)
     elif options.part == "convert":
         shutil.rmtree(ours, ignore_errors=True)
-        told = convert(theirs, ours)
+        summary = convert(theirs, ours)
     else:
-        told = caption(ours)
+        summary = caption(ours)
     seconds = time.perf_counter() - start
-    print(f"{options.part}: {seconds:.0f} s, peak memory {peak():.2f} GB; {told}")
+    print(f"{options.part}: {seconds:.0f} s, peak memory {peak():.2f} GB; {summary}")
 
 
 def write(folder: pathlib.Path, options: argparse.Namespace) -> str:
@@ -74,7 +76,7 @@ def write(folder: pathlib.Path, options: argparse.Namespace) -> str:
 
 
 class RandomArrays(dict):
-    """Shapes by path, arrays when asked for: small normal numbers, norms one."""
+    """Shapes by path, arrays on access: small normal numbers, norms one."""
 
     def __getitem__(self, path: str) -> np.ndarray:
         shape = super().__getitem__(path).shape

@@ -1,4 +1,4 @@
-"""Greedy and beam-5 captions beside PyTorch: `python -m benchmarks.generation`.
+"""Time greedy and beam-5 captions: `python -m benchmarks.generation`.
 
 A language model of OPT-125m's size behind the real-size Q-Former, random weights, fp32,
 batch 4, 30 new tokens (none may end earlier) behind a prompt of four, from features to
@@ -32,16 +32,17 @@ def main() -> int:
     parser = harness.arguments(__doc__ or "", rounds=5)
     parser.add_argument("--mode", choices=BEAMS, action="append")
     options = parser.parse_args()
-    rows, lines, told = [], [], ""
+    rows, lines, versions = [], [], ""
     for mode in options.mode or BEAMS:
         with contextlib.ExitStack() as stack:
             workers = contestants(options, BEAMS[mode], stack)
-            told = ", ".join(worker.ask("versions") for worker in workers)
+            versions = ", ".join(worker.ask("versions") for worker in workers)
             rows += measure(workers, options.rounds, mode)
             if mode == "greedy":
                 lines.append(of_bandwidth(workers[0], options.rounds))
     about = (
-        f"{told}; fp32, batch {ROWS}, {TOKENS} new tokens, {options.threads} threads. "
+        f"{versions}; fp32, batch {ROWS}, {TOKENS} new tokens, "
+        f"{options.threads} threads. "
         "The ratio is to ours."
     )
     body = "\n".join([harness.table(HEAD, rows), *lines])
@@ -85,7 +86,7 @@ def contestants(
 
 
 def measure(workers: list[harness.Worker], rounds: int, mode: str) -> list[list[str]]:
-    """A row for every contestant."""
+    """Return a table row for every contestant."""
     times = harness.take_turns(workers, "generate", rounds)
     written = {worker.name: worker.ask("ids") for worker in workers}
     ours = workers[0].name

@@ -1,4 +1,4 @@
-"""Steps of the released sizes on a GPU, in bfloat16, beside torch.
+"""Time steps of the released sizes on a GPU, in bfloat16, against torch.
 
     python -m benchmarks.gpu --lavis PATH --lavis_python PYTHON --torch_python PYTHON
         [--model stage1] [--profile DIR]
@@ -44,21 +44,21 @@ HEAD = ("", "images/s", "ratio", "MFU", "of executed FLOPs", "device GB")
 
 
 def main() -> int:
-    """One model after the other."""
+    """Time one model after the other."""
     options = arguments()
     for name in options.model or MODELS:
         entry = MODELS[name]
         rows = options.rows or (2 if options.tiny else entry["rows"])
-        given = {"rows": rows, **entry["lengths"]}
+        batch_settings = {"rows": rows, **entry["lengths"]}
         title = f"On a GPU, {entry['preset']}" + ", its tower" * (name == "tower")
         with contextlib.ExitStack() as stack:
             workers = [
                 stack.enter_context(worker)
-                for worker in contestants(options, name, given)
+                for worker in contestants(options, name, batch_settings)
             ]
-            told, table = measure(workers, options.rounds, given)
-            told = f"{told}; bfloat16, batch {rows}."
-            harness.report(options, title, told, table)
+            about, table = measure(workers, options.rounds, batch_settings)
+            about = f"{about}; bfloat16, batch {rows}."
+            harness.report(options, title, about, table)
             for worker in filter(is_ours, workers if options.profile else []):
                 kind = worker.name.split()[-1]
                 worker.ask("profile", directory=f"{options.profile}/{name}-{kind}")
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = harness.arguments(__doc__ or "", rounds=10)
     add = parser.add_argument
     add("--model", choices=MODELS, action="append")
@@ -83,13 +83,15 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(
-    workers: list[harness.Worker], rounds: int, given: dict[str, int]
+    workers: list[harness.Worker], rounds: int, batch_settings: dict[str, int]
 ) -> tuple[str, str]:
-    """Versions and devices, and the table."""
-    told = ", ".join(worker.ask("versions") for worker in workers)
+    """Return versions and devices, and the table."""
+    about = ", ".join(worker.ask("versions") for worker in workers)
     print("all models are built", file=sys.stderr)
     times = harness.take_turns(workers, "step", rounds)
-    lengths = {name: length for name, length in given.items() if name != "rows"}
+    lengths = {
+        name: length for name, length in batch_settings.items() if name != "rows"
+    }
     fixed, executed, peak = workers[0].ask("counted", **lengths)
     rows = []
     for worker in workers:
@@ -97,34 +99,36 @@ def measure(
         rows.append(
             [
                 worker.name,
-                f"{given['rows'] / taken:.1f}",
+                f"{batch_settings['rows'] / taken:.1f}",
                 f"{times[workers[-1].name] / taken:.2f}",
-                share(fixed * given["rows"] / taken, peak),
+                share(fixed * batch_settings["rows"] / taken, peak),
                 # what torch executes is not counted
                 share(executed / taken, peak) if is_ours(worker) else "",
                 f"{worker.ask('device_peak'):.1f}",
             ]
         )
-    return told, harness.table(HEAD, rows)
+    return about, harness.table(HEAD, rows)
 
 
 def share(rate: float, peak: float | None) -> str:
-    """FLOP/s as a part of the device's peak; "-" where that is not known."""
+    """Format FLOP/s as a share of the device's peak; "-" if the peak is unknown."""
     return "-" if peak is None else f"{rate / peak:.1%}"
 
 
 def is_ours(worker: harness.Worker) -> bool:
-    """Not a peer."""
+    """Return whether a worker is ours, not a peer."""
     return worker.name.startswith(OURS)
 
 
-def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.Worker]:
-    """Us, by every attention, and the peer of this model where it is named."""
+def contestants(
+    options: Any, name: str, batch_settings: dict[str, int]
+) -> list[harness.Worker]:
+    """Start our workers, one for each attention, and the peer of this model if any."""
     sizes = presets.to_plain(tiny(name) if options.tiny else preset(name))
-    settings = {"sizes": sizes, **given, "precision": "bfloat16"}
+    settings = {"sizes": sizes, **batch_settings, "precision": "bfloat16"}
     device = {"device": options.device}
     kind, more = ("tower", {}) if name == "tower" else ("training", {"drawn": True})
-    found = [
+    workers = [
         harness.Worker(
             f"{OURS}, attention by {attention}",
             sys.executable,
@@ -137,28 +141,28 @@ def contestants(options: Any, name: str, given: dict[str, int]) -> list[harness.
         for attention in options.attention
     ]
     if name == "stage1":
-        return found + harness.original(options, "training", settings, device)
+        return workers + harness.original(options, "training", settings, device)
     if options.torch_python and name != "tower":
-        found.append(
+        workers.append(
             harness.Worker(
                 "transformers",
                 options.torch_python,
                 "transformers_peer",
                 "training",
-                {"sizes": sizes, **given, **device},
+                {"sizes": sizes, **batch_settings, **device},
                 options.threads,
             )
         )
-    return found
+    return workers
 
 
 def preset(name: str) -> presets.Blip2Config:
-    """The released model."""
+    """Return the sizes of the released model."""
     return presets.preset(MODELS[name]["preset"])
 
 
 def tiny(name: str) -> presets.Blip2Config:
-    """The same parts, small."""
+    """Return a tiny model of the same parts."""
     return presets.Blip2Config(
         TINY_VISIONS["vit_s"], TINY_QFORMER, TINY_LANGUAGE.get(name)
     )

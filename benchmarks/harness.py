@@ -1,10 +1,10 @@
-"""What all benchmarks share: workers that take turns, medians, the page of results.
+"""Workers that take turns, medians and the page of results, for all benchmarks.
 
-Every contestant runs in a process of its own, in the interpreter that has its
-libraries, and answers requests of one JSON line. The parent lets them take turns, so
-that what else happens on the machine meets all alike, and a process's peak memory is
-its contestant's. Contestants time themselves. Needs numpy alone: the peers' processes
-import this file too.
+Every contestant runs in its own process, in the interpreter that has its libraries, and
+answers requests of one JSON line each. The parent process alternates between them, so
+that other load on the machine affects all alike, and the peak memory of a process is
+that of its contestant. Contestants time themselves. Needs only numpy, because the
+peers' processes import this module too.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
-END = "<!-- end -->"  # in a section of the page, behind what was measured
+END = "<!-- end -->"  # in a section of the page, after the measurements
 GB = 1e9
 LOAD_BEFORE = os.getloadavg()[0]
-# glibc takes large pages and keeps what a step gives back for the next one, for every
-# contestant alike. Kept is only what the first arena has, so there is no other.
+# glibc uses large pages and keeps freed memory for the next step, for every contestant.
+# Only the first arena keeps memory, so that there is only one.
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -43,22 +43,26 @@ MEMORY = {
 
 
 def arguments(about: str, rounds: int = 5) -> argparse.ArgumentParser:
-    """The flags that all benchmarks have.
+    """Make a parser with the flags of all benchmarks.
 
     Args:
-      about: the script's docstring.
-      rounds: the default of `--rounds`.
+      about: docstring of the benchmark.
+      rounds: default of `--rounds`.
     """
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--lavis", default="", help="a checkout of the original; empty: ours alone")
-    add("--lavis_python", default=sys.executable, help="interpreter with its needs")
-    add("--torch_python", default="", help="one with torch and transformers 5")
-    add("--rounds", type=int, default=rounds, help="timed turns")
+    add("--lavis", default="", help="checkout of the original; empty: only ours")
+    add(
+        "--lavis_python",
+        default=sys.executable,
+        help="interpreter with its dependencies",
+    )
+    add("--torch_python", default="", help="interpreter with torch and transformers 5")
+    add("--rounds", type=int, default=rounds, help="number of timed turns")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    add("--tiny", action="store_true", help="small sizes, to see that all works")
+    add("--tiny", action="store_true", help="tiny sizes, to test the benchmark")
     add("--write", action="store_true", help=f"update {PAGE.relative_to(ROOT)}")
     return parser
 
@@ -97,16 +101,16 @@ class Worker:
             env=environment(device) | {"OMP_NUM_THREADS": str(threads)},
         )
 
-    def ask(self, method: str, **given: Any) -> Any:
-        """Call a method there and wait for what it returns.
+    def ask(self, method: str, **arguments: Any) -> Any:
+        """Call a method of the contestant and return its result.
 
         Raises:
-          RuntimeError: the process has ended; its own message is on stderr.
+          RuntimeError: the process has ended; its message is on stderr.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         line = ""
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([method, given]) + "\n")
+            self._process.stdin.write(json.dumps([method, arguments]) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         if not line:
@@ -114,7 +118,7 @@ class Worker:
         return json.loads(line)
 
     def peak(self) -> float:
-        """The most memory that the process has held, in GB."""
+        """Return the peak memory of the process in GB."""
         return self.ask("peak")
 
     def close(self) -> None:
@@ -130,11 +134,11 @@ class Worker:
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """Of every process: this checkout first, no warnings, memory kept.
+    """Return the environment of a contestant: this checkout first, no warnings.
 
     Args:
-      device: the platform that JAX takes, "cpu" or "cuda". Without CUDA the latter is
-        an error there, as it is in torch.
+      device: JAX platform, "cpu" or "cuda". Without CUDA, "cuda" is an error, as in
+        torch.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return (
@@ -153,21 +157,21 @@ def environment(device: str = "cpu") -> dict[str, str]:
 def pair(
     options: argparse.Namespace,
     kind: str,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     theirs: Mapping[str, Any] | None = None,
 ) -> list[Worker]:
-    """Us and, where `--lavis` names a checkout, the original, with more settings."""
-    ours = Worker("ours", sys.executable, "ours", kind, given, options.threads)
-    return [ours, *original(options, kind, given, theirs)]
+    """Start our worker and, if `--lavis` is given, the original with more settings."""
+    ours = Worker("ours", sys.executable, "ours", kind, settings, options.threads)
+    return [ours, *original(options, kind, settings, theirs)]
 
 
 def original(
     options: argparse.Namespace,
     kind: str,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     theirs: Mapping[str, Any] | None = None,
 ) -> list[Worker]:
-    """The original where `--lavis` names a checkout, with more settings."""
+    """Start the original with more settings, if `--lavis` names a checkout."""
     if not options.lavis:
         return []
     checkout = {"lavis": str(pathlib.Path(options.lavis).resolve())}
@@ -177,23 +181,23 @@ def original(
             options.lavis_python,
             "lavis_peer",
             kind,
-            dict(given) | checkout | dict(theirs or {}),
+            dict(settings) | checkout | dict(theirs or {}),
             options.threads,
         )
     ]
 
 
 def serve(kinds: Mapping[str, Callable[..., Any]]) -> None:
-    """A contestant's main: `SCRIPT KIND SETTINGS`, then requests until stdin ends."""
+    """Serve a contestant: `MODULE KIND SETTINGS`, then requests until stdin ends."""
     kind, settings = sys.argv[1], json.loads(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # libraries print to stdout, which carries the replies
     use_threads(settings.pop("threads"))
     contestant = kinds[kind](**settings)
     for line in sys.stdin:
-        method, given = json.loads(line)
+        method, arguments = json.loads(line)
         run = peak if method == "peak" else getattr(contestant, method)
-        replies.write(json.dumps(run(**given)) + "\n")
+        replies.write(json.dumps(run(**arguments)) + "\n")
         replies.flush()
 
 
@@ -205,12 +209,14 @@ def use_threads(count: int) -> None:
     """
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):
-        raise ValueError(f"{count} threads asked for, there are {len(cores)} cores")
+        raise ValueError(
+            f"--threads={count}, but this process may use {len(cores)} cores"
+        )
     os.sched_setaffinity(0, cores[:count])
 
 
 def peak() -> float:
-    """The most memory that this process has held, in GB."""
+    """Return the peak memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
 
 
@@ -227,7 +233,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def take_turns(
-    workers: Sequence[Worker], method: str, rounds: int, **given: Any
+    workers: Sequence[Worker], method: str, rounds: int, **arguments: Any
 ) -> dict[str, float]:
     """Median seconds of a method of every worker, called in turn after one untimed.
 
@@ -239,7 +245,7 @@ def take_turns(
     times: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):
         for worker in workers:
-            first, taken = (worker.ask(method, **given) for _ in range(2))
+            first, taken = (worker.ask(method, **arguments) for _ in range(2))
             if turn:
                 times[worker.name].append(taken)
             else:  # long, where it compiles
@@ -249,15 +255,15 @@ def take_turns(
 
 def photos(tars: Sequence[str], count: int) -> list[tuple[str, bytes]]:
     """Names and bytes of the first JPEGs of tar files."""
-    found: list[tuple[str, bytes]] = []
+    files: list[tuple[str, bytes]] = []
     for path in tars:
         with tarfile.open(path) as tar:
             for member in tar:
-                if len(found) < count and member.name.endswith(".jpg"):
+                if len(files) < count and member.name.endswith(".jpg"):
                     file = tar.extractfile(member)
                     assert file is not None
-                    found.append((member.name, file.read()))
-    return found
+                    files.append((member.name, file.read()))
+    return files
 
 
 def machine() -> str:
@@ -276,7 +282,7 @@ def versions(*modules: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
+    """Format a Markdown table: text in the first column, numbers in the others."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
@@ -284,15 +290,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def report(
     options: argparse.Namespace, title: str, about: str, body: str, page: Any = PAGE
 ) -> None:
-    """Print a section of the page, and put it there where `--write` says so.
+    """Print a section of the page; with `--write`, put it into the page.
 
     Args:
-      options: of `arguments`.
-      title: the section's heading; of a section of this name what was measured is
-        replaced.
-      about: what was run with what: versions, sizes.
+      options: parsed command line of `arguments`.
+      title: heading; the measurements of a section with this heading are replaced.
+      about: versions and sizes.
       body: tables.
-      page: the Markdown file.
+      page: Markdown file.
     """
     module = f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"
     words = [word for word in sys.argv[1:] if word != "--write"]
@@ -308,21 +313,23 @@ def report(
 
 
 def put_section(text: str, title: str, section: str) -> str:
-    """`text` with the section `## title` replaced by `section`, or put at its end.
+    """Replace the section `## title` of a page, or append it.
 
-    What stands behind the section's line `<!-- end -->` was written by hand and stays.
+    The text after the section's line `<!-- end -->` was written by hand and stays.
 
     Raises:
       ValueError: the section has no such line.
     """
     parts = re.split(r"(?m)^(?=## )", text)
-    places = [i for i, part in enumerate(parts) if part.startswith(f"## {title}\n")]
+    indices = [i for i, part in enumerate(parts) if part.startswith(f"## {title}\n")]
     measured = f"{section.strip()}\n\n{END}"
-    if places:
-        _, *prose = re.split(rf"(?m)^{END}$", parts[places[0]], maxsplit=1)
+    if indices:
+        _, *prose = re.split(rf"(?m)^{END}$", parts[indices[0]], maxsplit=1)
         if not prose:
-            raise ValueError(f"section {title!r} lacks the line {END}: what may go?")
-        parts[places[0]] = measured + prose[0]
+            raise ValueError(
+                f"section {title!r} has no line {END} after its measurements"
+            )
+        parts[indices[0]] = measured + prose[0]
     else:
         parts.append(measured)
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"

@@ -1,4 +1,4 @@
-"""Photos to training batches on one core, beside the original's transforms.
+"""Time the path from photos to training batches on one core.
 
     python -m benchmarks.image_pipeline --photos DIR_OR_TAR [--photos ...] --lavis PATH
 
@@ -22,13 +22,18 @@ TITLE = "Image pipeline"
 
 
 def main() -> int:
-    """One set of photos after the other."""
+    """Time one set of photos after the other."""
     parser = harness.arguments(__doc__ or "", rounds=5)
     add = parser.add_argument
-    add("--photos", action="append", required=True, help="a tar of JPEGs, or a folder")
+    add(
+        "--photos",
+        action="append",
+        required=True,
+        help="tar of JPEGs, or folder of tars",
+    )
     options = parser.parse_args()
     options.threads = 1
-    rows, told = [], ""
+    rows, versions = [], ""
     for photos in options.photos:
         tars = [str(path) for path in tars_of(pathlib.Path(photos))]
         files = harness.photos(tars, COUNT)
@@ -38,7 +43,7 @@ def main() -> int:
                 stack.enter_context(worker)
                 for worker in harness.pair(options, "images", settings)
             ]
-            told = ", ".join(worker.ask("versions") for worker in workers)
+            versions = ", ".join(worker.ask("versions") for worker in workers)
             times = harness.take_turns(workers, "load", options.rounds)
         name = f"{len(files)} of {pathlib.Path(photos).name}, {describe(files)}"
         slowest = times[workers[-1].name]
@@ -52,24 +57,24 @@ def main() -> int:
                     f"{slowest / taken:.2f}",
                 ]
             )
-    harness.report(options, TITLE, f"{told}; {SIZE} px.", harness.table(HEAD, rows))
+    harness.report(options, TITLE, f"{versions}; {SIZE} px.", harness.table(HEAD, rows))
     return 0
 
 
 def tars_of(path: pathlib.Path) -> list[pathlib.Path]:
-    """A tar, or those of a folder.
+    """Return the path of a tar, or of the tars in a folder.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no tar.
     """
-    found = [path] if path.is_file() else sorted(path.glob("*.tar"))
-    if not found:
+    tars = [path] if path.is_file() else sorted(path.glob("*.tar"))
+    if not tars:
         raise ValueError(f"--photos={path}: no tar there")
-    return found
+    return tars
 
 
 def describe(files: list[tuple[str, bytes]]) -> str:
-    """Median sides of the photos."""
+    """Return the median sides of the photos."""
     import io
     import statistics
 

@@ -1,7 +1,7 @@
 """The authors' models, built from their checkout in the benchmarks' sizes.
 
-Only where their constructors would download weights and vocabularies they get modules
-of other sizes, and a tokenizer of texts that are written as numbers.
+Their constructors download weights and vocabularies: these parts are replaced by
+modules of the benchmarks' sizes and a tokenizer of texts that are written as numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import given
+from benchmarks import shared_inputs
 
 # What the checkout imports and what no benchmark calls, where it is not installed.
 UNUSED = (
@@ -39,9 +39,11 @@ KEPT: list[Any] = []  # what must live as long as the process
 
 
 def load(checkout: str, module: str) -> Any:
-    """A module of the checkout without what its packages would import beside it."""
+    """Import a module of the checkout without the other imports of its packages."""
     if not (pathlib.Path(checkout) / "lavis").is_dir():
-        raise SystemExit(f"--lavis={checkout} is no checkout: it has no folder lavis")
+        raise SystemExit(
+            f"--lavis={checkout} is not a checkout: it has no folder lavis"
+        )
     for name in PACKAGES:
         package = types.ModuleType(name)
         package.__path__ = [str(pathlib.Path(checkout, *name.split(".")))]
@@ -59,9 +61,9 @@ def load(checkout: str, module: str) -> Any:
 
 
 def declare_operators() -> None:
-    """Let torchvision be imported where its compiled part does not fit torch.
+    """Make torchvision importable if its compiled part does not match torch.
 
-    The transforms of PIL images need none of it.
+    The transforms of PIL images do not need the compiled part.
     """
     try:
         import torchvision  # noqa: F401
@@ -73,13 +75,13 @@ def declare_operators() -> None:
 
 
 def stand_in(name: str) -> None:
-    """A module, and its parents, of which any name can be imported."""
+    """Register a module, and its parents, from which any name can be imported."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         module = types.ModuleType(".".join(parts[:end]))
         module.__path__ = []
         module.__spec__ = machinery.ModuleSpec(module.__name__, None)
-        vars(module)["__getattr__"] = lambda wanted: None
+        vars(module)["__getattr__"] = lambda name: None
         sys.modules.setdefault(module.__name__, module)
 
 
@@ -94,7 +96,7 @@ class Numbers:
         return self._vocabulary
 
     def __call__(self, texts: Any, **_: Any) -> Any:
-        """Ids and mask, padded on the right."""
+        """Return ids and mask, padded on the right."""
         from transformers import BatchEncoding
 
         if texts == "\n":
@@ -105,38 +107,39 @@ class Numbers:
         ]
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), self.pad_token_id)
-        for place, row in zip(ids, rows, strict=True):
-            place[: len(row)] = torch.tensor(row, dtype=torch.long)
+        for id_row, row in zip(ids, rows, strict=True):
+            id_row[: len(row)] = torch.tensor(row, dtype=torch.long)
         mask = (ids != self.pad_token_id).long()
         return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
     def batch_decode(self, rows: Any, **_: Any) -> list[str]:
-        """The inverse."""
+        """Return the texts of ids."""
         return [" ".join(map(str, row.tolist())) for row in rows]
 
 
 class Features(torch.nn.Module):
-    """Stands where an image tower would, for features that are given."""
+    """Replaces the image tower when the input is features."""
 
     def __init__(self, width: int):
         super().__init__()
         self.num_features = width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
         return x
 
     def get_num_layer(self, name: str = "") -> int:
-        """As the towers have it, for groups of parameters."""
+        """Return the number of layers, as the image towers do."""
         return 0
 
 
 def texts(ids: Any) -> list[str]:
-    """Ids as `Numbers` reads them."""
+    """Write ids as texts that `Numbers` reads."""
     return [" ".join(map(str, row)) for row in ids.tolist()]
 
 
 def build(lavis: str, sizes: dict[str, Any], dropout: float) -> Any:
-    """One of the checkout's models in these sizes, with the given weights."""
+    """Build one of the checkout's models in these sizes, with the shared weights."""
     language = sizes["language_model"]
     kind = language["kind"] if language else "qformer"
     module = load(lavis, f"lavis.models.blip2_models.blip2_{kind}")
@@ -155,7 +158,7 @@ def build(lavis: str, sizes: dict[str, Any], dropout: float) -> Any:
         model = build_t5(module, language, dropout, options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            array = given.weight(name, parameter.shape)
+            array = shared_inputs.weight(name, parameter.shape)
             parameter.data = torch.from_numpy(array).reshape(parameter.shape)
         if hasattr(model.visual_encoder, "train"):
             model.train()
@@ -163,7 +166,7 @@ def build(lavis: str, sizes: dict[str, Any], dropout: float) -> Any:
 
 
 def prepare_towers(base: Any, sizes: dict[str, Any], dropout: float) -> None:
-    """Instead of downloads: an image tower and a BERT of these sizes, fresh."""
+    """Replace the downloads by a new image tower and a new BERT of these sizes."""
     from transformers import BertConfig
 
     vision, qformer = sizes["vision"], sizes["qformer"]
@@ -204,7 +207,7 @@ def prepare_towers(base: Any, sizes: dict[str, Any], dropout: float) -> None:
 
 
 def build_opt(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
-    """`Blip2OPT`, its language model in fp32."""
+    """Build `Blip2OPT` with its language model in fp32."""
     import transformers
 
     config = transformers.OPTConfig(
@@ -227,7 +230,7 @@ def build_opt(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
 
 
 def build_t5(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
-    """`Blip2T5`, its language model in fp32."""
+    """Build `Blip2T5` with its language model in fp32."""
     config = module.T5Config(
         vocab_size=sizes["vocab_size"],
         d_model=sizes["width"],
@@ -251,13 +254,13 @@ def build_t5(module: Any, sizes: Any, dropout: float, options: Any) -> Any:
 
 
 def channels_first(images: Any) -> torch.Tensor:
-    """Given images [B, R, R, 3] as torch has them; features as they are."""
+    """Return images [B, R, R, 3] with channels first, and features unchanged."""
     tensor = torch.from_numpy(images)
     return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
 
 
 def image_shape(vision: dict[str, Any]) -> tuple[int, ...]:
-    """Of one input."""
+    """Return the shape of one image or of its features."""
     if vision["kind"] == "features":
         return vision["num_tokens"], vision["width"]
     return vision["image_size"], vision["image_size"], 3

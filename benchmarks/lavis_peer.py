@@ -1,6 +1,6 @@
-"""The authors' own code (LAVIS) in the benchmarks, as a process of its own.
+"""The authors' code (LAVIS) as contestants in their own process.
 
-`--lavis` names a checkout; `--lavis_python` an interpreter with torch, transformers
+`--lavis` names a checkout, `--lavis_python` an interpreter with torch, transformers
 4.33, timm, omegaconf, torchvision. `lavis_build` makes its models.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import given, harness
+from benchmarks import harness, shared_inputs
 from benchmarks.lavis_build import build, channels_first, image_shape, load, texts
 
 
@@ -30,17 +30,17 @@ def main() -> None:
 
 
 class Peer:
-    """What every contestant of theirs can tell."""
+    """Base of the original's contestants."""
 
     def versions(self) -> str:
-        """Of what it runs on."""
+        """Return the versions of its libraries."""
         import transformers  # noqa: F401
 
         return harness.versions("torch", "transformers")
 
 
 class Training(Peer):
-    """Forward, backward and AdamW as its runner does them."""
+    """Forward, backward and AdamW as in the original's runner."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Training(Peer):
     ) -> None:
         """Build model and optimizer; arguments as ours.
 
-        In bfloat16 frozen weights are kept so, products run so (autocast), and the
-        attention of image tower and Q-Former is torch's own (SDPA).
+        In bfloat16, frozen weights are stored in it, matmuls run in it (autocast), and
+        the image tower and the Q-Former use torch's own attention (SDPA).
         """
         alone = torch.distributed
         alone.init_process_group("gloo", store=alone.HashStore(), rank=0, world_size=1)
@@ -78,11 +78,11 @@ class Training(Peer):
         record_draws(self.drawn)
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step; returns its seconds."""
         return harness.seconds(self._step)[0]
 
     def compare(self) -> dict[str, Any]:
-        """The loss of one step, and its negatives: of images, then of texts."""
+        """Run one step; returns its loss and its negatives, images first."""
         self.drawn.clear()
         loss = self._step()
         half = len(self.drawn) // 2
@@ -90,7 +90,7 @@ class Training(Peer):
         return {"loss": loss, "negatives": parts}
 
     def device_peak(self) -> float:
-        """The most memory of the device, in GB."""
+        """Return the peak memory of the device in GB."""
         return harness.device_peak(torch.cuda.max_memory_allocated())
 
     def _step(self) -> float:
@@ -103,7 +103,7 @@ class Training(Peer):
 
 
 def fused_attention() -> None:
-    """SDPA in place of the checkout's products, in image tower and Q-Former."""
+    """Use SDPA in the image tower and the Q-Former."""
     attend = torch.nn.functional.scaled_dot_product_attention
     tower = sys.modules["lavis.models.eva_vit"].Attention
     layer = sys.modules["lavis.models.blip2_models.Qformer"].BertSelfAttention
@@ -142,24 +142,30 @@ def fused_attention() -> None:
 
 
 def samples(sizes: dict[str, Any], rows: int, text: int, target: int) -> dict[str, Any]:
-    """The batch that `ours.batch` makes, as their models take it."""
+    """Return the batch of `ours_training.batch` in the original's form."""
     language = sizes["language_model"]
-    found = {"image": channels_first(given.images(rows, *image_shape(sizes["vision"])))}
+    fields = {
+        "image": channels_first(
+            shared_inputs.images(rows, *image_shape(sizes["vision"]))
+        )
+    }
     if language is None:
         words = sizes["qformer"]["vocab_size"]
-        return found | {"text_input": texts(given.ids("text", rows, text, words))}
+        return fields | {
+            "text_input": texts(shared_inputs.ids("text", rows, text, words))
+        }
     words = language["vocab_size"]
     if language["kind"] == "opt":
-        ids = given.ids("text", rows, text, words, [language["bos_id"]])
-        return found | {"text_input": texts(ids)}
-    return found | {
-        "text_input": texts(given.ids("text", rows, text, words)),
-        "text_output": texts(given.ids("target", rows, target, words)),
+        ids = shared_inputs.ids("text", rows, text, words, [language["bos_id"]])
+        return fields | {"text_input": texts(ids)}
+    return fields | {
+        "text_input": texts(shared_inputs.ids("text", rows, text, words)),
+        "text_output": texts(shared_inputs.ids("target", rows, target, words)),
     }
 
 
 def record_draws(drawn: list[int]) -> None:
-    """Let every `torch.multinomial` also append what it drew."""
+    """Record the samples of every `torch.multinomial`."""
     draw = torch.multinomial
 
     def recording(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -182,9 +188,9 @@ class Generation(Peer):
         beams: int,
         tokens: int,
     ) -> None:
-        """Arguments as ours; their lengths count a placeholder of the start."""
+        """Build the model; arguments as ours. Its lengths count the start token."""
         self.model = build(lavis, sizes, 0.0).eval()
-        images = given.images(rows, *image_shape(sizes["vision"]))
+        images = shared_inputs.images(rows, *image_shape(sizes["vision"]))
         self.samples = {
             "image": channels_first(images),
             "prompt": " ".join(map(str, prompt)),
@@ -196,11 +202,11 @@ class Generation(Peer):
         }
 
     def generate(self) -> float:
-        """Seconds from features to ids."""
+        """Generate from features; returns the seconds."""
         return harness.seconds(self._run)[0]
 
     def ids(self) -> list[list[int]]:
-        """What it writes, its placeholder left out."""
+        """Return the generated ids without the start token."""
         return [[int(n) for n in text.split()][1:] for text in self._run()]
 
     def _run(self) -> list[str]:
@@ -213,20 +219,20 @@ class Reranking(Peer):
     def __init__(
         self, lavis: str, sizes: dict[str, Any], count: int, texts: int, text: int
     ) -> None:
-        """Arguments as ours."""
+        """Build the model; arguments as ours."""
         self.model = build(lavis, sizes, 0.0).eval()
-        features = given.images(count, *image_shape(sizes["vision"]))
+        features = shared_inputs.images(count, *image_shape(sizes["vision"]))
         with torch.no_grad():
             self.features = self.model.ln_vision(torch.from_numpy(features))
         words = sizes["qformer"]["vocab_size"]
-        self.ids = torch.from_numpy(given.ids("text", texts, text, words))
+        self.ids = torch.from_numpy(shared_inputs.ids("text", texts, text, words))
 
     def rerank(self) -> float:
-        """Seconds to score every image with every text."""
+        """Score every image with every text; returns the seconds."""
         return harness.seconds(self._scores)[0]
 
     def scores(self) -> list[list[float]]:
-        """Logits of a match."""
+        """Return the logits of a match."""
         return torch.stack(self._scores()).tolist()
 
     @torch.no_grad()
@@ -242,7 +248,7 @@ class Reranking(Peer):
 
 
 class Images(Peer):
-    """Its training transform in a torch DataLoader, on this process's core."""
+    """The original's training transform in a torch DataLoader, on one core."""
 
     def __init__(self, lavis: str, tars: Sequence[str], count: int, size: int):
         """Read the photos' bytes."""
@@ -251,14 +257,14 @@ class Images(Peer):
         self._photos = Photos(harness.photos(tars, count), transform)
 
     def versions(self) -> str:
-        """Of what decodes and resizes."""
+        """Return the versions of the libraries that decode and resize."""
         import PIL
         import torchvision
 
         return harness.versions("torch", torchvision.__name__, PIL.__name__)
 
     def load(self, rows: int = 8) -> float:
-        """Seconds for all photos, in batches."""
+        """Load all photos in batches; returns the seconds."""
         return harness.seconds(lambda: self._load(rows))[0]
 
     def _load(self, rows: int) -> None:
@@ -267,7 +273,7 @@ class Images(Peer):
 
 
 class Photos(torch.utils.data.Dataset):
-    """Encoded photos; decoded as its datasets do."""
+    """Encoded photos, decoded as in the original's datasets."""
 
     def __init__(self, files: Sequence[tuple[str, bytes]], transform: Any):
         self.files, self.transform = files, transform

@@ -1,4 +1,4 @@
-"""What do length buckets gain on real captions? `python -m benchmarks.length_buckets`.
+"""Measure the gain of length buckets: `python -m benchmarks.length_buckets`.
 
 Looks at the batches of Flickr8k's training photos as a run of stage 1 would draw them,
 one of five captions a photo, and says for each batch size how far texts are padded and
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     data = os.environ.get("BLIP2_JAX_TESTDATA", "")
     parser.add_argument("--tars", default=f"{data}/data/flickr8k/train-*.tar")
@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
 
 
 def print_lengths(rows: TrainingRows, options: argparse.Namespace) -> None:
-    """How far batches are padded, and GF an image of a stage-1 step at ViT-g."""
+    """Print the padded lengths, and GF an image of a stage-1 step at ViT-g."""
     buckets, config = options.buckets, presets.PRESETS["pretrain"]
     images = sum(len(source) for source in rows.mixture.sources)
     tower = flops.image_encoder(config)[0] / 1e9
@@ -104,22 +104,22 @@ def print_lengths(rows: TrainingRows, options: argparse.Namespace) -> None:
     for batch_size in options.batch_sizes:
         lengths = LengthBuckets(rows, buckets, batch_size)
         steps = range(options.epochs * images // batch_size)
-        found = collections.Counter(lengths.at(step) or buckets[-1] for step in steps)
-        mean = lambda value, found=found: (
-            sum(value(n) * times for n, times in found.items()) / found.total()
+        counts = collections.Counter(lengths.at(step) or buckets[-1] for step in steps)
+        mean = lambda value, counts=counts: (
+            sum(value(n) * times for n, times in counts.items()) / counts.total()
         )
         full, padded = cost[buckets[-1]], mean(cost.__getitem__)
         saved = full - padded
         print(
             f"| {batch_size} | "
-            + " | ".join(f"{found[n] / found.total():.1%}" for n in buckets)
+            + " | ".join(f"{counts[n] / counts.total():.1%}" for n in buckets)
             + f" | {mean(float):.1f} | {padded:.1f} of {full:.1f} "
             f"| {saved / full:.1%} | {saved / (full - tower):.1%} |"
         )
 
 
 def print_times(rows: TrainingRows, options: argparse.Namespace) -> None:
-    """Seconds a step, padded to the bucket and to the full length, in turn."""
+    """Time steps padded to the bucket and to the full length, alternating."""
     full, size = options.buckets[-1], options.batch_size
     lengths = LengthBuckets(rows, options.buckets, size)
     widths = [lengths.at(step) or full for step in range(options.steps)]
@@ -147,7 +147,7 @@ def print_times(rows: TrainingRows, options: argparse.Namespace) -> None:
 
 
 def print_row(name: str, pairs: Sequence[tuple[float, float]]) -> None:
-    """Medians of both, and how much faster all of these steps were together."""
+    """Print the medians of both, and the ratio of the sums over all steps."""
     ours, theirs = zip(*pairs, strict=True)
     print(
         f"| {name} | {len(pairs)} | {statistics.median(ours):.3f} "
@@ -158,13 +158,13 @@ def print_row(name: str, pairs: Sequence[tuple[float, float]]) -> None:
 def texts(
     rows: TrainingRows, step: int, batch_size: int, width: int
 ) -> dict[str, np.ndarray]:
-    """Token arrays of a step's captions."""
+    """Return the token arrays of a step's captions."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     return rows.format.arrays([rows.text(position) for position in positions], width)
 
 
 def prepare(size: str, batch_size: int, vocab_size: int) -> Step:
-    """A function that trains on token arrays beside fixed features; returns seconds."""
+    """Make a function that trains on token arrays and returns the seconds."""
     config = default_config("stage1").unlock()
     sizes = {**SIZES[size]}
     sizes["qformer"] = {**sizes.get("qformer", {}), "vocab_size": vocab_size}

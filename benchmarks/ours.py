@@ -1,4 +1,4 @@
-"""Our side of the benchmarks; `harness` starts it as a process of its own."""
+"""Our contestants; `harness` starts this module in its own process."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import given, harness
+from benchmarks import harness, shared_inputs
 from benchmarks.ours_base import Machine, parameters
 from benchmarks.ours_tower import Tower
 from benchmarks.ours_training import Training
 
 
 def main() -> None:
-    """Serve one of our contestants, on a CPU as `launch/train.py` runs."""
+    """Serve one of our contestants, with the CPU settings of training."""
     from blip2_jax.parallel.host_memory import disable_async_dispatch
 
     disable_async_dispatch()
@@ -43,7 +43,7 @@ class Generation(Machine):
         precision: str = "float32",
         scan: bool = True,
     ) -> None:
-        """Build a model that writes `tokens` tokens behind a prompt."""
+        """Build a model that generates `tokens` tokens after a prompt."""
         import jax
         import jax.numpy as jnp
 
@@ -75,30 +75,30 @@ class Generation(Machine):
             self._weights = generator.unstack_weights(model, self.params)
         vision: Any = self.config.vision
         ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
-        features = given.images(rows, vision.num_tokens, vision.width)
+        features = shared_inputs.images(rows, vision.num_tokens, vision.width)
         arrays = map(jnp.asarray, (features, ids, ids >= 0))
-        self._given = (*arrays, (), self._weights)
+        self._inputs = (*arrays, (), self._weights)
         self._tokens = tokens
 
     def generate(self) -> float:
-        """Seconds from features to ids."""
+        """Generate from features; returns the seconds."""
         return harness.seconds(self._run)[0]
 
     def ids(self) -> list[list[int]]:
-        """What it writes."""
+        """Return the generated ids."""
         return self._run()[:, 0].tolist()
 
     def decoding(self) -> float:
-        """Seconds of the tokens behind the first, prefill left out."""
-        read = self._read(self.params, *self._given)
+        """Decode the tokens after the first, without prefill; returns the seconds."""
+        read = self._read(self.params, *self._inputs)
         read[0].block_until_ready()
         return harness.seconds(lambda: self._decode(read))[0]
 
     def gigabytes(self) -> float:
-        """Weights and cache that one decoded token reads, on the average."""
+        """Return the mean size of weights and cache that a decoded token reads."""
         import jax
 
-        read = jax.eval_shape(self._read, self.params, *self._given)
+        read = jax.eval_shape(self._read, self.params, *self._inputs)
         count = lambda tree: sum(
             leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
         )
@@ -125,7 +125,7 @@ class Generation(Machine):
         )
 
     def _run(self) -> np.ndarray:
-        return self._decode(self._read(self.params, *self._given))
+        return self._decode(self._read(self.params, *self._inputs))
 
     def _decode(self, read: Any) -> np.ndarray:
         return np.asarray(self._write(self.params, read, self._weights))
@@ -135,7 +135,7 @@ class Reranking(Machine):
     """The matching head over images and texts, as evaluation runs it."""
 
     def __init__(self, sizes: dict[str, Any], count: int, texts: int, text: int):
-        """`count` images with `texts` texts of `text` tokens each."""
+        """Prepare `count` images and `texts` texts of `text` tokens."""
         import jax
 
         from blip2_jax.evaluation.stage1_scores import Stage1Scorer
@@ -149,16 +149,16 @@ class Reranking(Machine):
         params = jax.tree.map(jax.numpy.asarray, parameters(config, shapes))
         self._scorer = Stage1Scorer(model, params, batch_size=texts)
         vision = config.vision
-        self._features = given.images(count, vision.num_tokens, vision.width)
-        ids = given.ids("text", texts, text, config.qformer.vocab_size)
+        self._features = shared_inputs.images(count, vision.num_tokens, vision.width)
+        ids = shared_inputs.ids("text", texts, text, config.qformer.vocab_size)
         self._texts = ids.astype(np.int32), ids > 0
 
     def rerank(self) -> float:
-        """Seconds to score every image with every text."""
+        """Score every image with every text; returns the seconds."""
         return harness.seconds(self._scores)[0]
 
     def scores(self) -> list[list[float]]:
-        """Logits of a match."""
+        """Return the logits of a match."""
         return np.stack(self._scores()).tolist()
 
     def _scores(self) -> list[np.ndarray]:
@@ -183,14 +183,14 @@ class Images:
         self._normalize = jax.jit(normalize_images)
 
     def versions(self) -> str:
-        """Of what decodes and resizes."""
+        """Return the versions of the libraries that decode and resize."""
         import cv2
         import PIL
 
         return harness.versions(PIL.__name__, cv2.__name__)
 
     def load(self, rows: int = 8) -> float:
-        """Seconds for all photos, in batches."""
+        """Load all photos in batches; returns the seconds."""
         return harness.seconds(lambda: self._load(rows))[0]
 
     def _load(self, rows: int) -> None:

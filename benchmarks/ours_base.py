@@ -1,4 +1,4 @@
-"""What our contestants share: rates of the machine, given weights under our names."""
+"""Base of our contestants, and the shared weights under our names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import given, harness
+from benchmarks import harness, shared_inputs
 
 
 class Machine:
-    """What every contestant of ours can tell."""
+    """Base of our contestants: versions and rates of the machine."""
 
     def versions(self) -> str:
-        """Of what it runs on."""
+        """Return the versions of its libraries and the device."""
         import jax
 
         device = jax.devices()[0]
@@ -24,12 +24,12 @@ class Machine:
         return harness.versions("jax") + where
 
     def gemm(self, size: int = 2048, times: int = 5) -> float:
-        """GFLOP/s of a square fp32 product: the median."""
+        """Measure the median GFLOP/s of a square fp32 matmul."""
         import jax
         import jax.numpy as jnp
 
         product = jax.jit(functools.partial(jnp.matmul, precision="highest"))
-        left = jnp.asarray(given.images(size, size))
+        left = jnp.asarray(shared_inputs.images(size, size))
         product(left, left).block_until_ready()
         taken = [
             harness.seconds(lambda: product(left, left).block_until_ready())[0]
@@ -38,7 +38,7 @@ class Machine:
         return 2e-9 * size**3 / statistics.median(taken)
 
     def bandwidth(self, gigabytes: float = 1.0, times: int = 5) -> float:
-        """GB/s of a product of a large fp32 matrix with one vector: the best."""
+        """Measure the best GB/s of a large fp32 matrix-vector product."""
         import jax
         import jax.numpy as jnp
 
@@ -61,11 +61,11 @@ class Stepper(Machine):
         raise NotImplementedError
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step; returns its seconds."""
         return harness.seconds(self._step)[0]
 
     def profile(self, directory: str) -> None:
-        """Write what the device did in three steps, for TensorBoard and xprof."""
+        """Write a profile of three steps, for TensorBoard and xprof."""
         import jax
 
         with jax.profiler.trace(directory):
@@ -73,14 +73,14 @@ class Stepper(Machine):
                 self._step()
 
     def device_peak(self) -> float:
-        """The most memory of the device, in GB."""
+        """Return the peak memory of the device in GB."""
         from blip2_jax.perf.meters import peak_memory_bytes
 
         return peak_memory_bytes() / harness.GB
 
 
 def parameters(sizes: Any, shapes: Any) -> Any:
-    """The given weights under our names, as numpy arrays, made a rule at a time."""
+    """Return the shared weights under our names, as numpy arrays."""
     import jax
 
     from blip2_jax.convert.tables import name_table
@@ -92,16 +92,19 @@ def parameters(sizes: Any, shapes: Any) -> Any:
     source = jax.eval_shape(lambda tree: name_table.to_source(tree, rules), shapes)
     ours: dict[str, Any] = {}
     for rule in rules:
-        made = {name: given.weight(name, source[name].shape) for name in rule.names()}
+        made = {
+            name: shared_inputs.weight(name, source[name].shape)
+            for name in rule.names()
+        }
         ours |= rule.to_ours(made)
     return trees.unflatten(ours)
 
 
 def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
-    """Random weights on the device, leaf by leaf: quick, and never whole on the host.
+    """Make random weights on the device, leaf by leaf, never all on the host.
 
-    They are the same few millions of numbers again and again: to draw billions of them
-    on the device would take minutes of compilation.
+    They repeat the same few million numbers, because drawing billions of them on the
+    device would take minutes of compilation.
 
     Args:
       shapes: of the tree.
@@ -114,14 +117,14 @@ def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
     from blip2_jax.nn import trees
 
     drawn = {
-        kind: given.weight("drawn", [given.DRAWN]).astype(kind)
+        kind: shared_inputs.weight("drawn", [shared_inputs.DRAWN]).astype(kind)
         for kind in (dtype, jnp.float32)
     }
 
     def weight(path: str, shape: tuple[int, ...]) -> Any:
         kind = dtype if trees.matches(frozen, path) else jnp.float32
         if not shape:
-            return jnp.full((), given.TEMPERATURE, kind)
+            return jnp.full((), shared_inputs.TEMPERATURE, kind)
         if path.endswith("scale"):
             return jnp.ones(shape, kind)
         return jax.device_put(np.resize(drawn[kind], shape))

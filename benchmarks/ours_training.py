@@ -1,4 +1,4 @@
-"""Our training step in the benchmarks."""
+"""Our training step, as a contestant."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import given
+from benchmarks import shared_inputs
 from benchmarks.ours_base import Stepper, drawn_parameters, parameters
 
 
 class Training(Stepper):
-    """The step that `launch/train.py` runs, on one batch."""
+    """The step of `blip2-jax train`, on one batch."""
 
     def __init__(
         self,
@@ -28,13 +28,15 @@ class Training(Stepper):
         """Build the step.
 
         Args:
-          sizes: a model (`presets.to_plain`).
-          rows: of the batch.
-          text: tokens of a text; of the encoder's input in an encoder-decoder.
-          target: tokens of a decoder's target.
-          precision, scan, attention: of the configuration.
-          drawn: random weights and not those of `given`, which a large model takes
-            minutes to make.
+          sizes: sizes of the model (`presets.to_plain`).
+          rows: batch size.
+          text: tokens of a text, or of the encoder's input in an encoder-decoder.
+          target: tokens of the decoder's target.
+          precision: `config.precision`.
+          scan: `config.model.scan`.
+          attention: `config.model.attention`.
+          drawn: whether weights are random instead of shared with the peers; shared
+            weights of a large model take minutes to make.
         """
         import jax
 
@@ -64,7 +66,7 @@ class Training(Stepper):
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         step = make_train_step(task, adamw, rate, mesh, state, frozen, seed=config.seed)
         self.frozen = jax.block_until_ready(jax.device_put(frozen, step.frozen))
-        del frozen  # of each weight one array is left, before the optimizer's come
+        del frozen  # free the host's copy before the optimizer state is made
         self.state = jax.jit(create, out_shardings=step.state)(trainable)
         self.sizes = task.model.config
         fields = batch(self.sizes, rows, text, target)
@@ -72,7 +74,7 @@ class Training(Stepper):
         self.train_step, self._attention = step, attention
 
     def compare(self, negatives: Sequence[Sequence[int]] | None = None) -> float:
-        """The loss of one step, with the peer's negatives (images, texts) replayed."""
+        """Run one step with the peer's negatives (images, texts); returns its loss."""
         from blip2_jax.losses.hard_negatives import Negatives
 
         replay = None
@@ -82,21 +84,21 @@ class Training(Stepper):
         return float(self._step(replay)["loss"])
 
     def gigaflops(self) -> float:
-        """Of all matrix products of the step, in billions."""
+        """Return the FLOPs of the step's matmuls, in billions."""
         import jax
 
         from blip2_jax.perf import dot_count
 
         with jax.set_mesh(self.train_step.mesh):
-            found = dot_count.count_dots(
+            dots = dot_count.count_dots(
                 self.train_step.jitted, self.state, self.frozen, self.batch, None
             )
-        return sum(dot.flops for dot in found) / 1e9
+        return sum(dot.flops for dot in dots) / 1e9
 
     def counted(self, text: int, target: int) -> list[float | None]:
-        """FLOPs an image as MFU counts them, those of a step of ours, device's peak.
+        """Return FLOPs of an image (as in MFU), of our step, and the device's peak.
 
-        The peak is None where the device's is not known.
+        The peak is None if it is unknown.
         """
         import jax
 
@@ -121,7 +123,7 @@ class Training(Stepper):
 
 
 def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
-    """A training configuration for a model of these sizes, at a constant rate."""
+    """Return a training configuration for these sizes, with a constant rate."""
     from ml_collections import ConfigDict
 
     from blip2_jax.training.train_config import default_config
@@ -143,23 +145,27 @@ def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
 
 
 def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray]:
-    """A batch without padding for a model of these sizes."""
+    """Return a batch without padding for a model of these sizes."""
     from blip2_jax.models.presets import FeaturesConfig, OPTConfig
 
     vision, language = model.vision, model.language_model
     if isinstance(vision, FeaturesConfig):
-        fields = {"features": given.images(rows, vision.num_tokens, vision.width)}
+        fields = {
+            "features": shared_inputs.images(rows, vision.num_tokens, vision.width)
+        }
     else:
         size = vision.image_size
-        fields = {"image": given.images(rows, size, size, 3)}
+        fields = {"image": shared_inputs.images(rows, size, size, 3)}
     if language is None:
-        ids = given.ids("text", rows, text, model.qformer.vocab_size)
+        ids = shared_inputs.ids("text", rows, text, model.qformer.vocab_size)
         return fields | {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
     if isinstance(language, OPTConfig):
-        ids = given.ids("text", rows, text, language.vocab_size, [language.bos_id])
+        ids = shared_inputs.ids(
+            "text", rows, text, language.vocab_size, [language.bos_id]
+        )
         fields |= {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
         return fields | {"target_mask": ids > 0}
-    ids = given.ids("text", rows, text, language.vocab_size)
-    targets = given.ids("target", rows, target, language.vocab_size)
+    ids = shared_inputs.ids("text", rows, text, language.vocab_size)
+    targets = shared_inputs.ids("target", rows, target, language.vocab_size)
     fields |= {"input_ids": ids.astype(np.int32), "input_mask": ids > 0}
     return fields | {"target_ids": targets.astype(np.int32), "target_mask": targets > 0}

@@ -1,4 +1,4 @@
-"""How near to the PyTorch originals is every block? `python -m benchmarks.parity`.
+"""Measure the errors against PyTorch: `python -m benchmarks.parity`.
 
 Runs the parity tests (torch and transformers installed: the extra `parity`), which
 compare with numbers of the authors' own code (tests/goldens) and with transformers
@@ -30,7 +30,7 @@ TESTS = (
     "tests/evaluation/test_stage1_scores.py",
 )
 
-# Blocks in the order of the page: name, against what, pattern of what is compared.
+# Blocks in the order of the page: name, reference, pattern of the comparisons.
 NAMED = ("kind", "test", "what")
 ORIGINAL, TRANSFORMERS = "the original", "transformers"
 BLOCKS = (
@@ -85,11 +85,13 @@ writes this page.
 
 
 def main() -> int:
-    """Run, collect, write."""
+    """Run the tests and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slow", action="store_true", help="the slow tests too")
+    parser.add_argument("--slow", action="store_true", help="run the slow tests too")
     parser.add_argument(
-        "--log", type=pathlib.Path, help="of tests run with BLIP2_JAX_PARITY_LOG=FILE"
+        "--log",
+        type=pathlib.Path,
+        help="log of tests that were run with BLIP2_JAX_PARITY_LOG=FILE",
     )
     options = parser.parse_args()
     code, lines = (0, read(options.log)) if options.log else run(options.slow)
@@ -101,7 +103,7 @@ def main() -> int:
 
 
 def run(slow: bool) -> tuple[int, list[dict[str, Any]]]:
-    """Exit code and comparisons of the parity tests."""
+    """Run the parity tests; returns the exit code and the comparisons."""
     with tempfile.TemporaryDirectory() as directory:
         log = pathlib.Path(directory) / "parity.jsonl"
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *TESTS]
@@ -112,38 +114,38 @@ def run(slow: bool) -> tuple[int, list[dict[str, Any]]]:
 
 
 def read(log: pathlib.Path) -> list[dict[str, Any]]:
-    """Comparisons from a log, one a line."""
+    """Read comparisons from a log with one on each line."""
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """A row for every block; a block without a comparison is an error."""
+    """Format a row for every block; a block without a comparison is an error."""
     rows = [
         "| block | against | compared | largest error | share of the tolerance |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for name, against, pattern in BLOCKS:
-        found = [
+        matches = [
             line
             for line in lines
             if line["kind"] != "bf16"
             and re.search(pattern, " :: ".join(line[k] for k in NAMED))
         ]
-        if not found:
+        if not matches:
             raise SystemExit(f"no comparison matches the block {name!r} ({pattern})")
-        numbers = sum(line["count"] for line in found)
-        error = max(line["error"] for line in found)
-        if {line["kind"] for line in found} == {"ids"}:
+        numbers = sum(line["count"] for line in matches)
+        error = max(line["error"] for line in matches)
+        if {line["kind"] for line in matches} == {"ids"}:
             cells = f"{numbers:,} ids | {'identical' if error == 0 else 'DIFFERENT'} |"
         else:
-            share = max(line["share"] for line in found if line["kind"] != "ids")
+            share = max(line["share"] for line in matches if line["kind"] != "ids")
             cells = f"{numbers:,} | {error:.1e} | {share:.0%}"
         rows.append(f"| {name} | {against} | {cells} |")
     return "\n".join(rows) + "\n"
 
 
 def half_table(lines: list[dict[str, Any]]) -> str:
-    """bfloat16 of ours beside torch's own, both against torch's fp32."""
+    """Format the errors of bfloat16, ours and torch's, against torch in fp32."""
     rows = [
         "",
         "## bfloat16",
@@ -159,8 +161,8 @@ def half_table(lines: list[dict[str, Any]]) -> str:
         if line["kind"] == "bf16":
             name = line["test"].split("[")[1].rstrip("]")
             errors.setdefault(name, {})[line["what"].split(",")[0]] = line["share"]
-    for name, found in sorted(errors.items()):
-        rows.append(f"| {name} | {found['ours']:.2%} | {found['torch']:.2%} |")
+    for name, shares in sorted(errors.items()):
+        rows.append(f"| {name} | {shares['ours']:.2%} | {shares['torch']:.2%} |")
     return "\n".join(rows) + "\n"
 
 

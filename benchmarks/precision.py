@@ -1,6 +1,6 @@
-"""Does bf16 train as well as fp32? `python -m benchmarks.precision --workdir DIR`.
+"""Compare bf16 and fp32 training: `python -m benchmarks.precision --workdir DIR`.
 
-Trains the demo (`launch/demo.py`) in both precisions over three seeds, two runs at a
+Trains the demo (`blip2-jax demo`) in both precisions over three seeds, two runs at a
 time with one core each, and scores all of them on scenes of two kinds: `validation`,
 whose combinations of attributes occur in training, and `heldout`, whose do not. Prints
 both precisions' means over seeds, their difference and the spread between seeds.
@@ -21,17 +21,21 @@ from blip2_jax.cli import jobs
 ROOT = pathlib.Path(__file__).parents[1]
 PRECISIONS = ("float32", "bfloat16")
 SPLITS = ("validation", "heldout")
-START = 10_000  # no recipe was tuned on the scenes from here on
-SCENES = 100  # a text is looked for among so many
+START = 10_000  # no configuration was tuned on the scenes from here on
+SCENES = 100  # candidates of a retrieval
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Train the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=float, default=1.5, help="times the demo's")
-    parser.add_argument("--hundreds", type=int, default=4, help="of scenes a split")
+    parser.add_argument(
+        "--steps", type=float, default=1.5, help="factor of the demo's steps"
+    )
+    parser.add_argument(
+        "--hundreds", type=int, default=4, help="hundreds of scenes of each split"
+    )
     options = parser.parse_args()
     pairs = list(itertools.product(range(options.seeds), PRECISIONS))
     train_missing(options, pairs)
@@ -48,12 +52,12 @@ def main() -> None:
 def directory_of(
     options: argparse.Namespace, precision: str, seed: int
 ) -> pathlib.Path:
-    """Where one demo lives."""
+    """Return the directory of one demo."""
     return (options.workdir / f"{precision}_{seed}").absolute()
 
 
 def train_missing(options: argparse.Namespace, pairs: list[tuple[int, str]]) -> None:
-    """All demos that are not there, as many at a time as there are cores."""
+    """Train the missing demos, one on each core."""
     todo = []
     for seed, precision in pairs:
         directory = directory_of(options, precision, seed)
@@ -75,7 +79,7 @@ def train_missing(options: argparse.Namespace, pairs: list[tuple[int, str]]) -> 
 
 
 def scores_of(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
-    """One demo's scores on both kinds of scenes, by name."""
+    """Return one demo's scores on both kinds of scenes, by name."""
     file = directory / f"precision_{hundreds}.json"
     if not file.exists():
         print(f"scoring {directory}", file=sys.stderr, flush=True)
@@ -84,7 +88,7 @@ def scores_of(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
 
 
 def examine(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
-    """Means over hundreds of scenes of every score of the demo's table."""
+    """Return the means over hundreds of scenes of the demo's scores."""
     import blip2_jax
     from blip2_jax.evaluation import shapes_exam
 
@@ -95,10 +99,10 @@ def examine(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
     }
 
     def one(exam: shapes_exam.Exam) -> dict[str, float]:
-        found = shapes_exam.retrieve(stage1, exam)
+        retrieval = shapes_exam.retrieve(stage1, exam)
         scores = {
-            f"image to text, first of {SCENES}": found.recall,
-            "by contrast alone": found.recall_itc,
+            f"image to text, first of {SCENES}": retrieval.recall,
+            "by contrast alone": retrieval.recall_itc,
             "matching pairs told apart": shapes_exam.matching_accuracy(stage1, exam),
         }
         for name, model in {"Q-Former": stage1, **models}.items():
@@ -137,7 +141,7 @@ def print_table(scores: dict[str, list[dict[str, float]]]) -> None:
 
 
 def spread(values: list[float]) -> float:
-    """The standard deviation over seeds."""
+    """Return the standard deviation over seeds."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 

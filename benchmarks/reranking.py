@@ -1,4 +1,4 @@
-"""Re-ranking by the matching head: `python -m benchmarks.reranking --lavis PATH`.
+"""Time re-ranking by ITM: `python -m benchmarks.reranking --lavis PATH`.
 
 Beside the original: the real-size Q-Former at the resolution of the retrieval models
 (364 px: 677 x 1408 features), fp32; every image meets 16 texts of 35 tokens. Ours
@@ -24,7 +24,7 @@ TITLE = "Re-ranking by the matching head"
 
 
 def main() -> int:
-    """Time both."""
+    """Time both contestants."""
     parser = harness.arguments(__doc__ or "", rounds=5)
     options = parser.parse_args()
     settings = {
@@ -38,7 +38,7 @@ def main() -> int:
             stack.enter_context(worker)
             for worker in harness.pair(options, "reranking", settings)
         ]
-        told = ", ".join(worker.ask("versions") for worker in workers)
+        versions = ", ".join(worker.ask("versions") for worker in workers)
         times = harness.take_turns(workers, "rerank", options.rounds)
         scores = [np.array(worker.ask("scores")) for worker in workers]
         slowest = times[workers[-1].name]
@@ -53,7 +53,8 @@ def main() -> int:
         ]
     apart = np.abs(scores[0] - scores[-1]).max()
     about = (
-        f"{told}; fp32, {IMAGES} images x {TEXTS} texts, {options.threads} threads. "
+        f"{versions}; fp32, {IMAGES} images x {TEXTS} texts, "
+        f"{options.threads} threads. "
         f"Largest difference of a logit: {apart:.1e}."
     )
     harness.report(options, TITLE, about, harness.table(HEAD, rows))
@@ -61,7 +62,7 @@ def main() -> int:
 
 
 def sizes(tiny: bool) -> dict[str, Any]:
-    """The model as JSON."""
+    """Return the sizes of the model as JSON values."""
     if tiny:
         config = presets.Blip2Config(TINY_VISIONS["features"], TINY_QFORMER)
     else:

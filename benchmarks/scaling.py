@@ -1,7 +1,7 @@
-"""The tables of docs/scaling.md: `python -m benchmarks.scaling --workdir DIR`.
+"""Write the tables of docs/scaling.md: `python -m benchmarks.scaling --workdir DIR`.
 
 Plans the paper's configurations on TPU slices, one after the other, each by
-`launch/plan.py` in a process of its own, and writes what was found into the page. A
+`launch/plan.py` in a process of its own, and writes the results into the page. A
 case whose numbers are in DIR already is not planned again, so that the command can be
 stopped and continued; `--only NAME` plans some alone, and the others' rows stay. Needs
 `pip install 'jax[tpu]'`, no TPU, up to 10 GB of memory, and some minutes of one core a
@@ -36,20 +36,20 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Of the file that holds its numbers."""
+        """Return the name of the file with the numbers."""
         size = self.topology.replace(":", "-")
         mesh = f"f{self.fsdp}t{self.tensor}"
         return f"{self.config}_{size}_{self.batch}_{mesh}_{REMAT}"
 
     def is_told_by(self, line: str) -> bool:
-        """Whether a line of the table is of this case."""
+        """Return whether a line of the table is about this case."""
         cells = [cell.strip() for cell in line.split("|")]
         mesh = f"x{self.fsdp}x{self.tensor}"
-        told = [self.config, self.topology, str(self.batch)]
-        return cells[1:4] == told and cells[4].endswith(mesh)
+        expected = [self.config, self.topology, str(self.batch)]
+        return cells[1:4] == expected and cells[4].endswith(mesh)
 
-    def command(self, found: pathlib.Path) -> list[str]:
-        """The command line that plans it."""
+    def command(self, file: pathlib.Path) -> list[str]:
+        """Return the command line that plans the case."""
         return [
             "launch/plan.py",
             "--config",
@@ -61,11 +61,11 @@ class Case:
             "--topology",
             self.topology,
             "--json",
-            str(found),
+            str(file),
         ]
 
 
-# The most important first.
+# In order of importance.
 PAPER = (
     Case("stage1_vitg", "v5e:16x16", 1792),
     Case("stage2_flant5xxl", "v5e:16x16", 1536, fsdp=16),
@@ -86,7 +86,7 @@ PAPER = (
     Case("stage2_opt6_7b", "v5p:4x4x4", 1920),
     Case("stage2_flant5xl", "v5p:4x4x4", 1536),
 )
-# As many images a chip on more and more chips.
+# The same number of images for each chip on more and more chips.
 SLICES = {8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CURVE = (
     *(Case("stage1_vitg", f"v5e:{shape}", 7 * n) for n, shape in SLICES.items()),
@@ -98,32 +98,34 @@ CURVE = (
 
 
 def main() -> None:
-    """Plan what is missing, then write the page."""
+    """Plan the missing cases and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument(
+        "--only", default="", help="plan only cases with this text in their name"
+    )
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
     for case in (*PAPER, *CURVE):
-        found = options.workdir / f"{case.name}.json"
-        if options.only in case.name and not found.exists():
+        file = options.workdir / f"{case.name}.json"
+        if options.only in case.name and not file.exists():
             print(f"== {case.name}", flush=True)
-            subprocess.run([sys.executable, *case.command(found)], cwd=ROOT)
+            subprocess.run([sys.executable, *case.command(file)], cwd=ROOT)
             write_page(options.workdir)
     write_page(options.workdir)
 
 
 def write_page(workdir: pathlib.Path) -> None:
-    """Put the tables between the page's marks; rows without a plan in DIR stay."""
+    """Write the tables between the page's marks; rows without a new plan stay."""
     text = PAGE.read_text()
     for mark, cases in (("paper", PAPER), ("curve", CURVE)):
         before, rest = text.split(f"<!-- {mark} -->\n")
         old, after = rest.split("<!-- end -->", 1)
         lines = [HEADER, RULE]
         for case in cases:
-            found = workdir / f"{case.name}.json"
-            if found.exists():
-                lines.append(row(case, json.loads(found.read_text())[0]))
+            file = workdir / f"{case.name}.json"
+            if file.exists():
+                lines.append(row(case, json.loads(file.read_text())[0]))
             else:
                 lines += filter(case.is_told_by, old.splitlines())
         body = "\n".join(lines)
@@ -140,7 +142,7 @@ RULE = "|" + "---|" * HEADER.count(" | ") + "---|"
 
 
 def row(case: Case, plan: dict[str, Any]) -> str:
-    """One line of the table; times are those of the roofline, rates at 40 %."""
+    """Format a line of the table: times of the roofline, rates at 40 % MFU."""
     memory, guess = plan["memory"], plan["estimate"]
     cells = [
         case.config,

@@ -1,4 +1,4 @@
-"""Killed again and again, a run must end as if nothing had happened:
+"""Kill a run many times and compare it with an undisturbed one.
 
     python -m benchmarks.soak --workdir DIR [--steps 2000 --kill_every 100]
         [--change batch_size=8 ...]
@@ -41,10 +41,10 @@ FLAT = 1.05  # memory in the last third of the steps, by that in the first
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a soak found.
+    """Result of a soak.
 
     Attributes:
-      kills: how often the run was killed.
+      kills: number of kills.
       damaged: the checkpoint that was damaged.
       differences: arrays of the last checkpoint, and losses, that are not the same.
       memory_gb: see `memory_early_and_late`; of the undisturbed run.
@@ -56,13 +56,13 @@ class Outcome:
     memory_gb: tuple[float, float]
 
     def is_well(self) -> bool:
-        """Nothing differs and memory is flat."""
+        """Return whether nothing differs and memory does not grow."""
         early, late = self.memory_gb
         return not self.differences and late < FLAT * early
 
 
 def main() -> None:
-    """Soak, and tell."""
+    """Run the soak and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--config", default="configs/shapes_stage1.py")
@@ -96,7 +96,7 @@ def soak(
     kill_every: int,
     changes: Sequence[str] = (),
 ) -> Outcome:
-    """Train undisturbed, train disturbed, compare.
+    """Train undisturbed and with kills, and compare both runs.
 
     Args:
       directory: new; two runs are written there.
@@ -125,10 +125,9 @@ def soak(
 
 
 def memory_early_and_late(lines: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """What a run's process held in the first and in the last third of its log lines.
+    """Return the median memory in the first and the last third of a run, in GB.
 
-    The median of each, in GB, so that neither a peak of compiling or saving nor its
-    end decides.
+    The median ignores the peaks of compilation and of saving.
 
     Raises:
       ValueError: there are fewer than three lines that tell it.
@@ -148,9 +147,9 @@ def start(
     devices: int = 1,
     flags: Sequence[str] = (),
 ) -> subprocess.Popen:
-    """Training in a process of its own; what it says goes to `RUN_DIR.log`.
+    """Start training in its own process; its output goes to `RUN_DIR.log`.
 
-    Runs beside each other share their compiled programs.
+    Runs in one directory share their compiled programs.
 
     Args:
       script: `launch/train.py`, or one like it.
@@ -178,10 +177,10 @@ def start(
 
 
 def run(script: Any, config: Any, run_dir: pathlib.Path, *args: Any, **kw: Any) -> None:
-    """Train to the end; arguments as `start`.
+    """Train to the end; arguments as in `start`.
 
     Raises:
-      RuntimeError: the command failed; with the end of its log.
+      RuntimeError: the command failed; the message has the end of its log.
     """
     process = start(script, config, run_dir, *args, **kw)
     if code := process.wait(PATIENCE_S):
@@ -191,7 +190,7 @@ def run(script: Any, config: Any, run_dir: pathlib.Path, *args: Any, **kw: Any) 
 def run_and_kill(
     at_step: int, script: Any, config: Any, run_dir: pathlib.Path, *args: Any, **kw: Any
 ) -> None:
-    """Train, and `kill -9` once a step has been reported."""
+    """Train, and `kill -9` the process after it has reported a step."""
     process = start(script, config, run_dir, *args, **kw)
     wait_for_step(at_step, run_dir, process)
     process.kill()
@@ -200,10 +199,10 @@ def run_and_kill(
 
 
 def wait_for_step(step: int, run_dir: pathlib.Path, process: subprocess.Popen) -> None:
-    """Return when a run has written a line of this step to its metrics.
+    """Wait until a run has written a line of this step to its metrics.
 
     Raises:
-      RuntimeError: it ended, or takes too long.
+      RuntimeError: the run ended, or takes too long.
     """
     deadline = time.monotonic() + PATIENCE_S
     while last_step(run_dir) < step:
@@ -213,19 +212,19 @@ def wait_for_step(step: int, run_dir: pathlib.Path, process: subprocess.Popen) -
 
 
 def log_of(run_dir: pathlib.Path) -> pathlib.Path:
-    """What a run says."""
+    """Return the path of a run's log."""
     return run_dir.with_name(f"{run_dir.name}.log")
 
 
 def last_step(run_dir: pathlib.Path) -> int:
-    """The last step that a run has reported; 0 before its first."""
+    """Return the last step that a run has reported; 0 before the first."""
     path = run_dir / "metrics.jsonl"
     whole, _, _ = (path.read_text() if path.exists() else "").rpartition("\n")
     return json.loads(whole.splitlines()[-1])["step"] if whole else 0
 
 
 def losses(run_dir: pathlib.Path) -> dict[int, float]:
-    """The loss of every step."""
+    """Return the loss of every step."""
     lines = read_metrics(run_dir)
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
@@ -242,7 +241,7 @@ def damage_newest(run_dir: pathlib.Path) -> int:
 
 
 def differences(left: pathlib.Path, right: pathlib.Path, step: int) -> list[str]:
-    """Losses up to a step, and arrays of its checkpoint, that two runs disagree on."""
+    """List the losses up to a step and the arrays that differ between two runs."""
     ours, theirs = losses(left), losses(right)
     names = [
         f"loss {number}"
@@ -261,7 +260,7 @@ def differences(left: pathlib.Path, right: pathlib.Path, step: int) -> list[str]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Arrays of nested dicts and lists by path."""
+    """Return the arrays of nested dicts and lists by path."""
     if not isinstance(tree, dict | list):
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)

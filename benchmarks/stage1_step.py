@@ -1,4 +1,4 @@
-"""Steps of stage 1: `python -m benchmarks.stage1_step --lavis PATH`.
+"""Time steps of stage 1: `python -m benchmarks.stage1_step --lavis PATH`.
 
 Beside the original: the Q-Former in its real size, all three losses, forward, backward
 and AdamW, fp32, a batch of 8 texts of 32 tokens: on precomputed features of a ViT-g
@@ -40,21 +40,23 @@ SAME_STEPS, PLAIN_ROUNDS = 3, 3
 
 
 def main() -> int:
-    """Time one vision after the other."""
+    """Time one image encoder after the other."""
     parser = harness.arguments(__doc__ or "", rounds=5)
     parser.add_argument("--vision", choices=VISIONS, action="append")
     options = parser.parse_args()
     for name in options.vision or VISIONS:
-        given = {"rows": ROWS, "text": TEXT}
+        batch_settings = {"rows": ROWS, "text": TEXT}
         sizes = functools.partial(sizes_of, name, options.tiny)
-        told, body = steps(options, sizes, given)
-        about = f"{told}; fp32, batch {ROWS}, {TEXT} tokens, {options.threads} threads."
+        versions, body = steps(options, sizes, batch_settings)
+        about = (
+            f"{versions}; fp32, batch {ROWS}, {TEXT} tokens, {options.threads} threads."
+        )
         harness.report(options, TITLES[name], about, body)
     return 0
 
 
 def sizes_of(name: str, tiny: bool, dropout: float) -> dict[str, Any]:
-    """The model as JSON."""
+    """Return the sizes of the model as JSON values."""
     qformer = TINY_QFORMER if tiny else presets.QFORMER_BASE
     vision = (TINY_VISIONS if tiny else VISIONS)[name]
     qformer = dataclasses.replace(qformer, dropout=dropout)
@@ -62,35 +64,37 @@ def sizes_of(name: str, tiny: bool, dropout: float) -> dict[str, Any]:
 
 
 def steps(
-    options: Any, sizes_with: Callable[[float], dict[str, Any]], given: dict[str, Any]
+    options: Any,
+    sizes_with: Callable[[float], dict[str, Any]],
+    batch_settings: dict[str, Any],
 ) -> tuple[str, str]:
-    """Losses without dropout, speed without and with it.
+    """Compare losses without dropout, and time steps without and with it.
 
     Args:
-      options: of the command line.
-      sizes_with: the model with some dropout.
-      given: further settings of the contestants.
+      options: parsed command line.
+      sizes_with: function from the dropout rate to the sizes of the model.
+      batch_settings: further settings of the contestants.
 
     Returns:
       Versions, and the tables.
     """
-    rows, lines, told = [], [], ""
+    rows, lines, versions = [], [], ""
     for dropout in (0.0, 0.1):
-        settings = {"sizes": sizes_with(dropout), **given}
+        settings = {"sizes": sizes_with(dropout), **batch_settings}
         if not dropout and options.lavis:
-            # By processes of their own: a replay of negatives is one more program.
+            # In other processes, because replaying negatives compiles another program.
             with started(options, settings) as workers:
                 lines.append(same_losses(*workers))
         with started(options, settings) as workers:
-            told = ", ".join(worker.ask("versions") for worker in workers)
+            versions = ", ".join(worker.ask("versions") for worker in workers)
             rounds = options.rounds if dropout else min(options.rounds, PLAIN_ROUNDS)
             rows += measure(workers, rounds, dropout)
-    return told, "\n".join([harness.table(HEAD, rows), *lines])
+    return versions, "\n".join([harness.table(HEAD, rows), *lines])
 
 
 @contextlib.contextmanager
 def started(options: Any, settings: dict[str, Any]) -> Iterator[list[harness.Worker]]:
-    """The contestants, until the block ends."""
+    """Start the contestants and end them with the block."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(worker)
@@ -99,11 +103,13 @@ def started(options: Any, settings: dict[str, Any]) -> Iterator[list[harness.Wor
 
 
 def same_losses(ours: harness.Worker, theirs: harness.Worker) -> str:
-    """Losses of the first steps with the same weights and negatives."""
+    """Compare the losses of the first steps with equal weights and negatives."""
     pairs = []
     for _ in range(SAME_STEPS):
-        told = theirs.ask("compare")
-        pairs.append((ours.ask("compare", negatives=told["negatives"]), told["loss"]))
+        result = theirs.ask("compare")
+        pairs.append(
+            (ours.ask("compare", negatives=result["negatives"]), result["loss"])
+        )
     losses = ", ".join(f"{us:.5f} ({them:.5f})" for us, them in pairs)
     return f"Losses of the first steps without dropout (the original's): {losses}."
 
@@ -111,7 +117,7 @@ def same_losses(ours: harness.Worker, theirs: harness.Worker) -> str:
 def measure(
     workers: list[harness.Worker], rounds: int, dropout: float
 ) -> list[list[str]]:
-    """A row for every contestant."""
+    """Return a table row for every contestant."""
     times = harness.take_turns(workers, "step", rounds)
     gemm, flops = workers[0].ask("gemm"), workers[0].ask("gigaflops")
     rows = []

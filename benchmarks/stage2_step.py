@@ -1,4 +1,4 @@
-"""Steps of stage 2: `python -m benchmarks.stage2_step --lavis PATH`.
+"""Time steps of stage 2: `python -m benchmarks.stage2_step --lavis PATH`.
 
 Beside the original: the Q-Former in its real size in front of a frozen language model
 of OPT-125m's and of T5-base's size, on precomputed features of a ViT-g, fp32, a batch
@@ -37,21 +37,21 @@ def main() -> int:
     parser.add_argument("--language", choices=LANGUAGE, action="append")
     options = parser.parse_args()
     for name in options.language or LANGUAGE:
-        given = {"rows": ROWS, **TOKENS[name]}
+        batch_settings = {"rows": ROWS, **TOKENS[name]}
         sizes = functools.partial(sizes_of, name, options.tiny)
-        told, body = steps(options, sizes, given)
-        about = f"{told}; fp32, batch {ROWS}, {options.threads} threads."
+        versions, body = steps(options, sizes, batch_settings)
+        about = f"{versions}; fp32, batch {ROWS}, {options.threads} threads."
         harness.report(options, title(name), about, body)
     return 0
 
 
 def title(name: str) -> str:
-    """The section's heading."""
+    """Return the heading of the section."""
     return f"Stage 2, a language model of {SIZES[name]}'s size"
 
 
 def sizes_of(name: str, tiny: bool, dropout: float) -> dict[str, Any]:
-    """The model as JSON."""
+    """Return the sizes of the model as JSON values."""
     qformer = TINY_QFORMER if tiny else presets.QFORMER_BASE
     language = (TINY_LANGUAGE if tiny else LANGUAGE)[name]
     config = presets.Blip2Config(

@@ -1,8 +1,7 @@
-"""From the command to the end of the first step: `python -m benchmarks.startup`.
+"""Time from the command to the end of step 1: `python -m benchmarks.startup`.
 
-Starts a configuration of the shapes world twice with one directory of compiled
-programs, and stops it after its first step; says also how much of that the compiler
-took, and what importing alone takes.
+Starts a configuration of the shapes world twice with one compilation cache and stops it
+after the first step. Also measures the time of compilation and of the imports.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ IMPORTS = {
 
 
 def main() -> int:
-    """Imports, then two starts."""
+    """Time the imports and two starts."""
     parser = harness.arguments(__doc__ or "", rounds=1)
     parser.add_argument("--config", default="configs/shapes_stage1.py")
     options = parser.parse_args()
@@ -55,16 +54,16 @@ def first_step(
     """Start a run and end it after its first step.
 
     Args:
-      config: the configuration.
-      cache: directory of compiled programs.
-      directory: the run's.
+      config: path of the configuration.
+      cache: compilation cache.
+      directory: directory of the run.
 
     Returns:
-      Seconds from the start of the process to the line of its first step, and those
-      that making the step's program took of them: from the compiler or the directory.
+      Seconds from the start of the process to the metrics of the first step, and the
+      part of them that compilation or the compilation cache took.
 
     Raises:
-      RuntimeError: the run ended before.
+      RuntimeError: the run ended before its first step.
     """
     start = time.perf_counter()
     process = python(
@@ -87,12 +86,12 @@ def first_step(
 
 
 def seconds(code: str) -> float:
-    """What an interpreter takes that runs so much."""
+    """Return the seconds of an interpreter that runs some code."""
     return harness.seconds(lambda: python("-c", code).wait())[0]
 
 
 def python(*arguments: str) -> subprocess.Popen:
-    """This interpreter, in the repository, quiet."""
+    """Start this interpreter in the repository, without output of errors."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=harness.ROOT,

@@ -1,7 +1,7 @@
-"""Current transformers in the benchmarks, as a process of its own.
+"""Current transformers as contestants in their own process.
 
-`--torch_python` names an interpreter with torch and transformers 5. The features of an
-image tower are given, so that a norm stands in the tower's place.
+`--torch_python` names an interpreter with torch and transformers 5. In generation the
+input is features, so that a norm replaces the image tower.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from benchmarks import given, harness
+from benchmarks import harness, shared_inputs
 
 
 def main() -> None:
@@ -23,22 +23,22 @@ def main() -> None:
 
 
 class Tower(torch.nn.Module):
-    """The norm behind an image tower."""
+    """The norm after an image tower."""
 
     def __init__(self, width: int):
         super().__init__()
         self.post_layernorm = torch.nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, features: torch.Tensor, **_: Any) -> Any:
-        """As a tower returns it."""
+        """Return the output in the form of an image tower."""
         return types.SimpleNamespace(last_hidden_state=self.post_layernorm(features))
 
 
 class Peer:
-    """What every contestant of theirs can tell."""
+    """Base of the contestants in transformers."""
 
     def versions(self) -> str:
-        """Of what it runs on."""
+        """Return the versions of its libraries."""
         return harness.versions("torch", "transformers")
 
 
@@ -54,7 +54,7 @@ class Generation(Peer):
         tokens: int,
         weights: str,
     ) -> None:
-        """Arguments as ours, and a file of weights under this model's names."""
+        """Build the model; `weights` is a file with this model's names."""
         vision, language = sizes["vision"], sizes["language_model"]
         config = configuration(sizes)
         model = transformers.Blip2ForConditionalGeneration(config)
@@ -66,9 +66,9 @@ class Generation(Peer):
         self.model = model.eval()
         queries = [config.image_token_index] * sizes["qformer"]["num_queries"]
         ids = torch.tensor([[*queries, *prompt]] * rows)
-        self._given = {
+        self._inputs = {
             "pixel_values": torch.from_numpy(
-                given.images(rows, vision["num_tokens"], vision["width"])
+                shared_inputs.images(rows, vision["num_tokens"], vision["width"])
             ),
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -83,16 +83,16 @@ class Generation(Peer):
         self._tokens = tokens
 
     def generate(self) -> float:
-        """Seconds from features to ids."""
+        """Generate from features; returns the seconds."""
         return harness.seconds(self._run)[0]
 
     def ids(self) -> list[list[int]]:
-        """What it writes behind the prompt."""
+        """Return the generated ids after the prompt."""
         return self._run()[:, -self._tokens :].tolist()
 
     @torch.no_grad()
     def _run(self) -> torch.Tensor:
-        return self.model.generate(**self._given, **self.module_kwargs)
+        return self.model.generate(**self._inputs, **self.module_kwargs)
 
 
 class Training(Peer):
@@ -101,7 +101,7 @@ class Training(Peer):
     def __init__(
         self, sizes: dict[str, Any], rows: int, text: int, target: int, device: str
     ) -> None:
-        """Frozen weights in bfloat16, the rest in float32 under autocast."""
+        """Build the model: frozen weights in bfloat16, others in float32."""
         vision, language = sizes["vision"], sizes["language_model"]
         config = configuration(sizes)
         with torch.device(device):
@@ -123,16 +123,16 @@ class Training(Peer):
             fused=device == "cuda",
         )
         words, size = language["vocab_size"], vision["image_size"]
-        ids = torch.from_numpy(given.ids("text", rows, text, words))
+        ids = torch.from_numpy(shared_inputs.ids("text", rows, text, words))
         queries = torch.full(
             (rows, sizes["qformer"]["num_queries"]), config.image_token_index
         )
         labels = torch.cat([torch.full_like(queries, -100), ids], dim=1)
         if target:
-            labels = torch.from_numpy(given.ids("target", rows, target, words))
+            labels = torch.from_numpy(shared_inputs.ids("target", rows, target, words))
         ids = torch.cat([queries, ids], dim=1)
-        pixels = torch.from_numpy(given.images(rows, size, size, 3))
-        self._given = {
+        pixels = torch.from_numpy(shared_inputs.images(rows, size, size, 3))
+        self._inputs = {
             "pixel_values": pixels.permute(0, 3, 1, 2).contiguous().to(device),
             "input_ids": ids.to(device),
             "labels": labels.to(device),
@@ -140,16 +140,16 @@ class Training(Peer):
         }
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Run one step; returns its seconds."""
         return harness.seconds(self._step)[0]
 
     def device_peak(self) -> float:
-        """The most memory of the device, in GB."""
+        """Return the peak memory of the device in GB."""
         return harness.device_peak(torch.cuda.max_memory_allocated())
 
     def _step(self) -> float:
         with torch.autocast(self.device, torch.bfloat16):
-            loss = self.model(**self._given).loss
+            loss = self.model(**self._inputs).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -157,7 +157,7 @@ class Training(Peer):
 
 
 def configuration(sizes: dict[str, Any]) -> Any:
-    """Their configuration of these sizes; for given features the tower is a block."""
+    """Return the configuration of these sizes; for features the tower is one block."""
     vision, qformer = sizes["vision"], sizes["qformer"]
     language = sizes["language_model"]
     tower = {
@@ -187,7 +187,7 @@ def configuration(sizes: dict[str, Any]) -> Any:
 
 
 def text_configuration(language: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part."""
+    """Return the configuration of the language model."""
     width, depth, heads = (language[name] for name in ("width", "depth", "heads"))
     words = {"vocab_size": language["vocab_size"]}
     if language["kind"] == "opt":

@@ -11,7 +11,7 @@ def commands(monkeypatch):
     """Flags of each benchmark that `benchmarks.all` would run."""
 
     def of(*flags):
-        found = {}
+        flags_of = {}
 
         class Ended:
             returncode = 0
@@ -19,13 +19,13 @@ def commands(monkeypatch):
         def run(command, **_):
             name = command[2].removeprefix("benchmarks.")
             assert (harness.ROOT / "benchmarks" / f"{name}.py").exists()
-            found[name] = command[3:]
+            flags_of[name] = command[3:]
             return Ended
 
         monkeypatch.setattr(everything.sys, "argv", ["all.py", *flags])
         monkeypatch.setattr(everything.subprocess, "run", run)
         assert everything.main() == 0
-        return found
+        return flags_of
 
     return of
 
@@ -34,10 +34,18 @@ def test_every_script_gets_its_flags(commands):
     peers = ["--lavis", "checkout", "--lavis_python", "python"]
     counts = ["--rounds", "3", "--threads", "1"]
     photos = ["--photos", "a.tar", "--photos", "b.tar"]
-    given = ["--torch_python", "other", "--tiny", "--write", *peers, *counts, *photos]
-    found = commands(*given)
-    assert list(found) == list(everything.BENCHMARKS)
-    for name, flags in found.items():
+    arguments = [
+        "--torch_python",
+        "other",
+        "--tiny",
+        "--write",
+        *peers,
+        *counts,
+        *photos,
+    ]
+    flags_of = commands(*arguments)
+    assert list(flags_of) == list(everything.BENCHMARKS)
+    for name, flags in flags_of.items():
         own = {
             "generation": ["--torch_python", "other"],
             "image_pipeline": photos,
@@ -46,7 +54,7 @@ def test_every_script_gets_its_flags(commands):
 
 
 def test_without_photos_there_is_no_image_pipeline(commands, capsys):
-    found = commands()
-    assert set(everything.BENCHMARKS) - set(found) == {"image_pipeline"}
-    assert not any(found.values())  # each script's own defaults
+    flags_of = commands()
+    assert set(everything.BENCHMARKS) - set(flags_of) == {"image_pipeline"}
+    assert not any(flags_of.values())  # each script's own defaults
     assert "image_pipeline is skipped: it needs --photos" in capsys.readouterr().out

@@ -11,15 +11,15 @@ BUCKETS = ("24", "32")
 
 def tables(printed):
     """Rows of every table: their first cell and the others."""
-    found = []
+    tables = []
     for part in printed.split("\n\n"):
         if part.startswith("|"):
             lines = [
                 [cell.strip() for cell in line.strip("|").split("|")]
                 for line in part.strip().splitlines()
             ]
-            found.append({first: rest for first, *rest in lines[2:]})
-    return found
+            tables.append({first: rest for first, *rest in lines[2:]})
+    return tables
 
 
 @pytest.mark.slow  # reads all captions

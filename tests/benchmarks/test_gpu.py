@@ -33,10 +33,10 @@ def row(table, name):
 def test_a_model_on_a_cpu(name, command, capsys):
     command(*CPU, "--model", name)
     assert gpu.main() == 0
-    found = row(capsys.readouterr().out, gpu.OURS)
-    assert found[""] == "ours, attention by xla" and found["ratio"] == "1.00"
-    assert float(found["images/s"]) > 0 and float(found["device GB"]) > 0.1
-    assert found["MFU"] == found["of executed FLOPs"] == "-"  # a CPU's peak
+    cells = row(capsys.readouterr().out, gpu.OURS)
+    assert cells[""] == "ours, attention by xla" and cells["ratio"] == "1.00"
+    assert float(cells["images/s"]) > 0 and float(cells["device GB"]) > 0.1
+    assert cells["MFU"] == cells["of executed FLOPs"] == "-"  # a CPU's peak
 
 
 @pytest.mark.slow
@@ -58,16 +58,16 @@ class Contestant:
     def __init__(self, name, seconds):
         self.name, self.seconds = name, seconds
 
-    def ask(self, method, **given):
+    def ask(self, method, **settings):
         answers = {"versions": self.name, "step": self.seconds, "device_peak": 2.0}
         return answers.get(method, [4, 20, 100])
 
 
 def test_rates_as_shares_of_the_peak():
     workers = [Contestant("ours", 0.5), Contestant("original", 1.0)]
-    given = {"rows": 5, "text": 3, "target": 0}
-    told, table = gpu.measure(workers, 1, given)
-    assert told == "ours, original"
+    settings = {"rows": 5, "text": 3, "target": 0}
+    about, table = gpu.measure(workers, 1, settings)
+    assert about == "ours, original"
     shares = ("ratio", "MFU", "of executed FLOPs", "device GB")
     assert [row(table, "ours")[name] for name in shares] == [
         "2.00",
@@ -94,8 +94,8 @@ def test_ours_and_torch_run_on_the_device(device, attentions, command, monkeypat
 
     monkeypatch.setattr(harness.subprocess, "Popen", Process)
     command("--tiny", "--device", device, "--torch_python", "python")
-    given = {"rows": 2, "text": 24, "target": 0}
-    gpu.contestants(gpu.arguments(), "opt", given)
+    settings = {"rows": 2, "text": 24, "target": 0}
+    gpu.contestants(gpu.arguments(), "opt", settings)
     *ours, (settings, _) = started
     assert [platform for _, platform in ours] == [device] * attentions
     assert json.loads(settings)["device"] == device

@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import (
     generation,
-    given,
     harness,
     image_pipeline,
     reranking,
+    shared_inputs,
     stage1_step,
     stage2_step,
     startup,
@@ -85,13 +85,13 @@ def test_rounds_have_a_default():
 
 
 def test_given_weights_are_functions_of_their_name():
-    one = given.weight("layer.0.weight", (3, 4))
-    np.testing.assert_array_equal(one, given.weight("layer.0.weight", (3, 4)))
-    assert np.abs(one - given.weight("layer.1.weight", (3, 4))).min() > 0
-    assert abs(given.weight("norm.weight", (500,)).mean() - 1) < 0.01
-    assert given.weight("temp", ()).shape == ()
-    large = given.weight("table", (given.DRAWN // 100 + 1, 200))
-    assert abs(large.std() - given.STD) < 1e-4
+    one = shared_inputs.weight("layer.0.weight", (3, 4))
+    np.testing.assert_array_equal(one, shared_inputs.weight("layer.0.weight", (3, 4)))
+    assert np.abs(one - shared_inputs.weight("layer.1.weight", (3, 4))).min() > 0
+    assert abs(shared_inputs.weight("norm.weight", (500,)).mean() - 1) < 0.01
+    assert shared_inputs.weight("temp", ()).shape == ()
+    large = shared_inputs.weight("table", (shared_inputs.DRAWN // 100 + 1, 200))
+    assert abs(large.std() - shared_inputs.STD) < 1e-4
 
 
 def test_turns_alternate_and_the_second_call_of_each_but_the_first_counts():

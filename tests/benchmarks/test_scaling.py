@@ -24,7 +24,7 @@ def test_rows_without_a_plan_stay_and_unknown_ones_go(tmp_path, monkeypatch):
     other = scaling.Case(one.config, one.topology, one.batch, fsdp=3)
     head = f"{scaling.HEADER}\n{scaling.RULE}\n"
     tables = (f"{line(two, 'no')}\n{line(other, 'no')}\n{line(one, 'yes')}\n", "")
-    kept = (f"{line(one, 'yes')}\n{line(two, 'no')}\n", "")
+    expected = (f"{line(one, 'yes')}\n{line(two, 'no')}\n", "")
     page = lambda bodies: (
         BEFORE
         + "".join(
@@ -35,4 +35,4 @@ def test_rows_without_a_plan_stay_and_unknown_ones_go(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "PAGE", tmp_path / "scaling.md")
     scaling.PAGE.write_text(page(tables))
     scaling.write_page(tmp_path)
-    assert scaling.PAGE.read_text() == page(kept)
+    assert scaling.PAGE.read_text() == page(expected)

@@ -1,6 +1,6 @@
-"""Weights and inputs that every contestant makes for itself: functions of a name.
+"""Weights and inputs that every contestant generates from their names.
 
-Weights are named as the original names them. Needs numpy alone.
+Weights have the original's names. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 STD = 0.02
 TEMPERATURE = 0.07
-DRAWN = 4_000_037  # numbers that are drawn; larger arrays repeat them (a prime)
+DRAWN = 4_000_037  # random numbers; larger arrays repeat them (a prime)
 
 
 def _random(name: str) -> np.random.Generator:
@@ -20,7 +20,7 @@ def _random(name: str) -> np.random.Generator:
 
 
 def weight(name: str, shape: Sequence[int]) -> np.ndarray:
-    """The fp32 parameter `name`: small numbers, norms near one, the temperature."""
+    """Return the fp32 parameter `name`: small, but norms near one."""
     if not shape:
         return np.full((), TEMPERATURE, np.float32)
     size = int(np.prod(shape))
@@ -31,14 +31,14 @@ def weight(name: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def images(rows: int, *shape: int) -> np.ndarray:
-    """fp32 features or normalised images [rows, *shape], and the same every time."""
+    """Return the same fp32 features or normalised images [rows, *shape] every time."""
     return _random("images").standard_normal((rows, *shape), np.float32)
 
 
 def ids(
     name: str, rows: int, length: int, vocabulary: int, first: Sequence[int] = ()
 ) -> np.ndarray:
-    """Token ids [rows, length] without special ones, `first` at the start."""
-    found = _random(name).integers(10, vocabulary - 10, (rows, length))
-    found[:, : len(first)] = first
-    return found
+    """Return token ids [rows, length] without special tokens, starting with `first`."""
+    array_ids = _random(name).integers(10, vocabulary - 10, (rows, length))
+    array_ids[:, : len(first)] = first
+    return array_ids
