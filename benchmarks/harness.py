@@ -327,7 +327,7 @@ def put_section(text: str, title: str, section: str) -> str:
         _, *prose = re.split(rf"(?m)^{END}$", parts[indices[0]], maxsplit=1)
         if not prose:
             raise ValueError(
-                f"section {title!r} has no line {END} after its measurements"
+                f"section {title!r} lacks the line {END} after its measurements"
             )
         parts[indices[0]] = measured + prose[0]
     else:
