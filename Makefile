@@ -42,7 +42,6 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 docs: $(STAMP)  ## build the documentation site into build/site
-	$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove the virtual environment and what runs left

@@ -10,7 +10,10 @@ VERSION = re.search(
     r'__version__ = "([^"]+)"', (HERE / "blip2_jax" / "__init__.py").read_text()
 ).group(1)
 
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
+
 TEST = [
+    *DOCS,
     "beartype",
     "ipykernel",
     "mypy",
@@ -72,7 +75,7 @@ setup(
     extras_require={
         "convert": ["torch"],
         "cuda": ["jax[cuda13]"],
-        "docs": ["mkdocs-material", "mkdocstrings[python]"],
+        "docs": DOCS,
         "evaluate": ["pycocoevalcap", "spacy"],
         "parity": [*TEST, "torch"],
         "test": TEST,

@@ -140,4 +140,4 @@ def check_extras(arguments: list[str]) -> None:
     setup = (ROOT / "setup.py").read_text()
     for word in arguments:
         if extra := re.fullmatch(r"\.\[(\w+)\]", word):
-            assert f'"{extra[1]}": [' in setup or f'"{extra[1]}": ' in setup, word
+            assert f'"{extra[1]}": ' in setup, word
