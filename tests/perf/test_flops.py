@@ -199,8 +199,10 @@ def test_stage2_formula(name, text, expected):
 
 
 def test_text_that_nobody_reads_is_left_out_of_the_last_block_and_the_head():
-    """By hand, for one block of 768 with a feed-forward of 3072: per row 2 products of
-    768 x 768 (query, output), 2 of 768 x 3072, and attention to all tokens.
+    """Compare with a count by hand for one block of 768 with a feed-forward of 3072.
+
+    Per row: 2 matmuls of 768 x 768 (query, output), 2 of 768 x 3072, and attention to
+    all tokens.
     """
     whole = flops.stage1(presets.PRESETS["pretrain"], 32, skip_unread=False)
     ours = flops.stage1(presets.PRESETS["pretrain"], 32)
