@@ -103,15 +103,17 @@ def test_ids_and_scores_equal_the_original(name, tag):
         )
 
 
-@pytest.mark.parametrize("name", golden_language.NAMES)
+@pytest.mark.parametrize("name", ["stage2_opt_a", "stage2_t5_a"])
 def test_rows_with_unequal_prompts_do_not_depend_on_each_other(name):
     golden, calls = golden_language.load_generated(name)
     images = golden["image"].transpose(0, 2, 3, 1)
     prompts = prompts_of(calls["vqa_beam5"])
-    assert len({len(prompt.split()) for prompt in prompts}) > 1
+    lengths = [len(prompt.split()) for prompt in prompts]
+    shortest, longest = np.argmin(lengths), np.argmax(lengths)
+    assert lengths[shortest] < lengths[longest]
     config = from_lavis_lengths(8, num_beams=3)
     together = generate(name, images, prompts, config)
-    for row in range(4):
+    for row in (shortest, longest):
         alone = generate(name, images[row : row + 1], prompts[row : row + 1], config)
         np.testing.assert_array_equal(alone.ids[0], together.ids[row])
         np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-4)
