@@ -27,9 +27,9 @@ def main() -> int:
     options = parser.parse_args()
 
     import blip2_jax
-    from blip2_jax.convert.huggingface_folder import write_huggingface
+    from blip2_jax.convert.huggingface_export import write_huggingface
     from blip2_jax.evaluation.shapes_exam import make_exam
-    from blip2_jax.training.open_model import open_model
+    from blip2_jax.inference.load import open_model
 
     exam = make_exam("heldout", options.scenes, 1, start=EXAM_START)
     questions = [scene_questions[0].text for scene_questions in exam.questions]

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 def write(folder: pathlib.Path, options: argparse.Namespace) -> str:
     """Random weights under Hugging Face's names, made array by array."""
-    from blip2_jax.convert.huggingface_folder import write_huggingface
+    from blip2_jax.convert.huggingface_export import write_huggingface
     from blip2_jax.convert.model_source import ModelSource, expected_shapes
     from blip2_jax.models import presets
 
@@ -93,7 +93,7 @@ class RandomArrays(dict):
 def convert(theirs: pathlib.Path, ours: pathlib.Path) -> str:
     """Hugging Face's folder to ours."""
     from blip2_jax.convert.native_folder import write_folder
-    from blip2_jax.training.open_model import open_model
+    from blip2_jax.inference.load import open_model
 
     write_folder(open_model(theirs), ours)
     manifest = json.loads((ours / "manifest.json").read_text())

@@ -113,11 +113,12 @@ class Generation(Machine):
         """Write the weights under the names of `Blip2ForConditionalGeneration`."""
         import safetensors.numpy
 
-        from blip2_jax.convert.tables import huggingface, name_table
-        from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+        from blip2_jax.convert.huggingface_folder import renamed_rule
+        from blip2_jax.convert.tables import name_table
+        from blip2_jax.convert.tables.lavis import stage2_rules
         from blip2_jax.nn import trees
 
-        rules = [huggingface.renamed(rule) for rule in stage2_rules(self.config)]
+        rules = [renamed_rule(rule) for rule in stage2_rules(self.config)]
         params = {name: np.asarray(a) for name, a in trees.flatten(self.params).items()}
         arrays = name_table.to_source(trees.unflatten(params), rules)
         safetensors.numpy.save_file(

@@ -84,8 +84,7 @@ def parameters(sizes: Any, shapes: Any) -> Any:
     import jax
 
     from blip2_jax.convert.tables import name_table
-    from blip2_jax.convert.tables.lavis import stage1_rules
-    from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+    from blip2_jax.convert.tables.lavis import stage1_rules, stage2_rules
     from blip2_jax.nn import trees
 
     rules = (stage2_rules if sizes.language_model else stage1_rules)(sizes)

@@ -29,7 +29,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-from blip2_jax.convert.tables.name_table import listed  # noqa: E402
+from blip2_jax.convert.tables.name_table import shorten  # noqa: E402
 from blip2_jax.training.checkpoints import Checkpoints  # noqa: E402
 from blip2_jax.training.metrics_log import read_metrics  # noqa: E402
 
@@ -82,7 +82,7 @@ def main() -> None:
     print(
         f"{options.steps} steps, {outcome.kills} kills, checkpoint {outcome.damaged} "
         f"damaged, {time.perf_counter() - start:.0f} s\n"
-        f"differ: {listed(outcome.differences) or 'nothing, bit for bit'}\n"
+        f"differ: {shorten(outcome.differences) or 'nothing, bit for bit'}\n"
         f"memory of the undisturbed run: {early:.3f} GB in the first third of the "
         f"steps, {late:.3f} GB in the last"
     )

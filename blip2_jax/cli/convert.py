@@ -67,10 +67,10 @@ def make_parser() -> CommandParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert and print a summary; returns the exit code."""
-    from blip2_jax.convert.huggingface_folder import write_huggingface
+    from blip2_jax.convert.huggingface_export import write_huggingface
     from blip2_jax.convert.lavis_file import write_lavis
     from blip2_jax.convert.native_folder import write_folder
-    from blip2_jax.training.open_model import ExtraWeights, open_model
+    from blip2_jax.inference.load import ExtraWeights, open_model
 
     start, output = time.perf_counter(), arguments.output
     extra = ExtraWeights(**extra_weights(arguments))

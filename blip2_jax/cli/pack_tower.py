@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from blip2_jax.training.initial_params import run_arrays
+    from blip2_jax.training.frozen import run_arrays
 
     arrays = {
         path: np.asarray(array, np.float16)

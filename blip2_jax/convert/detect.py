@@ -1,4 +1,4 @@
-"""What kind of weights a source holds, told by the names of its arrays."""
+"""Detection of the kind of weights in a checkpoint from the names of its arrays."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 
-# The first whose pattern some name begins with; a pattern tells its kind from those
-# below it.
+# Patterns of the beginning of a name (`re.match`). The first kind with a match holds:
+# a pattern tells its kind from the kinds below it.
 KINDS = {
     "lavis": r"Qformer\.",
     "huggingface": r"qformer\.encoder\.layer\.",
@@ -36,10 +36,10 @@ LANGUAGE = ("opt", "t5")
 
 
 def kind_of(source: CheckpointFiles) -> str:
-    """A key of `KINDS`.
+    """Return the kind of a checkpoint, a key of `KINDS`.
 
     Raises:
-      SourceError: none fits; the message gives some of the names.
+      SourceError: no kind fits; the message gives some of the names.
     """
     for kind, pattern in KINDS.items():
         if any(re.match(pattern, name) for name in source):
@@ -50,16 +50,21 @@ def kind_of(source: CheckpointFiles) -> str:
     )
 
 
-def expect(source: CheckpointFiles, kinds: Iterable[str], what: str) -> str:
-    """`kind_of`, which must be one of `kinds`.
+def expect_kind(source: CheckpointFiles, kinds: Iterable[str], purpose: str) -> str:
+    """Return the kind of a checkpoint, which must be one of `kinds`.
+
+    Args:
+      source: the checkpoint.
+      kinds: allowed kinds.
+      purpose: what needs the checkpoint, for the message.
 
     Raises:
-      SourceError: it is another.
+      SourceError: the checkpoint is of another kind.
     """
     kind, kinds = kind_of(source), tuple(kinds)
     if kind not in kinds:
-        wanted = " or ".join(DESCRIPTIONS[name] for name in kinds)
+        expected = " or ".join(DESCRIPTIONS[name] for name in kinds)
         raise SourceError(
-            f"{source.path} is {DESCRIPTIONS[kind]}; {what} needs {wanted}"
+            f"{source.path} is {DESCRIPTIONS[kind]}; {purpose} needs {expected}"
         )
     return kind

@@ -1,42 +1,42 @@
-"""Hugging Face's BLIP-2 folders, opened and written.
+"""Hugging Face's BLIP-2 folders: their name table, their sizes, and how to open them.
 
-What is written is complete: weights in shards, configuration, generation settings,
-tokenizer and processor, as `from_pretrained` of `Blip2ForConditionalGeneration` and
-`Blip2Processor` (stage 1: `Blip2ForImageTextRetrieval`) expect.
+`Blip2ForConditionalGeneration` is stage 2. `Blip2ForImageTextRetrieval` is stage 1
+without the language-model head and without the temperature. Most names are LAVIS's,
+renamed. transformers joins the biases of queries, keys and values of the image encoder
+in one vector; the keys' part is zero in the released models, which have no key bias.
 """
 
 from __future__ import annotations
 
-import pathlib
+import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from blip2_jax.convert import sizes
-from blip2_jax.convert.arrays import ConvertedArrays, Part
-from blip2_jax.convert.files.atomic_output import (
-    ShardWriter,
-    cast,
-    progress,
-    whole,
-    write_json,
-)
+from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
-from blip2_jax.convert.tables.huggingface import RETRIEVAL_LACKS, huggingface_rules
-from blip2_jax.convert.tables.name_table import Rule
-from blip2_jax.convert.towers import resized_part, tied_head
-from blip2_jax.data.text.tokenizers import (
-    LanguageTokenizer,
-    load_tokenizer,
-    tokenizer_directory,
+from blip2_jax.convert.tables.lavis import (
+    qformer_text_rules,
+    shared_rules,
+    stage2_rules,
 )
-from blip2_jax.models.presets import Blip2Config, OPTConfig, T5Config, ViTConfig
+from blip2_jax.convert.tables.name_table import Arrays, Rule, Transform, linear, split
+from blip2_jax.convert.tables.towers import tie_missing_t5_head
+from blip2_jax.models.presets import (
+    Blip2Config,
+    LanguageModelConfig,
+    OPTConfig,
+    QFormerConfig,
+    T5Config,
+    ViTConfig,
+)
 
 BUFFERS = (r".*position_ids",)
-IMAGE_TOKEN = "<image>"  # stands for a query in their prompts
-STAGE1, STAGE2 = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
 def open_huggingface(
@@ -45,297 +45,292 @@ def open_huggingface(
     *,
     extra: tuple[Part, ...] = (),
 ) -> ModelSource:
-    """A Hugging Face folder as a model, its tokenizer included.
+    """Open a Hugging Face folder as a model, its tokenizer included.
 
     Args:
-      source: of the folder.
+      source: the files of the folder.
       config: sizes; None reads its `config.json`.
       extra: further parts, such as a text branch.
 
     Raises:
-      SourceError: weights and configuration do not fit, or a variant is unknown.
+      SourceError: weights and sizes do not fit, or this package has no such model.
     """
-    config = config or sizes.huggingface_sizes(source)
+    config = config or huggingface_sizes(source)
     arrays = ConvertedArrays([huggingface_part(source, config), *extra])
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
-    half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
-    has_words = any((source.path / name).exists() for name in _WORDS)
-    words = str(source.path) if has_words else ""
+    has_tokenizer = any((source.path / name).exists() for name in TOKENIZER_FILES)
+    tokenizer = str(source.path) if has_tokenizer else ""
     return ModelSource(
         config,
         arrays,
         "huggingface",
-        absent=tuple(p for p in absent if not _has(arrays, p)),
-        precision="bfloat16" if half else "float32",
-        qformer_tokenizer=words if config.language_model is None else "",
-        language_tokenizer=words if config.language_model else "",
+        absent=tuple(
+            pattern
+            for pattern in absent
+            if not any(re.fullmatch(pattern, path) for path in arrays)
+        ),
+        precision=arrays.precision,
+        qformer_tokenizer=tokenizer if config.language_model is None else "",
+        language_tokenizer=tokenizer if config.language_model else "",
     )
 
 
 def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
-    """The folder with its table; positions take the image size of `config`."""
-    rules = tied_head(huggingface_rules(config), source)
-    return resized_part(source, rules, config.vision, BUFFERS)
+    """Return the folder with its table; positions fit the image size of `config`."""
+    rules = tie_missing_t5_head(huggingface_rules(config), source)
+    return part_at_size(source, rules, config.vision, BUFFERS)
 
 
-_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+# Patterns of the parameters that `Blip2ForImageTextRetrieval` lacks.
+RETRIEVAL_LACKS = (r"qformer/head/.*", r"temperature")
 
-
-def _has(arrays: ConvertedArrays, pattern: str) -> bool:
-    return any(re.fullmatch(pattern, path) for path in arrays)
-
-
-def write_huggingface(
-    model: ModelSource, output: pathlib.Path, dtype: str | None = None
-) -> list[str]:
-    """Write a folder; it appears when it is complete.
-
-    Args:
-      dtype: of all floating arrays; None keeps each one's own.
-
-    Returns:
-      Lines for the user: what has no place there, what had to be added.
-
-    Raises:
-      SourceError: transformers has no such model.
-      FileExistsError: the output is there already.
-    """
-    if model.question_in_qformer:
-        raise SourceError("transformers has no Q-Former that reads questions")
-    try:
-        rules = huggingface_rules(model.config)
-    except ValueError as error:
-        raise SourceError(str(error)) from error
-    words = _Words(model)
-    with whole(output) as place:
-        place.mkdir(parents=True)
-        stored = _write_weights(model, rules, words.rows, place, dtype)
-        config = _config(model, words, stored)
-        config.save_pretrained(place)
-        if model.stage == 2:
-            write_json(place / "generation_config.json", _generation(model, words))
-        words.save(place, model)
-    return _report(model, rules, words)
-
-
-def _write_weights(
-    model: ModelSource,
-    rules: list[Rule],
-    rows: int,
-    place: pathlib.Path,
-    dtype: str | None,
-) -> str:
-    """Write all arrays, rule by rule; returns the widest dtype among them.
-
-    transformers brings everything to one dtype when it loads: none is rounded then.
-    """
-    writer, found = ShardWriter(place), set[np.dtype]()
-    for rule in progress(rules, "converting"):
-        ours = {path: model.arrays[path] for path in rule.paths()}
-        aliases = set(rule.aliases)  # transformers ties them itself
-        for name, theirs in rule.to_source(ours).items():
-            if name in aliases:
-                continue
-            array = np.asarray(theirs)
-            if name.endswith(_WORD_TABLES):
-                array = _with_rows(array, rows)
-            array = cast(array, dtype)
-            writer.add(name, array)
-            found.add(array.dtype)
-    writer.close()
-    if len(found) == 1:
-        return found.pop().name
-    return "float32"  # float16 and bfloat16 have no other in common
-
-
-_WORD_TABLES = (
-    "decoder.embed_tokens.weight",
-    "language_model.shared.weight",
-    "language_model.lm_head.weight",
+# (LAVIS's, transformers'): replaced in this order, anywhere in a name.
+RENAMES = (
+    ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
+    ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
+    ("visual_encoder.patch_embed.proj", "vision_model.embeddings.patch_embedding"),
+    ("visual_encoder.blocks.", "vision_model.encoder.layers."),
+    (".attn.", ".self_attn."),
+    (".self_attn.proj.", ".self_attn.projection."),
+    (".norm1.", ".layer_norm1."),
+    (".norm2.", ".layer_norm2."),
+    ("ln_vision.", "vision_model.post_layernorm."),
+    ("Qformer.bert.embeddings.LayerNorm.", "qformer.layernorm."),
+    ("Qformer.bert.embeddings.", "embeddings."),
+    ("Qformer.bert.", "qformer."),
+    ("attention.self.", "attention.attention."),
+    ("vision_proj.", "vision_projection."),
+    ("text_proj.", "text_projection."),
+    ("opt_proj.", "language_projection."),
+    ("t5_proj.", "language_projection."),
+    ("opt_model.", "language_model."),
+    ("t5_model.", "language_model."),
 )
 
 
-def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """Zeros for words that the model's table has no row for."""
-    more = np.zeros((max(rows - len(array), 0), *array.shape[1:]), array.dtype)
-    return np.concatenate([array, more]) if len(more) else array
+def huggingface_rules(config: Blip2Config) -> list[Rule]:
+    """Return the table of a complete model, of stage 2 if it has a language model.
+
+    Raises:
+      ValueError: transformers has no such image encoder.
+    """
+    vision = config.vision
+    if not isinstance(vision, ViTConfig) or vision.pre_norm or not vision.patch_bias:
+        raise ValueError("transformers has BLIP-2 with EVA-CLIP's image encoder only")
+    lavis_rules = stage2_rules if config.language_model else _retrieval_rules
+    rules = [renamed_rule(rule) for rule in lavis_rules(config) if not _is_qkv_bias(rule)]
+    return [_qkv_bias_rule(vision), *rules]
 
 
-class _Words:
-    """The tokenizer with `<image>`, and the rows that the model's table then needs."""
-
-    def __init__(self, model: ModelSource) -> None:
-        stage2 = model.stage == 2
-        spec = model.language_tokenizer if stage2 else model.qformer_tokenizer
-        if not spec:
-            which = "language" if stage2 else "Q-Former"
-            raise SourceError(
-                f"a Hugging Face folder has a tokenizer, and none of the {which} is "
-                f"known (--{'language' if stage2 else 'qformer'}_tokenizer)"
-            )
-        from transformers import AutoTokenizer
-
-        ours = load_tokenizer(spec, language_model=stage2)
-        decoder_only = isinstance(model.config.language_model, OPTConfig)
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            str(tokenizer_directory(spec)),
-            padding_side="left" if decoder_only else "right",
-        )
-        self.ours = ours
-        self.image_id: int | None = None
-        self.rows = self.added = 0
-        if stage2:
-            self.tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-            self.image_id = self.tokenizer.get_vocab()[IMAGE_TOKEN]
-            language_model = model.config.language_model
-            assert language_model is not None
-            self.rows = max(language_model.vocab_size, len(self.tokenizer))
-            self.added = self.rows - language_model.vocab_size
-        else:
-            self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-
-    def save(self, place: pathlib.Path, model: ModelSource) -> None:
-        """Tokenizer and processor."""
-        from transformers import Blip2Processor
-        from transformers.models.blip import BlipImageProcessorPil
-
-        vision = model.config.vision
-        assert isinstance(vision, ViTConfig)
-        size = {"height": vision.image_size, "width": vision.image_size}
-        queries = model.config.qformer.num_queries if model.stage == 2 else None
-        processor = Blip2Processor(
-            BlipImageProcessorPil(size=size), self.tokenizer, num_query_tokens=queries
-        )
-        processor.save_pretrained(place)
-        _use_older_names(place)
+def _retrieval_rules(config: Blip2Config) -> list[Rule]:
+    """Return LAVIS's rules of the parameters in `Blip2ForImageTextRetrieval`."""
+    text = [
+        dataclasses.replace(rule, aliases=())
+        for rule in qformer_text_rules(config.qformer)
+        if not rule.targets[0].startswith("qformer/head/")
+    ]
+    return [
+        *shared_rules(config),
+        *text,
+        *linear("vision_proj", "vision_projection"),
+        *linear("text_proj", "text_projection"),
+        *linear("itm_head", "itm_head"),
+    ]
 
 
-# Names of transformers 5, and what earlier versions know the same by.
-_OLDER_NAMES = {
-    "processor_config.json": ("BlipImageProcessorPil", "BlipImageProcessor"),
-    "tokenizer_config.json": ("TokenizersBackend", "PreTrainedTokenizerFast"),
-}
+QKV_BIAS = "visual_encoder/blocks/attention/{}/bias"
 
 
-def _use_older_names(place: pathlib.Path) -> None:
-    for name, (new, old) in _OLDER_NAMES.items():
-        file = place / name
-        file.write_text(file.read_text().replace(new, old))
+def _is_qkv_bias(rule: Rule) -> bool:
+    return rule.targets in ((QKV_BIAS.format("query"),), (QKV_BIAS.format("value"),))
 
 
-def _config(model: ModelSource, words: _Words, dtype: str) -> Any:
-    """Their `Blip2Config` of a model."""
-    from transformers import Blip2Config as TheirConfig
-
-    ours, vision = model.config, model.config.vision
-    assert isinstance(vision, ViTConfig)
-    qformer, stage2 = ours.qformer, model.stage == 2
-    return TheirConfig(
-        vision_config={
-            "hidden_size": vision.width,
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp_dim,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_act": vision.activation,
-            "layer_norm_eps": vision.layer_norm_eps,
-            "qkv_bias": True,
-        },
-        qformer_config={
-            "vocab_size": qformer.vocab_size,
-            "hidden_size": qformer.width,
-            "num_hidden_layers": qformer.depth,
-            "num_attention_heads": qformer.heads,
-            "intermediate_size": qformer.mlp_dim,
-            "hidden_dropout_prob": qformer.dropout,
-            "attention_probs_dropout_prob": qformer.dropout,
-            "max_position_embeddings": qformer.max_positions,
-            "layer_norm_eps": qformer.layer_norm_eps,
-            "cross_attention_frequency": qformer.cross_attention_every,
-            "encoder_hidden_size": vision.width,
-            "use_qformer_text_input": not stage2,
-        },
-        text_config=_text_config(model, words) if stage2 else None,
-        num_query_tokens=qformer.num_queries,
-        image_text_hidden_size=qformer.projection_dim,
-        image_token_index=words.image_id,
-        architectures=[STAGE2 if stage2 else STAGE1],
-        dtype=dtype,
+def _qkv_bias_rule(vision: ViTConfig) -> Rule:
+    parts = ("query", "key", "value") if vision.key_bias else ("query", "value")
+    layers: dict[str, Any] = {"layers": range(vision.depth), "stack": True}
+    return Rule(
+        "vision_model.encoder.layers.{}.self_attn.qkv.bias",
+        tuple(QKV_BIAS.format(part) for part in parts),
+        split(3, transpose=False) if vision.key_bias else JOINED_BIAS,
+        **layers,
     )
 
 
-def _text_config(model: ModelSource, words: _Words) -> dict[str, Any]:
-    """Their configuration of the language model."""
-    ours = model.config.language_model
-    assert isinstance(words.ours, LanguageTokenizer)
-    if isinstance(ours, OPTConfig):
-        return {
-            "model_type": "opt",
-            "architectures": ["OPTForCausalLM"],
-            "vocab_size": words.rows,
-            "hidden_size": ours.width,
-            "num_hidden_layers": ours.depth,
-            "num_attention_heads": ours.heads,
-            "ffn_dim": ours.mlp_dim,
-            "max_position_embeddings": ours.max_positions,
-            "word_embed_proj_dim": ours.embedding_width,
-            "do_layer_norm_before": ours.pre_norm,
-            "dropout": ours.dropout,
-            "activation_function": "relu",
-            "pad_token_id": ours.pad_id,
-            "bos_token_id": ours.bos_id,
-            "eos_token_id": words.ours.end_id,
-            "prefix": "</s>",
-        }
-    assert isinstance(ours, T5Config)
-    return {
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
-        "vocab_size": words.rows,
-        "d_model": ours.width,
-        "num_layers": ours.depth,
-        "num_decoder_layers": ours.decoder_depth or ours.depth,
-        "num_heads": ours.heads,
-        "d_ff": ours.mlp_dim,
-        "d_kv": ours.head_width,
-        "feed_forward_proj": "gated-gelu",
-        "dense_act_fn": ours.activation,
-        "relative_attention_num_buckets": ours.relative_buckets,
-        "relative_attention_max_distance": ours.relative_max_distance,
-        "layer_norm_epsilon": ours.layer_norm_eps,
-        "dropout_rate": ours.dropout,
-        "tie_word_embeddings": False,
-        "pad_token_id": ours.pad_id,
-        "bos_token_id": ours.eos_id,
-        "eos_token_id": ours.eos_id,
-        "decoder_start_token_id": ours.decoder_start_id,
-        "is_encoder_decoder": True,
-    }
+def renamed_rule(rule: Rule) -> Rule:
+    """Return a rule of LAVIS's table with transformers' names."""
+    (source,) = rule.sources
+    aliases = tuple(_rename(alias) for alias in rule.aliases)
+    return dataclasses.replace(rule, source=_rename(source), aliases=aliases)
 
 
-def _generation(model: ModelSource, words: _Words) -> dict[str, Any]:
-    """Their `generation_config.json`."""
-    told = _text_config(model, words)
-    names = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-    settings = {name: told[name] for name in names if name in told}
-    if words.added:  # its logit is 0, others' may be less
-        settings["suppress_tokens"] = [words.image_id]
-    return settings
+def _rename(name: str) -> str:
+    for lavis, huggingface in RENAMES:
+        name = name.replace(lavis, huggingface)
+    return name
 
 
-def _report(model: ModelSource, rules: list[Rule], words: _Words) -> list[str]:
-    written = {path for rule in rules for path in rule.paths()}
-    left = [path for path in model.arrays if path not in written]
-    lines = []
-    if left:
-        theirs = STAGE2 if model.stage == 2 else STAGE1
-        names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-        lines.append(f"{len(left)} arrays have no place in {theirs}: {names}")
-    if words.added:
-        lines.append(
-            f"{words.added} row added to the token table for {IMAGE_TOKEN}, which is "
-            "never generated"
+def _cut_bias(arrays: Arrays) -> Arrays:
+    """Split [query, key, value] biases and drop the keys'."""
+    (joined,) = arrays
+    width = joined.shape[0] // 3
+    return joined[:width], joined[2 * width :]
+
+
+def _join_bias(arrays: Arrays) -> Arrays:
+    """Join query and value biases with zeros for the keys."""
+    query, value = arrays
+    library = query.__array_namespace__()
+    return (library.concat([query, library.zeros_like(query), value]),)
+
+
+JOINED_BIAS = Transform(_cut_bias, _join_bias)
+
+
+def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
+    """Read the sizes from the `config.json` of a Hugging Face BLIP-2 folder.
+
+    Raises:
+      SourceError: there is no such file, or this package has no such model.
+    """
+    if source.config.get("model_type") != "blip-2":
+        model_type = source.config.get("model_type")
+        content = f"model_type {model_type!r}" if source.config else "no config.json"
+        raise SourceError(
+            f"{source.path}: a folder of Hugging Face's BLIP-2 has a config.json with "
+            f"model_type 'blip-2'; this folder has {content}"
         )
-    return lines
+    from transformers import Blip2Config as TheirConfig
+
+    theirs: Any = TheirConfig.from_dict(source.config)
+    vision, qformer = theirs.vision_config, theirs.qformer_config
+    retrieval = "itm_head.weight" in source
+    return Blip2Config(
+        vision=ViTConfig(
+            width=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            heads=vision.num_attention_heads,
+            mlp_dim=vision.intermediate_size,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            activation=_activation(vision.hidden_act, "vision_config.hidden_act"),
+            layer_norm_eps=vision.layer_norm_eps,
+            key_bias=_has_key_bias(source, vision),
+        ),
+        qformer=QFormerConfig(
+            width=qformer.hidden_size,
+            depth=qformer.num_hidden_layers,
+            heads=qformer.num_attention_heads,
+            mlp_dim=qformer.intermediate_size,
+            cross_attention_every=qformer.cross_attention_frequency,
+            num_queries=theirs.num_query_tokens,
+            vocab_size=qformer.vocab_size,
+            max_positions=qformer.max_position_embeddings,
+            projection_dim=theirs.image_text_hidden_size,
+            layer_norm_eps=qformer.layer_norm_eps,
+            dropout=qformer.hidden_dropout_prob,
+        ),
+        language_model=None if retrieval else language_sizes(theirs.text_config),
+        ln_vision_eps=vision.layer_norm_eps,
+    )
+
+
+def language_sizes(theirs: Any) -> LanguageModelConfig:
+    """Convert transformers' `OPTConfig` or `T5Config`.
+
+    Raises:
+      SourceError: this package does not have the family or the variant.
+    """
+    makers: dict[str, Callable[[Any], LanguageModelConfig]] = {
+        "opt": _opt_sizes,
+        "t5": _t5_sizes,
+    }
+    if theirs.model_type not in makers:
+        raise SourceError(
+            f"the language model is {theirs.model_type!r}; supported are opt and t5"
+        )
+    return makers[theirs.model_type](theirs)
+
+
+def _opt_sizes(theirs: Any) -> OPTConfig:
+    _require(theirs, activation_function="relu", enable_bias=True)
+    _require(theirs, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
+    embed = theirs.word_embed_proj_dim
+    return OPTConfig(
+        theirs.hidden_size,
+        theirs.num_hidden_layers,
+        theirs.num_attention_heads,
+        theirs.ffn_dim,
+        vocab_size=theirs.vocab_size,
+        max_positions=theirs.max_position_embeddings,
+        embed_width=None if embed == theirs.hidden_size else embed,
+        pre_norm=theirs.do_layer_norm_before,
+        dropout=theirs.dropout,
+        pad_id=theirs.pad_token_id,
+        bos_id=theirs.bos_token_id,
+    )
+
+
+def _t5_sizes(theirs: Any) -> T5Config:
+    _require(theirs, is_gated_act=True)
+    # T5-v1.1 does not tie its head. Newer versions of transformers tie it in name only
+    # and mark the first T5 by `scale_decoder_outputs`.
+    scaled = getattr(theirs, "scale_decoder_outputs", theirs.tie_word_embeddings)
+    if scaled:
+        raise SourceError(
+            "the language model is the first T5; only v1.1 and Flan-T5 are supported"
+        )
+    return T5Config(
+        theirs.d_model,
+        theirs.num_layers,
+        theirs.num_heads,
+        theirs.d_ff,
+        head_width=theirs.d_kv,
+        decoder_depth=_unless(theirs.num_decoder_layers, theirs.num_layers),
+        vocab_size=theirs.vocab_size,
+        activation=_activation(theirs.dense_act_fn, "text_config.dense_act_fn"),
+        relative_buckets=theirs.relative_attention_num_buckets,
+        relative_max_distance=theirs.relative_attention_max_distance,
+        layer_norm_eps=theirs.layer_norm_epsilon,
+        dropout=theirs.dropout_rate,
+        pad_id=theirs.pad_token_id,
+        eos_id=_first(theirs.eos_token_id),
+        decoder_start_id=theirs.decoder_start_token_id or 0,
+    )
+
+
+def _has_key_bias(source: CheckpointFiles, vision: Any) -> bool:
+    """Return True if the joined bias of any layer is not zero for the keys.
+
+    The released models have no key bias and store zeros.
+    """
+    for layer in range(vision.num_hidden_layers):
+        name = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
+        if name in source and np.any(np.split(source[name], 3)[1]):
+            return True
+    return False
+
+
+def _activation(name: str, where: str) -> str:
+    if name not in ACTIVATIONS:
+        raise SourceError(
+            f"{where} is {name!r}; supported are {', '.join(ACTIVATIONS)}"
+        )
+    return name
+
+
+def _require(theirs: Any, **supported: Any) -> None:
+    for name, value in supported.items():
+        actual = getattr(theirs, name, value)
+        if actual != value:
+            raise SourceError(
+                f"the language model has {name}={actual!r}; only {value!r} is supported"
+            )
+
+
+def _unless(value: Any, usual: Any) -> Any:
+    return None if value == usual else value
+
+
+def _first(value: Any) -> int:
+    return value[0] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""LAVIS checkpoint files: opened with what they leave out, and written.
+"""LAVIS checkpoint files: how to open and how to write them.
 
-A file of LAVIS holds what was trained. The frozen halves of a stage-2 model, and the
-image encoder of a stage-1 model, come from files of their own.
+A LAVIS file holds the parameters that were trained. The frozen towers of a stage-2
+model, and the image encoder of a stage-1 model, come from files of their own.
 """
 
 from __future__ import annotations
@@ -11,22 +11,34 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from blip2_jax.convert import sizes
-from blip2_jax.convert.arrays import ConvertedArrays, Part
+from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
 from blip2_jax.convert.files import torch_pickle
-from blip2_jax.convert.files.atomic_output import progress, whole
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.files.output import atomic_output, progress
 from blip2_jax.convert.model_source import (
     TEXT_BRANCH,
     TOWERS,
     ModelSource,
     expected_shapes,
 )
-from blip2_jax.convert.tables.lavis import POSITION_IDS, position_ids, stage1_rules
-from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+from blip2_jax.convert.tables.lavis import (
+    POSITION_IDS,
+    position_ids,
+    stage1_rules,
+    stage2_rules,
+)
 from blip2_jax.convert.tables.name_table import Array, Rule
-from blip2_jax.convert.towers import language_part, resized_part, vision_part
-from blip2_jax.models.presets import Blip2Config, ViTConfig
+from blip2_jax.convert.towers import language_part, vision_part
+from blip2_jax.models.presets import (
+    PRESETS,
+    RELEASED,
+    Blip2Config,
+    OPTConfig,
+    ViTConfig,
+)
+
+# Arrays that a file has if and only if its model has them.
+STAGE_ARRAYS = {"opt_proj.weight", "t5_proj.weight", "itm_head.weight"}
 
 
 def open_lavis(
@@ -37,19 +49,19 @@ def open_lavis(
     language_model: CheckpointFiles | None = None,
     extra: tuple[Part, ...] = (),
 ) -> ModelSource:
-    """A LAVIS file as a model.
+    """Open a LAVIS file as a model.
 
     Args:
-      source: of the file.
-      config: sizes; None finds the released model that has these.
-      vision: the image encoder, where the file has none: EVA-CLIP or CLIP.
-      language_model: OPT or T5, of a stage-2 file.
+      source: the file.
+      config: sizes; None finds the released model that has the file's shapes.
+      vision: EVA-CLIP or CLIP, if the file has no image encoder.
+      language_model: OPT or T5, if a stage-2 file has none.
       extra: further parts, such as a text branch.
 
     Raises:
-      SourceError: what the model needs is nowhere, or the file holds something else.
+      SourceError: parameters of the model are missing, or the file holds others.
     """
-    config = config or sizes.released_sizes(source)
+    config = config or released_sizes(source)
     parts = [lavis_part(source, config)]
     if vision is not None:
         parts.append(vision_part(vision, config.vision))
@@ -60,50 +72,95 @@ def open_lavis(
     arrays = ConvertedArrays([*parts, *extra])
     _check_towers(arrays, config, source)
     arrays.check(expected_shapes(config), carried=TEXT_BRANCH if extra else ())
-    own = {
-        name
+    in_file = {
+        path
         for rule in parts[0].rules
-        for name in rule.paths()
-        if _within(rule, source)
+        for path in rule.paths()
+        if all(name in source for name in rule.names())
     }
     elsewhere = tuple(
         tower
         for tower in TOWERS
-        if any(path.startswith(tower) and path not in own for path in arrays)
+        if any(path.startswith(tower) and path not in in_file for path in arrays)
     )
-    half = any(arrays.dtype(path).itemsize < 4 for path in arrays)
     return ModelSource(
-        config,
-        arrays,
-        "lavis",
-        elsewhere=elsewhere,
-        precision="bfloat16" if half else "float32",
+        config, arrays, "lavis", elsewhere=elsewhere, precision=arrays.precision
     )
 
 
 def lavis_part(source: CheckpointFiles, config: Blip2Config) -> Part:
-    """The file with its table; positions take the image size of `config`."""
+    """Return the file with its table; positions fit the image size of `config`."""
     leftovers = (re.escape(POSITION_IDS),)
-    return resized_part(source, lavis_rules(config), config.vision, leftovers)
+    return part_at_size(source, lavis_rules(config), config.vision, leftovers)
+
+
+def lavis_rules(config: Blip2Config) -> list[Rule]:
+    """Return LAVIS's table of a model.
+
+    Raises:
+      SourceError: LAVIS has no such image encoder.
+    """
+    vision = config.vision
+    if isinstance(vision, ViTConfig) and vision.key_bias != vision.pre_norm:
+        raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP only")
+    table = stage1_rules if config.language_model is None else stage2_rules
+    return table(config)
 
 
 def _check_towers(
     arrays: ConvertedArrays, config: Blip2Config, source: CheckpointFiles
 ) -> None:
-    """A tower that is wholly absent has its own, shorter message."""
-    wanted = [(TOWERS[0], "image encoder", "--vision")]
+    """Raise a SourceError that names the option for a tower that is wholly absent."""
+    towers = [(TOWERS[0], "image encoder", "--vision")]
     if config.language_model is not None:
-        wanted.append((TOWERS[1], "language model", "--language_model"))
-    for prefix, what, option in wanted:
+        towers.append((TOWERS[1], "language model", "--language_model"))
+    for prefix, name, option in towers:
         if not any(path.startswith(prefix) for path in arrays):
             raise SourceError(
-                f"{source.path} holds no {what}, as LAVIS's files of models with a "
-                f"frozen one do: name it ({option})"
+                f"{source.path} holds no {name}, because LAVIS does not save frozen "
+                f"towers: name its file ({option})"
             )
 
 
-def _within(rule: Rule, source: CheckpointFiles) -> bool:
-    return all(name in source for name in rule.names())
+def released_sizes(source: CheckpointFiles) -> Blip2Config:
+    """Return the sizes of the released model that has the shapes of a LAVIS file.
+
+    Raises:
+      SourceError: no released model has these shapes.
+    """
+    for name in RELEASED:
+        shapes = _fingerprint(PRESETS[name])
+        shapes_fit = all(
+            source.shape(key) == shape if key in source else key not in STAGE_ARRAYS
+            for key, shape in shapes.items()
+        )
+        stage_fits = not any(key in source for key in STAGE_ARRAYS - shapes.keys())
+        if shapes_fit and stage_fits:
+            return PRESETS[name]
+    raise SourceError(
+        f"{source.path} has the sizes of no released model "
+        f"({', '.join(RELEASED)}): name its sizes (--sizes)"
+    )
+
+
+def _fingerprint(config: Blip2Config) -> dict[str, tuple[int, ...]]:
+    """Return shapes of a few arrays that together identify a released model."""
+    vision, qformer = config.vision, config.qformer
+    assert isinstance(vision, ViTConfig)
+    cross = "Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
+    positions = (vision.num_tokens, vision.width)
+    shapes: dict[str, tuple[int, ...]] = {
+        "query_tokens": (1, qformer.num_queries, qformer.width),
+        cross: (qformer.width, vision.width),
+        "visual_encoder.pos_embed": (1, *positions),
+        "visual_encoder.positional_embedding": positions,
+    }
+    language_model = config.language_model
+    if language_model is None:
+        return shapes | {"itm_head.weight": (2, qformer.width)}
+    family = "opt" if isinstance(language_model, OPTConfig) else "t5"
+    shape = (language_model.embedding_width, qformer.width)
+    return shapes | {f"{family}_proj.weight": shape}
 
 
 def write_lavis(
@@ -112,31 +169,34 @@ def write_lavis(
     dtype: str | None = None,
     complete: bool = False,
 ) -> list[str]:
-    """Write a model as LAVIS saves it; the file appears when it is complete.
+    """Write a model as LAVIS saves it; the file appears only when it is complete.
 
     Args:
-      output: the file, `.pth`.
-      dtype: of all floating arrays; None keeps each one's own.
-      complete: also the frozen towers that came from elsewhere.
+      model: the model.
+      output: path of the file, with the suffix `.pth`.
+      dtype: of all floating-point arrays; None keeps each one's own.
+      complete: also write the towers that came from other files.
 
     Returns:
       Lines for the user: what was left out.
 
     Raises:
       SourceError: LAVIS has no such model.
-      FileExistsError: the output is there already.
+      FileExistsError: the output exists.
     """
     if importlib.util.find_spec("torch") is None:
         raise SourceError(
             "a LAVIS file is pickled, which needs torch: pip install torch"
         )
     if output.suffix != ".pth":
-        raise SourceError(f"a LAVIS file ends with .pth, not {output.name}")
-    with whole(output) as place:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        torch_pickle.save(lavis_arrays(model, complete), place, dtype)
-    left = [tower.rstrip("/") for tower in ([] if complete else model.elsewhere)]
-    lines = [f"left out, as LAVIS does: {', '.join(left)} (--complete)"] if left else []
+        raise SourceError(f"the name of a LAVIS file ends with .pth, not {output.name}")
+    with atomic_output(output) as file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch_pickle.save(lavis_arrays(model, complete), file, dtype)
+    lines = []
+    if model.elsewhere and not complete:
+        towers = ", ".join(tower.rstrip("/") for tower in model.elsewhere)
+        lines.append(f"left out, as LAVIS does: {towers} (--complete)")
     if carried := model.carried():
         lines.append(f"{len(carried)} arrays of the text branch have no place there")
     return lines
@@ -145,7 +205,11 @@ def write_lavis(
 def lavis_arrays(
     model: ModelSource, complete: bool = False
 ) -> Iterator[tuple[str, Array]]:
-    """The model under LAVIS's names, made array by array."""
+    """Yield LAVIS's names and arrays of a model, converted one by one.
+
+    Raises:
+      SourceError: LAVIS has no such model.
+    """
     left_out = () if complete else model.elsewhere
     if model.question_in_qformer:
         raise SourceError("LAVIS has no stage 2 whose Q-Former reads questions")
@@ -153,23 +217,10 @@ def lavis_arrays(
     for rule in progress(rules, "converting"):
         paths = rule.paths()
         if paths[0].startswith(left_out):
-            # The second name of a frozen token table is in their files all the same.
+            # LAVIS files hold the alias of a token table even if the tower is left out.
             if rule.aliases:
                 table = model.arrays[paths[0]]
                 yield from ((alias, table) for alias in rule.aliases)
             continue
         yield from rule.to_source({p: model.arrays[p] for p in paths}).items()
     yield from position_ids(model.config.qformer).items()
-
-
-def lavis_rules(config: Blip2Config) -> list[Rule]:
-    """LAVIS's table of a model.
-
-    Raises:
-      SourceError: an image encoder that LAVIS does not have.
-    """
-    vision = config.vision
-    if isinstance(vision, ViTConfig) and vision.key_bias != vision.pre_norm:
-        raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP alone")
-    table = stage1_rules if config.language_model is None else stage2_rules
-    return table(config)

@@ -1,4 +1,4 @@
-"""A complete model of any origin: its sizes, its arrays (not yet read), its words."""
+"""A complete model of any origin: sizes, parameters read on access, tokenizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.trees import flatten
 
-# Our paths by whose branch they are; a stage-2 model carries them for a later stage.
+# Patterns of the parameters that only stage 1 uses. A stage-2 model may carry them for
+# a later stage.
 TEXT_BRANCH = (
     r"qformer/embeddings/(word|position)",
     r"qformer/layer_[0-9]+/text_mlp(_norm)?/.*",
@@ -26,27 +27,27 @@ TEXT_BRANCH = (
     r"(vision_projection|text_projection|itm_head)/.*",
     r"temperature",
 )
-# The frozen parts: where each stands in the tree.
+# Path prefixes of the towers, by their key in `config.frozen_sources`.
 TOWER_PREFIXES = {"vision": "visual_encoder/", "language_model": "language_model/"}
 TOWERS = tuple(TOWER_PREFIXES.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A model to use, to train on or to write out.
+    """A model to use, to train or to export.
 
     Attributes:
-      config: sizes; with a language model it is of stage 2.
-      arrays: by our "/"-joined paths, in any dtype, read when asked for. Those of
-        stage 2 may hold the Q-Former's text branch too.
-      origin: what it is, for messages and records.
-      qformer_tokenizer, language_tokenizer: a directory, "shapes:..." or "".
-      question_prompt: template of questions, "" for the family's own.
-      absent: patterns of paths that the origin has no place for.
-      elsewhere: prefixes of paths that came from other files than the rest (frozen
-        towers); LAVIS's files leave them out.
+      config: sizes; a model with a language model is of stage 2.
+      arrays: parameters by path, in any dtype, read on access. Those of a stage-2 model
+        may include the Q-Former's text branch.
+      origin: kind of the source, for messages and records: "run", "lavis", ...
+      qformer_tokenizer, language_tokenizer: a directory, "shapes:..." or "" for none.
+      question_prompt: template of questions; "" for the model family's own.
+      absent: patterns of parameters that the source cannot hold.
+      elsewhere: path prefixes of towers that came from other files than the rest;
+        LAVIS files leave them out.
       question_in_qformer: the Q-Former reads questions (stage 2).
-      precision: "float32" or "bfloat16", what to compute in unless told.
+      precision: "float32" or "bfloat16", the default dtype to compute in.
     """
 
     config: Blip2Config
@@ -66,7 +67,7 @@ class ModelSource:
         return 1 if self.config.language_model is None else 2
 
     def summary(self) -> str:
-        """What was opened, in words."""
+        """Describe the model in one line for the user."""
         count = len(self.arrays)
         parts = [f"a stage-{self.stage} model ({self.origin}), {count} arrays"]
         if carried := self.carried():
@@ -78,29 +79,29 @@ class ModelSource:
         return "; ".join(parts)
 
     def carried(self) -> list[str]:
-        """Paths that no pass of this model reads: stage 2's text branch."""
-        wanted = expected_shapes(self.config, self.question_in_qformer)
-        return [path for path in self.arrays if path not in wanted]
+        """Return the paths that this model does not use: a stage-2 text branch."""
+        used = expected_shapes(self.config, self.question_in_qformer)
+        return [path for path in self.arrays if path not in used]
 
 
 def expected_shapes(
     config: Blip2Config, question_in_qformer: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter of a model by path; no memory is used."""
+    """Return the shape of every parameter of a model by path, without allocation."""
     model = build_model(config, question_in_qformer)
     shapes: Any = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return flatten(shapes)  # type: ignore[return-value]
+    return flatten(shapes)
 
 
 def build_model(
     config: Blip2Config, question_in_qformer: bool, dtype: DTypeLike = jnp.float32
 ) -> Blip2Stage1 | Blip2Stage2:
-    """The module of the stage that a configuration describes."""
+    """Build the module of stage 2 if there is a language model, else of stage 1."""
     if config.language_model is None:
         return Blip2Stage1(config, dtype)
     return Blip2Stage2(config, dtype, question_in_qformer=question_in_qformer)
 
 
 def is_text_branch(path: str) -> bool:
-    """Whether a path belongs to the part that stage 2 does not read."""
+    """Return True if only stage 1 uses the parameter at `path`."""
     return any(re.fullmatch(pattern, path) for pattern in TEXT_BRANCH)

@@ -1,123 +1,170 @@
-"""This package's own folder of weights: what `convert --to blip2_jax` writes.
+"""This package's own folder of weights, as `convert --to blip2_jax` writes it.
 
     model.json            sizes, tokenizers, prompts
-    manifest.json         for every array its origin, digest, shape and dtype there
-    model*.safetensors    arrays by our paths
+    manifest.json         origin, digest, shape and dtype of every source array
+    model*.safetensors    parameters by path
     qformer_tokenizer/, language_tokenizer/
 
-Digests are of the origin's values, before any cast, and are computed once: a reader
-trusts them, so that a run which names this folder starts without hashing gigabytes.
+Digests are those of the values before any cast. They are computed at conversion and
+trusted afterwards, so that a run which reads this folder does not hash its weights.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from blip2_jax.convert.arrays import digest
-from blip2_jax.convert.files.atomic_output import (
+from blip2_jax.convert.files.checkpoint_files import (
+    CheckpointFiles,
+    Index,
+    LazyArrays,
+    SourceError,
+    digest,
+)
+from blip2_jax.convert.files.output import (
     ShardWriter,
+    atomic_output,
     cast,
     progress,
-    whole,
     write_json,
 )
-from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, Index, SourceError
-from blip2_jax.convert.files.lazy_arrays import LazyArrays
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.models import presets
 
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
-Manifest = dict[str, dict[str, Any]]
 TOKENIZERS = ("qformer_tokenizer", "language_tokenizer")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
+# For each path "source", "digest", "shape" and "dtype" of the array in its source.
+Manifest = dict[str, dict[str, Any]]
 
 
 class FolderArrays(LazyArrays):
-    """The arrays of a folder, with the digests that were taken at conversion."""
+    """The parameters of a folder, with the digests that were taken at conversion.
+
+    Attributes:
+      manifest: content of `manifest.json`.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
+        """Open the weights and the manifest.
+
+        Raises:
+          SourceError: they do not hold the same paths.
+        """
         self._source = CheckpointFiles(path)
         super().__init__(self._source)
         self.manifest: Manifest = json.loads((path / MANIFEST).read_text())
         if self.manifest.keys() != self._source.keys():
-            differ = sorted(self.manifest.keys() ^ self._source.keys())
-            raise SourceError(f"{path}: manifest and weights differ in {differ[0]}")
+            differing = sorted(self.manifest.keys() ^ self._source.keys())
+            raise SourceError(
+                f"{path}: {differing[0]} is not in both the manifest and the weights"
+            )
 
     def __getitem__(self, path: str) -> np.ndarray:
         return self._source[path]
 
     def part(self, path: str, index: Index) -> np.ndarray:
-        """Part of an array; nothing else is read."""
+        """Read a part of a parameter and nothing else."""
         return self._source.part(path, index)
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """Shape of an array, without reading it."""
+        """Return the shape of a parameter without reading it."""
         return self._source.shape(path)
 
     def origin(self, path: str) -> dict[str, Any]:
-        """Source, digest, shape and dtype that an array had before conversion."""
+        """Return the manifest's entry of a parameter."""
         return self.manifest[path]
 
 
-def reader(
-    arrays: Mapping[str, np.ndarray], path: str
-) -> Callable[[Index], np.ndarray]:
-    """Reads parts of an array: of a folder these alone, of others from all of it."""
-    if isinstance(arrays, FolderArrays):
-        return functools.partial(arrays.part, path)
-    return arrays[path].__getitem__
-
-
-def is_folder(path: pathlib.Path) -> bool:
-    """Whether a conversion wrote this folder."""
+def is_native_folder(path: pathlib.Path) -> bool:
+    """Return True if a conversion wrote this folder."""
     return (path / MODEL).is_file()
+
+
+def read_folder(path: pathlib.Path) -> ModelSource:
+    """Open a folder that `write_folder` wrote.
+
+    Raises:
+      SourceError: the folder is damaged or was written by a later version.
+    """
+    try:
+        fields = json.loads((path / MODEL).read_text())
+        if fields.pop("format") != FORMAT:
+            raise SourceError(f"{path} was written by a later version of this package")
+        config = presets.from_plain(fields.pop("sizes"))
+        for role in TOKENIZERS:
+            if fields[role] and not fields[role].startswith("shapes:"):
+                fields[role] = str(path / fields[role])
+        for name in ("absent", "elsewhere"):
+            fields[name] = tuple(fields[name])
+        return ModelSource(config, FolderArrays(path), **fields)
+    except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
+        raise SourceError(f"{path} is a damaged folder of weights: {error}") from error
 
 
 def write_folder(
     model: ModelSource, output: pathlib.Path, dtype: str | None = None
 ) -> None:
-    """Write a model; the folder appears when it is complete.
+    """Write a model as a folder, which appears only when it is complete.
 
     Args:
-      dtype: of all floating arrays; None keeps each one's own.
+      model: the model.
+      output: path of the folder.
+      dtype: of all floating-point arrays; None keeps each one's own.
 
     Raises:
-      FileExistsError: the output is there already.
+      FileExistsError: the output exists.
     """
-    with whole(output) as place:
-        place.mkdir(parents=True)
-        manifest = write_arrays(model.arrays, place, dtype)
-        write_json(place / MANIFEST, manifest)
-        described = describe(model)
+    with atomic_output(output) as folder:
+        folder.mkdir(parents=True)
+        manifest = write_arrays(model.arrays, folder, dtype)
+        write_json(folder / MANIFEST, manifest)
+        fields = describe(model)
         for role in TOKENIZERS:
-            described[role] = _copy_tokenizer(described[role], place / role)
-        write_json(place / MODEL, described)
+            fields[role] = _copy_tokenizer(fields[role], folder / role)
+        write_json(folder / MODEL, fields)
 
 
 def write_arrays(
-    arrays: Mapping[str, np.ndarray], place: pathlib.Path, dtype: str | None
+    arrays: Mapping[str, np.ndarray], folder: pathlib.Path, dtype: str | None
 ) -> Manifest:
-    """Write arrays one by one; returns what they were."""
-    writer, manifest = ShardWriter(place), Manifest()
+    """Write arrays one by one and return their manifest."""
+    writer, manifest = ShardWriter(folder), Manifest()
     for path in progress(list(arrays), "converting"):
         array = arrays[path]
-        manifest[path] = entry(arrays, path, array)
+        manifest[path] = manifest_entry(arrays, path, array)
         writer.add(path, cast(array, dtype))
     writer.close()
     return manifest
 
 
-def entry(
+def manifest_entry(
     arrays: Mapping[str, np.ndarray], path: str, array: np.ndarray
 ) -> dict[str, Any]:
-    """Where an array comes from and what it was there; hashed unless that is known."""
+    """Return the manifest's entry of an array.
+
+    Args:
+      arrays: the mapping that provided the array. If its method `origin` returns an
+        entry, that is the result; if it returns the name of a file, or there is no such
+        method, the array is hashed.
+      path: of the parameter.
+      array: its value.
+    """
     origin = getattr(arrays, "origin", lambda path: "memory")(path)
     if isinstance(origin, Mapping):
         return dict(origin)
@@ -130,7 +177,7 @@ def entry(
 
 
 def describe(model: ModelSource) -> dict[str, Any]:
-    """What `model.json` says."""
+    """Return the content of `model.json`."""
     return {
         "format": FORMAT,
         "origin": model.origin,
@@ -145,29 +192,8 @@ def describe(model: ModelSource) -> dict[str, Any]:
     }
 
 
-def read_folder(path: pathlib.Path) -> ModelSource:
-    """Open what `write_folder` wrote.
-
-    Raises:
-      SourceError: the folder is damaged, or of a later format.
-    """
-    try:
-        told = json.loads((path / MODEL).read_text())
-        if told.pop("format") != FORMAT:
-            raise SourceError(f"{path} was written by a later version of this package")
-        config = presets.from_plain(told.pop("sizes"))
-        for role in TOKENIZERS:
-            if told[role] and not told[role].startswith("shapes:"):
-                told[role] = str(path / told[role])
-        for name in ("absent", "elsewhere"):
-            told[name] = tuple(told[name])
-        return ModelSource(config, FolderArrays(path), **told)
-    except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
-        raise SourceError(f"{path} is a damaged folder of weights: {error}") from error
-
-
 def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
-    """Copies a directory's files (not its weights); returns what to record."""
+    """Copy the files of a tokenizer's directory; return what `model.json` records."""
     if not spec or spec.startswith("shapes:"):
         return spec
     target.mkdir()
@@ -175,15 +201,3 @@ def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
         if file.is_file() and file.name in TOKENIZER_FILES:
             shutil.copy(file, target / file.name)
     return target.name
-
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)

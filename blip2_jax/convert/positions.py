@@ -1,11 +1,13 @@
-"""Position embeddings for another image size, as the original resizes them.
+"""Position embeddings for another image size, interpolated as in the original.
 
-Bicubic with a = -0.75 and clamped borders: torch's `interpolate`, which differs from
-`jax.image.resize` (a = -0.5). EVA's loader aligns pixel centres, CLIP's corners.
+The interpolation is bicubic with a = -0.75 and clamped borders, as torch's
+`interpolate`; `jax.image.resize` has a = -0.5. EVA-CLIP's loader aligns the centres of
+the pixels, CLIP's aligns the corners.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,25 +15,56 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from blip2_jax.convert.files.lazy_arrays import LazyArrays
-from blip2_jax.models.presets import FeaturesConfig, ViTConfig
+from blip2_jax.convert.files.checkpoint_files import LazyArrays, SourceError
+from blip2_jax.models.presets import Blip2Config, FeaturesConfig, ViTConfig
 
 CUBIC = -0.75
-POSITIONS = "visual_encoder/position_embedding"  # our path
+POSITIONS = "visual_encoder/position_embedding"  # path of the parameter
 Arrays = Mapping[str, np.ndarray]
 
 
-class ResizedPositions(LazyArrays):
-    """Our arrays with the image encoder's positions brought to another image size.
+def config_at_size(config: Blip2Config, image_size: int) -> Blip2Config:
+    """Return the configuration of a model for another image size.
+
+    Raises:
+      SourceError: the model has no image encoder, or the size is not a whole number of
+        patches.
+    """
+    vision = config.vision
+    if not isinstance(vision, ViTConfig):
+        raise SourceError("this model reads features: it has no image size")
+    if image_size % vision.patch_size:
+        raise SourceError(
+            f"the image size must be a multiple of the patch size {vision.patch_size}, "
+            f"not {image_size}"
+        )
+    vision = dataclasses.replace(vision, image_size=image_size)
+    return dataclasses.replace(config, vision=vision)
+
+
+def arrays_at_size(arrays: Arrays, vision: ViTConfig | FeaturesConfig) -> Arrays:
+    """Return parameters by path whose position embeddings fit an image encoder.
+
+    The result is `arrays` itself if they fit already.
+    """
+    if not isinstance(vision, ViTConfig) or POSITIONS not in arrays:
+        return arrays
+    if len(arrays[POSITIONS]) == vision.num_tokens:
+        return arrays
+    return InterpolatedArrays(arrays, vision)
+
+
+class InterpolatedArrays(LazyArrays):
+    """Parameters by path with interpolated position embeddings.
 
     Attributes:
-      notes: what was done, for the user.
+      notes: the interpolation, as a line for the user.
     """
 
     def __init__(self, arrays: Arrays, vision: ViTConfig) -> None:
         super().__init__(arrays)
         self._arrays, self._vision = arrays, vision
-        self.notes = (resizing(len(arrays[POSITIONS]), vision.num_tokens),)
+        self.notes = (resize_note(len(arrays[POSITIONS]), vision.num_tokens),)
 
     def __getitem__(self, path: str) -> np.ndarray:
         if path != POSITIONS:
@@ -43,24 +76,19 @@ class ResizedPositions(LazyArrays):
         )
 
     def origin(self, path: str) -> Any:
-        """As the arrays say; what was resized has another digest than there."""
-        found = getattr(self._arrays, "origin", lambda path: "memory")(path)
-        if path == POSITIONS and isinstance(found, Mapping):
-            return found["source"]
-        return found
+        """Return the origin of a parameter.
+
+        Of the position embeddings it is only the file: the digest in a manifest is that
+        of the values before the interpolation.
+        """
+        origin = getattr(self._arrays, "origin", lambda path: "memory")(path)
+        if path == POSITIONS and isinstance(origin, Mapping):
+            return origin["source"]
+        return origin
 
 
-def at_size(arrays: Arrays, vision: ViTConfig | FeaturesConfig) -> Arrays:
-    """Our arrays for an image encoder of this size; the same ones if they are so."""
-    if not isinstance(vision, ViTConfig) or POSITIONS not in arrays:
-        return arrays
-    if len(arrays[POSITIONS]) == vision.num_tokens:
-        return arrays
-    return ResizedPositions(arrays, vision)
-
-
-def resizing(old: int, new: int) -> str:
-    """What is said of it to the user; both are numbers of tokens."""
+def resize_note(old: int, new: int) -> str:
+    """Describe an interpolation to the user, given the numbers of tokens."""
     before, after = _side(old), _side(new)
     return (
         f"position embeddings resized from {before} x {before} to {after} x {after} "
@@ -69,19 +97,19 @@ def resizing(old: int, new: int) -> str:
 
 
 def notes_of(arrays: Arrays) -> tuple[str, ...]:
-    """What was done to arrays on the way, for the user."""
+    """Return the lines for the user on how arrays were changed when read."""
     return getattr(arrays, "notes", ())
 
 
 def interpolate_positions(
     positions: Float[np.ndarray, "old D"], num_tokens: int, *, align_corners: bool
 ) -> Float[np.ndarray, "new D"]:
-    """Resizes the square grid behind the class token's position.
+    """Interpolate position embeddings to another square grid.
 
     Args:
-      positions: the class token's, then a square grid's, row by row.
-      num_tokens: wanted, class token included (`ViTConfig.num_tokens`).
-      align_corners: False for EVA, True for CLIP.
+      positions: the class token's, then those of a square grid, row by row.
+      num_tokens: of the result, class token included (`ViTConfig.num_tokens`).
+      align_corners: False for EVA-CLIP, True for CLIP.
 
     Returns:
       Positions in the dtype given; the same array if it has that size already.
@@ -102,17 +130,17 @@ def interpolate_positions(
 def cubic_weights(
     old: int, new: int, align_corners: bool
 ) -> Float[np.ndarray, "new old"]:
-    """How each of `new` samples mixes `old` ones (Keys 1981, four taps)."""
+    """Return the interpolation matrix along one axis (Keys 1981, four taps)."""
     samples = np.arange(new, dtype=np.float64)
     if align_corners:
-        places = samples * (old - 1) / max(new - 1, 1)
+        coordinates = samples * (old - 1) / max(new - 1, 1)
     else:
-        places = (samples + 0.5) * old / new - 0.5
+        coordinates = (samples + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
-    for row, place in enumerate(places):
-        first = math.floor(place) - 1
+    for row, coordinate in enumerate(coordinates):
+        first = math.floor(coordinate) - 1
         for tap in range(first, first + 4):
-            weights[row, min(max(tap, 0), old - 1)] += _cubic(abs(place - tap))
+            weights[row, min(max(tap, 0), old - 1)] += _cubic(abs(coordinate - tap))
     return weights
 
 
@@ -125,6 +153,7 @@ def _cubic(distance: float) -> float:
 
 
 def _side(num_tokens: int) -> int:
+    """Return the side of the grid of patches, in patches."""
     side = math.isqrt(num_tokens - 1)
     if side * side != num_tokens - 1:
         raise ValueError(f"{num_tokens - 1} patches do not make a square grid")

@@ -1,7 +1,7 @@
-"""Weights of any kind as our arrays, for a model whose sizes are known.
+"""Weights of any kind as parameters, for a model whose sizes are known.
 
-A source gives what it has of the model: a whole BLIP-2, an image encoder, a language
-model, a BERT. Who asks says what is missing.
+A checkpoint provides the parameters that it has: a whole BLIP-2, an image encoder, a
+language model or a BERT. The caller checks that none is missing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from blip2_jax.convert import native_folder
-from blip2_jax.convert.arrays import ConvertedArrays, Part
+from blip2_jax.convert.converted_arrays import ConvertedArrays, Part
 from blip2_jax.convert.detect import DESCRIPTIONS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_folder import huggingface_part
 from blip2_jax.convert.lavis_file import lavis_part
 from blip2_jax.convert.model_source import is_text_branch
-from blip2_jax.convert.positions import at_size
+from blip2_jax.convert.native_folder import FolderArrays, is_native_folder
+from blip2_jax.convert.positions import arrays_at_size
 from blip2_jax.convert.towers import bert_part, language_part, vision_part
 from blip2_jax.models.presets import Blip2Config
 
@@ -27,34 +27,36 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
-    """Our arrays by path, read when asked for.
+    """Open weights as parameters by path, read on access.
 
     Args:
-      path: a file or folder of any kind that `detect.KINDS` lists, or a folder that a
+      path: a file or folder of any kind in `detect.KINDS`, or a folder that a
         conversion wrote.
-      config: sizes of the model that they are for.
+      config: sizes of the model; position embeddings fit its image size.
 
     Raises:
-      SourceError: nothing readable there, or of another kind of model.
+      SourceError: the path holds no weights, or weights of another kind of model.
     """
     path = pathlib.Path(path)
-    if native_folder.is_folder(path):
-        return at_size(native_folder.FolderArrays(path), config.vision)
+    if is_native_folder(path):
+        return arrays_at_size(FolderArrays(path), config.vision)
     source = CheckpointFiles(path)
     kind = kind_of(source)
     if kind == "blip2_jax":
-        return at_size(source, config.vision)
+        return arrays_at_size(source, config.vision)
     return ConvertedArrays([part_of(source, kind, config)])
 
 
 def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
-    """The source with the table to read it by.
+    """Return a checkpoint with the table that reads it.
 
     Args:
+      source: the checkpoint.
       kind: from `detect.kind_of`.
+      config: sizes of the model.
 
     Raises:
-      SourceError: a language model for a model that has none.
+      SourceError: the checkpoint does not fit the model.
     """
     if kind in VISION:
         return vision_part(source, config.vision)
@@ -67,20 +69,20 @@ def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
                 "language model"
             )
         return language_part(source, config.language_model)
-    if "itm_head.weight" in source:  # of stage 1, for whatever model
+    if "itm_head.weight" in source:  # a stage-1 checkpoint, whatever the model's stage
         config = dataclasses.replace(config, language_model=None)
-    whole = lavis_part if kind == "lavis" else huggingface_part
-    return whole(source, config)
+    make_part = lavis_part if kind == "lavis" else huggingface_part
+    return make_part(source, config)
 
 
 def text_branch_part(path: str | pathlib.Path, config: Blip2Config) -> Part:
-    """The Q-Former's text branch of a stage-1 file or of a BERT.
+    """Return the Q-Former's text branch of a stage-1 checkpoint or of a BERT.
 
-    A released stage-2 file lacks it; models that read questions in the Q-Former, or
-    that go on in stage 1, need it.
+    Released stage-2 files lack it. Models whose Q-Former reads questions need it, and
+    so does further training in stage 1.
 
     Raises:
-      SourceError: the source is neither.
+      SourceError: the checkpoint has no text branch.
     """
     source = CheckpointFiles(path)
     kind = kind_of(source)

@@ -6,8 +6,8 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
+from blip2_jax.inference.load import ExtraWeights
 from blip2_jax.metrics.bootstrap import SAMPLES, SEED
-from blip2_jax.training.open_model import ExtraWeights
 
 EXTRA_WEIGHTS = [field.name for field in dataclasses.fields(ExtraWeights)]
 

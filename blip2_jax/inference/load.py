@@ -1,7 +1,9 @@
-"""`blip2_jax.load`: a model from disk, ready to use."""
+"""`blip2_jax.load`: open a model of any origin and place it on devices."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,23 +12,63 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from blip2_jax.convert import native_folder
+from blip2_jax.convert.converted_arrays import Part
+from blip2_jax.convert.detect import DESCRIPTIONS, kind_of
+from blip2_jax.convert.files.checkpoint_files import (
+    CheckpointFiles,
+    SourceError,
+    part_reader,
+)
+from blip2_jax.convert.huggingface_folder import huggingface_sizes, open_huggingface
+from blip2_jax.convert.lavis_file import open_lavis, released_sizes
 from blip2_jax.convert.model_source import (
     TOWERS,
     ModelSource,
     build_model,
     expected_shapes,
 )
-from blip2_jax.convert.native_folder import reader
+from blip2_jax.convert.positions import config_at_size
+from blip2_jax.convert.weights import text_branch_part
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.models import presets
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
+from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.precision import PRECISIONS
-from blip2_jax.nn.trees import unflatten
+from blip2_jax.nn.trees import Tree, unflatten
 from blip2_jax.parallel import sharding
-from blip2_jax.training.open_model import ExtraWeights, open_model
+from blip2_jax.training.checkpoints import is_run
+from blip2_jax.training.trained_model import open_run
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraWeights:
+    """Files that complete a model whose own file or folder lacks a part.
+
+    Attributes:
+      vision: file or folder of the image encoder: for a LAVIS file, or for a run whose
+        `config.frozen_sources.vision` has moved.
+      language_model: the same of the language model.
+      text_branch: a stage-1 file or a BERT, for a stage-2 model that lacks the
+        Q-Former's text branch.
+      qformer_tokenizer, language_tokenizer: directories, in place of the model's own.
+      sizes: name of a preset or JSON file of sizes (`presets.to_plain`), for a file
+        that has the sizes of no released model.
+      image_size: other than the model's own, in pixels; position embeddings are
+        interpolated.
+    """
+
+    vision: str = ""
+    language_model: str = ""
+    text_branch: str = ""
+    qformer_tokenizer: str = ""
+    language_tokenizer: str = ""
+    sizes: str = ""
+    image_size: int | None = None
 
 
 def load(
@@ -37,97 +79,229 @@ def load(
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
-    **beside: Any,
+    **extra_weights: Any,
 ) -> Blip2:
-    """Open a model.
+    """Load a model for inference.
 
     Args:
       path: the directory of a run of this package (`--workdir` of training), a folder
         that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, or a LAVIS file.
-      which: checkpoint of a run: "best" (by evaluation; the last if there was none),
-        "last" or a step.
-      precision: "float32" or "bfloat16"; None as in training, or as the file holds
-        its frozen towers (half precision of either kind means bfloat16).
+      which: checkpoint of a run: "best" by evaluation (the last if there was no
+        evaluation), "last" or a step.
+      precision: "float32" or "bfloat16". None: a run computes as in training, and a
+        file in bfloat16 if it holds parameters of 16 bits.
       batch_size: rows of the largest compiled program.
-      mesh: sizes of the axes `data`, `fsdp` and `tensor` (-1: the rest), to spread
-        the model over all devices and the rows over the first two; None: the first
-        device has it all.
-      devices: of the mesh, where it is not over all there are.
-      **beside: fields of `opening.ExtraWeights`, for what the path does not say: `vision`,
-        `language_model`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
-        `image_size`, ...
+      mesh: sizes of the axes `data`, `fsdp` and `tensor` (-1: the remaining devices).
+        The model is sharded over all axes, rows over the first two. None: the first
+        device holds the whole model.
+      devices: of the mesh; None: all devices.
+      **extra_weights: fields of `ExtraWeights`: `vision`, `language_model`,
+        `text_branch`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
+        `image_size`.
+
+    Returns:
+      A `Blip2Retriever` for a stage-1 model, a `Blip2Generator` for a stage-2 model.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: something else is there: its subclasses SourceError, ConfigError,
-        WeightsError say what; CheckpointError, a run without the checkpoint.
+      FileNotFoundError: the path does not exist.
+      ValueError: the path holds no model. The subclasses SourceError, ConfigError and
+        WeightsError say what is wrong.
+      CheckpointError: the run has no such checkpoint, or it is damaged.
     """
-    extra_weights = from_options(ExtraWeights, beside, "load")
-    return model_from_source(
-        open_model(path, extra_weights, which),
-        precision,
-        batch_size,
-        mesh,
-        devices,
+    extra = from_options(ExtraWeights, extra_weights, "load")
+    source = open_model(path, extra, which)
+    return load_source(source, precision, batch_size, mesh, devices)
+
+
+def open_model(
+    path: str | pathlib.Path,
+    extra_weights: ExtraWeights | None = None,
+    which: str | int = "best",
+) -> ModelSource:
+    """Open a model of any origin; its parameters are read on access.
+
+    Args:
+      path: see `load`.
+      extra_weights: parts that the path lacks.
+      which: checkpoint of a run: "best", "last" or a step.
+
+    Raises:
+      FileNotFoundError: the path does not exist.
+      SourceError: the path holds no model, or an option does not apply to it.
+      CheckpointError, ConfigError, WeightsError: a run cannot be read.
+    """
+    path, extra = pathlib.Path(path), extra_weights or ExtraWeights()
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {str(path)!r}")
+    if is_run(path):
+        _refuse(extra, f"{path} is a run", ("text_branch", "sizes"))
+        towers = {"vision": extra.vision, "language_model": extra.language_model}
+        moved = {name: spec for name, spec in towers.items() if spec}
+        source = open_run(path, which, moved)
+    elif native_folder.is_native_folder(path):
+        options = ("vision", "language_model", "text_branch", "sizes")
+        _refuse(extra, f"{path} is a converted folder", options)
+        source = native_folder.read_folder(path)
+    else:
+        source = _open_checkpoint(path, extra)
+    size = getattr(source.config.vision, "image_size", None)
+    if extra.image_size not in (None, size):
+        raise SourceError(
+            f"the image size of a {source.origin} model cannot be changed; it is {size}"
+        )
+    return dataclasses.replace(
+        source,
+        qformer_tokenizer=extra.qformer_tokenizer or source.qformer_tokenizer,
+        language_tokenizer=extra.language_tokenizer or source.language_tokenizer,
     )
 
 
-def model_from_source(
-    opened: ModelSource,
+def _open_checkpoint(path: pathlib.Path, extra: ExtraWeights) -> ModelSource:
+    """Open a Hugging Face folder or a LAVIS file."""
+    files = CheckpointFiles(path)
+    kind = kind_of(files)
+    if kind == "huggingface":
+        _refuse(extra, f"{path} is a complete model", ("vision", "language_model"))
+        config = _sizes(extra) or huggingface_sizes(files)
+    elif kind == "lavis":
+        config = _sizes(extra) or released_sizes(files)
+    else:
+        raise SourceError(
+            f"{path} is {DESCRIPTIONS[kind]}: a part of a model. Name it where a model "
+            "is put together (--vision, --language_model, --text_branch; "
+            "config.frozen_sources, config.init.from_weights)"
+        )
+    if extra.image_size is not None:
+        config = config_at_size(config, extra.image_size)
+    parts = _text_branch(config, extra)
+    if kind == "huggingface":
+        return open_huggingface(files, config, extra=parts)
+    return open_lavis(
+        files,
+        config,
+        vision=CheckpointFiles(extra.vision) if extra.vision else None,
+        language_model=CheckpointFiles(extra.language_model)
+        if extra.language_model
+        else None,
+        extra=parts,
+    )
+
+
+def _refuse(extra: ExtraWeights, source: str, options: tuple[str, ...]) -> None:
+    """Raise a SourceError if an option is set that does not apply to a source."""
+    for name in options:
+        if getattr(extra, name):
+            raise SourceError(f"{source}: the option --{name} does not apply to it")
+
+
+def _sizes(extra: ExtraWeights) -> Blip2Config | None:
+    """Return the sizes that the user named; None if there are none."""
+    if not extra.sizes:
+        return None
+    if extra.sizes in presets.PRESETS:
+        return presets.PRESETS[extra.sizes]
+    file = pathlib.Path(extra.sizes)
+    if not file.is_file():
+        raise SourceError(
+            f"sizes {extra.sizes!r} are neither a file nor a preset; the presets are "
+            f"{', '.join(presets.PRESETS)}"
+        )
+    try:
+        return presets.from_plain(json.loads(file.read_text()))
+    except (json.JSONDecodeError, ValueError) as error:
+        raise SourceError(f"{file}: {error}") from error
+
+
+def _text_branch(config: Blip2Config, extra: ExtraWeights) -> tuple[Part, ...]:
+    if not extra.text_branch:
+        return ()
+    if config.language_model is None:
+        raise SourceError("--text_branch is for stage-2 models; stage 1 has one")
+    return (text_branch_part(extra.text_branch, config),)
+
+
+def load_source(
+    source: ModelSource,
     precision: str | None = None,
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Blip2:
-    """A model to use, its arrays placed one by one, on one device or a mesh.
+    """Read the parameters of an opened model one by one and place them on devices.
 
-    Towers take the precision's dtype, the rest float32. What a Hugging Face stage-1
-    model lacks is zero; `caption` says so.
+    The towers are stored in the dtype of the precision, other parameters in float32.
+    Parameters that a Hugging Face stage-1 model lacks are zero; methods that need them
+    raise an error.
+
+    Args:
+      source: the model.
+      precision: see `load`; None: `source.precision`.
+      batch_size: rows of the largest compiled program.
+      mesh: see `load`.
+      devices: see `load`.
 
     Raises:
-      ValueError: no such precision, or a mesh of another number of devices.
+      ValueError: there is no such precision, or the mesh has another number of devices.
     """
-    precision = precision or opened.precision
+    precision = precision or source.precision
     if precision not in PRECISIONS:
-        given = ", ".join(PRECISIONS)
-        raise ValueError(f"precision {precision!r}: there are {given}")
+        raise ValueError(
+            f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
+        )
     dtype = jnp.dtype(precision)
-    model = build_model(opened.config, opened.question_in_qformer, dtype)
-    wanted = expected_shapes(opened.config, opened.question_in_qformer)
-    axes: dict[str, Any] = dict(mesh or {})
-    over = sharding.make_mesh(**axes, devices=devices) if axes else None
-    params = {}
-    for path in [path for path in opened.arrays if path in wanted]:
-        kept = dtype if path.startswith(TOWERS) else jnp.dtype(jnp.float32)
-        read = reader(opened.arrays, path)
-        if over is None:
-            params[path] = jax.device_put(read(...).astype(kept))
-        else:
-            shape = wanted[path].shape
-            layout = NamedSharding(over, sharding.parameter_spec(path, shape, over))
-            params[path] = sharding.make_sharded_array(shape, layout, read, kept)
-    for path in wanted.keys() - params.keys():
-        params[path] = jnp.zeros(wanted[path].shape)
-    qformer_tokenizer = _tokenizer(opened.qformer_tokenizer, language_model=False)
+    model = build_model(source.config, source.question_in_qformer, dtype)
+    params = _place_params(source, dtype, mesh, devices)
+    qformer_tokenizer = _tokenizer(source.qformer_tokenizer, language_model=False)
     if isinstance(model, Blip2Stage1):
         return Blip2Retriever(
             model,
-            unflatten(params),
+            params,
             qformer_tokenizer=qformer_tokenizer,
-            prompt=opened.config.prompt,
+            prompt=source.config.prompt,
             batch_size=batch_size,
-            absent=opened.absent,
+            absent=source.absent,
         )
     return Blip2Generator(
         model,
-        unflatten(params),
-        language_tokenizer=_tokenizer(opened.language_tokenizer, language_model=True),
+        params,
+        language_tokenizer=_tokenizer(source.language_tokenizer, language_model=True),
         qformer_tokenizer=qformer_tokenizer,
-        prompt=opened.config.prompt,
-        question_prompt=opened.question_prompt,
+        prompt=source.config.prompt,
+        question_prompt=source.question_prompt,
         batch_size=batch_size,
     )
 
 
 def _tokenizer(spec: str, *, language_model: bool) -> Any:
     return load_tokenizer(spec, language_model=language_model) if spec else None
+
+
+def _place_params(
+    source: ModelSource,
+    dtype: jnp.dtype,
+    mesh: Mapping[str, int] | None,
+    devices: Sequence[jax.Device] | None,
+) -> Tree:
+    """Read and place all parameters of a model; see `load_source`."""
+    axes: dict[str, Any] = dict(mesh or {})
+    device_mesh = sharding.make_mesh(**axes, devices=devices) if axes else None
+    shapes = expected_shapes(source.config, source.question_in_qformer)
+    params = {}
+    # In the order of the source: parameters that one source array holds are converted
+    # together (`ConvertedArrays`).
+    for path in source.arrays:
+        if path not in shapes:
+            continue
+        shape = shapes[path].shape
+        stored = dtype if path.startswith(TOWERS) else jnp.dtype(jnp.float32)
+        read = part_reader(source.arrays, path)
+        if device_mesh is None:
+            params[path] = jax.device_put(read(...).astype(stored))
+        else:
+            spec = sharding.parameter_spec(path, shape, device_mesh)
+            params[path] = sharding.make_sharded_array(
+                shape, NamedSharding(device_mesh, spec), read, stored
+            )
+    for path in shapes.keys() - params.keys():
+        params[path] = jnp.zeros(shapes[path].shape)
+    return unflatten(params)

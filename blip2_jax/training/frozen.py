@@ -1,12 +1,13 @@
-"""Weights from files, and the record of which ones a run was given.
+"""Weights that a run reads from elsewhere, and the manifest of its frozen parameters.
 
-A run's checkpoints do not hold its frozen parameters. They are named instead: a
-manifest lists the digest of every array as its origin held it, and a run that continues
-with other weights is stopped. Files may move, and may be converted in between.
+A run's checkpoints do not hold its frozen parameters. `RUN/sources.json` has their
+manifest instead, which lists the digest of every source array. A run that would
+continue with other weights is stopped. Files may move, and may be converted in between.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,57 +15,142 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from blip2_jax.convert.files.lazy_arrays import LazyArrays
-from blip2_jax.convert.native_folder import FolderArrays, Manifest, entry, reader
-from blip2_jax.convert.positions import POSITIONS, notes_of
-from blip2_jax.convert.tables.name_table import listed
+from blip2_jax.convert.files.checkpoint_files import LazyArrays, part_reader
+from blip2_jax.convert.model_source import TOWER_PREFIXES, TOWERS
+from blip2_jax.convert.native_folder import FolderArrays, Manifest, manifest_entry
+from blip2_jax.convert.positions import POSITIONS, arrays_at_size, notes_of
+from blip2_jax.convert.tables.name_table import shorten
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models.presets import Blip2Config
-from blip2_jax.nn.trees import Tree, flatten, unflatten
+from blip2_jax.nn.trees import Tree, flatten, merge, unflatten
 from blip2_jax.parallel import sharding
+from blip2_jax.training.checkpoints import Checkpoints, is_run
+from blip2_jax.training.tasks import model_config
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "weights"
+Arrays = Mapping[str, np.ndarray]
 
 
 class WeightsError(ValueError):
     """Weights that are missing, of another shape, or not those of the run."""
 
 
-def open_weights(spec: str, sizes: Blip2Config) -> Mapping[str, np.ndarray]:
-    """The weights that a specification names, read when asked for.
+def open_weights(spec: str, sizes: Blip2Config) -> Arrays:
+    """Open the weights that a specification names as parameters by path.
 
     Args:
-      spec: "shapes:vision", "shapes:opt", "shapes:t5", and each with "_small" behind it
-        (shipped); or a file or folder in this package's names or in those of another
-        project (`convert.weights`).
-      sizes: of the model that they are for.
+      spec: "shapes:vision", "shapes:opt" or "shapes:t5" for shipped weights, also with
+        the suffix "_small"; or a file or folder of this package or of another project
+        (see `convert.weights.open_arrays`).
+      sizes: of the model that will use the weights.
     """
     if spec.startswith("shapes:"):
         spec = str(SHIPPED / f"{spec.removeprefix('shapes:')}.safetensors")
     return open_arrays(spec, sizes)
 
 
+def run_arrays(run_dir: str, which: str | int = "last") -> dict[str, np.ndarray]:
+    """Read trainable and carried parameters of a run by path.
+
+    Args:
+      run_dir: directory of the run.
+      which: checkpoint: "best", "last" or a step.
+    """
+    checkpoints = Checkpoints(run_dir, read_only=True)
+    try:
+        step = checkpoints.find(which)
+        trees = checkpoints.read(step, ("trainable", "carried")).trees
+    finally:
+        checkpoints.close()
+    return flatten(merge(*trees.values()))
+
+
+def tower_weights(spec: str, sizes: Blip2Config) -> Arrays:
+    """Open the weights of a tower: of a file, or of the last checkpoint of a run."""
+    if is_run(spec):
+        return arrays_at_size(run_arrays(spec), sizes.vision)
+    return open_weights(spec, sizes)
+
+
+def initial_weights(config: ConfigDict) -> dict[str, Arrays]:
+    """Open the weights that `config.init` names.
+
+    Returns:
+      Parameters by path, by name of the file or run. Files come first.
+    """
+    sizes = model_config(config.model)
+    sources: dict[str, Arrays] = {
+        spec: open_weights(spec, sizes) for spec in config.init.from_weights
+    }
+    if config.init.from_run:
+        arrays = run_arrays(config.init.from_run, config.init.which)
+        sources[config.init.from_run] = arrays_at_size(arrays, sizes.vision)
+    return sources
+
+
+def frozen_sources(
+    config: ConfigDict,
+    init_params: Callable[[jax.Array], Tree],
+    paths: list[str],
+) -> dict[str, Arrays]:
+    """Open the sources of frozen parameters.
+
+    Args:
+      config: `frozen_sources` names the weights of the towers; other frozen parameters
+        come from `init`.
+      init_params: initialiser of the model, for sources called "random".
+      paths: of the frozen parameters.
+
+    Returns:
+      Parameters by path, by name of the source.
+
+    Raises:
+      WeightsError: no source is named.
+      SourceError: a source is missing or holds something else.
+    """
+    sources: dict[str, Arrays] = {}
+    for tower, prefix in TOWER_PREFIXES.items():
+        if not any(path.startswith(prefix) for path in paths):
+            continue
+        spec = config.frozen_sources[tower]
+        if not spec:
+            raise WeightsError(
+                f"config.frozen_sources.{tower} is empty, but {prefix} is frozen: name "
+                "its weights (a file or folder of its own project or of this package, "
+                'or "shapes:...")'
+            )
+        if spec == "random":
+            name = f"{spec} ({tower})"
+            sources[name] = random_weights(init_params, config.seed, prefix)
+        else:
+            sources[spec] = tower_weights(spec, model_config(config.model))
+    if not all(path.startswith(TOWERS) for path in paths):
+        sources |= initial_weights(config)
+    return sources
+
+
 def random_weights(
     init_params: Callable[[jax.Array], Tree], seed: int, prefix: str
 ) -> dict[str, np.ndarray]:
-    """Fresh parameters as a source, for tests and timings; asked for by name only."""
+    """Draw fresh parameters below a path prefix, as a source for tests and timings."""
 
     def create(key: jax.Array) -> dict[str, jax.Array]:
-        flat = flatten(init_params(key))
-        return {path: flat[path] for path in flat if path.startswith(prefix)}
+        params = flatten(init_params(key))
+        return {path: params[path] for path in params if path.startswith(prefix)}
 
     return jax.device_get(jax.jit(create)(jax.random.key(seed)))
 
 
-class Tower(LazyArrays):
-    """The arrays of one tower alone, of a source that may hold more.
+class TowerArrays(LazyArrays):
+    """The parameters of one tower from a source that may hold more.
 
     Attributes:
-      notes: of the source (`convert.positions`).
+      notes: lines for the user on how the source was changed (`convert.positions`).
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+    def __init__(self, arrays: Arrays, prefix: str) -> None:
         self._arrays, self.notes = arrays, notes_of(arrays)
         super().__init__(path for path in arrays if path.startswith(prefix))
 
@@ -73,87 +159,109 @@ class Tower(LazyArrays):
 
 
 def load_frozen(
-    shapes: Tree,
-    sources: Mapping[str, Mapping[str, np.ndarray]],
-    dtype: Any,
-    mesh: Mesh,
+    shapes: Tree, sources: Mapping[str, Arrays], dtype: Any, mesh: Mesh
 ) -> tuple[Tree, Manifest]:
     """Read frozen parameters one by one, cast them and place them on the mesh.
 
     Args:
       shapes: the frozen part of the tree, as shapes.
-      sources: arrays by parameter path, by name of the source; the first that has a
+      sources: parameters by path, by name of the source. The first source that has a
         path provides it.
-      dtype: in which they are kept.
+      dtype: of the result.
       mesh: see `sharding.make_mesh`.
 
     Returns:
-      The tree, and for every path its source, digest, shape and dtype (of the source),
-      and `notes` on what was resized.
+      The tree, and its manifest: for every path the source, and digest, shape and dtype
+      of the array there; `notes` if it was resized.
 
     Raises:
-      WeightsError: a path is in no source, or has another shape there.
+      WeightsError: no source has a path, or it has another shape there.
     """
-    flat = flatten(shapes)
-    layout = flatten(sharding.tree_shardings(shapes, mesh))
+    expected = flatten(shapes)
+    shardings = flatten(sharding.tree_shardings(shapes, mesh))
     loaded, manifest = {}, {}
-    for path, name in find_sources(flat, sources).items():
-        found, read = _look_up(sources[name], path)
-        if (shape := tuple(found["shape"])) != flat[path].shape:
+    for path, name in find_sources(expected, sources).items():
+        entry, read = _open_array(sources[name], path)
+        if (shape := tuple(entry["shape"])) != expected[path].shape:
             raise WeightsError(
-                f"{path} is {shape} in {name}, the model needs {flat[path].shape}"
+                f"{path} is {shape} in {name}, the model needs {expected[path].shape}"
             )
-        manifest[path] = found | {"source": name}
+        manifest[path] = entry | {"source": name}
         if path == POSITIONS and (notes := notes_of(sources[name])):
             manifest[path]["notes"] = list(notes)
-        loaded[path] = sharding.make_sharded_array(shape, layout[path], read, dtype)
+        loaded[path] = sharding.make_sharded_array(shape, shardings[path], read, dtype)
     return unflatten(loaded), manifest
 
 
-def _look_up(
-    arrays: Mapping[str, np.ndarray], path: str
-) -> tuple[dict[str, Any], sharding.ReadSlice]:
-    """An array's entry, and a way to read parts of it.
+def _open_array(arrays: Arrays, path: str) -> tuple[dict[str, Any], sharding.Read]:
+    """Return an array's manifest entry and a function that reads parts of it.
 
-    Of a converted folder, which has digests, a process reads its devices' parts
-    alone; other arrays have to be hashed, and so are read whole.
+    A converted folder has digests, so that a process reads only the parts of its own
+    devices. Other arrays are read in full to be hashed.
     """
     if isinstance(arrays, FolderArrays):
-        return arrays.origin(path), reader(arrays, path)
+        return arrays.origin(path), part_reader(arrays, path)
     array = arrays[path]
-    return entry(arrays, path, array), array.__getitem__
+    return manifest_entry(arrays, path, array), array.__getitem__
 
 
 def find_sources(
-    flat: Mapping[str, Any], sources: Mapping[str, Mapping[str, np.ndarray]]
+    params: Mapping[str, Any], sources: Mapping[str, Arrays]
 ) -> dict[str, str]:
-    """Which source provides each path; an error that names paths without one."""
-    found = {
-        path: next((name for name, arrays in sources.items() if path in arrays), None)
-        for path in flat
-    }
-    missing = [path for path, name in found.items() if name is None]
+    """Find the source of each frozen parameter.
+
+    Args:
+      params: frozen parameters by path; only the paths are used.
+      sources: parameters by path, by name of the source.
+
+    Returns:
+      The name of the first source that has a path, by path.
+
+    Raises:
+      WeightsError: no source has a path.
+    """
+    source_of: dict[str, str] = {}
+    for path in params:
+        for name, arrays in sources.items():
+            if path in arrays:
+                source_of[path] = name
+                break
+    missing = [path for path in params if path not in source_of]
     if missing:
         raise WeightsError(
             f"{len(missing)} frozen parameters are in no source "
-            f"({', '.join(sources) or 'none given'}): {listed(missing, 3)}"
+            f"({', '.join(sources) or 'no source is named'}): {shorten(missing, 3)}"
         )
-    return {path: name for path, name in found.items() if name is not None}
+    return source_of
 
 
-def verify(expected: Manifest, found: Manifest) -> None:
-    """Raise a WeightsError that names arrays which are not those of the manifest."""
-    differ = [
+def read_sources(directory: pathlib.Path) -> dict[str, Any]:
+    """Read `sources.json` of a run.
+
+    Returns:
+      "frozen": the manifest of the frozen parameters; "data": the fingerprint of the
+      training data.
+    """
+    return json.loads((directory / "sources.json").read_text())
+
+
+def verify_manifest(recorded: Manifest, current: Manifest) -> None:
+    """Compare the frozen parameters of a run with those that it began with.
+
+    Raises:
+      WeightsError: values, shapes or paths differ; the message names the arrays.
+    """
+    differing = sorted(
         path
-        for path in expected.keys() | found.keys()
-        if _identity(expected, path) != _identity(found, path)
-    ]
-    if differ:
-        path = min(differ)
+        for path in recorded.keys() | current.keys()
+        if _identity(recorded, path) != _identity(current, path)
+    )
+    if differing:
+        path = differing[0]
         raise WeightsError(
-            f"{len(differ)} frozen arrays are not those that this run began with: "
-            f"{listed(sorted(differ), 3)}; {path} was {_describe(expected, path)}, "
-            f"is {_describe(found, path)}"
+            f"{len(differing)} frozen arrays are not those that this run began with: "
+            f"{shorten(differing, 3)}; {path} was {_describe(recorded, path)}, "
+            f"is {_describe(current, path)}"
         )
 
 
@@ -165,5 +273,5 @@ def _identity(manifest: Manifest, path: str) -> tuple[Any, ...] | None:
 def _describe(manifest: Manifest, path: str) -> str:
     entry = manifest.get(path)
     if entry is None:
-        return "not there"
+        return "missing"
     return f"{entry['digest'][:12]} {tuple(entry['shape'])} from {entry['source']}"

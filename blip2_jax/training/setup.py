@@ -304,11 +304,6 @@ def write_run(
     hosts.barrier("the run is written")
 
 
-def read_sources(directory: pathlib.Path) -> dict[str, Any]:
-    """`frozen`: the manifest of frozen weights; `data`: what the data looked like."""
-    return json.loads((directory / "sources.json").read_text())
-
-
 def verify_sources(
     directory: pathlib.Path, manifest: frozen.Manifest, fingerprint: Any
 ) -> None:
@@ -318,8 +313,8 @@ def verify_sources(
       WeightsError: naming the arrays that differ.
       ConfigError: naming the sources that differ.
     """
-    stored = read_sources(directory)
-    frozen.verify(stored["frozen"], manifest)
+    stored = frozen.read_sources(directory)
+    frozen.verify_manifest(stored["frozen"], manifest)
     found = json.loads(json.dumps(fingerprint))
     for before, now in zip(stored["data"], found, strict=True):
         if before != now:

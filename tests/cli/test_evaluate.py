@@ -9,7 +9,7 @@ from blip2_jax.cli.evaluate import main
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.evaluation.examples import read_examples, statistics_of
 from blip2_jax.evaluation.stage1_scores import Stage1Scorer
-from blip2_jax.training.open_model import open_model
+from blip2_jax.inference.load import open_model
 from tests.support.tiny_runs import make_run
 
 DATA = {"kind": "shapes", "split": "validation", "size": 6, "texts": "both"}

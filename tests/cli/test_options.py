@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 
 from blip2_jax.cli.options import EXTRA_WEIGHTS, add_model_options, extra_weights
-from blip2_jax.training.open_model import ExtraWeights
+from blip2_jax.inference.load import ExtraWeights
 
 
 def parsed(*arguments):

@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from blip2_jax.cli import convert
-from blip2_jax.convert.files import atomic_output
+from blip2_jax.convert.files import output
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
-from blip2_jax.convert.huggingface_folder import write_huggingface
+from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.native_folder import write_folder
+from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.models import presets
-from blip2_jax.training.open_model import ExtraWeights, open_model
 from tests.support import peer_models as peers
 from tests.support.golden_stage1 import STAGE1, config
 
@@ -49,20 +49,20 @@ def truncate(path):
 def test_a_truncated_shard(huggingface):
     shard = sorted(huggingface.glob("model-*.safetensors"))[1]
     truncate(shard)
-    with pytest.raises(SourceError, match=f"{shard.name} is no whole safetensors"):
+    with pytest.raises(SourceError, match=f"{shard.name} is not a complete safetensors"):
         open_model(huggingface)
 
 
 def test_a_truncated_torch_file(stage1):
     truncate(stage1[0])
-    with pytest.raises(SourceError, match=r"stage1\.pth is (no whole torch|refused)"):
+    with pytest.raises(SourceError, match=r"stage1\.pth is (not a complete torch|refused)"):
         open_model(*stage1)
 
 
 def test_a_missing_shard(huggingface):
     shard = sorted(huggingface.glob("model-*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(SourceError, match=rf"lacks 1 of \d shards .* {shard.name}"):
+    with pytest.raises(SourceError, match=rf"lacks 1 of the \d shards .* {shard.name}"):
         open_model(huggingface)
 
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_size(stage1):
     path, _ = stage1
     with pytest.raises(SourceError, match=r"sizes of no released model.*--sizes"):
         open_model(path)
-    with pytest.raises(SourceError, match=r"arrays have another size: .*the model"):
+    with pytest.raises(SourceError, match=r"arrays have another shape: .*the model"):
         open_model(path, ExtraWeights(sizes="pretrain"))
 
 
@@ -151,7 +151,7 @@ def test_a_language_model_that_is_not_known(huggingface):
     content = json.loads(file.read_text())
     content["text_config"] = {"model_type": "bloom"}
     file.write_text(json.dumps(content))
-    with pytest.raises(SourceError, match="'bloom'; there are opt and t5"):
+    with pytest.raises(SourceError, match="'bloom'; supported are opt and t5"):
         open_model(huggingface)
 
 
@@ -164,7 +164,7 @@ def test_interrupted_conversions_leave_nothing(stage1, tmp_path, monkeypatch):
         if len(written) > 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic_output.ShardWriter, "add", stop)
+    monkeypatch.setattr(output.ShardWriter, "add", stop)
     for write in (write_folder, write_huggingface):
         written.clear()
         with pytest.raises(KeyboardInterrupt):
@@ -189,7 +189,7 @@ def test_what_transformers_does_not_have(stage1):
     path, beside = stage1
     clip = presets.Blip2Config(presets.CLIP_VIT_L, presets.QFORMER_BASE)
     opened = open_model(path, beside)
-    with pytest.raises(SourceError, match="EVA-CLIP tower alone"):
+    with pytest.raises(SourceError, match="EVA-CLIP's image encoder only"):
         write_huggingface(dataclasses.replace(opened, config=clip), path / "x")
 
 

@@ -6,13 +6,13 @@ from PIL import Image
 
 import blip2_jax
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
-from blip2_jax.convert.huggingface_folder import write_huggingface
+from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.native_folder import read_folder, write_folder
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
-from blip2_jax.training import frozen, initial_params
-from blip2_jax.training.open_model import ExtraWeights, open_model
+from blip2_jax.inference.load import ExtraWeights, open_model
+from blip2_jax.training import frozen
 from blip2_jax.training.setup import set_up
 from tests.support import peer_models as peers
 from tests.support.tiny_runs import make_run, tiny_config
@@ -125,7 +125,7 @@ def test_a_frozen_tower_of_another_project_trains(tmp_path):
     config = tiny_config("stage1").unlock()
     config.init.from_weights = (str(tmp_path / "stage1.pth"),)
     config.frozen_sources.vision = str(tmp_path / "stage1.pth")
-    given = initial_params.given_arrays(config)
+    given = frozen.initial_weights(config)
     assert set(next(iter(given.values()))) == set(opened.arrays)
     made = set_up(config, tmp_path / "again")
     made.checkpoints.close()

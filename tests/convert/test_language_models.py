@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip2_jax.convert.huggingface_folder import huggingface_rules
 from blip2_jax.convert.tables import lavis, name_table
-from blip2_jax.convert.tables.huggingface import huggingface_rules
-from blip2_jax.convert.tables.lavis_stage2 import language_model_rules, stage2_rules
+from blip2_jax.convert.tables.lavis import stage2_rules
+from blip2_jax.convert.tables.towers import language_model_rules
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import (
     Blip2Config,
@@ -50,7 +51,7 @@ def test_stage1_has_no_stage2_table():
 def test_features_have_no_huggingface_table():
     config = golden.config("stage2_opt_a")
     config = Blip2Config(FeaturesConfig(2, 3), config.qformer, config.language_model)
-    with pytest.raises(ValueError, match="EVA-CLIP tower alone"):
+    with pytest.raises(ValueError, match="EVA-CLIP's image encoder only"):
         huggingface_rules(config)
 
 

@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 import blip2_jax
-from blip2_jax.convert.huggingface_folder import write_huggingface
+from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.generation import DecodingConfig
 from blip2_jax.inference import inputs
+from blip2_jax.inference.load import open_model
 from blip2_jax.models.blip2 import normalize_images
-from blip2_jax.training.open_model import open_model
 from tests.support import peer_models as peers
 from tests.support.tolerances import assert_ids, assert_values
 

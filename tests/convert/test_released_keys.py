@@ -6,11 +6,10 @@ import json
 import jax
 import pytest
 
-from blip2_jax.convert.lavis_file import lavis_arrays, lavis_rules
+from blip2_jax.convert.huggingface_folder import huggingface_rules, language_sizes
+from blip2_jax.convert.lavis_file import lavis_arrays, lavis_rules, released_sizes
 from blip2_jax.convert.model_source import TOWERS, ModelSource, expected_shapes
-from blip2_jax.convert.sizes import language_sizes, released_sizes
 from blip2_jax.convert.tables import lavis
-from blip2_jax.convert.tables.huggingface import huggingface_rules
 from blip2_jax.models.presets import PRESETS, RELEASED, OPTConfig, preset
 from tests.support import peer_models as peers
 from tests.support.goldens import GOLDENS

@@ -5,12 +5,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
-from blip2_jax.convert.huggingface_folder import write_huggingface
+from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.native_folder import read_folder, write_folder
 from blip2_jax.convert.tables import lavis
+from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.nn import trees
-from blip2_jax.training.open_model import ExtraWeights, open_model
 from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers
 

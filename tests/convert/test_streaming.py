@@ -8,17 +8,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from blip2_jax.convert.files import torch_pickle
-from blip2_jax.convert.files.atomic_output import ShardWriter
 from blip2_jax.convert.files.checkpoint_files import (
     CheckpointFiles,
     PickleFile,
     SafetensorsFile,
 )
+from blip2_jax.convert.files.output import ShardWriter
 from blip2_jax.convert.files.torch_pickle import SMALL
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.convert.tables.name_table import Rule
-from blip2_jax.training.open_model import ExtraWeights, open_model
+from blip2_jax.inference.load import ExtraWeights, open_model
 from tests.support import golden_stage2
 from tests.support import peer_models as peers
 
@@ -45,7 +45,7 @@ def test_a_stack_holds_one_layer_beside_itself():
 def test_layers_of_unequal_dtype_are_refused():
     rule = Rule("h.{}.w", "blocks/w", layers=range(2), stack=True)
     source = {"h.0.w": np.ones(2, np.float32), "h.1.w": np.ones(2, np.float16)}
-    with pytest.raises(ValueError, match="layer 1 is float16, those before it float32"):
+    with pytest.raises(ValueError, match="layer 1 is float16, the layers before it are float32"):
         rule.to_ours(source)
 
 

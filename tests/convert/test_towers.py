@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from blip2_jax.convert import weights
-from blip2_jax.convert.arrays import ConvertedArrays
+from blip2_jax.convert.converted_arrays import ConvertedArrays
 from blip2_jax.convert.detect import DESCRIPTIONS, KINDS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.towers import vision_part

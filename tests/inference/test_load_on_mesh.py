@@ -6,8 +6,8 @@ import pytest
 
 import blip2_jax
 from blip2_jax.convert.native_folder import write_folder
+from blip2_jax.inference.load import open_model
 from blip2_jax.parallel import sharding
-from blip2_jax.training.open_model import open_model
 from tests.support.tiny_runs import make_run
 from tests.support.tolerances import assert_values
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.convert.tables import lavis, name_table
-from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.language.input_sequence import queries_then_text

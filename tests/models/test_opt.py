@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.convert.tables import name_table
-from blip2_jax.convert.tables.opt import opt_rules
+from blip2_jax.convert.tables.towers import opt_rules
 from blip2_jax.models import presets
 from blip2_jax.models.language.opt import OPT
 from blip2_jax.models.presets import OPTConfig

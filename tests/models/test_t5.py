@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.convert.tables import name_table
-from blip2_jax.convert.tables.t5 import t5_rules
+from blip2_jax.convert.tables.towers import t5_rules
 from blip2_jax.models import presets
 from blip2_jax.models.language.t5 import T5, distances
 from blip2_jax.models.language.t5_block import relative_buckets

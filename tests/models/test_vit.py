@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.convert.tables.clip import clip_rules
 from blip2_jax.convert.tables.name_table import to_ours_complete
+from blip2_jax.convert.tables.towers import clip_rules
 from blip2_jax.models.presets import ViTConfig
 from blip2_jax.models.vision.vit import (
     IMAGE_MEAN,

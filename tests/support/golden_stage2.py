@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from blip2_jax.convert.tables import lavis, name_table
-from blip2_jax.convert.tables.lavis_stage2 import stage2_rules
+from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config, OPTConfig, QFormerConfig, T5Config
 from tests.support.golden_stage1 import vision

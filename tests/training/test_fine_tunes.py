@@ -15,12 +15,12 @@ from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
 from blip2_jax.evaluation.evaluators import make_evaluator
+from blip2_jax.inference.load import open_model
 from blip2_jax.nn.trees import flatten
 from blip2_jax.training.loop import train
-from blip2_jax.training.open_model import open_model
-from blip2_jax.training.runs import open_trained
 from blip2_jax.training.setup import set_up
 from blip2_jax.training.train_config import default_config
+from blip2_jax.training.trained_model import open_run
 from tests.support import tiny_runs
 
 QUESTIONS = ["what color is the circle?", "is there a star?"]
@@ -69,7 +69,7 @@ def chain(tmp_path_factory):
 
 
 def test_the_text_branch_is_carried_from_stage_1_into_training(chain):
-    first = open_trained(chain / "stage1").arrays
+    first = open_run(chain / "stage1").arrays
     run = set_up(
         vqa_config(str(chain / "stage2"), str(chain / "vit.safetensors")),
         chain / "again",
@@ -81,7 +81,7 @@ def test_the_text_branch_is_carried_from_stage_1_into_training(chain):
     assert "itm_head/kernel" in flatten(run.carried)
     assert all(array.dtype == jnp.float32 for array in trainable.values())
     assert any("resized from 2 x 2 to 3 x 3 patches" in line for line in run.report)
-    trained = open_trained(chain / "vqa").arrays
+    trained = open_run(chain / "vqa").arrays
     for path in (QUERY_BRANCH, TEXT_BRANCH, "visual_encoder/blocks/mlp/up/kernel"):
         change = np.abs(np.asarray(trained[path]) - trainable[path]).max()
         assert 0 < change < 2e-4, path

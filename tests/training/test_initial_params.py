@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from blip2_jax.convert.arrays import digest
-from blip2_jax.convert.files.checkpoint_files import SourceError
+from blip2_jax.convert.files.checkpoint_files import SourceError, digest
 from blip2_jax.convert.positions import interpolate_positions
 from blip2_jax.models.presets import PRESETS
 from blip2_jax.nn.trees import flatten, unflatten
@@ -216,14 +215,14 @@ def test_verify_names_what_differs(tmp_path):
     config = config_of("stage1", frozen_sources__vision=file)
     arrays = write(file, TOWER)
     _, before = load(config, STAGE1)
-    frozen.verify(before, before)
+    frozen.verify_manifest(before, before)
     arrays["visual_encoder/class_token"] = arrays["visual_encoder/class_token"] + 1e-6
     save_file(arrays, file)
     _, after = load(config, STAGE1)
     with pytest.raises(frozen.WeightsError, match=r"1 frozen arrays.*class_token was"):
-        frozen.verify(before, after)
-    with pytest.raises(frozen.WeightsError, match="is not there"):
-        frozen.verify(before, {})
+        frozen.verify_manifest(before, after)
+    with pytest.raises(frozen.WeightsError, match="is missing"):
+        frozen.verify_manifest(before, {})
 
 
 def test_digest_is_of_the_values_not_of_their_order_in_memory():
@@ -289,7 +288,7 @@ def test_a_frozen_tower_is_resized_and_recorded(tmp_path):
     np.testing.assert_array_equal(
         flatten(parameters)[POSITIONS], resized.astype(ml_dtypes.bfloat16)
     )
-    frozen.verify(manifest, load(config, task)[1])
+    frozen.verify_manifest(manifest, load(config, task)[1])
 
 
 def test_a_run_at_another_size_goes_before_the_towers_source(tmp_path):

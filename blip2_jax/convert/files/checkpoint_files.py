@@ -1,32 +1,31 @@
-"""Checkpoint files of other projects as arrays by name, read one at a time.
+"""Checkpoint files as mappings from names to arrays that are read on access.
 
-Understood are safetensors, whole or in shards, and torch's pickles (`.pth`, `.pt`,
-`.bin`), whole or in shards; a folder is read by its index or by what lies in it.
-Pickles need torch, which maps them into memory; it is told to refuse any that hold
-more than arrays.
+Supported formats are safetensors and torch pickles (`.pth`, `.pt`, `.bin`), as a single
+file or in shards. A folder is read by its index, or all files in it if it has none.
+Pickles need torch, which memory-maps them and refuses files that hold more than arrays.
 """
 
 from __future__ import annotations
 
 import abc
+import functools
+import hashlib
 import json
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import EllipsisType
 from typing import Any
 
-import ml_dtypes  # numpy learns bfloat16
+import ml_dtypes  # registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
-
-from blip2_jax.convert.files.lazy_arrays import LazyArrays
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pth", ".pt")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Inside a pickle, what may stand around the arrays: LAVIS, EVA and others.
+# Keys under which LAVIS, EVA and others nest the arrays inside a pickle.
 WRAPPERS = ("model", "state_dict", "module")
 DTYPES = {
     "F64": "float64",
@@ -41,35 +40,114 @@ DTYPES = {
     "BOOL": "bool",
 }
 
-
-# Which part of an array: a slice for each axis, or all of it.
+# A part of an array: one slice per axis, or all of it.
 Index = tuple[slice, ...] | EllipsisType
 
 
 class SourceError(ValueError):
-    """A file that cannot be read as weights, or not as those that were expected."""
+    """A file that cannot be read as weights, or holds other weights than expected."""
 
 
-class File(abc.ABC):
+class LazyArrays(Mapping[str, np.ndarray]):
+    """Arrays by name, each read when it is accessed.
+
+    The names are known without reading. A subclass defines `__getitem__`.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class CheckpointFiles(LazyArrays):
+    """The arrays of a file or of a folder of shards; each access reads anew.
+
+    Attributes:
+      path: of the file or folder.
+      config: content of the folder's `config.json`; {} if there is none.
+    """
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        """Open the files and read the names of their arrays.
+
+        Raises:
+          SourceError: there are no weights, a shard is missing, or a file is damaged.
+        """
+        self.path = pathlib.Path(path)
+        self._file_of = _files(self.path)
+        super().__init__(self._file_of)
+        self.config = _config(self.path)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file_of[name].read(name)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """Read a part of an array; of a safetensors file nothing else is read."""
+        return self._file_of[name].read(name, index)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array without reading it."""
+        return self._file_of[name].spec(name)[0]
+
+    def dtype(self, name: str) -> np.dtype:
+        """Return the dtype of an array without reading it."""
+        return self._file_of[name].spec(name)[1]
+
+
+def part_reader(
+    arrays: Mapping[str, np.ndarray], name: str
+) -> Callable[[Index], np.ndarray]:
+    """Return a function that reads parts of an array.
+
+    If `arrays` has a method `part`, only the parts are read; if not, the array is read
+    in full at once.
+    """
+    if hasattr(arrays, "part"):
+        return functools.partial(arrays.part, name)
+    return arrays[name].__getitem__
+
+
+def digest(array: np.ndarray) -> str:
+    """Return the SHA-256 of an array's values in row-major, little-endian bytes."""
+    array = np.atleast_1d(np.ascontiguousarray(array))
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
+
+
+class ArrayFile(abc.ABC):
     """One file of arrays."""
 
     @abc.abstractmethod
     def names(self) -> list[str]:
-        """What it holds."""
+        """Return the names of its arrays."""
 
     @abc.abstractmethod
     def read(self, name: str, index: Index = ...) -> np.ndarray:
-        """One array, or the part at `index`; it may be a view of the file."""
+        """Read an array, or its part at `index`; the result may view the file."""
 
     @abc.abstractmethod
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype without reading."""
+        """Return shape and dtype of an array without reading it."""
 
 
-class SafetensorsFile(File):
-    """See `safetensors`."""
+class SafetensorsFile(ArrayFile):
+    """A safetensors file."""
 
     def __init__(self, path: pathlib.Path) -> None:
+        """Read the header.
+
+        Raises:
+          SourceError: the file is damaged or incomplete.
+        """
         self._path = path
         try:
             with safe_open(path, "np") as content:
@@ -77,20 +155,21 @@ class SafetensorsFile(File):
                 self._specs = {n: _spec(content.get_slice(n)) for n in names}
         except (SafetensorError, OSError) as error:
             raise SourceError(
-                f"{path} is no whole safetensors file: {error}"
+                f"{path} is not a complete safetensors file: {error}"
             ) from error
 
     def names(self) -> list[str]:
-        """What it holds."""
+        """Return the names of its arrays."""
         return list(self._specs)
 
     def read(self, name: str, index: Index = ...) -> np.ndarray:
-        """See `File`; the file is closed again, so that its pages do not add up."""
+        """Read an array, or the part at `index`."""
+        # Opened for each array: the pages of an open file would add up in memory.
         with safe_open(self._path, "np") as content:
             return content.get_slice(name)[index]
 
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype without reading."""
+        """Return shape and dtype of an array without reading it."""
         return self._specs[name]
 
 
@@ -98,27 +177,32 @@ def _spec(part: Any) -> tuple[tuple[int, ...], np.dtype]:
     return tuple(part.get_shape()), np.dtype(DTYPES[part.get_dtype()])
 
 
-class PickleFile(File):
-    """What `torch.save` wrote: a mapping of names to tensors, or one inside another."""
+class PickleFile(ArrayFile):
+    """A file of `torch.save`: a mapping of names to tensors, possibly nested in one."""
 
     def __init__(self, path: pathlib.Path) -> None:
+        """Map the file into memory.
+
+        Raises:
+          SourceError: torch is missing or cannot read the file.
+        """
         self._tensors = _unwrap(_torch_load(path), path)
 
     def names(self) -> list[str]:
-        """What it holds."""
+        """Return the names of its arrays."""
         return list(self._tensors)
 
     def read(self, name: str, index: Index = ...) -> np.ndarray:
-        """See `File`; numpy has no bfloat16 of its own: those bits are looked at."""
+        """Read an array, or the part at `index`, as a view of the file."""
         import torch
 
         tensor = self._tensors[name].detach()[index]
-        if tensor.dtype == torch.bfloat16:
+        if tensor.dtype == torch.bfloat16:  # torch cannot export it to numpy
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype without reading."""
+        """Return shape and dtype of an array without reading it."""
         tensor = self._tensors[name]
         return tuple(tensor.shape), np.dtype(str(tensor.dtype).removeprefix("torch."))
 
@@ -135,19 +219,22 @@ def _torch_load(path: pathlib.Path) -> Any:
         return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
     except pickle.UnpicklingError as error:
         raise SourceError(
-            f"{path} is refused: it is damaged, or holds more than weights, and "
-            f"unpickling such a file may run code ({_line(error)})"
+            f"{path} is refused: it is damaged or holds more than weights, and "
+            f"unpickling such a file may run code ({_first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise SourceError(f"{path} is no whole torch file: {_line(error)}") from error
+        raise SourceError(
+            f"{path} is not a complete torch file: {_first_line(error)}"
+        ) from error
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
 
 
 def _unwrap(content: Any, path: pathlib.Path) -> dict[str, Any]:
+    """Return the tensors by name of an unpickled file."""
     import torch
 
     for wrapper in WRAPPERS:
@@ -155,49 +242,19 @@ def _unwrap(content: Any, path: pathlib.Path) -> dict[str, Any]:
             content = content[wrapper]
             break
     if not isinstance(content, Mapping):
-        raise SourceError(f"{path} holds {type(content).__name__}, not arrays by name")
+        raise SourceError(
+            f"{path} holds an object of type {type(content).__name__}, not arrays by "
+            "name"
+        )
     tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
     if not tensors:
-        raise SourceError(f"{path} holds no arrays, but {', '.join(content) or 'none'}")
+        keys = ", ".join(map(str, content)) or "none"
+        raise SourceError(f"{path} holds no arrays; its keys are: {keys}")
     return tensors
 
 
-class CheckpointFiles(LazyArrays):
-    """Arrays by name, of a file or of a folder of shards; each access reads anew.
-
-    Attributes:
-      path: of the file or folder.
-      config: what a Hugging Face folder's `config.json` says; {} elsewhere.
-    """
-
-    def __init__(self, path: str | pathlib.Path) -> None:
-        """Find the files and what they hold.
-
-        Raises:
-          SourceError: nothing there, a shard is missing, or a file is damaged.
-        """
-        self.path = pathlib.Path(path)
-        self._file_of = _files(self.path)
-        super().__init__(self._file_of)
-        self.config = _config(self.path)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._file_of[name].read(name)
-
-    def part(self, name: str, index: Index) -> np.ndarray:
-        """Part of an array; of a safetensors file, nothing else is read."""
-        return self._file_of[name].read(name, index)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an array, without reading it."""
-        return self._file_of[name].spec(name)[0]
-
-    def dtype(self, name: str) -> np.dtype:
-        """Dtype of an array, without reading it."""
-        return self._file_of[name].spec(name)[1]
-
-
-def _files(path: pathlib.Path) -> dict[str, File]:
+def _files(path: pathlib.Path) -> dict[str, ArrayFile]:
+    """Return the file of every array by the array's name."""
     if path.is_file():
         return _by_name([path])
     if not path.is_dir():
@@ -205,45 +262,46 @@ def _files(path: pathlib.Path) -> dict[str, File]:
     for name in INDEXES:
         if (path / name).is_file():
             return _indexed(path / name)
-    choices: tuple[tuple[str, ...], ...] = ((SAFETENSORS,), PICKLES)
-    for endings in choices:
-        found = sorted(file for file in path.iterdir() if file.suffix in endings)
-        if found:
-            return _by_name(found)
+    formats: tuple[tuple[str, ...], ...] = ((SAFETENSORS,), PICKLES)
+    for suffixes in formats:
+        files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+        if files:
+            return _by_name(files)
     known = ", ".join((SAFETENSORS, *PICKLES))
-    raise SourceError(f"no weights in {path}: nothing there ends with {known}")
+    raise SourceError(f"no weights in {path}: it has no file with suffix {known}")
 
 
-def _by_name(paths: list[pathlib.Path]) -> dict[str, File]:
+def _by_name(paths: list[pathlib.Path]) -> dict[str, ArrayFile]:
     files = [_open(path) for path in paths]
     return {name: file for file in files for name in file.names()}
 
 
-def _open(path: pathlib.Path) -> File:
+def _open(path: pathlib.Path) -> ArrayFile:
     if path.suffix == SAFETENSORS:
         return SafetensorsFile(path)
     if path.suffix in PICKLES:
         return PickleFile(path)
-    raise SourceError(f"{path}: weights end with {', '.join((SAFETENSORS, *PICKLES))}")
+    known = ", ".join((SAFETENSORS, *PICKLES))
+    raise SourceError(f"{path} has none of the suffixes of weights: {known}")
 
 
-def _indexed(index: pathlib.Path) -> dict[str, File]:
-    """The files that an index names; each must be there and hold what it should."""
+def _indexed(index: pathlib.Path) -> dict[str, ArrayFile]:
+    """Open the shards that an index names and check that none lacks an array."""
     try:
         shard_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise SourceError(f"{index} is no index of shards: {error}") from error
+        raise SourceError(f"{index} is not an index of shards: {error}") from error
     shards = sorted(set(shard_of.values()))
-    absent = [name for name in shards if not (index.parent / name).is_file()]
-    if absent:
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
         raise SourceError(
-            f"{index.parent} lacks {len(absent)} of {len(shards)} shards that its "
-            f"index names: {', '.join(absent[:5])}"
+            f"{index.parent} lacks {len(missing)} of the {len(shards)} shards that its "
+            f"index names: {', '.join(missing[:5])}"
         )
     files = {name: _open(index.parent / name) for name in shards}
-    held = {name: set(file.names()) for name, file in files.items()}
+    names_in = {name: set(file.names()) for name, file in files.items()}
     for name, shard in shard_of.items():
-        if name not in held[shard]:
+        if name not in names_in[shard]:
             file = index.parent / shard
             raise SourceError(f"{file} lacks {name}, which {index.name} names")
     return {name: files[shard] for name, shard in shard_of.items()}

@@ -1,8 +1,8 @@
-"""torch's pickled files, written without holding all they contain.
+"""Writer of torch's pickled files that does not hold all arrays in memory.
 
-`torch.save` wants every tensor at once. So large arrays are written to scratch files
-first, and given to it as tensors that are maps of these files: what it reads of them
-is cache, which the system takes back when it needs the memory.
+`torch.save` takes all tensors at once. Large arrays are therefore written to scratch
+files first and passed as memory maps of these files; the operating system can drop
+their pages when it needs the memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from blip2_jax.convert.files.atomic_output import cast
+from blip2_jax.convert.files.output import cast
 from blip2_jax.convert.tables.name_table import Array
 
-SMALL = 2**20  # bytes; arrays below are kept in memory
+SMALL = 2**20  # bytes; smaller arrays stay in memory
 
 
 def save(
@@ -27,9 +27,10 @@ def save(
     """Write `{"model": {name: tensor}}`, as LAVIS does.
 
     Args:
-      arrays: made one by one. One object under several names in a row is stored once.
-      dtype: of all floating arrays; None keeps each one's own.
-      file: beside it there must be room for a second copy while this runs.
+      arrays: names and arrays, made one by one. An object that is repeated under
+        several names in a row is stored once.
+      file: the file to write. While this runs, its folder holds a second copy.
+      dtype: of all floating-point arrays; None keeps each one's own.
 
     Raises:
       ImportError: torch is not installed.
@@ -37,26 +38,28 @@ def save(
     import torch
 
     tensors: dict[str, Any] = {}
-    last: tuple[Array | None, Any] = None, None
+    previous: Array | None = None
+    tensor: Any = None
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=file.name) as scratch:
         for number, (name, array) in enumerate(arrays):
-            if array is not last[0]:
-                place = pathlib.Path(scratch) / str(number)
-                last = array, _tensor(cast(np.asarray(array), dtype), place)
-            tensors[name] = last[1]
+            if array is not previous:
+                path = pathlib.Path(scratch) / str(number)
+                tensor = _tensor(cast(np.asarray(array), dtype), path)
+                previous = array
+            tensors[name] = tensor
         torch.save({"model": tensors}, file)
 
 
-def _tensor(array: np.ndarray, place: pathlib.Path) -> Any:
-    """A torch tensor of the same bits, mapped from `place` unless it is small."""
+def _tensor(array: np.ndarray, path: pathlib.Path) -> Any:
+    """Return a torch tensor of the same bits, mapped from `path` unless it is small."""
     import torch
 
     bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
     if array.nbytes < SMALL:
         tensor = torch.from_numpy(np.require(bits, requirements=["C", "W"]))
     else:
-        bits.tofile(place)
+        bits.tofile(path)
         dtype = torch.from_numpy(np.empty(0, bits.dtype)).dtype
-        flat = torch.from_file(str(place), shared=True, size=bits.size, dtype=dtype)
+        flat = torch.from_file(str(path), shared=True, size=bits.size, dtype=dtype)
         tensor = flat.reshape(bits.shape)
     return tensor.view(torch.bfloat16) if array.dtype == ml_dtypes.bfloat16 else tensor

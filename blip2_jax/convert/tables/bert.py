@@ -1,9 +1,10 @@
-"""The Q-Former's start: a pre-trained BERT, as the original initialises it.
+"""Name table of a BERT checkpoint, from which the Q-Former starts in stage 1.
 
-Self-attention, text feed-forward, embeddings and language-model head come from BERT;
-the query feed-forward starts as a copy of the text's. Cross-attention and queries stay
-as freshly initialised, and so does the one word that BERT does not have, [DEC]. BERT's
-token-type embeddings, pooler and next-sentence head have no place.
+As in the original, BERT provides self-attention, the text feed-forward, embeddings and
+the language-model head; the query feed-forward starts as a copy of the text's. The
+cross-attention and the queries keep their fresh values. The embedding of [DEC], which
+BERT's vocabulary lacks, is drawn here. BERT's token-type embeddings, pooler and
+next-sentence head are not used.
 """
 
 from __future__ import annotations
@@ -17,51 +18,61 @@ from blip2_jax.convert.tables import lavis
 from blip2_jax.convert.tables.name_table import Array, Arrays, Rule, Transform
 from blip2_jax.models.presets import QFormerConfig
 
+# Patterns of BERT's arrays that have no place in the Q-Former.
 LEFTOVERS = (
     r"(bert\.)?embeddings\.(token_type_embeddings\.weight|position_ids)",
     r"(bert\.)?pooler\..*",
     r"cls\.seq_relationship\..*",
 )
+# Suffixes of norms: here and in `BertForPreTraining`'s older checkpoints.
 OLD_NORMS = (
     ("LayerNorm.weight", "LayerNorm.gamma"),
     ("LayerNorm.bias", "LayerNorm.beta"),
 )
-NEW_WORD_STD = 0.02  # BERT's own
+NEW_WORD_STD = 0.02  # BERT's initial standard deviation
 
 
 def bert_rules(
     config: QFormerConfig, names: Iterable[str], *, queries: bool = True
 ) -> list[Rule]:
-    """The table of a BERT as a Q-Former's start, to be read only.
+    """Return the table that reads a BERT as a Q-Former; it cannot write one.
 
     Args:
-      config: sizes; BERT's, but for the vocabulary, which has [DEC] more.
-      names: of the source's arrays: `BertForMaskedLM`, `BertForPreTraining` (norms
-        under their older names too).
-      queries: also what a pass of queries uses; False: the text branch alone.
+      config: sizes; those of the BERT, but for the vocabulary, which has [DEC] too.
+      names: of the checkpoint's arrays, from `BertForMaskedLM` or
+        `BertForPreTraining` (with older names of the norms too).
+      queries: include what the query pass uses; False reads the text branch alone.
     """
     rules = list(lavis.qformer_text_rules(config, ""))
     if queries:
-        copies = [_for_queries(r) for r in rules if "/text_mlp" in r.targets[0]]
-        own = [r for r in lavis.qformer_query_rules(config, "bert.") if _is_berts(r)]
-        rules += copies + own
+        copies = [_as_query_mlp(rule) for rule in rules if _is_text_mlp(rule)]
+        shared = [
+            rule
+            for rule in lavis.qformer_query_rules(config, "bert.")
+            if not _is_new(rule)
+        ]
+        rules += copies + shared
     rules = [_with_new_word(rule, config) for rule in rules]
     old = any(name.endswith(".gamma") for name in names)
     return [_with_old_norms(rule) for rule in rules] if old else rules
 
 
-def _is_berts(rule: Rule) -> bool:
-    new = ("/cross_attention", "/query_mlp")
-    return not any(part in rule.targets[0] for part in new)
+def _is_text_mlp(rule: Rule) -> bool:
+    return "/text_mlp" in rule.targets[0]
 
 
-def _for_queries(rule: Rule) -> Rule:
+def _is_new(rule: Rule) -> bool:
+    """Return True for parameters that BERT lacks or that are copied from the text's."""
+    return any(part in rule.targets[0] for part in ("/cross_attention", "/query_mlp"))
+
+
+def _as_query_mlp(rule: Rule) -> Rule:
     target = rule.targets[0].replace("/text_mlp", "/query_mlp")
     return dataclasses.replace(rule, target=target)
 
 
 def _with_new_word(rule: Rule, config: QFormerConfig) -> Rule:
-    """The word table and the head's bias have a row more than BERT's."""
+    """Append the row of [DEC] to the word table and to the head's bias."""
     std = {"qformer/embeddings/word": NEW_WORD_STD, "qformer/head/bias": 0.0}
     if rule.targets[0] not in std:
         return rule
@@ -71,20 +82,24 @@ def _with_new_word(rule: Rule, config: QFormerConfig) -> Rule:
 
 
 def new_rows(count: int, std: float) -> Transform:
-    """Appends rows up to `count`: normal, the same at every call; the way back cuts."""
+    """Return a transform that appends rows until there are `count`.
+
+    The rows are normal with standard deviation `std`, the same at every call. The
+    inverse removes the last row.
+    """
 
     def append(arrays: Arrays) -> Arrays:
-        (known,) = arrays
-        shape = (count - len(known), *known.shape[1:])
+        (table,) = arrays
+        shape = (count - len(table), *table.shape[1:])
         rows: Array = np.random.default_rng(0).normal(size=shape) * std
-        concat = known.__array_namespace__().concat
-        return (concat([known, rows.astype(known.dtype)]),)
+        concat = table.__array_namespace__().concat
+        return (concat([table, rows.astype(table.dtype)]),)
 
-    def cut(arrays: Arrays) -> Arrays:
-        (every,) = arrays
-        return (every[:-1],)
+    def remove(arrays: Arrays) -> Arrays:
+        (table,) = arrays
+        return (table[:-1],)
 
-    return Transform(append, cut)
+    return Transform(append, remove)
 
 
 def _with_old_norms(rule: Rule) -> Rule:

@@ -1,25 +1,32 @@
-"""LAVIS checkpoints: the Q-Former and the heads of stage 1, image towers included.
+"""Name tables of LAVIS checkpoints: stage 1 and stage 2.
 
-The language models of stage 2 keep the names of their own project, behind a prefix.
+LAVIS keeps the names of the image encoders and language models (`tables.towers`)
+behind a prefix.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from blip2_jax.convert.tables.clip import clip_rules
-from blip2_jax.convert.tables.eva import eva_rules
 from blip2_jax.convert.tables.name_table import Rule, leading_axes, linear, norm
-from blip2_jax.models.presets import Blip2Config, QFormerConfig, ViTConfig
+from blip2_jax.convert.tables.towers import (
+    clip_rules,
+    eva_rules,
+    language_model_rules,
+)
+from blip2_jax.models.presets import (
+    Blip2Config,
+    OPTConfig,
+    QFormerConfig,
+    ViTConfig,
+)
 
-# A buffer 0, 1, 2, ... that older checkpoints carry; nothing is read from it.
+# A buffer 0, 1, 2, ... in checkpoints of older versions; it holds no parameter.
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 
 
 def stage1_rules(config: Blip2Config) -> list[Rule]:
-    """All of `Blip2Qformer`, the image tower included where the model has one."""
+    """Return the table of `Blip2Qformer`, image encoder included if there is one."""
     return [
         *shared_rules(config),
         *qformer_text_rules(config.qformer),
@@ -30,8 +37,24 @@ def stage1_rules(config: Blip2Config) -> list[Rule]:
     ]
 
 
+def stage2_rules(config: Blip2Config) -> list[Rule]:
+    """Return the table of `Blip2OPT` or `Blip2T5`, language model included.
+
+    Raises:
+      ValueError: the configuration has no language model.
+    """
+    if config.language_model is None:
+        raise ValueError("a stage-2 table needs config.language_model")
+    family = "opt" if isinstance(config.language_model, OPTConfig) else "t5"
+    return [
+        *shared_rules(config),
+        *linear(f"{family}_proj", "language_projection"),
+        *language_model_rules(config.language_model, f"{family}_model."),
+    ]
+
+
 def shared_rules(config: Blip2Config) -> list[Rule]:
-    """What both stages hold: image tower, its norm, queries and their branch."""
+    """Return the rules of both stages: image encoder, its norm, query branch."""
     return [
         *vision_rules(config),
         *norm("ln_vision", "ln_vision"),
@@ -41,7 +64,7 @@ def shared_rules(config: Blip2Config) -> list[Rule]:
 
 
 def vision_rules(config: Blip2Config) -> list[Rule]:
-    """The image tower: CLIP's names where it norms before its blocks, else EVA's."""
+    """Return the rules of the image encoder: CLIP with `pre_norm`, else EVA-CLIP."""
     if not isinstance(config.vision, ViTConfig):
         return []
     rules = clip_rules if config.vision.pre_norm else eva_rules
@@ -51,26 +74,27 @@ def vision_rules(config: Blip2Config) -> list[Rule]:
 def qformer_query_rules(
     config: QFormerConfig, source: str = "Qformer.bert."
 ) -> list[Rule]:
-    """The Q-Former's parameters that a pass of queries alone uses."""
+    """Return the rules of the Q-Former parameters that the query pass uses."""
     layers = range(config.depth)
-    readers = range(0, config.depth, config.cross_attention_every)
+    cross_layers = range(0, config.depth, config.cross_attention_every)
     theirs, ours = f"{source}encoder.layer.{{}}", "qformer/layer_{}"
     return [
         *norm(f"{source}embeddings.LayerNorm", "qformer/embeddings/norm"),
         *_attention(f"{theirs}.attention", f"{ours}/attention", layers),
-        *_attention(f"{theirs}.crossattention", f"{ours}/cross_attention", readers),
+        *_attention(
+            f"{theirs}.crossattention", f"{ours}/cross_attention", cross_layers
+        ),
         *_feed_forward(theirs, f"{ours}/query_mlp", "_query", layers),
     ]
 
 
 def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[Rule]:
-    """The Q-Former's text branch: embeddings, feed-forward, language-model head."""
+    """Return the rules of the text branch: embeddings, feed-forward, LM head."""
     embeddings, head = f"{source}bert.embeddings", f"{source}cls.predictions"
     word = f"{embeddings}.word_embeddings.weight"
-    tied: dict[str, Any] = {"aliases": (f"{head}.decoder.weight",)}
     layers, layer = range(config.depth), f"{source}bert.encoder.layer.{{}}"
     return [
-        Rule(word, "qformer/embeddings/word", **tied),
+        Rule(word, "qformer/embeddings/word", aliases=(f"{head}.decoder.weight",)),
         Rule(f"{embeddings}.position_embeddings.weight", "qformer/embeddings/position"),
         *_feed_forward(layer, "qformer/layer_{}/text_mlp", "", layers),
         *linear(f"{head}.transform.dense", "qformer/head/dense"),
@@ -80,7 +104,7 @@ def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[
 
 
 def position_ids(config: QFormerConfig) -> dict[str, np.ndarray]:
-    """The buffer that a complete LAVIS state dict also holds."""
+    """Return the position buffer that a complete LAVIS state dict holds."""
     return {POSITION_IDS: np.arange(config.max_positions, dtype=np.int64)[None]}
 
 

@@ -1,15 +1,19 @@
-"""Name tables: how another project's arrays become ours and ours become theirs.
+"""Name tables: rules that map another project's arrays to this package's and back.
 
-A table is a list of `Rule`s, read in both directions. A rule names the sources and
-the targets of one group of arrays and the transform between them:
+A table is a list of `Rule`s that can be read in both directions. A rule names the
+source arrays and the target parameters of one group, and the transform between them:
 
     Rule("ln_vision.weight", "ln_vision/scale")
     Rule("h.{}.fc.weight", "blocks/fc/kernel", TRANSPOSE, layers=range(12), stack=True)
-    Rule("qkv.weight", ("query/kernel", "key/kernel", "value/kernel"), SPLIT_COLUMNS)
+    Rule("qkv.weight", ("query/kernel", "key/kernel", "value/kernel"), split(3, True))
 
-Where `layers` is given, `{}` stands for the layer's number. With `stack` our array
-has a leading axis over those layers; without, our path holds a `{}` too. Arrays keep
-their dtype; numpy arrays, jax arrays and tracers (`jax.eval_shape`) all do.
+With `layers`, `{}` in a name is replaced by the number of the layer. With `stack` the
+parameter has a leading axis over these layers; without, its path has a `{}` too.
+Arrays keep their dtype. They may be numpy arrays, jax arrays or tracers, so that
+`jax.eval_shape` converts shapes.
+
+"Ours" are this package's parameters by "/"-joined path, "source" the other project's
+arrays by name.
 """
 
 from __future__ import annotations
@@ -31,49 +35,60 @@ Arrays = tuple[Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A map of the source arrays of one layer to ours, and its inverse."""
+    """A function from the source arrays of one layer to ours, and its inverse."""
 
     to_ours: Callable[[Arrays], Arrays]
     to_source: Callable[[Arrays], Arrays]
 
 
-def _each(to_ours: Callable[[Any], Any], to_source: Callable[[Any], Any]) -> Transform:
+def _elementwise(
+    to_ours: Callable[[Any], Any], to_source: Callable[[Any], Any]
+) -> Transform:
+    """Return a transform that treats each array of a group alike."""
     return Transform(
-        lambda arrays: tuple(to_ours(a) for a in arrays),
-        lambda arrays: tuple(to_source(a) for a in arrays),
+        lambda arrays: tuple(to_ours(array) for array in arrays),
+        lambda arrays: tuple(to_source(array) for array in arrays),
     )
 
 
-IDENTITY = _each(lambda a: a, lambda a: a)
-TRANSPOSE = _each(lambda a: a.T, lambda a: a.T)  # torch keeps [out, in]
+IDENTITY = _elementwise(lambda a: a, lambda a: a)
+TRANSPOSE = _elementwise(lambda a: a.T, lambda a: a.T)  # torch stores [out, in]
 
 
 def leading_axes(count: int) -> Transform:
-    """The source has `count` leading axes of length one that we do not keep."""
-    return _each(
+    """Return a transform that drops `count` leading axes of length one."""
+    return _elementwise(
         lambda a: a.reshape(a.shape[count:]),
         lambda a: a.reshape((1,) * count + a.shape),
     )
 
 
 def patch_kernel(size: int) -> Transform:
-    """A convolution's [D, 3, size, size] kernel, ours [size * size * 3, D]."""
-    return _each(
+    """Return a transform of a convolution's [D, 3, size, size] kernel.
+
+    Ours is [size * size * 3, D], for a matmul with flattened patches.
+    """
+    return _elementwise(
         lambda a: a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0]),
         lambda a: a.reshape(size, size, 3, -1).transpose(3, 2, 0, 1),
     )
 
 
 def split(count: int, transpose: bool) -> Transform:
-    """One source array, cut along its first axis into `count` of ours."""
+    """Return a transform that splits one source array along its first axis.
+
+    Args:
+      count: number of equal parts.
+      transpose: transpose each part after the split.
+    """
 
     def turn(a: Any) -> Any:
         return a.T if transpose else a
 
     def cut(arrays: Arrays) -> Arrays:
-        (whole,) = arrays
-        size = whole.shape[0] // count
-        return tuple(turn(whole[i * size : (i + 1) * size]) for i in range(count))
+        (joined,) = arrays
+        size = joined.shape[0] // count
+        return tuple(turn(joined[i * size : (i + 1) * size]) for i in range(count))
 
     def join(arrays: Arrays) -> Arrays:
         concat = arrays[0].__array_namespace__().concat
@@ -84,10 +99,16 @@ def split(count: int, transpose: bool) -> Transform:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Source names, our paths, and what lies between (see the module's head).
+    """Source names, our paths and the transform between them.
 
-    `aliases` are further names of the one source array (tied parameters): written,
-    never read.
+    Attributes:
+      source: name or names of source arrays, with `{}` for the layer.
+      target: our path or paths.
+      transform: from the source arrays of one layer to ours.
+      layers: numbers that replace `{}`; None: the names have no `{}`.
+      stack: our parameter has a leading axis over the layers.
+      aliases: further names of the one source array (tied parameters). They are
+        written, never read.
     """
 
     source: str | tuple[str, ...]
@@ -108,25 +129,32 @@ class Rule:
         return (self.target,) if isinstance(self.target, str) else self.target
 
     def source_names(self) -> list[tuple[str, ...]]:
-        """The concrete source names, one tuple a layer."""
+        """Return the source names, one tuple per layer."""
         return [_fill(self.sources, layer) for layer in self._layers()]
 
     def target_paths(self) -> list[tuple[str, ...]]:
-        """Our concrete paths, one tuple a layer; stacked rules have one in all."""
+        """Return our paths, one tuple per layer; a stacked rule has one tuple."""
         if self.stack:
             return [self.targets]
         return [_fill(self.targets, layer) for layer in self._layers()]
 
     def names(self) -> list[str]:
-        """All source names."""
+        """Return the source names of all layers."""
         return [name for group in self.source_names() for name in group]
 
     def paths(self) -> list[str]:
-        """All of our paths."""
+        """Return our paths of all layers."""
         return [path for group in self.target_paths() for path in group]
 
     def to_ours(self, source: Mapping[str, Array]) -> dict[str, Array]:
-        """Our arrays by path, of a source that has all of this rule's arrays."""
+        """Convert source arrays to ours.
+
+        Args:
+          source: holds all arrays of this rule; each is looked up once.
+
+        Returns:
+          Our arrays by path.
+        """
         layers = (
             self.transform.to_ours(tuple(source[name] for name in names))
             for names in self.source_names()
@@ -136,7 +164,7 @@ class Rule:
         return _by_name(self.target_paths(), layers)
 
     def to_source(self, ours: Mapping[str, Array]) -> dict[str, Array]:
-        """Source arrays by name, of our flat tree."""
+        """Convert our arrays, by path, to source arrays by name."""
         layers = [tuple(ours[path] for path in paths) for paths in self.target_paths()]
         if self.stack:
             count = len(self._layers())
@@ -151,10 +179,12 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """Result of `to_ours`.
+    """The result of `to_ours`.
 
-    `params` is our nested tree; `missing` are paths whose sources are absent or
-    incomplete, `unused` source names that no rule mentions.
+    Attributes:
+      params: our nested tree.
+      missing: our paths whose source arrays are absent or incomplete.
+      unused: source names that no rule mentions.
     """
 
     params: PyTree
@@ -165,12 +195,12 @@ class Converted:
 def to_ours(
     source: Mapping[str, Array], rules: Iterable[Rule], ignore: Iterable[str] = ()
 ) -> Converted:
-    """Reads a source by the table, as far as it goes.
+    """Convert the part of a source that the table covers.
 
     Args:
       source: arrays by name; each is looked up once, so that lazy mappings work.
       rules: the table.
-      ignore: source names that carry nothing (buffers).
+      ignore: names of buffers, which are not reported as unused.
     """
     ours: dict[str, Array] = {}
     missing: list[str] = []
@@ -188,23 +218,23 @@ def to_ours(
 def to_ours_complete(
     source: Mapping[str, Array], rules: Iterable[Rule], ignore: Iterable[str] = ()
 ) -> PyTree:
-    """`to_ours` of a source that must match the table exactly.
+    """Convert a source that must match the table exactly.
 
     Raises:
       ValueError: arrays are absent or unknown; the message names up to ten of each.
     """
     converted = to_ours(source, rules, ignore)
-    for what, names in (
+    for problem, names in (
         ("lacks arrays for", converted.missing),
         ("holds unknown arrays", converted.unused),
     ):
         if names:
-            raise ValueError(f"the source {what}: {listed(names)}")
+            raise ValueError(f"the source {problem}: {shorten(names)}")
     return converted.params
 
 
 def to_source(params: PyTree, rules: Iterable[Rule]) -> dict[str, Array]:
-    """Our tree under the source's names.
+    """Convert a nested tree of ours to source arrays by name.
 
     Raises:
       KeyError: the tree lacks a path of the table.
@@ -216,8 +246,8 @@ def to_source(params: PyTree, rules: Iterable[Rule]) -> dict[str, Array]:
     return source
 
 
-def listed(names: Sequence[str], count: int = 10) -> str:
-    """The first `count` names, and how many more there are."""
+def shorten(names: Sequence[str], count: int = 10) -> str:
+    """Join the first `count` names and say how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 
@@ -230,7 +260,7 @@ def linear(
     layers: Sequence[int] | None = None,
     stack: bool = False,
 ) -> list[Rule]:
-    """The rules of a torch Linear: transposed kernel, and bias."""
+    """Return the rules of a torch Linear: transposed kernel, and bias."""
     rules = [Rule(f"{source}.weight", f"{target}/kernel", TRANSPOSE, layers, stack)]
     if bias:
         rules.append(Rule(f"{source}.bias", f"{target}/bias", IDENTITY, layers, stack))
@@ -245,7 +275,7 @@ def norm(
     layers: Sequence[int] | None = None,
     stack: bool = False,
 ) -> list[Rule]:
-    """The rules of a torch LayerNorm (or, without bias, an RMS norm)."""
+    """Return the rules of a torch LayerNorm (or, without bias, an RMS norm)."""
     names = [("weight", "scale")] + ([("bias", "bias")] if bias else [])
     return [
         Rule(f"{source}.{theirs}", f"{target}/{ours}", IDENTITY, layers, stack)
@@ -258,22 +288,24 @@ def _fill(names: tuple[str, ...], layer: int | None) -> tuple[str, ...]:
 
 
 def _stack(layers: Iterator[Arrays], count: int) -> Arrays:
-    """Arrays of each layer, one after the other, along a new leading axis.
+    """Stack the arrays of each layer along a new leading axis.
 
-    Of numpy arrays no more than one layer is held beside the result.
+    Numpy layers are copied into the result one by one, so that memory holds the result
+    and one layer.
     """
     first = next(layers)
     if not isinstance(first[0], np.ndarray):
-        every = zip(first, *layers, strict=True)
-        return tuple(group[0].__array_namespace__().stack(group) for group in every)
+        groups = zip(first, *layers, strict=True)
+        return tuple(group[0].__array_namespace__().stack(group) for group in groups)
     stacked = tuple(np.empty((count, *array.shape), array.dtype) for array in first)
     for number, arrays in enumerate(itertools.chain([first], layers)):
-        for whole, array in zip(stacked, arrays, strict=True):
-            if array.dtype != whole.dtype:
+        for result, array in zip(stacked, arrays, strict=True):
+            if array.dtype != result.dtype:
                 raise ValueError(
-                    f"layer {number} is {array.dtype}, those before it {whole.dtype}"
+                    f"layer {number} is {array.dtype}, the layers before it are "
+                    f"{result.dtype}"
                 )
-            whole[number] = array
+            result[number] = array
     return stacked
 
 
