@@ -1,8 +1,7 @@
-"""Gradients of a batch that is too large to be taken at once: a chunk at a time.
+"""Gradients of a large batch, computed in chunks to save activation memory.
 
-A step's loss stays the mean over its global batch and its gradient that of the whole;
-only activations of one chunk are held. Chunk c of n has the rows c, c + n, c + 2n ...:
-a batch that is divided over devices stays where it is.
+Loss and gradient are those of the whole batch. Chunk c of n holds rows c, c + n,
+c + 2n, ..., so that the rows of a sharded batch stay on their devices.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Metrics = dict[str, Any]
 
 
 class Gradients(Protocol):
-    """A loss together with its gradient: how a step takes its batch."""
+    """A function that computes a loss together with its gradient."""
 
     def __call__(
         self,
@@ -30,17 +29,17 @@ class Gradients(Protocol):
         frozen: Mapping[str, Any],
         batch: Mapping[str, Any],
         key: jax.Array | None,
-        replay: Any = None,
+        negatives: Any = None,
     ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
-        """The loss, what is reported beside it, and d loss / d trainable."""
+        """Return the loss, its metrics and d loss / d trainable."""
         ...
 
 
 def check_options(count: int, **options: int) -> None:
-    """Refuse options of a loss that the chunks of a batch cannot keep to.
+    """Check that options which chunks do not support are 1.
 
     Raises:
-      ValueError: there are several chunks, and an option is not 1.
+      ValueError: there is more than one chunk, and an option is not 1.
     """
     for name, value in options.items():
         if count > 1 and value != 1:
@@ -50,40 +49,40 @@ def check_options(count: int, **options: int) -> None:
             )
 
 
-def divided(tree: PyTree, count: int) -> PyTree:
-    """Every array [B, ...] as [count, B / count, ...], each device its own rows."""
+def split_rows(tree: PyTree, count: int) -> PyTree:
+    """Split arrays [B, ...] into chunks, [count, B / count, ...]."""
 
-    def divide(array: Array) -> Array:
+    def split(array: Array) -> Array:
         chunks = array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
-        return _placed(chunks, PartitionSpec(None, batch_axes()))
+        return _constrain(chunks, PartitionSpec(None, batch_axes()))
 
-    return jax.tree.map(divide, tree)
+    return jax.tree.map(split, tree)
 
 
-def joined(tree: PyTree) -> PyTree:
-    """The inverse of `divided`."""
+def join_rows(tree: PyTree) -> PyTree:
+    """Join chunks [count, B / count, ...] to arrays [B, ...]."""
 
     def join(chunks: Array) -> Array:
         rows = chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])
-        return _placed(rows, PartitionSpec(batch_axes()))
+        return _constrain(rows, PartitionSpec(batch_axes()))
 
     return jax.tree.map(join, tree)
 
 
-def _placed(array: Array, spec: PartitionSpec) -> Array:
-    """Where there is a mesh, said to the compiler."""
+def _constrain(array: Array, spec: PartitionSpec) -> Array:
+    """Constrain the sharding of an array if there is a mesh."""
     if not batch_axes():
         return array
     return jax.lax.with_sharding_constraint(array, spec)
 
 
-def keys(key: PRNGKeyArray | None, count: int) -> PRNGKeyArray | None:
-    """A key for each chunk; None for none."""
+def chunk_keys(key: PRNGKeyArray | None, count: int) -> PRNGKeyArray | None:
+    """Return one key per chunk; None if `key` is None."""
     return None if key is None else jax.random.split(key, count)
 
 
-def summed(function: Callable[..., PyTree], items: PyTree) -> PyTree:
-    """The sum of `function(item)` over the leading axis of `items`, one at a time."""
+def sum_over_chunks(function: Callable[..., PyTree], items: PyTree) -> PyTree:
+    """Sum `function(item)` over the leading axis of `items` in a scan."""
     first = jax.tree.map(lambda x: x[0], items)
     shapes = jax.eval_shape(function, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -95,12 +94,12 @@ def summed(function: Callable[..., PyTree], items: PyTree) -> PyTree:
 
 
 def mean_in_chunks(loss: Any, count: int, weight: str) -> Gradients:
-    """For a loss that is a mean over things that each row has some of.
+    """Return a function that computes a weighted-mean loss and its gradient in chunks.
 
     Args:
-      loss: see `tasks.Loss`.
-      count: of chunks.
-      weight: the metric that says over how many things the loss is a mean.
+      loss: a `training.tasks.Loss` that is a mean over elements, such as tokens.
+      count: number of chunks.
+      weight: the metric that holds the number of elements of a batch.
     """
 
     def gradients(
@@ -108,27 +107,27 @@ def mean_in_chunks(loss: Any, count: int, weight: str) -> Gradients:
         frozen: Mapping[str, Any],
         batch: Mapping[str, Any],
         key: jax.Array | None,
-        replay: Any = None,
+        negatives: Any = None,
     ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
-        def total_of(
+        def weighted_loss(
             trainable: Mapping[str, Any], item: Any
         ) -> tuple[jax.Array, Metrics]:
             rows, chunk_key = item
             value, metrics = loss(merge(trainable, frozen), rows, chunk_key)
-            things = jax.lax.stop_gradient(metrics.pop(weight))
-            totals = {name: things * number for name, number in metrics.items()}
-            return things * value, totals | {weight: things}
+            elements = jax.lax.stop_gradient(metrics.pop(weight))
+            totals = {name: elements * number for name, number in metrics.items()}
+            return elements * value, totals | {weight: elements}
 
-        def of_chunk(item: Any) -> Any:
-            return jax.value_and_grad(total_of, has_aux=True)(trainable, item)
+        def chunk_gradients(item: Any) -> Any:
+            return jax.value_and_grad(weighted_loss, has_aux=True)(trainable, item)
 
-        items = (divided(dict(batch), count), keys(key, count))
-        (total, metrics), gradient = summed(of_chunk, items)
-        things = metrics.pop(weight)
-        divisor = jnp.maximum(things, 1)
+        items = (split_rows(dict(batch), count), chunk_keys(key, count))
+        (total, metrics), gradient = sum_over_chunks(chunk_gradients, items)
+        elements = metrics.pop(weight)
+        divisor = jnp.maximum(elements, 1)
         total, metrics, gradient = jax.tree.map(
             lambda x: x / divisor, (total, metrics, gradient)
         )
-        return total, metrics | {weight: things}, gradient
+        return total, metrics | {weight: elements}, gradient
 
     return gradients

@@ -1,4 +1,4 @@
-"""The loss that trains an image tower by image-text contrast (Radford et al. 2021)."""
+"""The contrastive loss that trains an image encoder (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ MIN_TEMPERATURE = 0.004
 
 @dataclasses.dataclass(frozen=True)
 class ContrastOptions:
-    """Choices of the loss, and the sizes of the text tower, which is thrown away.
+    """Options of the loss, and sizes of the text tower, which is discarded later.
 
     Attributes:
-      label_smoothing: mass spread over all pairs.
-      projection_dim: width of the space where the towers meet.
-      text_width, text_depth, text_heads, text_window: of the text tower; see
+      label_smoothing: target mass spread over all pairs.
+      projection_dim: width of the contrastive space.
+      text_width, text_depth, text_heads, text_window: sizes of the text tower; see
         `TextTowerConfig`.
-      initial_std: of fresh matrices; a narrow model starts faster at width**-0.5.
+      initial_std: standard deviation of initial matrices; a narrow model learns faster
+        at first with width**-0.5.
     """
 
     label_smoothing: float = 0.0
@@ -44,16 +45,17 @@ def contrast_loss(
     batch: Mapping[str, Array],
     options: ContrastOptions,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """Both directions' cross-entropy over the global batch.
+    """Compute the contrastive loss over the global batch.
 
     Args:
       model: the two towers.
-      params: its parameters.
-      batch: `image`, `text_ids`, `text_mask`, optionally `image_id`.
-      options: see there.
+      params: their parameters.
+      batch: `image`, `text_ids`, `text_mask` and optionally `image_id`.
+      options: options of the loss.
 
     Returns:
-      The loss, and fp32 scalars `loss`, `accuracy` (image to text), `temperature`.
+      The loss and its metrics: fp32 scalars `loss`, `accuracy` (image to text) and
+      `temperature`.
     """
     bound = model.bind({"params": params})
     similarity = bound(batch["image"], batch["text_ids"], batch["text_mask"])

@@ -1,4 +1,4 @@
-"""Training a language model on text alone, to be frozen later."""
+"""The loss and initial parameters of a language model that is trained on text alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from blip2_jax.nn.layers import INITIAL_STD, scale_matrices
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelOptions:
-    """How a language model begins.
+    """Options of language model training.
 
     Attributes:
-      initial_std: of fresh matrices and token tables. 0.02 suits the released widths;
-        a narrow model starts faster at about width**-0.5.
+      initial_std: standard deviation of initial matrices and token embeddings. 0.02
+        suits the released widths; a narrow model learns faster at first with about
+        width**-0.5.
     """
 
     initial_std: float = INITIAL_STD
@@ -29,17 +30,17 @@ class LanguageModelOptions:
 def language_loss(
     model: Any, params: PyTree, batch: Mapping[str, Any], key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """Cross-entropy of a batch's texts; see `LanguageModel.training_logits`.
+    """Compute the cross-entropy of texts; see `LanguageModel.training_logits`.
 
     Args:
       model: a `LanguageModel`.
       params: a tree with `language_model`.
       batch: token arrays of the model's family.
-      key: dropout; None = none.
+      key: key for dropout; None disables it.
 
     Returns:
-      The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` (how many targets
-      the loss is a mean of).
+      The fp32 loss and its metrics `loss`, `loss_lm` and `tokens` (the number of
+      target tokens that the loss is the mean of).
     """
     bound = model.bind({"params": params["language_model"]})
     logits, targets, mask = bound.training_logits(None, batch, key)
@@ -51,12 +52,13 @@ def language_loss(
 def initial_language_model(
     params: PyTree, sizes: LanguageModelConfig, std: float
 ) -> PyTree:
-    """Fresh parameters whose matrices have deviation `std` instead of 0.02.
+    """Rescale initial matrices from a standard deviation of 0.02 to `std`.
 
-    T5 does not divide its attention's logits by the root of the head width, so its
-    query matrices are smaller by that factor (Raffel et al. 2020). The positions of
-    an OPT become sinusoids (Vaswani et al. 2017) of the same deviation: a head that
-    looks one token back is then a rotation, and need not be learned place by place.
+    T5 does not divide attention logits by the square root of the head width, so its
+    query matrices are smaller by that factor (Raffel et al. 2020). Position embeddings
+    of OPT become sinusoids (Vaswani et al. 2017) of the same deviation: a head that
+    attends to the previous token is then a rotation, which need not be learned for
+    every position separately.
     """
     if std == INITIAL_STD:
         return params
@@ -74,8 +76,8 @@ def initial_language_model(
     return params
 
 
-def sinusoids(count: int, width: int) -> Float[Array, "count width"]:
-    """Sines and cosines of every place, of wavelengths from 2 pi to 20,000 pi."""
+def sinusoids(count: int, width: int) -> Float[Array, "T D"]:
+    """Compute sinusoidal position embeddings of wavelengths from 2 pi to 20,000 pi."""
     frequencies = 10_000.0 ** (-jnp.arange(width // 2) / (width // 2))
     angles = jnp.arange(count)[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

@@ -1,4 +1,4 @@
-"""The loss of stage 2 and of its fine-tunes: language modelling of the text alone."""
+"""The loss of stage 2 and its fine-tunes: language modelling of the text."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from blip2_jax.losses.objectives import lm_loss, text_loss
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.nn.dropout import some_tokens, split_key
 
-_TOKENS = 0x70C5  # keeps the draw of image tokens apart from the keys of dropout
+_TOKENS = 0x70C5  # separates the key of image token sampling from those of dropout
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage2Options:
-    """What changes the numbers of stage 2.
+    """Options of the loss.
 
     Attributes:
-      frozen_dropout: dropout in the language model too; the original leaves its
-        frozen language models in training mode. Default: only the Q-Former drops.
-      num_shards: average within each of this many shards of the batch first, as
-        the original's ranks do; 1 = the mean over all target tokens.
-      label_smoothing: of the targets; the original has none.
-      mean_over: "tokens" of the global batch, or "texts": a text counts by the sum
-        over its tokens. Of an answer that was drawn by how many annotators gave it,
-        the latter is in expectation exactly the loss of all answers, weighted so.
-      image_tokens: training sees so many of an image's tokens, as in stage 1
-        (`Stage1Options`); 0: all.
+      frozen_dropout: apply dropout in the frozen language model too, as the original
+        does because it leaves the model in training mode. By default only the Q-Former
+        has dropout.
+      num_shards: average within each of this many shards of the batch first, as the
+        original does per rank; 1 is the mean over all target tokens.
+      label_smoothing: label smoothing of the targets; the original has none.
+      mean_over: "tokens" takes the mean over target tokens of the global batch;
+        "texts" takes the mean over texts of the sum of their token losses. If answers
+        are sampled by the number of annotators who gave them, the expectation of the
+        latter equals the weighted loss of all answers.
+      image_tokens: number of random image tokens that training uses (see
+        `Stage1Options`); 0 uses all.
     """
 
     frozen_dropout: bool = False
@@ -55,21 +57,21 @@ def stage2_loss(
     key: PRNGKeyArray | None,
     options: Stage2Options = Stage2Options(),
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """Cross-entropy of the text given the image (paper section 3.3).
+    """Compute the cross-entropy of the text given the image (paper section 3.3).
 
-    Decoder-only: of `[queries; text]`, on the text that `target_mask` names.
-    Encoder-decoder: prefix language modelling, of the decoder's targets.
+    A decoder-only model reads `[queries; text]`; the loss covers the text tokens of
+    `target_mask`. An encoder-decoder model is trained by prefix language modelling.
 
     Args:
-      model: which family it has decides on the batch's fields.
-      params: the whole tree; a carried text branch may be absent.
-      batch: see `LanguageModel.training_logits`, and `image` or `features`.
-      key: dropout; None = evaluation.
-      options: named deviations.
+      model: the stage-2 model. Its language model determines the fields of the batch.
+      params: its parameters; a text branch that is not used may be absent.
+      batch: `image` or `features`, and the fields of `LanguageModel.training_logits`.
+      key: key for dropout; None disables it (evaluation).
+      options: options of the loss.
 
     Returns:
-      The fp32 loss, and the metrics `loss`, `loss_lm` and `tokens` or `texts` (how
-      many targets, or texts that have any, the loss is a mean of).
+      The fp32 loss and its metrics `loss`, `loss_lm`, and `tokens` or `texts` (the
+      number of target tokens, or of texts with targets, that the loss is the mean of).
     """
     bound = model.bind({"params": params})
     features = None

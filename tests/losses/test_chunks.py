@@ -85,7 +85,7 @@ def test_stage1_keeps_its_contrastive_batch(count, axes):
         assert_same(gradients(params, {}, batch, jax.random.key(3)), wanted)
 
 
-def token_loss(params, batch, key, replay=None):
+def token_loss(params, batch, key, negatives=None):
     """A mean over tokens, of which rows have unequal numbers."""
     values = jnp.tanh(batch["x"] @ params["kernel"]) ** 2
     tokens = batch["mask"].sum(dtype=jnp.float32)
@@ -108,9 +108,9 @@ def test_means_over_tokens_are_those_of_the_whole_batch():
 
 def test_chunks_take_rows_in_turn_and_join_again():
     rows = jnp.arange(12).reshape(6, 2)
-    parts = chunks.divided(rows, 3)
+    parts = chunks.split_rows(rows, 3)
     np.testing.assert_array_equal(parts[1], rows[1::3])
-    np.testing.assert_array_equal(chunks.joined(parts), rows)
+    np.testing.assert_array_equal(chunks.join_rows(parts), rows)
 
 
 @pytest.mark.slow

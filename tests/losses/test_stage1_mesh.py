@@ -45,7 +45,7 @@ def run(params, batch, key):
 
 
 def test_first_loss(params):
-    """ln B + ln 2 + ln V; at a temperature of one, for so small a width."""
+    """The loss is about ln B + ln 2 + ln V; temperature 1 suits the small width."""
     metrics = run({**params, "temperature": jnp.array(1.0)}, make_batch(), None)
     np.testing.assert_allclose(metrics["loss_itc"], math.log(B), atol=0.7)
     np.testing.assert_allclose(metrics["loss_itm"], math.log(2), atol=0.2)
