@@ -20,7 +20,7 @@ from blip2_jax.data.text import prompts
 from blip2_jax.models import presets
 from blip2_jax.parallel import sharding
 from blip2_jax.training import train_config as configuration
-from blip2_jax.training.setup import design
+from blip2_jax.training.setup import plan_step
 from blip2_jax.training.state import TrainState
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
@@ -66,7 +66,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
       ValueError: the configuration is invalid, or its mesh or batch does not match the
         number of devices.
     """
-    made = design(configuration.canonical(config), devices)
+    made = plan_step(configuration.canonical(config), devices)
     config, shapes = made.config, made.shapes.frozen
     dtype = compute_dtype(config)
     frozen = jax.tree.map(

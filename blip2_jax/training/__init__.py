@@ -1,1 +1,1 @@
-
+"""Training: configuration, set-up, step, loop, checkpoints, optimizer."""

@@ -1,10 +1,10 @@
-"""Checkpoints of a training run: asynchronous, complete or absent, verified.
+"""Checkpoints of a training run: saved asynchronously, verified when restored.
 
-`RUN/checkpoints/STEP/` holds one orbax tree a name (`trainable`, `optimizer`,
+`RUN/checkpoints/STEP/` holds one Orbax tree per name (`trainable`, `optimizer`,
 `carried`), `meta` (JSON) and `digests.json`, the SHA-256 of every array file. The
-directory gets its final name when all of it is on disk, so a save that was killed
-leaves nothing that looks like a checkpoint. The last `keep` and the best by
-evaluation stay. Frozen weights are not here: `RUN/sources.json` names them.
+directory gets its final name when it is complete, so that an interrupted save leaves no
+checkpoint. The last `keep` checkpoints and the best one by evaluation are kept. Frozen
+weights are not stored: `RUN/sources.json` names them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_run(path: str | pathlib.Path) -> bool:
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing or damaged; the message says which and why."""
+    """A checkpoint is missing or damaged; the message says which one and why."""
 
 
 def parse_checkpoint(text: str) -> str | int:
@@ -47,12 +47,12 @@ def parse_checkpoint(text: str) -> str | int:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held.
+    """Contents of a checkpoint.
 
     Attributes:
-      step: how many steps had been taken.
+      step: number of steps taken.
       trees: the trees by name.
-      meta: the JSON facts that `Checkpoints.save` was given.
+      meta: the JSON values passed to `Checkpoints.save`.
     """
 
     step: int
@@ -64,10 +64,10 @@ class Checkpoints:
     """The checkpoints of one run directory.
 
     Args:
-      run_dir: the run; `checkpoints/` below it is made when first needed.
-      keep: how many of the newest to keep; the best one stays beside them.
-      mode: "max" or "min": which metric is best.
-      read_only: look only, never clean up or write.
+      run_dir: directory of the run; `checkpoints/` in it is created when needed.
+      keep: number of newest checkpoints to keep, besides the best one.
+      mode: "max" or "min": whether a higher or a lower metric is better.
+      read_only: never write or clean up.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def steps(self) -> list[int]:
-        """The complete checkpoints, oldest first."""
+        """Return the steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -112,10 +112,16 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metric: float | None = None,
     ) -> None:
-        """Start to save; returns when the arrays have been copied from the devices.
+        """Start to save; return when the arrays are copied from the devices.
 
-        A step that is there already is left as it is. An error of the save before
-        this one is raised here.
+        An existing checkpoint of the step is left unchanged. An error of the previous
+        save is raised here.
+
+        Args:
+          step: number of steps taken.
+          trees: trees of arrays by name.
+          meta: JSON values to store.
+          metric: the evaluation score, if the step was evaluated.
         """
         if step in self._manager.all_steps():
             return
@@ -128,27 +134,27 @@ class Checkpoints:
         )
 
     def restore(self, targets: Mapping[str, PyTree]) -> Restored | None:
-        """The newest checkpoint that is intact, placed as the targets are.
+        """Restore the newest intact checkpoint with the shardings of the targets.
 
-        A damaged one is moved to `RUN/damaged/` and the one before is tried.
+        A damaged checkpoint is moved to `RUN/damaged/` and the previous one is tried.
 
         Args:
-          targets: arrays or `jax.ShapeDtypeStruct`s with shardings, by tree name;
-            the mesh may differ from the one that saved.
+          targets: arrays or `jax.ShapeDtypeStruct`s with shardings, by tree name. The
+            mesh may differ from that of the save.
 
         Returns:
-          None where the run has no checkpoint.
+          The contents of the checkpoint; None if the run has no checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints, and all of them are damaged.
+          CheckpointError: the run has checkpoints, and all of them are damaged.
         """
         steps = self.steps()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
         for step in reversed(steps):
-            restored = self._try(step, abstract)
+            restored = self._try_restore(step, abstract)
             if restored is not None:
                 return restored
-            self._set_aside(step)
+            self._move_damaged(step)
         if steps:
             raise CheckpointError(
                 f"none of the checkpoints {steps} of {self.run_dir} can be read; "
@@ -156,33 +162,35 @@ class Checkpoints:
             )
         return None
 
-    def _try(self, step: int, abstract: Mapping[str, PyTree]) -> Restored | None:
-        """A checkpoint that every process could read; else None in all of them."""
-        restored, wrong = None, None
+    def _try_restore(
+        self, step: int, abstract: Mapping[str, PyTree]
+    ) -> Restored | None:
+        """Restore a checkpoint; None in every process if one of them cannot read it."""
+        restored, failure = None, None
         try:
             if hosts.is_first():
                 verify_files(self.directory / str(step))
         except Exception as error:
-            wrong = error
-        if hosts.broadcast_from_first(wrong is None):
+            failure = error
+        if hosts.broadcast_from_first(failure is None):
             try:
                 restored = self._restore_step(step, abstract)
             except Exception as error:
-                wrong = error
-        if wrong is not None:
-            logger.error("checkpoint %d cannot be read: %s", step, _first(wrong))
+                failure = error
+        if failure is not None:
+            logger.error("checkpoint %d cannot be read: %s", step, _first_line(failure))
         return None if hosts.sum_over_hosts(restored is None) else restored
 
     def _restore_step(self, step: int, abstract: Mapping[str, PyTree]) -> Restored:
         items = {
             name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
         }
-        got = self._manager.restore(
+        values = self._manager.restore(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
         )
-        return Restored(step, {name: got[name] for name in items}, got["meta"])
+        return Restored(step, {name: values[name] for name in items}, values["meta"])
 
-    def _set_aside(self, step: int) -> None:
+    def _move_damaged(self, step: int) -> None:
         if hosts.is_first():
             damaged = self.run_dir / "damaged"
             damaged.mkdir(exist_ok=True)
@@ -194,9 +202,11 @@ class Checkpoints:
         self._manager.reload()
 
     def read(self, step: int, names: tuple[str, ...]) -> Restored:
-        """Trees as nested dicts of numpy arrays, on no device, with no target.
+        """Read trees as nested dicts of numpy arrays, without targets.
 
-        Names that the checkpoint lacks are left out.
+        Args:
+          step: step of the checkpoint.
+          names: names of the trees; those that the checkpoint lacks are skipped.
 
         Raises:
           CheckpointError: the checkpoint is damaged.
@@ -218,7 +228,7 @@ class Checkpoints:
         return Restored(step, trees, self.meta(step))
 
     def best(self) -> tuple[int, float] | None:
-        """Step and metric of the best complete checkpoint that was evaluated."""
+        """Return step and metric of the best evaluated checkpoint, or None."""
         scored = [
             (step, metric)
             for step in self.steps()
@@ -230,20 +240,20 @@ class Checkpoints:
         try:
             return self.meta(step).get("metric")
         except (OSError, ValueError):
-            return None  # damaged: restoring it says so
+            return None  # damaged; `restore` reports it
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON facts that the checkpoint was saved with."""
+        """Return the JSON values that the checkpoint was saved with."""
         path = self.directory / str(step) / "meta" / "metadata"
         return json.loads(path.read_text())
 
     def find(self, which: str | int) -> int:
-        """The step that "last", "best" or a number stands for.
+        """Return the step of the checkpoint "last", "best" or of a given number.
 
-        "best" is the last one in a run that was never evaluated.
+        In a run without evaluation, "best" is the last one.
 
         Raises:
-          CheckpointError: no such checkpoint; the message lists those there are.
+          CheckpointError: it does not exist; the message lists the existing ones.
         """
         steps = self.steps()
         if which == "best" and (best := self.best()):
@@ -253,25 +263,25 @@ class Checkpoints:
         if str(which).isdigit() and int(which) in steps:
             return int(which)
         raise CheckpointError(
-            f"{self.run_dir} has no checkpoint {which!r}; there are {steps}"
+            f"{self.run_dir} has no checkpoint {which!r}; it has {steps}"
         )
 
     def wait(self) -> None:
-        """Return when everything is on disk, and note the best in `best.json`."""
+        """Wait until saves are complete, then write the best step to `best.json`."""
         self._manager.wait_until_finished()
         if hosts.is_first() and (best := self.best()):
-            note = json.dumps({"step": best[0], "metric": best[1]})
-            (self.run_dir / "best.json").write_text(note + "\n")
+            text = json.dumps({"step": best[0], "metric": best[1]})
+            (self.run_dir / "best.json").write_text(text + "\n")
 
     def close(self) -> None:
-        """Wait, then let go of threads."""
+        """Wait for pending saves and stop all threads."""
         if not self._options.read_only:
             self.wait()
         self._manager.close()
 
 
 def _write_digests(directory: pathlib.Path) -> None:
-    """Digest a checkpoint's files just before the directory gets its final name."""
+    """Write the digests of a checkpoint before the directory gets its final name."""
     if not hosts.is_first():
         return
     for path in directory.glob(_UNFINISHED):
@@ -280,10 +290,10 @@ def _write_digests(directory: pathlib.Path) -> None:
 
 
 def verify_files(path: pathlib.Path) -> None:
-    """Compare a checkpoint's files with the digests written beside them.
+    """Compare the files of a checkpoint with their stored digests.
 
     Raises:
-      CheckpointError: a file is missing or its bytes have changed.
+      CheckpointError: a file is missing or has changed.
     """
     if not (path / _DIGESTS).exists():
         raise CheckpointError(f"{path} has no {_DIGESTS}")
@@ -295,7 +305,7 @@ def verify_files(path: pathlib.Path) -> None:
 
 
 def _files(path: pathlib.Path) -> list[str]:
-    """The files below the trees; orbax may still touch those at the top."""
+    """List the files of the trees. Orbax may still change those at the top level."""
     return [
         str(file.relative_to(path))
         for file in sorted(path.glob("*/**/*"))
@@ -308,6 +318,6 @@ def _digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first(error: Exception) -> str:
-    """The first line of an error, for a log."""
+def _first_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,4 +1,4 @@
-"""What stops a run early, and how: signals, losses that are not finite."""
+"""Reasons to stop a run early: signals and losses that are not finite."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import FrameType
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite; the message says when and on what data."""
+    """A loss or gradient is NaN or infinite; the message names the step and batch."""
 
 
 class StopRequest:
-    """Whether somebody asked the run to save and leave.
+    """Records that a signal asked the run to save and exit.
 
     Attributes:
       signal: the signal that arrived, or None.
@@ -24,8 +24,11 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as a shell reports it, so that `a && b` does not go on
-        and a scheduler starts the job again."""
+        """Return 128 + the signal number, or 0 if none arrived.
+
+        A shell reports signals this way, so that `a && b` does not run b, and a
+        scheduler restarts the job.
+        """
         return 128 + self.signal if self.signal else 0
 
 
@@ -33,20 +36,20 @@ class StopRequest:
 def stop_on_signal(
     signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> Iterator[StopRequest]:
-    """Turn the first signal into a request; a second one of a kind acts at once."""
+    """Turn the first signal into a request; a second one has its usual effect."""
     request = StopRequest()
-    before = {number: signal.getsignal(number) for number in signals}
+    previous = {number: signal.getsignal(number) for number in signals}
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
-        signal.signal(number, before[request.signal])
+        signal.signal(number, previous[request.signal])
 
     for number in signals:
         signal.signal(number, handle)
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -56,25 +59,26 @@ def check_finite(
     keys: Sequence[str],
     last_checkpoint: int | None,
 ) -> None:
-    """Raise when a loss or the gradient of this step is NaN or infinite.
+    """Check that the losses and the gradient norm of a step are finite.
 
     Args:
-      step: the number of the step, from 1.
-      metrics: its metrics; `grad_norm` and those named `loss...` are looked at.
-      keys: which samples the batch held.
-      last_checkpoint: the newest step saved, if any.
+      step: number of the step, from 1.
+      metrics: metrics of the step; `grad_norm` and those named `loss...` are checked.
+      keys: keys of the samples of the batch.
+      last_checkpoint: step of the last checkpoint, or None.
 
     Raises:
-      NonFiniteLoss: naming the losses, the step, the checkpoint and the samples.
+      NonFiniteLoss: one is not; the message names it, the step, the last checkpoint and
+        the samples.
     """
-    wrong = [
+    not_finite = [
         f"{name} = {value}"
         for name, value in metrics.items()
         if name.startswith(("loss", "grad_norm")) and not math.isfinite(value)
     ]
-    if wrong:
+    if not_finite:
         saved = "none" if last_checkpoint is None else str(last_checkpoint)
         raise NonFiniteLoss(
-            f"step {step}: {', '.join(wrong)}; last good checkpoint: {saved}; "
+            f"step {step}: {', '.join(not_finite)}; last good checkpoint: {saved}; "
             f"samples of the batch: {', '.join(keys)}"
         )

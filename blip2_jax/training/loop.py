@@ -1,4 +1,4 @@
-"""The training loop: fetch, step, report, evaluate, save, until done or stopped."""
+"""The training loop: fetch a batch, step, log, evaluate, save."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ from blip2_jax.training.guards import (
     check_finite,
     stop_on_signal,
 )
-from blip2_jax.training.metrics_log import MetricsLog, Terminal, format_line
+from blip2_jax.training.metrics_log import MetricsLog
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
 from blip2_jax.training.tasks import model_config
+from blip2_jax.training.terminal import Terminal, shorten_path
 from blip2_jax.training.train_config import ConfigError, best_metric, to_plain
 
+# Constants written beside the metrics of a task.
 CONSTANTS = {"stage1": {"itm_prior_entropy": ITM_PRIOR_ENTROPY}}
 
 
@@ -41,50 +43,35 @@ def train(
     directory: str | pathlib.Path,
     make_evaluator: EvaluatorFactory | None = None,
 ) -> int:
-    """Train until `config.steps`, or until a signal asks to save and leave.
+    """Train for `config.steps` steps, or until a signal asks the run to stop.
 
     Args:
-      config: see `config.default_config`.
-      directory: of the run; one that holds the same run is continued.
+      config: see `train_config.default_config`.
+      directory: directory of the run. If it holds the same run, that is continued.
       make_evaluator: builds the evaluator that `config.evaluation` describes, e.g.
         `blip2_jax.evaluation.evaluators.make_evaluator`. A configuration without
         evaluation needs none.
 
     Returns:
-      The exit code: 0, or 128 + the signal that stopped the run.
+      The exit code: 0, or 128 + the number of the signal that stopped the run.
 
     Raises:
       ValueError, OSError, CheckpointError: see `set_up`.
-      NonFiniteLoss, TooManyBrokenSamples: the run cannot go on.
+      NonFiniteLoss: a loss or gradient is NaN or infinite.
+      TooManyBrokenSamples: too many samples are broken.
     """
     with fused_attention.chosen(config.model.attention):
         directory = pathlib.Path(directory).absolute()
-        return _train(set_up(config, directory, make_evaluator))
-
-
-def _train(run: TrainingRun) -> int:
-    """`train`, once all is set up."""
-    loop = Loop(run)
-    # Between processes, jax itself listens for SIGTERM, so that all stop at one step.
-    signals = (signal.SIGINT,) + ((signal.SIGTERM,) if jax.process_count() == 1 else ())
-    together = True
-    try:
-        with stop_on_signal(signals) as stop:
-            loop.run_steps(stop)
-    except BaseException as error:
-        # What only one process meets, the others do not know of: no waiting for them.
-        together = jax.process_count() == 1 or isinstance(error, NonFiniteLoss)
-        raise
-    finally:
-        loop.close(together)
-    return stop.exit_code
+        loop = Loop(set_up(config, directory, make_evaluator))
+        return loop.run()
 
 
 def flops_per_image(config: ConfigDict) -> int | None:
-    """The fixed numerator of MFU; None for tasks that the paper does not have.
+    """Return the FLOPs per image that MFU is computed from; None if undefined.
 
-    Of texts of the full length, also where `data.length_buckets` pads to less: skipped
-    work shows as speed.
+    The number is that of the original algorithm at the full text length, so that
+    skipped work (e.g. by `data.length_buckets`) counts as speed. It is defined for
+    the tasks of the paper only.
     """
     if config.task not in ("stage1", "stage2"):
         return None
@@ -99,8 +86,8 @@ def flops_per_image(config: ConfigDict) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Launched:
-    """A step that has been sent to the devices and may still be running."""
+class _PendingStep:
+    """A step that was dispatched to the devices and may still be running."""
 
     step: int
     metrics: Mapping[str, Any]
@@ -108,104 +95,136 @@ class _Launched:
 
 
 class Loop:
-    """One process's view of a run in progress."""
+    """A run in progress, as seen by one process.
+
+    Args:
+      run: the run, ready for its next step.
+    """
 
     def __init__(self, run: TrainingRun) -> None:
-        self.run = run
+        self.training_run = run
         self.config = run.config
         self.last_saved: int | None = run.start or None
         self.meter = Meter(run.config.batch_size, flops_per_image(run.config))
         self.log, self.terminal = None, None
         if hosts.is_first():
-            wandb = {
-                "project": run.config.logging.wandb_project,
-                "config": to_plain(run.config),
-                "dir": str(run.directory),
-            }
-            self.log = MetricsLog(
-                run.directory, run.start, wandb if run.config.logging.wandb else None
-            )
+            self.log = MetricsLog(run.directory, run.start, _wandb_options(run))
             self.terminal = Terminal(run.config.steps, run.start)
-        self.negatives = replay.open_log(run.config, run.directory, run.start)
-        self._compiled: set[tuple[Any, ...]] = set()
+        self.negatives_log = replay.open_log(run.config, run.directory, run.start)
+        self._compiled_shapes: set[tuple[Any, ...]] = set()
         for line in run.report:
-            self.say(line)
+            self.write_line(line)
+
+    def run(self) -> int:
+        """Run all steps, then close the run; returns the exit code."""
+        # With several processes, jax itself listens for SIGTERM, so that all processes
+        # stop after the same step.
+        one_process = jax.process_count() == 1
+        signals = (signal.SIGINT, *((signal.SIGTERM,) if one_process else ()))
+        all_processes = True
+        try:
+            with stop_on_signal(signals) as stop:
+                self.run_steps(stop)
+        except BaseException as error:
+            # The other processes do not know of an error of this one: do not wait for
+            # them. They all see a loss that is not finite.
+            all_processes = one_process or isinstance(error, NonFiniteLoss)
+            raise
+        finally:
+            self.close(all_processes)
+        return stop.exit_code
 
     def run_steps(self, stop: StopRequest) -> None:
-        """From the run's start to its end; each step's metrics are read one late."""
-        before: _Launched | None = None
-        for step in range(self.run.start + 1, self.config.steps + 1):
-            launched = self.launch(step)
-            if before is not None:
-                self.finish(before)
-            before = launched
-            stopping = self.asked_to_stop(step, stop)
-            if stopping or self.is_due(step):
-                self.finish(launched)
-                before = None
-                with self.meter.paused():
-                    self.pause(step, stopping)
-            if stopping:
-                self.say(f"stopped after step {step}; the same command continues")
-                return
-        self.say(f"done: {self.config.steps} steps in {self.run.directory}")
+        """Run the remaining steps.
 
-    def launch(self, step: int) -> _Launched:
-        """Fetch a batch, place it and start the step on it."""
-        with self.meter.waiting():
-            rows = next(self.run.batches)
-        with jax.transfer_guard("disallow"):
-            batch = sharding.make_global_batch(rows, self.run.mesh)
-            negatives = self.run.negatives.get(step)
-            if negatives is not None:
-                whole = sharding.replicated(self.run.mesh)
-                negatives = jax.tree.map(
-                    lambda x: sharding.shard_tree(x, whole), negatives
+        The metrics of a step are read after the next one was dispatched, so that the
+        devices never wait for the host.
+        """
+        pending: _PendingStep | None = None
+        for step in range(self.training_run.start + 1, self.config.steps + 1):
+            launched = self.launch_step(step)
+            if pending is not None:
+                self.finish_step(pending)
+            pending = launched
+            stopping = self.stop_requested(step, stop)
+            if stopping or self.is_due(step):
+                self.finish_step(launched)
+                pending = None
+                with self.meter.paused():
+                    self.evaluate_and_save(step, stopping)
+            if stopping:
+                self.write_line(
+                    f"stopped after step {step}; the same command continues the run"
                 )
-            with self._compiling(batch):
-                self.run.state, metrics = self.run.train_step(
-                    self.run.state, self.run.frozen, batch, negatives
+                return
+        path = shorten_path(self.training_run.directory)
+        self.write_line(f"finished {self.config.steps} steps; the run is in {path}")
+
+    def launch_step(self, step: int) -> _PendingStep:
+        """Fetch a batch, place it on the devices and dispatch the step."""
+        run = self.training_run
+        with self.meter.waiting():
+            rows = next(run.batches)
+        with jax.transfer_guard("disallow"):
+            batch = sharding.make_global_batch(rows, run.mesh)
+            negatives = run.negatives.get(step)
+            if negatives is not None:
+                layout = sharding.replicated(run.mesh)
+                negatives = jax.tree.map(
+                    lambda x: sharding.shard_tree(x, layout), negatives
+                )
+            with self._meter_compilation(batch):
+                run.state, metrics = run.train_step(
+                    run.state, run.frozen, batch, negatives
                 )
         keys = rows.get("_key") or [str(position) for position in rows["position"]]
-        return _Launched(step, metrics, keys)
+        return _PendingStep(step, metrics, keys)
 
-    def _compiling(
+    def _meter_compilation(
         self, batch: Mapping[str, jax.Array]
     ) -> contextlib.AbstractContextManager[None]:
-        """Meters the first step of every shape (length bucket), which compiles."""
+        """Meter the first step of every batch shape (length bucket) as compilation."""
         shapes = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
-        if shapes in self._compiled:
+        if shapes in self._compiled_shapes:
             return contextlib.nullcontext()
-        self._compiled.add(shapes)
+        self._compiled_shapes.add(shapes)
         return self.meter.compiling()
 
-    def finish(self, launched: _Launched) -> None:
-        """Wait for a step; check and report its numbers."""
-        metrics = jax.device_get(dict(launched.metrics))
+    def finish_step(self, pending: _PendingStep) -> None:
+        """Wait for a step, check its metrics and log them if due."""
+        metrics = jax.device_get(dict(pending.metrics))
         scalars = {
             name: float(value)
             for name, value in metrics.items()
             if isinstance(value, np.ndarray | np.generic) and np.ndim(value) == 0
         }
         self.meter.count_step()
-        check_finite(launched.step, scalars, launched.keys, self.last_saved)
-        if self.negatives is not None and "negatives" in metrics:
-            self.negatives.write(launched.step, metrics["negatives"])
+        check_finite(pending.step, scalars, pending.keys, self.last_saved)
+        if self.negatives_log is not None and "negatives" in metrics:
+            self.negatives_log.write(pending.step, metrics["negatives"])
         if self.terminal is not None:
-            self.terminal.advance(launched.step)
-        if launched.step % self.config.log_every == 0 or launched.step == 1:
+            self.terminal.advance(pending.step, scalars.get("loss"))
+        if pending.step % self.config.log_every == 0 or pending.step == 1:
             scalars.pop("finite", None)
-            broken = hosts.sum_over_hosts(self.run.batches.broken_stats.counts.total())
-            self.write(
-                launched.step,
-                scalars
-                | CONSTANTS.get(self.run.task.name, {})
-                | self.meter.read()
-                | {"broken_samples": float(broken)},
-            )
+            self.write_metrics(pending.step, scalars)
+
+    def write_metrics(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log the metrics of a step together with rates and memory."""
+        broken = hosts.sum_over_hosts(
+            self.training_run.batches.broken_stats.counts.total()
+        )
+        values = {
+            **scalars,
+            **CONSTANTS.get(self.training_run.task.name, {}),
+            **self.meter.read(),
+            "broken_samples": float(broken),
+        }
+        if self.log is not None and self.terminal is not None:
+            self.log.write(step, values)
+            self.terminal.write_metrics(step, values)
 
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate or save after this step."""
+        """Return True if the run evaluates or saves after this step."""
         every = self.config.evaluation.every
         return (
             step == self.config.steps
@@ -213,84 +232,100 @@ class Loop:
             or bool(every and step % every == 0)
         )
 
-    def asked_to_stop(self, step: int, stop: StopRequest) -> bool:
-        """Whether a signal arrived; the same answer in every process."""
+    def stop_requested(self, step: int, stop: StopRequest) -> bool:
+        """Return True if a signal arrived; every process returns the same answer."""
         if jax.process_count() == 1:
             return stop.signal is not None
-        if stop.signal is not None:  # Ctrl-C of one process becomes SIGTERM for all
+        if stop.signal is not None:  # Ctrl-C in one process becomes SIGTERM for all
             stop.signal = None
             os.kill(os.getpid(), signal.SIGTERM)
         if multihost_utils.reached_preemption_sync_point(step):
             stop.signal = signal.SIGTERM
         return stop.signal is not None
 
-    def pause(self, step: int, stopping: bool) -> None:
-        """Evaluate where it is due, then save where it is due or has become best."""
-        every, metric = self.config.evaluation.every, None
-        if every and (step % every == 0 or step == self.config.steps) and not stopping:
-            metric = self.evaluate(step)
-        best = self.run.checkpoints.best()
-        sign = 1.0 if self.config.evaluation.mode == "max" else -1.0
-        is_best = metric is not None and (
-            best is None or sign * metric > sign * best[1]
-        )
+    def evaluate_and_save(self, step: int, stopping: bool) -> None:
+        """Evaluate if due. Save if due, if the run ends or if the score is the best."""
+        every, score = self.config.evaluation.every, None
+        last = step == self.config.steps
+        if every and (step % every == 0 or last) and not stopping:
+            score = self.evaluate(step)
+        # Checkpoints complete at different times in different processes, so that the
+        # first one decides.
+        is_best = hosts.broadcast_from_first(self._is_best(score))
         regular = step % self.config.checkpoint.every == 0
-        # Which checkpoints are complete is a matter of time: one process looks.
-        if (
-            regular
-            or hosts.broadcast_from_first(is_best)
-            or stopping
-            or step == self.config.steps
-        ):
-            self.save(step, metric)
+        if regular or is_best or stopping or last:
+            self.save(step, score)
+
+    def _is_best(self, score: float | None) -> bool:
+        """Return True if the score is better than that of every checkpoint."""
+        if score is None:
+            return False
+        best = self.training_run.checkpoints.best()
+        sign = 1.0 if self.config.evaluation.mode == "max" else -1.0
+        return best is None or sign * score > sign * best[1]
 
     def evaluate(self, step: int) -> float:
-        """Evaluate, write the numbers down; returns the one that decides on best.
+        """Evaluate, log the scores and return the one that selects the best checkpoint.
 
         Raises:
-          ConfigError: there is no such number.
+          ConfigError: `config.evaluation.metric` is not among the scores.
         """
-        assert self.run.evaluator is not None
-        metric = best_metric(self.config)
-        values = self.run.evaluator(merge(self.run.state.trainable, self.run.frozen))
-        if metric not in values:
+        run = self.training_run
+        assert run.evaluator is not None
+        name = best_metric(self.config)
+        hide_bar = self.terminal.hide_bar() if self.terminal else None
+        with hide_bar or contextlib.nullcontext():
+            scores = run.evaluator(merge(run.state.trainable, run.frozen))
+        if name not in scores:
             raise ConfigError(
-                f"config.evaluation.metric is {metric!r}; there are {', '.join(values)}"
+                f"config.evaluation.metric is {name!r}; the scores are "
+                f"{', '.join(scores)}"
             )
-        named = {f"evaluation/{name}": value for name, value in values.items()}
-        self.write(step, named)
-        return hosts.broadcast_from_first(values[metric])
+        if self.log is not None and self.terminal is not None:
+            self.log.write(step, {f"evaluation/{k}": v for k, v in scores.items()})
+            best = " (best so far)" if self._is_best(scores[name]) else ""
+            self.terminal.write_block(
+                f"evaluation after step {step}: {name} {scores[name]:.4g}{best}", scores
+            )
+        return hosts.broadcast_from_first(scores[name])
 
-    def save(self, step: int, metric: float | None) -> None:
-        """Start a checkpoint."""
+    def save(self, step: int, score: float | None) -> None:
+        """Start to save a checkpoint."""
         meta = {
             "step": step,
             "seed": self.config.seed,
             "position": step * self.config.batch_size,
         }
-        self.run.checkpoints.save(step, self.run.trees(), meta, metric)
+        run = self.training_run
+        run.checkpoints.save(step, run.trees(), meta, score)
         self.last_saved = step
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers to every sink; on the first process only."""
-        if self.log is not None:
-            self.log.write(step, values)
-        self.say(format_line(step, self.config.steps, values))
-
-    def say(self, text: str) -> None:
-        """A line for the user; on the first process only."""
+    def write_line(self, text: str) -> None:
+        """Print a line for the user; does nothing in all but the first process."""
         if self.terminal is not None:
-            self.terminal.say(text)
+            self.terminal.write_line(text)
 
-    def close(self, together: bool = True) -> None:
-        """End workers, flush logs, and finish what is being saved.
+    def close(self, all_processes: bool = True) -> None:
+        """Stop the data workers, finish pending saves and close the logs.
 
         Args:
-          together: all processes are here; else what is being saved is given up.
+          all_processes: every process closes its loop now. Otherwise pending saves are
+            abandoned, because they wait for all processes.
         """
-        self.run.batches.close()
-        if together:
-            self.run.checkpoints.close()
-        for sink in (self.log, self.terminal, self.negatives):
+        self.training_run.batches.close()
+        if all_processes:
+            self.training_run.checkpoints.close()
+        for sink in (self.log, self.terminal, self.negatives_log):
             if sink is not None:
                 sink.close()
+
+
+def _wandb_options(run: TrainingRun) -> dict[str, Any] | None:
+    """Return the arguments of `wandb.init`; None if the run does not use wandb."""
+    if not run.config.logging.wandb:
+        return None
+    return {
+        "project": run.config.logging.wandb_project,
+        "config": to_plain(run.config),
+        "dir": str(run.directory),
+    }

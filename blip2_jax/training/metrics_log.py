@@ -1,16 +1,13 @@
-"""Where the numbers of a run go: `metrics.jsonl`, TensorBoard, wandb, the terminal."""
+"""Writers of the metrics of a run: `metrics.jsonl`, TensorBoard and wandb."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import rich.console
-import rich.progress
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -19,15 +16,15 @@ Values = Mapping[str, float]
 
 
 class MetricsLog:
-    """Writes one line a call to every sink; only the first process of a run does.
+    """Writes metrics to every sink. Only the first process of a run has one.
 
-    A run that continues from step n first drops what a killed run wrote after n, so
-    that the file reads like that of a run that was never stopped.
+    A run that continues from step n first drops the lines after n that a killed run
+    wrote, so that the file equals that of an uninterrupted run.
 
     Args:
-      run_dir: the run's directory; it exists.
+      run_dir: directory of the run; must exist.
       start_step: the step that the run continues from; 0 for a new run.
-      wandb: keyword arguments of `wandb.init`, or None to leave it out.
+      wandb: keyword arguments of `wandb.init`, or None to not use wandb.
     """
 
     def __init__(
@@ -40,19 +37,19 @@ class MetricsLog:
         drop_after(path, start_step)
         self._file = path.open("a")
         self._tensorboard = EventFileWriter(str(run_dir / "tensorboard"))
-        if start_step:  # TensorBoard forgets what it has from this step on
+        if start_step:  # makes TensorBoard drop the events of this step and later
             start = SessionLog(status=SessionLog.START)
             self._tensorboard.add_event(
                 Event(wall_time=time.time(), step=start_step + 1, session_log=start)
             )
         self._wandb = None
         if wandb is not None:
-            import wandb as weights_and_biases  # an extra, not a requirement
+            import wandb as weights_and_biases  # optional dependency
 
             self._wandb = weights_and_biases.init(**wandb)
 
     def write(self, step: int, values: Values) -> None:
-        """Append the values of a step; NaN and infinity are written as JSON null."""
+        """Append the values of a step. NaN and infinity become null in JSON."""
         finite = {name: _or_none(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
@@ -67,7 +64,7 @@ class MetricsLog:
             self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Flush all sinks."""
+        """Flush and close all sinks."""
         self._file.close()
         self._tensorboard.close()
         if self._wandb is not None:
@@ -75,59 +72,24 @@ class MetricsLog:
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
-    """Remove the lines of later steps, and a last line that was cut off."""
+    """Remove the lines of later steps and an incomplete last line."""
     if not path.exists():
         return
-    kept = [
+    lines = [
         line
         for line in path.read_text().splitlines(keepends=True)
         if line.endswith("\n") and json.loads(line)["step"] <= step
     ]
     temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(lines))
     temporary.replace(path)
 
 
 def read_metrics(run_dir: str | pathlib.Path) -> list[dict[str, float]]:
-    """Every line of a run's `metrics.jsonl`, oldest first."""
+    """Read the lines of `metrics.jsonl` of a run, oldest first."""
     path = pathlib.Path(run_dir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _or_none(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
-
-
-class Terminal:
-    """Lines on stderr, and under them a progress bar where stderr is a terminal."""
-
-    def __init__(self, total: int, start: int = 0) -> None:
-        self._console = rich.console.Console(file=sys.stderr, highlight=False)
-        self._bar = rich.progress.Progress(
-            "{task.description}",
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=total, completed=start)
-        self._bar.start()
-
-    def advance(self, step: int) -> None:
-        """Move the bar to a step."""
-        self._bar.update(self._task, completed=step)
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(text, soft_wrap=True, markup=False)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-
-def format_line(step: int, total: int, values: Values) -> str:
-    """One readable line: `step 50/1000  loss 17.9  loss_itc 6.9  ...`."""
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-    return f"step {step}/{total}  {shown}"

@@ -1,7 +1,7 @@
-"""AdamW, or Muon, whose weight decay and rates are chosen by parameter path.
+"""AdamW or Muon, with weight decay and learning rates by parameter path.
 
-Which parameters decay is a matter of names, never of rank: the towers keep their
-layers stacked, so that a bias is a matrix there.
+Weight decay depends on the path and not on the rank of an array, because stacked layers
+add a dimension: there a bias is a matrix.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from blip2_jax.training.muon import scale_by_muon
 from blip2_jax.training.schedule import Schedule
 
 NO_DECAY = r"(.*/)?(bias|scale|temperature)"
-# The original decays its 0-d temperature, because it skips 1-d arrays only.
+# The original decays its 0-d temperature, because it excludes 1-d arrays only.
 NO_DECAY_ORIGINAL = r"(.*/)?(bias|scale)"
 TOWER = "visual_encoder"
-# What Muon orthogonalises: the matrices inside of blocks.
+# Parameters that Muon updates: the matrices of blocks. Adam updates the others.
 MUON = r"(.*/)?(blocks|layer_[0-9]+)/.*kernel"
 
 
 def make_optimizer(
     options: Mapping[str, Any], schedule: Schedule, params: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-    """The optimizer of the trainable parameters.
+    """Build the optimizer of the trainable parameters.
 
     Args:
-      options: `name`, "adamw" (the paper's) or "muon", `b1`, `b2`, `eps`,
-        `weight_decay`, `clip` (global norm; 0: none), `layer_decay` (see
-        `layer_rates`; 1: none), `rate_factors` (see `path_rates`), `original_decay`
-        (the temperature decays too).
-      schedule: rate of each step.
-      params: the trainable tree; only paths and shapes are read.
+      options: `name` ("adamw", as in the paper, or "muon"), `b1`, `b2`, `eps`,
+        `weight_decay`, `clip` (largest global norm; 0 disables it), `layer_decay` (see
+        `layer_rates`; 1 disables it), `rate_factors` (see `path_rates`) and
+        `original_decay` (the temperature decays too).
+      schedule: learning rate by step.
+      params: the trainable parameters; only paths and shapes are used.
 
     Raises:
       ValueError: a pattern of `rate_factors` matches no parameter.
@@ -62,45 +62,57 @@ def make_optimizer(
 
 
 def _direction(options: Mapping[str, Any]) -> optax.GradientTransformation:
-    """From gradients to updates of about unit size."""
+    """Return the transformation of gradients to updates of about unit size."""
     adam = optax.scale_by_adam(options["b1"], options["b2"], options["eps"])
-    return adam if options["name"] == "adamw" else _by_path(MUON, scale_by_muon(), adam)
+    if options["name"] == "adamw":
+        return adam
+    return _partition_by_path(MUON, scale_by_muon(), adam)
 
 
-def _by_path(
-    pattern: str, inside: optax.GradientTransformation, rest: Any
+def _partition_by_path(
+    pattern: str,
+    matching: optax.GradientTransformation,
+    others: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """`inside` for parameters whose path matches, `rest` for the others."""
+    """Apply one transformation to the parameters that match a pattern, one to the rest.
 
-    def parts(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
-        chosen: list[dict[str, Any]] = [{}, {}]
+    `optax.partition` does the same with another state: stored runs could not resume.
+    """
+    transformations = (matching, others)
+
+    def split(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = [{}, {}]
         for path, leaf in flatten(tree).items():
-            chosen[0 if re.fullmatch(pattern, path) else 1][path] = leaf
-        return [unflatten(part) for part in chosen]
+            parts[0 if re.fullmatch(pattern, path) else 1][path] = leaf
+        return [unflatten(part) for part in parts]
 
     def init(params: Any) -> tuple[Any, ...]:
-        pairs = zip((inside, rest), parts(params), strict=True)
+        pairs = zip(transformations, split(params), strict=True)
         return tuple(each.init(part) for each, part in pairs)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params  # neither looks at them
-        triples = zip((inside, rest), parts(updates), state, strict=True)
-        done = [each.update(part, old) for each, part, old in triples]
-        merged: dict[str, Any] = {}
-        for new, _ in done:
-            merged |= flatten(new)
-        return unflatten(merged), tuple(new_state for _, new_state in done)
+        del params  # Muon and Adam do not read them
+        triples = zip(transformations, split(updates), state, strict=True)
+        results = [each.update(part, part_state) for each, part, part_state in triples]
+        flat: dict[str, Any] = {}
+        for part, _ in results:
+            flat |= flatten(part)
+        return unflatten(flat), tuple(part_state for _, part_state in results)
 
     return optax.GradientTransformation(init, update)
 
 
 def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
-    """Rate factors of an image encoder that is trained with layer-wise decay.
+    """Compute learning rate factors for layer-wise decay of the image encoder.
 
-    The top block learns at `decay` times the rate of what stands above the tower, the
-    block below at decay**2, and so on; the patch, class and position embeddings (and
-    CLIP's norm before the blocks) at decay**(L + 1). The original computes these
-    factors and then applies none of them.
+    The factor is `decay` for the last block, decay**2 for the one before, and so on;
+    decay**(L + 1) for patch, class and position embeddings (and CLIP's norm before the
+    blocks); and 1 outside the image encoder. The original computes these factors but
+    does not apply them.
+
+    Args:
+      params: the trainable parameters; only paths and shapes are used.
+      decay: decay per block.
 
     Returns:
       A tree of fp32 factors that broadcast against the parameters: [L, 1, ...] for
@@ -125,15 +137,17 @@ def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
 def path_rates(
     params: Mapping[str, Any], factors: Sequence[tuple[str, float]]
 ) -> dict[str, Any]:
-    """Rate factors of parameters whose whole path matches a pattern; 1 elsewhere.
+    """Compute learning rate factors for parameters that match patterns; 1 for others.
 
-    T5's attention, whose logits are not divided by the root of the head width, needs
-    one: its queries are smaller by that factor, and Adafactor, which T5 was trained
-    with, changes a matrix in proportion to its size. Updates of a fixed size saturate
-    the attention.
+    T5 attention needs a factor. Its logits are not divided by the square root of the
+    head width, so its query matrices are smaller by that factor. Adafactor, which T5
+    was trained with, scales updates with the size of a matrix; updates of a fixed size
+    saturate the attention.
 
     Args:
-      factors: pairs (regular expression, factor); of several that match, all count.
+      params: the trainable parameters; only paths are used.
+      factors: pairs (regular expression, factor). The expression must match the whole
+        path. If several match, their factors are multiplied.
 
     Raises:
       ValueError: a pattern matches no parameter.

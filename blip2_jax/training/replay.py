@@ -1,8 +1,9 @@
-"""Hard negatives written down, and used again in place of new draws.
+"""Log of sampled hard negatives, and its use in place of sampling.
 
-The draw is the same on any mesh, but the similarities that it weighs differ in their
-last bits, which can tip it. Comparing two meshes to rounding needs the same negatives
-(`config.logging.negatives` writes them, `config.replay` names the file).
+The random numbers do not depend on the mesh, but similarities differ in the last bits
+between meshes, which may change a sampled index. A comparison of two meshes to rounding
+error therefore needs the same negatives: `config.logging.negatives` writes them and
+`config.replay` names a file to read them from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ FILE = "negatives.jsonl"
 
 
 class NegativesLog:
-    """One line a step: the sampled indices."""
+    """Writes the sampled negatives, one line per step.
+
+    Args:
+      path: the file; lines after `start_step` are dropped.
+      start_step: the step that the run continues from.
+    """
 
     def __init__(self, path: pathlib.Path, start_step: int) -> None:
         drop_after(path, start_step)
@@ -41,17 +47,17 @@ class NegativesLog:
 def open_log(
     config: ConfigDict, run_dir: pathlib.Path, start_step: int
 ) -> NegativesLog | None:
-    """The run's log of negatives, if its configuration asks for one."""
+    """Open the log of negatives of a run; None if it has none."""
     if not config.logging.negatives or not hosts.is_first():
         return None
     return NegativesLog(run_dir / FILE, start_step)
 
 
 def read(path: str) -> dict[int, Negatives]:
-    """Negatives by step from a log; empty where no file is named.
+    """Read negatives by step; an empty dict if `path` is empty.
 
     Raises:
-      FileNotFoundError: no such file.
+      FileNotFoundError: the file does not exist.
     """
     if not path:
         return {}

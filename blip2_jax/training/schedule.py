@@ -1,8 +1,9 @@
-"""The learning rate of every step.
+"""The learning rate schedule: linear warm-up, then cosine decay, per step.
 
-The original holds its cosine constant within an epoch, and stops its warm-up at the
-end of the first one. Here both run per step, as the paper's text says; the original's
-stair is not offered, because it depends on the size of the data set.
+The paper describes it per step. The original's code holds the cosine constant within an
+epoch and ends the warm-up with the first epoch; that is not offered, because it depends
+on the size of the data set. `optax.warmup_cosine_decay_schedule` is the same schedule
+with other rounding in the last bit: stored runs would not resume bit for bit.
 """
 
 from __future__ import annotations
@@ -17,33 +18,34 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 
 def make_schedule(options: Mapping[str, Any], steps: int) -> Schedule:
-    """Linear warm-up, then a cosine from the peak to the final rate.
+    """Build a schedule of linear warm-up and cosine decay.
 
     Args:
-      options: `learning_rate` (the peak), `final_learning_rate`, `warmup_steps`,
+      options: `learning_rate` (the peak), `final_learning_rate`, `warmup_steps` and
         `warmup_start_learning_rate` (of step 0).
-      steps: length of the run; the final rate is reached at its end.
+      steps: number of steps of the run; the last one has the final rate.
 
     Returns:
-      A function of the 0-based step to the fp32 rate of that step.
+      A function from the 0-based step to its fp32 learning rate.
 
     Raises:
-      ValueError: the warm-up is negative or not shorter than the run.
+      ValueError: `warmup_steps` is negative or not less than `steps`.
     """
     peak, final = options["learning_rate"], options["final_learning_rate"]
     start = options["warmup_start_learning_rate"]
     warmup = options["warmup_steps"]
     if not 0 <= warmup < steps:
         raise ValueError(
-            f"optimizer.warmup_steps is {warmup}, must be at least 0 and less than "
-            f"the {steps} steps of the run"
+            f"config.optimizer.warmup_steps is {warmup}; it must be at least 0 and "
+            f"less than the {steps} steps of the run"
         )
 
     def rate(step: jax.Array | int) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        rising = start + (peak - start) * step / max(warmup, 1)
+        warmup_rate = start + (peak - start) * step / max(warmup, 1)
         progress = jnp.clip((step - warmup) / (steps - warmup), 0.0, 1.0)
-        falling = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup, rising, falling).astype(jnp.float32)
+        decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        cosine_rate = final + (peak - final) * decay
+        return jnp.where(step < warmup, warmup_rate, cosine_rate).astype(jnp.float32)
 
     return rate

@@ -1,7 +1,7 @@
-"""A run before its next step: all that can fail is tried before anything is written.
+"""Set-up of a run. Everything that can fail is checked before anything is written.
 
-A new run starts from `config.init`. A directory that holds a run is continued: under
-the same configuration, with the same frozen weights and the same data.
+A new run starts from `config.init`. A run that the directory holds is continued, if its
+configuration, frozen weights and data are the same.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class TrainingRun:
     """A run that is ready for its next step.
 
     Attributes:
-      config: locked, as stored in the run's directory.
-      directory: where the run lives.
-      mesh: of the step.
-      task: what is trained.
-      train_step: compiled at its first call.
-      start: steps taken so far.
-      state: trainable parameters, optimizer, step.
-      frozen: constants of the loss, in the compute dtype.
-      carried: host arrays that only travel through checkpoints.
-      batches: from `start` on.
-      checkpoints: of this directory.
-      evaluator: scores of all parameters; None where evaluation is off.
-      negatives: by step, to be used in place of draws.
-      report: lines for the user: where the parameters came from.
+      config: the locked configuration, as stored in the directory.
+      directory: directory of the run.
+      mesh: mesh of the step.
+      task: the task.
+      train_step: the step; compiled at its first call.
+      start: number of steps taken so far.
+      state: trainable parameters, optimizer state and step.
+      frozen: frozen parameters in the compute dtype.
+      carried: host arrays that only checkpoints hold.
+      batches: training batches, from `start` on.
+      checkpoints: checkpoints of the directory.
+      evaluator: maps all parameters to scores; None without evaluation.
+      negatives: replayed negatives by step.
+      report: lines for the user: devices, sizes, and the origin of the parameters.
     """
 
     config: ConfigDict
@@ -76,21 +76,23 @@ class TrainingRun:
     report: list[str]
 
     def trees(self) -> dict[str, Tree]:
-        """What a checkpoint holds, by name."""
+        """Return the trees that a checkpoint holds, by name."""
         trees = {"trainable": self.state.trainable, "optimizer": self.state.optimizer}
         return trees | ({"carried": self.carried} if self.carried else {})
 
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What follows from a configuration and its devices alone: no file is opened.
+    """The parts of a run that follow from configuration and devices, without files.
 
     Attributes:
-      config: canonical and valid.
-      mesh, task, optimizer: of the run.
-      shapes: of trainable and frozen parameters.
-      schedule: of the learning rate.
-      state: shapes of the state, that know where they live.
+      config: a valid, canonical configuration.
+      mesh: mesh of the step.
+      task: the task.
+      shapes: shapes of trainable and frozen parameters.
+      schedule: learning rate by step.
+      optimizer: optimizer of the trainable parameters.
+      state: shapes and shardings of the state.
     """
 
     config: ConfigDict
@@ -102,7 +104,7 @@ class StepPlan:
     state: TrainState
 
     def train_step(self, frozen: Tree) -> TrainStep:
-        """The step for these frozen parameters (or their shapes)."""
+        """Build the step for frozen parameters or their shapes."""
         return make_train_step(
             self.task,
             self.optimizer,
@@ -114,15 +116,18 @@ class StepPlan:
         )
 
 
-def design(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> StepPlan:
-    """Check a canonical configuration and design its step.
+def plan_step(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> StepPlan:
+    """Check a configuration and plan its step.
 
     Args:
-      devices: all of them where absent; they need not be there.
+      config: a canonical configuration.
+      devices: devices of the mesh, which may be abstract; by default all devices.
 
     Raises:
-      ValueError: the configuration cannot run, or its mesh or batch does not fit the
-        number of devices.
+      ValueError: the configuration is invalid, or its mesh or batch size does not fit
+        the number of devices.
     """
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
@@ -136,8 +141,8 @@ def design(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> S
 
 
 @dataclasses.dataclass(frozen=True)
-class _Values:
-    """The part of a run that a checkpoint or `config.init` provides."""
+class _StartValues:
+    """The part of a run that comes from a checkpoint or from `config.init`."""
 
     step: int
     state: TrainState
@@ -150,23 +155,28 @@ def set_up(
     directory: pathlib.Path,
     make_evaluator: EvaluatorFactory | None = None,
 ) -> TrainingRun:
-    """Check, open, restore or initialise; then write what a new run stores.
+    """Set up a run: check it, restore or initialise it, then write its directory.
+
+    Args:
+      config: configuration of the run.
+      directory: directory of the run.
+      make_evaluator: see `train`.
 
     Raises:
-      ValueError, OSError, CheckpointError: the run cannot be; the message says why,
-        and a directory that did not exist still does not.
+      ValueError, OSError, CheckpointError: the run cannot start; the message says why.
+        A directory that did not exist is not created.
     """
     config = configuration.canonical(config)
     continues = bool(hosts.broadcast_from_first(check_directory(config, directory)))
-    made = design(config)
-    mesh, task, shapes = made.mesh, made.task, made.shapes
-    optimizer, target = made.optimizer, made.state
+    plan = plan_step(config)
+    mesh, task, shapes = plan.mesh, plan.task, plan.shapes
+    optimizer, target = plan.optimizer, plan.state
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)
     evaluator = build_evaluator(config, task, make_evaluator)
     negatives = replay.read(config.replay)
-    constants, manifest = initial_params.load_frozen_parameters(
+    frozen_params, manifest = initial_params.load_frozen_parameters(
         config, task, shapes.frozen, mesh
     )
     if continues:
@@ -181,24 +191,16 @@ def set_up(
         directory=directory,
         mesh=mesh,
         task=task,
-        train_step=made.train_step(constants),
+        train_step=plan.train_step(frozen_params),
         start=values.step,
         state=values.state,
-        frozen=constants,
+        frozen=frozen_params,
         carried=values.carried,
         batches=batches,
         checkpoints=open_checkpoints(config, directory),
         evaluator=evaluator,
         negatives=negatives,
-        report=[
-            _sizes(mesh, values, constants),
-            *values.report,
-            *(
-                f"from {told['source']}: {note}"
-                for told in manifest.values()
-                for note in told.get("notes", ())
-            ),
-        ],
+        report=_report(mesh, values, frozen_params, manifest),
     )
 
 
@@ -224,10 +226,10 @@ def build_evaluator(
 
 
 def check_directory(config: ConfigDict, directory: pathlib.Path) -> bool:
-    """Whether the directory holds this very run, to be continued.
+    """Return True if the directory holds this run, False if it holds none.
 
     Raises:
-      ConfigError: it holds another run, or something that is no run.
+      ConfigError: it holds another run, or checkpoints without a configuration.
     """
     if (directory / "config.json").exists():
         configuration.check_same_run(configuration.read_config(directory), config)
@@ -238,7 +240,7 @@ def check_directory(config: ConfigDict, directory: pathlib.Path) -> bool:
 
 
 def open_checkpoints(config: ConfigDict, directory: pathlib.Path) -> Checkpoints:
-    """The run's checkpoints, for reading and writing."""
+    """Open the checkpoints of a run for reading and writing."""
     return Checkpoints(
         directory, keep=config.checkpoint.keep, mode=config.evaluation.mode
     )
@@ -246,22 +248,22 @@ def open_checkpoints(config: ConfigDict, directory: pathlib.Path) -> Checkpoints
 
 def restore(
     config: ConfigDict, directory: pathlib.Path, target: TrainState
-) -> _Values | None:
-    """The newest intact checkpoint; None where a run was stopped before its first."""
+) -> _StartValues | None:
+    """Restore the newest intact checkpoint; None if the run has not saved one yet."""
     checkpoints = open_checkpoints(config, directory)
     try:
-        found = checkpoints.restore(
+        restored = checkpoints.restore(
             {"trainable": target.trainable, "optimizer": target.optimizer}
         )
-        if found is None:
+        if restored is None:
             return None
-        carried = checkpoints.read(found.step, ("carried",)).trees.get("carried", {})
+        carried = checkpoints.read(restored.step, ("carried",)).trees.get("carried", {})
     finally:
         checkpoints.close()
-    step = sharding.shard_tree(np.int32(found.step), target.step.sharding)
-    state = TrainState(step, found.trees["trainable"], found.trees["optimizer"])
-    return _Values(
-        found.step, state, carried, [f"continued from checkpoint {found.step}"]
+    step = sharding.shard_tree(np.int32(restored.step), target.step.sharding)
+    state = TrainState(step, restored.trees["trainable"], restored.trees["optimizer"])
+    return _StartValues(
+        restored.step, state, carried, [f"continued from checkpoint {restored.step}"]
     )
 
 
@@ -269,18 +271,18 @@ def begin(
     start: initial_params.InitialParams,
     optimizer: optax.GradientTransformation,
     target: TrainState,
-) -> _Values:
-    """The state before the first step, laid out as the target is."""
+) -> _StartValues:
+    """Create the state before the first step, with the shardings of the target."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, target)
     create = lambda trainable: create_state(trainable, optimizer)
     state = jax.jit(create, out_shardings=layout)(start.trainable)
-    return _Values(0, state, start.carried, start.report)
+    return _StartValues(0, state, start.carried, start.report)
 
 
 def open_batches(
     config: ConfigDict, task: Task, mesh: Mesh, start: int
 ) -> TrainingBatches:
-    """The training stream of this process, from a step on."""
+    """Open the training batches of this process, from a step on."""
     return training_batches(
         config.data,
         task.batch_format,
@@ -294,7 +296,7 @@ def open_batches(
 def write_run(
     config: ConfigDict, directory: pathlib.Path, manifest: Any, fingerprint: Any
 ) -> None:
-    """Make the run's directory: `sources.json`, then `config.json`."""
+    """Create the directory of a run and write `sources.json`, then `config.json`."""
     hosts.barrier("every process is ready")
     if hosts.is_first():
         directory.mkdir(parents=True, exist_ok=True)
@@ -307,43 +309,56 @@ def write_run(
 def verify_sources(
     directory: pathlib.Path, manifest: frozen.Manifest, fingerprint: Any
 ) -> None:
-    """Refuse to continue with other frozen weights or other data.
+    """Check that frozen weights and data are those that the run began with.
 
     Raises:
-      WeightsError: naming the arrays that differ.
-      ConfigError: naming the sources that differ.
+      WeightsError: frozen arrays differ; the message names them.
+      ConfigError: a data source differs; the message names it.
     """
     stored = frozen.read_sources(directory)
     frozen.verify_manifest(stored["frozen"], manifest)
-    found = json.loads(json.dumps(fingerprint))
-    for before, now in zip(stored["data"], found, strict=True):
+    current = json.loads(json.dumps(fingerprint))
+    for before, now in zip(stored["data"], current, strict=True):
         if before != now:
             raise ConfigError(f"the data of this run was {before}, is now {now}")
 
 
-def _sizes(mesh: Mesh, values: _Values, constants: Tree) -> str:
-    """One line: devices and parameters."""
+def _report(
+    mesh: Mesh, values: _StartValues, frozen_params: Tree, manifest: frozen.Manifest
+) -> list[str]:
+    """Return lines on devices, parameter counts and the origin of the parameters."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     parts = {
         "trainable": values.state.trainable,
-        "frozen": constants,
+        "frozen": frozen_params,
         "carried": values.carried,
     }
     counts = ", ".join(
         f"{sum(leaf.size for leaf in jax.tree.leaves(tree)):,} {name}"
         for name, tree in parts.items()
+        if tree
     )
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return f"{mesh.size} {mesh.devices.flat[0].device_kind} ({axes}); {counts}"
+    notes = [
+        f"from {entry['source']}: {note}"
+        for entry in manifest.values()
+        for note in entry.get("notes", ())
+    ]
+    return [
+        f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}",
+        f"parameters: {counts}",
+        *values.report,
+        *notes,
+    ]
 
 
 def _abstract_state(
     optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
 ) -> TrainState:
-    """Shapes of the state, that know where they live."""
+    """Return shapes and shardings of the state."""
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
         ),
         state,
         sharding.tree_shardings(state, mesh),

@@ -1,4 +1,4 @@
-"""What a training step changes."""
+"""The training state and the random key of a step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """All that differs between two steps, and so all that a checkpoint must hold.
+    """Everything that a training step changes; checkpoints store it.
 
-    The randomness of a step is `step_key(seed, step)`, and the data's position is
-    `step * batch_size`: neither is stored.
+    The random key of a step is `step_key(seed, step)` and the position in the data is
+    `step * batch_size`, so that neither is stored.
 
     Attributes:
-      step: int32 scalar, the number of batches seen.
+      step: int32 scalar, the number of steps taken.
       trainable: nested dict of fp32 parameters.
-      optimizer: the optax state over `trainable`.
+      optimizer: the optax state of `trainable`.
     """
 
     step: jax.Array
@@ -31,10 +31,10 @@ class TrainState:
 def create_state(
     trainable: dict[str, Any], optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step. Works under `jax.eval_shape`."""
+    """Create the state before the first step. Works under `jax.eval_shape`."""
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 
 
 def step_key(seed: int, step: jax.Array | int) -> jax.Array:
-    """The key of all randomness of one step; the same on any mesh."""
+    """Return the random key of a step; it does not depend on the mesh."""
     return jax.random.fold_in(jax.random.key(seed), step)

@@ -1,8 +1,8 @@
-"""One jitted training step over a mesh.
+"""The jitted training step.
 
-The same program on one CPU, eight GPUs or a pod: `jax.jit` with explicit shardings
-and losses that are means over the global batch. Gradients are taken with respect to
-the trainable part alone; the frozen part enters as a constant.
+The program is the same on one CPU, eight GPUs or a pod: `jax.jit` with explicit
+shardings, and losses that are means over the global batch. Gradients are taken with
+respect to the trainable parameters; frozen parameters enter as constants.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Metrics = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """A compiled step with its mesh and layout.
+    """A jitted step with its mesh and shardings.
 
     Attributes:
-      mesh: over which the step runs.
+      mesh: the mesh that the step runs on.
       state: shardings of the `TrainState`, which the step donates.
-      frozen: shardings of the frozen parameters, which it does not.
-      batch: sharding of every entry of a batch.
-      jitted: the function of (state, frozen, batch, replay) itself.
+      frozen: shardings of the frozen parameters, which it does not donate.
+      batch: sharding of every array of a batch.
+      jitted: the jitted function of (state, frozen, batch, negatives).
     """
 
     mesh: Mesh
@@ -52,7 +52,7 @@ class TrainStep:
         state: TrainState,
         frozen: Mapping[str, Any],
         batch: Mapping[str, jax.Array],
-        replay: Any = None,
+        negatives: Any = None,
     ) -> tuple[TrainState, Metrics]:
         """Train on one batch.
 
@@ -60,18 +60,18 @@ class TrainStep:
           state: donated.
           frozen: in the compute dtype.
           batch: global arrays (`sharding.make_global_batch`).
-          replay: sampled negatives of an earlier run, in place of new draws.
+          negatives: negatives of an earlier run, used instead of sampled ones.
 
         Returns:
-          The new state, and replicated metrics: what the task reports, `grad_norm`
-          (before clipping), `learning_rate`, and `finite` (0 where the loss or the
-          gradient's norm is not).
+          The new state and replicated metrics: those of the task, `grad_norm` (before
+          clipping), `learning_rate`, and `finite` (0 if the loss or the gradient norm
+          is not finite).
         """
         with jax.set_mesh(self.mesh):
-            return self.jitted(state, frozen, batch, replay)
+            return self.jitted(state, frozen, batch, negatives)
 
     def trace(self, *args: Any) -> Any:
-        """`jax.jit(...).trace` on (state, frozen, batch, replay), abstract or not."""
+        """Trace the step; the arguments are arrays or `jax.ShapeDtypeStruct`s."""
         with jax.set_mesh(self.mesh):
             return self.jitted.trace(*args)
 
@@ -82,15 +82,15 @@ def loss_and_gradients(
     frozen: Mapping[str, Any],
     batch: Mapping[str, Any],
     key: jax.Array | None,
-    replay: Any = None,
+    negatives: Any = None,
 ) -> tuple[jax.Array, Metrics, dict[str, Any]]:
-    """The loss, what the task reports beside it, and d loss / d trainable."""
+    """Compute the loss of a task, its metrics and d loss / d trainable."""
     frozen = jax.lax.stop_gradient(frozen)
     if task.gradients is not None:
-        return task.gradients(trainable, frozen, batch, key, replay)
+        return task.gradients(trainable, frozen, batch, key, negatives)
 
     def loss_of(trainable: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
-        return task.loss(merge(trainable, frozen), batch, key, replay)
+        return task.loss(merge(trainable, frozen), batch, key, negatives=negatives)
 
     (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
     return loss, metrics, gradients
@@ -106,29 +106,31 @@ def make_train_step(
     *,
     seed: int,
 ) -> TrainStep:
-    """Build the step; nothing is compiled before its first call.
+    """Build the training step. It is compiled at its first call.
 
     Args:
-      task: what is computed.
-      optimizer: of the trainable part.
-      schedule: only to report the learning rate.
-      mesh: see `sharding.make_mesh`.
-      state, frozen: arrays or their shapes; only read for the layout.
-      seed: of the run; a step's key is `step_key(seed, step)`.
+      task: the task.
+      optimizer: optimizer of the trainable parameters.
+      schedule: learning rate by step; only reported.
+      mesh: from `sharding.make_mesh`.
+      state: arrays or their shapes; only used for shardings.
+      frozen: likewise.
+      seed: seed of the run; the key of a step is `step_key(seed, step)`.
     """
     trim_memory_after_compiling()
     state_layout = sharding.tree_shardings(state, mesh)
     frozen_layout = sharding.tree_shardings(frozen, mesh)
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    working = sharding.compute_shardings((state.trainable, frozen), mesh)
-    place = jax.lax.with_sharding_constraint
+    batch_sharding = sharding.batch_sharding(mesh)
+    replicated = sharding.replicated(mesh)
+    compute_layout = sharding.compute_shardings((state.trainable, frozen), mesh)
+    constrain = jax.lax.with_sharding_constraint
 
-    def step(state: TrainState, frozen: Any, batch: Any, replay: Any):
-        gathered, constants = place((state.trainable, frozen), working)
+    def step(state: TrainState, frozen: Any, batch: Any, negatives: Any):
+        gathered, constants = constrain((state.trainable, frozen), compute_layout)
         loss, metrics, gradients = loss_and_gradients(
-            task, gathered, constants, batch, step_key(seed, state.step), replay
+            task, gathered, constants, batch, step_key(seed, state.step), negatives
         )
-        gradients = place(gradients, state_layout.trainable)
+        gradients = constrain(gradients, state_layout.trainable)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.trainable
         )
@@ -143,9 +145,9 @@ def make_train_step(
 
     jitted = jax.jit(
         step,
-        in_shardings=(state_layout, frozen_layout, rows, whole),
-        out_shardings=(state_layout, whole),
+        in_shardings=(state_layout, frozen_layout, batch_sharding, replicated),
+        out_shardings=(state_layout, replicated),
         donate_argnums=0,
         compiler_options=low_memory_compiler_options(mesh),
     )
-    return TrainStep(mesh, state_layout, frozen_layout, rows, jitted)
+    return TrainStep(mesh, state_layout, frozen_layout, batch_sharding, jitted)

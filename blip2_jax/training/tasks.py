@@ -1,12 +1,13 @@
-"""What a run computes: a model, its loss and the batches that it eats.
+"""Training tasks: a model, its loss and the format of its batches.
 
-A task is built from a configuration by name. Everything else in training (step, loop,
-checkpoints) sees this one interface.
+A task is built from a configuration by name. The step, the loop and the checkpoints use
+this one interface.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -39,39 +40,41 @@ Batch = Mapping[str, Any]
 
 
 class Loss(Protocol):
-    """A training loss: a mean over the global batch, of all parameters."""
+    """A training loss: a mean over the global batch."""
 
     def __call__(
-        self, params: Params, batch: Batch, key: jax.Array | None, replay: Any = None
+        self, params: Params, batch: Batch, key: jax.Array | None, negatives: Any = None
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Compute the loss and what to report.
+        """Compute the loss and its metrics.
 
         Args:
           params: trainable and frozen parameters, merged.
           batch: global arrays.
-          key: of dropout and of sampled negatives; None: neither dropout nor draws.
-          replay: negatives to use in place of drawn ones.
+          key: key for dropout and sampled negatives. None disables dropout and samples
+            negatives from a fixed key.
+          negatives: negatives of an earlier run, used instead of sampled ones.
 
         Returns:
-          The fp32 scalar loss, and fp32 scalars by name; stage 1 adds `negatives`.
+          The fp32 scalar loss, and metrics by name: fp32 scalars and, in stage 1, the
+          sampled `negatives`.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One kind of training.
+    """A kind of training.
 
     Attributes:
       name: key of `TASKS`.
-      model: the flax module; evaluation and generation use it too.
-      init_params: random parameters from a key; works under `jax.eval_shape`.
-      loss: see `Loss`.
-      batch_format: which examples the data pipeline makes: "image_text" (stage 1,
-        contrast), "decoder", "encoder_decoder", "text_decoder" or
-        "text_encoder_decoder" (the latter two without images).
-      tokenizers: keys of `config.data.tokenizer` that these examples need.
-      gradients: how a step takes its batch in chunks; None: at once.
+      model: the Flax module; evaluation and generation use it too.
+      init_params: creates random parameters from a key; works under `jax.eval_shape`.
+      loss: the loss function.
+      batch_format: format of the examples that the data pipeline makes: "image_text"
+        (stage 1, contrast), "decoder", "encoder_decoder", "text_decoder" or
+        "text_encoder_decoder" (the last two without images).
+      tokenizers: keys of `config.data.tokenizer` that the examples need.
+      gradients: computes loss and gradient in chunks; None processes the batch at once.
     """
 
     name: str
@@ -84,10 +87,10 @@ class Task:
 
 
 def make_task(config: ConfigDict) -> Task:
-    """The task that a configuration names.
+    """Build the task of a configuration.
 
     Raises:
-      ValueError: an unknown task, model size or option; the message names it.
+      ValueError: the task, a model size or an option is unknown; the message names it.
     """
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}; there are {', '.join(TASKS)}")
@@ -95,19 +98,19 @@ def make_task(config: ConfigDict) -> Task:
 
 
 def compute_dtype(config: ConfigDict) -> Any:
-    """The dtype of matmul inputs, and of frozen parameters."""
+    """Return the dtype of matmul inputs and of frozen parameters."""
     return jnp.dtype(config.precision)
 
 
 def model_config(options: ConfigDict) -> presets.Blip2Config:
-    """The preset that `config.model` names, with its overrides.
+    """Return the sizes of `config.model`: a preset with overrides.
 
     Overrides follow the fields of `Blip2Config`: `{"qformer": {"depth": 4}}`. A part
-    that the preset lacks, or another kind of part, says its kind and is complete:
+    that the preset lacks, or a part of another kind, needs its kind and all its fields:
     `{"vision": {"kind": "features", "num_tokens": 49, "width": 1280}}`.
 
     Raises:
-      ValueError: no such preset or field.
+      ValueError: the preset or a field is unknown.
     """
     try:
         base = presets.preset(options.preset)
@@ -128,7 +131,7 @@ def _override(base: Any, changes: Any, where: str) -> Any:
 
 
 def _part(present: Any, changes: dict[str, Any], path: str) -> Any:
-    """A changed part of a model, or a new one of the kind that `changes` names."""
+    """Return a changed part of a model, or a new one if `changes` names a kind."""
     kind = changes.pop("kind", None)
     if kind is None:
         if present is None:
@@ -146,6 +149,7 @@ def _options(kind: type, options: ConfigDict) -> Any:
 
 
 def _stage1(config: ConfigDict) -> Task:
+    """Build the task of stage 1."""
     model = Blip2Stage1(model_config(config.model), **module_kwargs(config))
     options = _options(Stage1Options, config.objective)
     init = lambda key: init_params(model, key)
@@ -162,9 +166,7 @@ def _stage1(config: ConfigDict) -> Task:
         name="stage1",
         model=model,
         init_params=init,
-        loss=lambda params, batch, key, replay=None: stage1_loss(
-            model, params, batch, key, options, replay
-        ),
+        loss=functools.partial(stage1_loss, model, options=options),
         batch_format="image_text",
         tokenizers=("qformer",),
         gradients=stage1_in_chunks(model, options, count) if count > 1 else None,
@@ -172,16 +174,18 @@ def _stage1(config: ConfigDict) -> Task:
 
 
 def _stage2(config: ConfigDict) -> Task:
+    """Build the task of stage 2 and of its fine-tunes."""
     sizes = model_config(config.model)
     family = _family(_language_sizes(sizes))
-    asks_qformer = config.model.get("question_in_qformer", False)  # not in old runs
+    # Runs of earlier versions lack the key.
+    question_in_qformer = config.model.get("question_in_qformer", False)
     model = Blip2Stage2(
-        sizes, **module_kwargs(config), question_in_qformer=asks_qformer
+        sizes, **module_kwargs(config), question_in_qformer=question_in_qformer
     )
     options = _options(Stage2Options, config.objective)
     check_options(config.optimizer.accumulate, num_shards=options.num_shards)
 
-    def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
+    def loss(params: Params, batch: Batch, key: Any, negatives: Any = None) -> Any:
         return stage2_loss(model, params, batch, key, options)
 
     return Task(
@@ -189,22 +193,28 @@ def _stage2(config: ConfigDict) -> Task:
         model=model,
         init_params=lambda key: init_params(model, key),
         loss=loss,
-        batch_format=question_format(family) if asks_qformer else family,
-        tokenizers=(*(("qformer",) if asks_qformer else ()), "language_model"),
+        batch_format=question_format(family) if question_in_qformer else family,
+        tokenizers=(
+            *(("qformer",) if question_in_qformer else ()),
+            "language_model",
+        ),
         gradients=_chunked_mean(config, loss, options.mean_over),
     )
 
 
 def _contrast(config: ConfigDict) -> Task:
-    """An image tower, to be frozen later, learns from captions."""
+    """Build the task that trains an image encoder on captions, to be frozen later."""
     sizes = model_config(config.model)
     options = _options(ContrastOptions, config.objective)
     if not isinstance(sizes.vision, presets.ViTConfig):
-        raise ValueError("the contrast task trains an image tower, not features")
+        raise ValueError(
+            "the contrast task trains an image encoder; config.model.overrides.vision "
+            "is of kind 'features'"
+        )
     if config.optimizer.accumulate > 1:
         raise ValueError(
-            f"config.optimizer.accumulate is {config.optimizer.accumulate}; the "
-            "contrast task takes its batch at once: it must be 1"
+            f"config.optimizer.accumulate is {config.optimizer.accumulate}; it must be "
+            "1 for the contrast task, which does not support chunks"
         )
     text = TextTowerConfig(
         vocab_size=sizes.qformer.vocab_size,
@@ -221,7 +231,7 @@ def _contrast(config: ConfigDict) -> Task:
         name="contrast",
         model=model,
         init_params=lambda key: init_contrast(model, key, options.initial_std),
-        loss=lambda params, batch, key, replay=None: contrast_loss(
+        loss=lambda params, batch, key, negatives=None: contrast_loss(
             model, params, batch, options
         ),
         batch_format="image_text",
@@ -230,7 +240,7 @@ def _contrast(config: ConfigDict) -> Task:
 
 
 def _language_model(config: ConfigDict) -> Task:
-    """A language model, to be frozen later, learns from text alone."""
+    """Build the task that trains a language model on text, to be frozen later."""
     sizes = _language_sizes(model_config(config.model))
     decoder_only = _family(sizes) == "decoder"
     model = build_language_model(sizes, **module_kwargs(config))
@@ -244,7 +254,7 @@ def _language_model(config: ConfigDict) -> Task:
         params = initial_language_model(variables["params"], sizes, options.initial_std)
         return {"language_model": params}
 
-    def loss(params: Params, batch: Batch, key: Any, replay: Any = None) -> Any:
+    def loss(params: Params, batch: Batch, key: Any, negatives: Any = None) -> Any:
         return language_loss(model, params, batch, key)
 
     return Task(
@@ -259,13 +269,13 @@ def _language_model(config: ConfigDict) -> Task:
 
 
 def _chunked_mean(config: ConfigDict, loss: Loss, weight: str) -> Gradients | None:
-    """How a loss that is a mean over `weight` takes the chunks that are asked for."""
+    """Return chunked gradients of a loss that is a mean over `weight`; None for 1."""
     count = config.optimizer.accumulate
     return mean_in_chunks(loss, count, weight) if count > 1 else None
 
 
 def module_kwargs(config: ConfigDict) -> dict[str, Any]:
-    """What every module takes beside its sizes."""
+    """Return the keyword arguments that every module takes besides its sizes."""
     return {
         "dtype": compute_dtype(config),
         "scan": config.model.scan,
@@ -274,7 +284,7 @@ def module_kwargs(config: ConfigDict) -> dict[str, Any]:
 
 
 def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
-    """The language model of a configuration that must have one."""
+    """Return the sizes of the language model, which the task requires."""
     if sizes.language_model is None:
         raise ValueError(
             "this task needs a language model: choose a preset that has one, or set "
@@ -284,7 +294,7 @@ def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
 
 
 def _family(language: presets.LanguageModelConfig) -> BatchFormat:
-    """The batch format of a language model's family."""
+    """Return the batch format of a language model."""
     is_decoder = isinstance(language, presets.OPTConfig)
     return "decoder" if is_decoder else "encoder_decoder"
 

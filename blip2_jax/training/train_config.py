@@ -1,8 +1,8 @@
-"""The configuration of a training run: every key, its default and what it means.
+"""The configuration of a training run: all keys with defaults and meaning.
 
-An experiment is one file `configs/NAME.py` with a `get_config()` that starts from
-`default_config(task)` and changes what differs. The result is locked: a key that
-is not named here is an error, here and on the command line
+An experiment is a file `configs/NAME.py` whose `get_config()` starts from
+`default_config(task)` and sets the keys that differ. The configuration is locked: an
+unknown key is an error, in the file and on the command line
 (`--config.optimizer.learning_rate=3e-4`).
 """
 
@@ -24,11 +24,11 @@ from blip2_jax.nn.precision import PRECISIONS
 TASKS = ("stage1", "stage2", "contrast", "language_model")
 OPTIMIZERS = ("adamw", "muon")
 
-# Keys whose change leaves the sequence of losses as it was, up to rounding: a run
-# may be continued with other values. Every other key is part of what the run *is*.
-# `steps` is not here: the schedule depends on it.
+# Keys that do not change the sequence of losses, up to rounding. A run may be continued
+# with other values of these keys only. `steps` is not among them, because the learning
+# rate schedule depends on it.
 CHANGEABLE = (
-    "frozen_sources",  # files may move; their digests must be the same
+    "frozen_sources",  # files may move; their digests must not change
     "log_every",
     "mesh",
     "model.attention",
@@ -48,8 +48,8 @@ _FROZEN = {
     "contrast": (),
     "language_model": (),
 }
-# The text branch of the Q-Former has no work in stage 2; it travels along, so that
-# a later VQA fine-tune finds it as stage 1 left it.
+# Stage 2 does not use the text branch of the Q-Former. Checkpoints carry it along for a
+# later VQA fine-tune.
 _TEXT_BRANCH = (
     "^qformer/embeddings/(word|position)$",
     "^qformer/layer_[0-9]+/text_mlp(_norm)?/",
@@ -60,52 +60,59 @@ _TEXT_BRANCH = (
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message is one sentence for the user."""
+    """The configuration is invalid; the message is one sentence for the user."""
 
 
 def default_config(task: str = "stage1") -> ConfigDict:
-    """Every key with its default: the paper's values where the paper gives one.
+    """Return all keys with defaults: the values of the paper where it gives them.
+
+    Sources of data and of frozen weights are empty.
 
     Args:
-      task: one of `TASKS`; it decides what is frozen, carried and how captions are
-        written. Sources of data and of frozen weights are left empty.
+      task: one of `TASKS`; it determines `frozen`, `carried` and some defaults.
     """
     if task not in TASKS:
-        raise ConfigError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
+        raise ConfigError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     config = ConfigDict()
     config.task = task
     config.seed = 0
     config.steps = 250_000 if task == "stage1" else 80_000
-    config.batch_size = 1680  # of all devices together
-    config.precision = "bfloat16"  # of matmul inputs; masters are float32 always
+    config.batch_size = 1680  # of the global batch
+    # Of matmul inputs. Trainable parameters are float32 always.
+    config.precision = "bfloat16"
 
     config.model = _model()
     config.init = _init()
-    # Weights of the towers: frozen or, where `frozen` leaves them out, to begin from.
-    # An image encoder's positions are brought to the image size. A file or folder of
-    # the tower's own project (EVA-CLIP, CLIP, OPT, T5; docs/conversion.md), one that
-    # launch/convert.py wrote, the directory of the run that made it, "shapes:vision",
-    # "shapes:opt", "shapes:t5" (shipped; "shapes:opt_small" and so on too), or "random"
+    # Weights of image encoder and language model. A tower that `frozen` does not match
+    # starts from them. Position embeddings are interpolated to the image size. Each is
+    # a file or directory of the tower's project (EVA-CLIP, CLIP, OPT, T5;
+    # docs/conversion.md) or of `launch/convert.py`, a run directory, one of the shipped
+    # "shapes:vision", "shapes:opt", "shapes:t5" ("shapes:opt_small", ...), or "random"
     # (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
-    # Regexes over parameter paths. Frozen: used, not trained, not checkpointed.
-    # Carried: not used by this task, checkpointed for a later one.
+    # Regular expressions of parameter paths. Frozen parameters are used, but neither
+    # trained nor checkpointed. Carried ones are not used by the task, but checkpointed
+    # for a later one.
     config.frozen = _FROZEN[task]
     config.carried = _TEXT_BRANCH if task == "stage2" else ()
-    # Fields of the task's options (`Stage1Options`, `Stage2Options`, ...).
+    # Fields of the options of the loss (`Stage1Options`, `Stage2Options`, ...).
     config.objective = ConfigDict()
     config.optimizer = _optimizer(task)
 
     config.data = _data(task)
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the rest
+    config.mesh = ConfigDict(
+        {"data": -1, "fsdp": 1, "tensor": 1}
+    )  # -1: all other devices
     config.checkpoint = _checkpoint()
     config.evaluation = _evaluation()
     config.log_every = 50
     config.logging = ConfigDict(
         {"wandb": False, "wandb_project": "blip2_jax", "negatives": False}
     )
-    config.replay = ""  # a negatives.jsonl: hard negatives to use in place of draws
-    config.compilation_cache = ""  # a directory: compiled programs outlive the run
+    # A negatives.jsonl of another run: use these hard negatives instead of sampling.
+    config.replay = ""
+    # A directory that keeps compiled programs for later runs.
+    config.compilation_cache = ""
     return config.lock()
 
 
@@ -115,27 +122,30 @@ def _model() -> ConfigDict:
             "preset": "pretrain",
             # Sizes that differ from the preset, e.g. {"qformer": {"depth": 4}}.
             "overrides": {},
-            "scan": True,  # towers as one scanned block: small programs
-            # What the backward pass computes again of a block: "none", "full", or
-            # "dots": all but products of rows with weights (docs/training.md).
+            "scan": True,  # scan over the blocks of a tower: shorter compilation
+            # Rematerialisation of blocks in the backward pass: "none", "full", or
+            # "dots", which keeps matmuls of activations with weights
+            # (docs/training.md).
             "remat": "none",
-            # "cudnn": by cuDNN's kernel where it can (docs/training.md); "auto": on a
-            # GPU that has it, where nothing is masked (image towers).
+            # "xla"; "cudnn": cuDNN's kernel where possible (docs/training.md); "auto":
+            # cuDNN's kernel for unmasked attention (image encoders) on a GPU that has
+            # it.
             "attention": "auto",
-            # Stage 2: the Q-Former reads the question beside its queries (the paper's
-            # VQA fine-tune); its text branch is then trained, from stage 1's.
+            # Stage 2: the Q-Former reads the question beside the queries, as in the VQA
+            # fine-tune of the paper. Its text branch is then trained too.
             "question_in_qformer": False,
         }
     )
 
 
 def _init() -> ConfigDict:
-    """Where a new run starts from: nothing, unless one of these is set."""
+    """Return the keys that say where a new run starts from; empty: from scratch."""
     return ConfigDict(
         {
-            "from_run": "",  # a run directory of this package, e.g. of stage 1
-            "which": "last",  # "last", "best" or a step of that run
-            "from_weights": (),  # files or folders: ours, BERT, LAVIS, Hugging Face
+            "from_run": "",  # a run directory, e.g. of stage 1
+            "which": "last",  # checkpoint of that run: "last", "best" or a step
+            # Files or directories of this package, BERT, LAVIS or Hugging Face.
+            "from_weights": (),
         }
     )
 
@@ -143,7 +153,7 @@ def _init() -> ConfigDict:
 def _optimizer(task: str) -> ConfigDict:
     return ConfigDict(
         {
-            "name": "adamw",  # the paper's; "muon" for matrices learns in fewer steps
+            "name": "adamw",  # as in the paper; "muon" needs fewer steps
             "learning_rate": 1e-4,
             "warmup_steps": 2000,
             "warmup_start_learning_rate": 1e-6,
@@ -152,49 +162,49 @@ def _optimizer(task: str) -> ConfigDict:
             "b1": 0.9,
             "b2": 0.98,
             "eps": 1e-8,
-            "clip": 0.0,  # of the global norm; 0: none, as in the original
-            "original_decay": False,  # the original decays the temperature too
-            "layer_decay": 1.0,  # per block of an image encoder that is trained
-            "rate_factors": (),  # pairs (pattern of paths, factor of their rate)
-            # Chunks that a step takes its batch in, for less memory. Losses are means
-            # over the whole batch all the same, and ITC contrasts all of it.
+            "clip": 0.0,  # largest gradient norm; 0: no clipping, as in the original
+            "original_decay": False,  # decay the temperature too, as the original does
+            "layer_decay": 1.0,  # rate decay per block of a trained image encoder
+            "rate_factors": (),  # pairs (pattern of paths, learning rate factor)
+            # Number of chunks that a step splits its batch into, to save memory. Losses
+            # stay means over the whole batch, and ITC contrasts the whole batch.
             "accumulate": 1,
         }
     )
 
 
 def _data(task: str) -> ConfigDict:
-    """The fields of `DataConfig`, which says what they mean."""
+    """Return the fields of `DataConfig`; see there."""
     fields = ConfigDict(dataclasses.asdict(DataConfig(train=())))
     fields.workers = 0 if task == "language_model" else 8
     return fields
 
 
 def _checkpoint() -> ConfigDict:
-    return ConfigDict({"every": 1000, "keep": 2})  # and the best by evaluation
+    return ConfigDict({"every": 1000, "keep": 2})  # keeps the best one too
 
 
 def _evaluation() -> ConfigDict:
     return ConfigDict(
         {
             "every": 0,  # 0: never
-            "sources": (),  # source specs, as data.train
-            "metric": "",  # what "best" means; "": the task's own
+            "sources": (),  # as data.train
+            "metric": "",  # score that selects the best checkpoint; see `best_metric`
             "mode": "max",
             "batch_size": 64,
             "max_examples": 0,  # 0: all
             "max_new_tokens": 30,
             "num_beams": 1,
-            "rerank": 32,  # candidates that ITM re-ranks (stage 1)
+            "rerank": 32,  # number of candidates that ITM re-ranks (stage 1)
         }
     )
 
 
 def validate(config: ConfigDict) -> None:
-    """Check the values that no later part of the set-up checks by itself.
+    """Check the values that no later part of the set-up checks.
 
     Raises:
-      ConfigError: with one sentence that names the key, its value and what to do.
+      ConfigError: a value is invalid; the message names the key and the valid values.
     """
     _one_of("task", config.task, TASKS)
     _one_of("precision", config.precision, PRECISIONS)
@@ -220,9 +230,11 @@ def validate(config: ConfigDict) -> None:
             f"{config.task!r}; it belongs to 'stage2'"
         )
     if not config.data.train:
-        raise ConfigError("config.data.train names no source of data")
+        raise ConfigError("config.data.train is empty; it must name a source of data")
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("config.logging.wandb is set: pip install wandb")
+        raise ConfigError(
+            "config.logging.wandb is set, but wandb is not installed: pip install wandb"
+        )
     if config.evaluation.every and not config.evaluation.sources:
         raise ConfigError(
             "config.evaluation.every is set but config.evaluation.sources is empty"
@@ -250,19 +262,19 @@ def best_metric(config: ConfigDict) -> str:
 
 
 def lookup(config: ConfigDict, key: str) -> Any:
-    """The value under a dotted key."""
+    """Return the value of a dotted key."""
     for part in key.split("."):
         config = config[part]
     return config
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
-    """The configuration as nested dicts and lists that JSON can hold."""
+    """Convert a configuration to nested dicts and lists that JSON can store."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def from_plain(plain: dict[str, Any]) -> ConfigDict:
-    """The inverse of `to_plain`: lists become tuples, as in configuration files."""
+    """Convert the result of `to_plain` back; lists become tuples."""
     return ConfigDict(_tuples(plain)).lock()
 
 
@@ -275,15 +287,15 @@ def _tuples(value: Any) -> Any:
 
 
 def canonical(config: ConfigDict) -> ConfigDict:
-    """A configuration as its stored form reads back: a locked copy."""
+    """Return a locked copy, equal to what is read back from the stored form."""
     return from_plain(to_plain(config))
 
 
 def read_config(run_dir: str | pathlib.Path) -> ConfigDict:
-    """The configuration of a finished or running run, from its `config.json`.
+    """Read the configuration of a run from its `config.json`.
 
     Raises:
-      ConfigError: there is no run in this directory.
+      ConfigError: the directory holds no run.
     """
     path = pathlib.Path(run_dir) / "config.json"
     if not path.exists():
@@ -292,7 +304,7 @@ def read_config(run_dir: str | pathlib.Path) -> ConfigDict:
 
 
 def write_config(run_dir: pathlib.Path, config: ConfigDict) -> None:
-    """Store the configuration; a reader never sees half of it."""
+    """Write the configuration to `config.json` atomically."""
     path = run_dir / "config.json"
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(to_plain(config), indent=2) + "\n")
@@ -300,12 +312,13 @@ def write_config(run_dir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
-    """Refuse to continue a run under a configuration that makes it another run.
+    """Check that a run may be continued with a configuration.
 
-    A key that was not there yet when the run began had what is its default now.
+    A key that the stored configuration lacks has its default value.
 
     Raises:
-      ConfigError: naming every key that differs, with both values.
+      ConfigError: a key outside `CHANGEABLE` differs; the message names all such keys
+        with both values.
     """
     defaults = _flatten(to_plain(default_config(stored.task)))
     before, now = (_rename_kinds(_flatten(to_plain(c))) for c in (stored, given))

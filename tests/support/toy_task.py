@@ -42,7 +42,7 @@ def make_toy(config: ConfigDict) -> tasks.Task:
             "qformer": {"kernel": jax.random.normal(key, (8, 8))},
         }
 
-    def loss(params, batch, key, replay=None):
+    def loss(params, batch, key, negatives=None):
         image = batch["image"].astype(jnp.float32).mean((1, 2)) / 255
         features = image @ params["visual_encoder"]["kernel"].astype(jnp.float32)
         text = jnp.cos(batch["text_ids"][:, :8] * 0.1)

@@ -101,7 +101,7 @@ def test_the_stored_form_reads_back_equal(task, tmp_path):
         ("steps", 0, "config.steps is 0; it must be 1 or more"),
         ("data.workers", -1, "config.data.workers is -1; it must not be negative"),
         ("evaluation.every", 5, "config.evaluation.sources is empty"),
-        ("data.train", (), "config.data.train names no source"),
+        ("data.train", (), "config.data.train is empty"),
     ],
 )
 def test_invalid_values(key, value, message):

@@ -84,9 +84,9 @@ def traced(monkeypatch):
     def make_counted(config):
         task = toy_task.make_toy(config)
 
-        def loss(params, batch, key, replay=None):
+        def loss(params, batch, key, negatives=None):
             widths.append(batch["text_ids"].shape[1])
-            return task.loss(params, batch, key, replay)
+            return task.loss(params, batch, key, negatives)
 
         return tasks.Task(**{**vars(task), "loss": loss})
 
@@ -109,7 +109,7 @@ def test_a_run_has_a_program_a_bucket_and_continues_bit_for_bit(
     compiled = [line["step"] for line in lines if "compile_seconds" in line]
     assert len(compiled) == len(traced)
 
-    launch = loops.Loop.launch
+    launch = loops.Loop.launch_step
 
     def launch_and_signal(self, step):
         if step == 7:
@@ -117,7 +117,7 @@ def test_a_run_has_a_program_a_bucket_and_continues_bit_for_bit(
         return launch(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops.Loop, "launch", launch_and_signal)
+        patch.setattr(loops.Loop, "launch_step", launch_and_signal)
         assert loops.train(config, stopped) == 128 + signal.SIGTERM
     assert loops.train(config, stopped) == 0
     runs = [

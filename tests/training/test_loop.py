@@ -83,7 +83,7 @@ def test_sigterm_saves_and_the_same_command_continues_bit_for_bit(
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train(toy_config(), whole) == 0
-    launch = loops.Loop.launch
+    launch = loops.Loop.launch_step
 
     def launch_and_signal(self, step):
         if step == stop_at:
@@ -91,7 +91,7 @@ def test_sigterm_saves_and_the_same_command_continues_bit_for_bit(
         return launch(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops.Loop, "launch", launch_and_signal)
+        patch.setattr(loops.Loop, "launch_step", launch_and_signal)
         assert train(toy_config(), stopped) == 128 + signal.SIGTERM
     assert Checkpoints(stopped, read_only=True).find("last") == stop_at
     assert train(toy_config(**{"data.workers": 0, "log_every": 1}), stopped) == 0
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     def make_bad(config):
         task = toy_task.make_toy(config)
 
-        def loss(params, batch, key, replay=None):
+        def loss(params, batch, key, negatives=None):
             value, metrics = task.loss(params, batch, key)
             value = jax.numpy.where(params["qformer"]["kernel"].sum() == 0, 0, value)
             bad = jax.lax.cond(
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_evaluation_needs_an_evaluator(tmp_path):
-    sources = ({"kind": "shapes", "split": "val", "size": 8},)
+    sources = ({"kind": "shapes", "split": "validation", "size": 8},)
     config = toy_config(**{"evaluation.every": 5, "evaluation.sources": sources})
     with pytest.raises(ConfigError, match="was given no evaluator"):
         train(config, tmp_path / "run")
@@ -173,7 +173,7 @@ def test_evaluation_needs_an_evaluator(tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_by_the_evaluators_score(tmp_path):
-    sources = ({"kind": "shapes", "split": "val", "size": 8},)
+    sources = ({"kind": "shapes", "split": "validation", "size": 8},)
     changes = {"evaluation.every": 5, "evaluation.sources": sources}
     scores = iter([0.1, 0.4, 0.2, 0.3])
 
@@ -205,7 +205,7 @@ def test_a_mesh_of_eight_continues_on_a_mesh_that_divides_parameters(tmp_path):
     train(toy_config(), tmp_path / "whole")
     config = toy_config(steps=20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loops.Loop, "asked_to_stop", lambda self, step, stop: step == 10)
+        patch.setattr(loops.Loop, "stop_requested", lambda self, step, stop: step == 10)
         train(config, tmp_path / "moved")
     train(toy_config(**{"mesh.fsdp": 4, "mesh.data": 2}), tmp_path / "moved")
     whole, moved = losses(tmp_path / "whole"), losses(tmp_path / "moved")

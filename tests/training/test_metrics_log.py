@@ -7,7 +7,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from blip2_jax.training.metrics_log import (
     MetricsLog,
     drop_after,
-    format_line,
     read_metrics,
 )
 
@@ -40,8 +39,3 @@ def test_every_bit_of_a_float_is_kept_and_nan_is_valid_json(tmp_path):
 def test_a_missing_file_has_nothing_to_drop(tmp_path):
     drop_after(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_terminals_line():
-    line = format_line(3, 20, {"loss": 17.946, "temperature": 0.07})
-    assert line == "step 3/20  loss 17.95  temperature 0.07"

@@ -24,16 +24,16 @@ def linear(scale=1.0):
             {path: jax.random.normal(key, shape) for path, shape in LINEAR.items()}
         )
 
-    def loss(params, batch, key, replay=None):
+    def loss(params, batch, key, negatives=None):
         hidden = batch["x"] @ params["visual_encoder"]["kernel"]
-        noise = jax.random.normal(key, ()) if replay is None else replay
+        noise = jax.random.normal(key, ()) if negatives is None else negatives
         value = jnp.mean((hidden @ params["head"]["kernel"]) ** 2) * scale
         return value + noise, {"loss": value, "noise": noise}
 
     return Task("stage1", None, init_params, loss, "image_text", ())
 
 
-def run_linear(steps, task=None, replay=None, **options):
+def run_linear(steps, task=None, negatives=None, **options):
     config = config_of("stage1")
     for name, value in options.items():
         config.optimizer[name] = value
@@ -42,7 +42,7 @@ def run_linear(steps, task=None, replay=None, **options):
     batch = sharding.make_global_batch({"x": np.ones((B, 3), np.float32)}, mesh)
     history = []
     for _ in range(steps):
-        state, metrics = step(state, frozen, batch, replay)
+        state, metrics = step(state, frozen, batch, negatives)
         history.append(jax.device_get(metrics))
     return state, frozen, history
 
@@ -81,8 +81,8 @@ def test_the_randomness_of_a_step_is_its_seed_and_number():
         np.testing.assert_allclose(metrics["noise"], expected, rtol=1e-6)
 
 
-def test_replay_takes_the_place_of_draws():
-    assert run_linear(1, replay=jnp.float32(7))[2][0]["noise"] == 7
+def test_given_negatives_replace_sampled_ones():
+    assert run_linear(1, negatives=jnp.float32(7))[2][0]["noise"] == 7
 
 
 def test_the_state_is_donated_and_the_frozen_part_is_not():
