@@ -119,7 +119,9 @@ def huggingface_rules(config: Blip2Config) -> list[Rule]:
     if not isinstance(vision, ViTConfig) or vision.pre_norm or not vision.patch_bias:
         raise ValueError("transformers has BLIP-2 with EVA-CLIP's image encoder only")
     lavis_rules = stage2_rules if config.language_model else _retrieval_rules
-    rules = [renamed_rule(rule) for rule in lavis_rules(config) if not _is_qkv_bias(rule)]
+    rules = [
+        renamed_rule(rule) for rule in lavis_rules(config) if not _is_qkv_bias(rule)
+    ]
     return [_qkv_bias_rule(vision), *rules]
 
 

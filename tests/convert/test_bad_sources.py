@@ -1,4 +1,4 @@
-"""What cannot be converted says why in one sentence, and leaves nothing behind."""
+"""Errors of conversion: each names its cause, and no output is left behind."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def huggingface(tmp_path):
 
 @pytest.fixture
 def stage1(tmp_path):
-    """A LAVIS file of the golden model, and what its sizes are."""
+    """Return a LAVIS file of the golden model and the options that open it."""
     arrays = load_file(STAGE1 / "weights.safetensors")
     path = peers.write_pickle(tmp_path / "stage1.pth", arrays)
     sizes = peers.write_sizes(tmp_path / "sizes.json", config())
@@ -49,13 +49,15 @@ def truncate(path):
 def test_a_truncated_shard(huggingface):
     shard = sorted(huggingface.glob("model-*.safetensors"))[1]
     truncate(shard)
-    with pytest.raises(SourceError, match=f"{shard.name} is not a complete safetensors"):
+    message = f"{shard.name} is not a complete safetensors"
+    with pytest.raises(SourceError, match=message):
         open_model(huggingface)
 
 
 def test_a_truncated_torch_file(stage1):
     truncate(stage1[0])
-    with pytest.raises(SourceError, match=r"stage1\.pth is (not a complete torch|refused)"):
+    message = r"stage1\.pth is (not a complete torch|refused)"
+    with pytest.raises(SourceError, match=message):
         open_model(*stage1)
 
 
@@ -66,7 +68,7 @@ def test_a_missing_shard(huggingface):
         open_model(huggingface)
 
 
-def test_an_index_that_names_what_a_shard_lacks(huggingface):
+def test_an_index_that_names_an_array_its_shard_lacks(huggingface):
     index = huggingface / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     shard = next(iter(content["weight_map"].values()))
@@ -92,7 +94,7 @@ def test_a_checkpoint_of_another_size(stage1):
         open_model(path, ExtraWeights(sizes="pretrain"))
 
 
-def test_weights_that_are_not_those_of_their_config(huggingface):
+def test_weights_that_do_not_fit_their_config(huggingface):
     file = huggingface / "config.json"
     content = json.loads(file.read_text())
     content["qformer_config"]["intermediate_size"] = 32
@@ -102,40 +104,40 @@ def test_weights_that_are_not_those_of_their_config(huggingface):
 
 
 def test_an_unknown_array_is_named(stage1):
-    path, beside = stage1
+    path, extra = stage1
     arrays = dict(CheckpointFiles(path)) | {"extra.weight": np.zeros(3, np.float32)}
     peers.write_pickle(path, arrays)
     with pytest.raises(SourceError, match=r"1 arrays that this model does not.*extra"):
-        open_model(path, beside)
+        open_model(path, extra)
 
 
 def test_a_missing_array_is_named(stage1):
-    path, beside = stage1
+    path, extra = stage1
     arrays = dict(CheckpointFiles(path))
     del arrays["Qformer.bert.encoder.layer.1.attention.self.key.weight"]
     peers.write_pickle(path, arrays)
     with pytest.raises(SourceError, match=r"layer_1/attention/key/kernel \(no Qformer"):
-        open_model(path, beside)
+        open_model(path, extra)
 
 
-def test_a_frozen_tower_that_nobody_named(stage1):
-    path, beside = stage1
+def test_a_frozen_tower_without_a_file(stage1):
+    path, extra = stage1
     arrays = {
         k: v for k, v in CheckpointFiles(path).items() if "visual_encoder" not in k
     }
     peers.write_pickle(path, arrays)
     with pytest.raises(SourceError, match=r"holds no image encoder.*--vision"):
-        open_model(path, beside)
+        open_model(path, extra)
 
 
-def test_a_tower_is_no_model(tmp_path):
+def test_a_tower_is_not_a_model(tmp_path):
     arrays = {"blocks.0.attn.q_bias": np.zeros(3, np.float32)}
     path = peers.write_pickle(tmp_path / "eva.pt", arrays, wrapper="")
     with pytest.raises(SourceError, match="is EVA-CLIP's image encoder: a part"):
         open_model(path)
 
 
-def test_something_else_altogether(tmp_path):
+def test_a_file_without_a_known_model(tmp_path):
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(SourceError, match=r"is none of: LAVIS's BLIP-2.*such as a"):
         open_model(tmp_path / "x.safetensors")
@@ -146,7 +148,7 @@ def test_something_else_altogether(tmp_path):
         open_model(tmp_path / "empty")
 
 
-def test_a_language_model_that_is_not_known(huggingface):
+def test_an_unsupported_language_model(huggingface):
     file = huggingface / "config.json"
     content = json.loads(file.read_text())
     content["text_config"] = {"model_type": "bloom"}
@@ -156,7 +158,7 @@ def test_a_language_model_that_is_not_known(huggingface):
 
 
 def test_interrupted_conversions_leave_nothing(stage1, tmp_path, monkeypatch):
-    opened = open_model(*stage1)
+    source = open_model(*stage1)
     written = []
 
     def stop(self, name, array):
@@ -168,35 +170,35 @@ def test_interrupted_conversions_leave_nothing(stage1, tmp_path, monkeypatch):
     for write in (write_folder, write_huggingface):
         written.clear()
         with pytest.raises(KeyboardInterrupt):
-            write(opened, tmp_path / "out")
+            write(source, tmp_path / "out")
         assert not list(tmp_path.glob("out*"))
 
 
-def test_what_is_there_is_not_overwritten(stage1, tmp_path):
+def test_existing_output_is_not_overwritten(stage1, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    opened = open_model(*stage1)
+    source = open_model(*stage1)
     for write in (write_folder, write_huggingface):
         with pytest.raises(FileExistsError, match="out exists already"):
-            write(opened, tmp_path / "out")
+            write(source, tmp_path / "out")
     with pytest.raises(FileExistsError):
-        write_lavis(opened, stage1[0])
+        write_lavis(source, stage1[0])
     with pytest.raises(SourceError, match=r"ends with \.pth"):
-        write_lavis(opened, tmp_path / "out.bin")
+        write_lavis(source, tmp_path / "out.bin")
 
 
-def test_what_transformers_does_not_have(stage1):
-    path, beside = stage1
+def test_models_that_transformers_lacks(stage1):
+    path, extra = stage1
     clip = presets.Blip2Config(presets.CLIP_VIT_L, presets.QFORMER_BASE)
-    opened = open_model(path, beside)
+    source = open_model(path, extra)
     with pytest.raises(SourceError, match="EVA-CLIP's image encoder only"):
-        write_huggingface(dataclasses.replace(opened, config=clip), path / "x")
+        write_huggingface(dataclasses.replace(source, config=clip), path / "x")
 
 
-def test_the_command_says_one_sentence(stage1, tmp_path, capsys):
+def test_the_command_prints_one_line(stage1, tmp_path, capsys):
     path, _ = stage1
     truncate(path)
     arguments = ["--source", str(path), "--to", "lavis", "--output", "x.pth"]
     assert convert.main(arguments) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1

@@ -51,7 +51,7 @@ def state(bert):
 
 
 def start(path, arrays, fresh, sizes=SIZES):
-    """The fresh parameters with what a BERT's file has in place."""
+    """Return fresh parameters with those of a BERT checkpoint in place."""
     source = CheckpointFiles(peers.write_pickle(path / "bert.pth", arrays, wrapper=""))
     taken = dict(ConvertedArrays([bert_part(source, sizes)]))
     flat = trees.flatten(fresh)
@@ -79,7 +79,7 @@ def test_reads_text_as_bert(bert, fresh, tmp_path):
     assert_values(logits[real][:, :30], out.logits.numpy()[real])
 
 
-def test_what_is_taken_copied_and_new(bert, fresh, tmp_path):
+def test_taken_copied_and_new_parameters(bert, fresh, tmp_path):
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
@@ -99,7 +99,7 @@ def test_what_is_taken_copied_and_new(bert, fresh, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, layer["cross_attention"], before)
 
 
-def test_a_part_that_is_absent_is_not_given(bert, fresh, tmp_path):
+def test_a_missing_layer_is_an_error(bert, fresh, tmp_path):
     source = state(bert)
     deeper = dataclasses.replace(SIZES, depth=3)
     path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")
@@ -109,7 +109,7 @@ def test_a_part_that_is_absent_is_not_given(bert, fresh, tmp_path):
         arrays.check(dict.fromkeys(["qformer/layer_2/text_mlp/up/kernel"]))
 
 
-def test_another_bert_is_refused(bert, tmp_path):
+def test_a_bert_of_another_size_is_an_error(bert, tmp_path):
     source = state(bert)
     source["bert.embeddings.position_embeddings.weight"] = np.ones((9, 16), np.float32)
     path = peers.write_pickle(tmp_path / "bert.pth", source, wrapper="")

@@ -1,4 +1,4 @@
-"""Tables of stage 2: the original's, OPT's, T5's and Hugging Face's."""
+"""Name tables of stage 2: LAVIS, OPT, T5 and Hugging Face."""
 
 import functools
 
@@ -26,7 +26,7 @@ from tests.support.tolerances import assert_values
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
-def test_there_and_back_is_bit_identical(name):
+def test_round_trip_is_bit_exact(name):
     source = golden.source(name)
     back = name_table.to_source(golden.params(name), golden.rules(name))
     assert back.keys() | {lavis.POSITION_IDS} == source.keys()
@@ -129,7 +129,7 @@ def huggingface_model(config):
     for name, parameter in model.named_parameters():
         if not name.startswith("language_model."):
             torch.nn.init.normal_(parameter, std=0.3)
-        if name.endswith("self_attn.qkv.bias"):  # as the released models
+        if name.endswith("self_attn.qkv.bias"):  # the released models have none
             parameter.data[16:32] = 0
     return model
 
@@ -142,7 +142,7 @@ def project(model, params, images):
 
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_equals_huggingface(family):
-    """Names both ways, and the projected queries that the language model receives."""
+    """Names in both directions, and the queries projected to the language model."""
     theirs = huggingface_model(LANGUAGE[family])
     import torch
 
@@ -157,14 +157,14 @@ def test_equals_huggingface(family):
 
     images = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
     with torch.no_grad():
-        seen = theirs.vision_model(torch.tensor(images.transpose(0, 3, 1, 2)))
+        features = theirs.vision_model(torch.tensor(images.transpose(0, 3, 1, 2)))
         queries = theirs.qformer(
             query_embeds=theirs.query_tokens.expand(2, -1, -1),
-            encoder_hidden_states=seen.last_hidden_state,
+            encoder_hidden_states=features.last_hidden_state,
         ).last_hidden_state
         expected = theirs.language_projection(queries).numpy()
-    found = project(Blip2Stage2(config, jnp.float32), params, images)
-    assert_values(found, expected)
+    projected = project(Blip2Stage2(config, jnp.float32), params, images)
+    assert_values(projected, expected)
 
 
 def test_language_model_alone():

@@ -1,4 +1,4 @@
-"""LAVIS tables: bit-identical both ways, and complete at every released size."""
+"""LAVIS's stage-1 table: bit-exact round trip, complete at every released size."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.support.goldens import GOLDENS
 PRESETS = ["pretrain", "pretrain_vitL", "coco", "coco_vitL"]
 
 
-def test_there_and_back_is_bit_identical():
+def test_round_trip_is_bit_exact():
     source = load_file(STAGE1 / "weights.safetensors")
     back = name_table.to_source(load_params("weights.safetensors"), rules())
     assert back.keys() | {lavis.POSITION_IDS} == source.keys()

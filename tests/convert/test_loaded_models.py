@@ -1,4 +1,4 @@
-"""Models of Hugging Face opened as they are: outputs equal to transformers' own."""
+"""Hugging Face models opened by `load`: outputs equal those of transformers."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def pictures(size=(40, 52), count=3):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Folders by family, each made once: theirs, and the same through ours."""
+    """Return a function that exports a model of a family, and the peer."""
     made = {}
 
     def make(family):
@@ -40,13 +40,13 @@ def folder(tmp_path_factory):
 
 
 def processed(path, texts, images):
-    """What their processor, read from a folder of ours, makes of the same inputs."""
+    """Process inputs with transformers' processor, read from an exported folder."""
     _, transformers = peers.torch_and_transformers()
     processor = transformers.Blip2Processor.from_pretrained(path)
     return processor(images=images, text=texts, padding=True, return_tensors="pt")
 
 
-def test_their_processor_sees_the_same_pixels(folder):
+def test_pixels_equal_those_of_transformers(folder):
     path, _ = folder("opt")
     theirs = processed(path, TEXTS, pictures())["pixel_values"].numpy()
     ours = normalize_images(inputs.as_images(pictures(), 28))
@@ -69,12 +69,12 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("family", ["opt", "t5"])
-def test_generates_their_ids(folder, family, name):
-    """From pictures and prompts of unequal length to ids, with their `generate`."""
+def test_ids_equal_those_of_transformers(folder, family, name):
+    """Images and prompts of unequal length, against transformers' `generate`."""
     path, theirs = folder(family)
     settings = {"max_new_tokens": 9, **SETTINGS[name]}
-    given = processed(path, TEXTS, pictures())
-    ids = theirs.generate(**given, do_sample=False, **settings).numpy()
+    processed_inputs = processed(path, TEXTS, pictures())
+    ids = theirs.generate(**processed_inputs, do_sample=False, **settings).numpy()
     model = blip2_jax.load(path, precision="float32")
     tokenizer = load_tokenizer(str(path), language_model=True)
     pixels = inputs.as_images(pictures(), 28)
@@ -85,7 +85,11 @@ def test_generates_their_ids(folder, family, name):
     if family == "t5":
         ids = ids[..., 1:]  # the decoder's start token
     else:
-        ids = ids[..., given["input_ids"].shape[1] :] if ids.shape[-1] > 9 else ids
+        ids = (
+            ids[..., processed_inputs["input_ids"].shape[1] :]
+            if ids.shape[-1] > 9
+            else ids
+        )
     for row in np.ndindex(found.lengths.shape):
         length = found.lengths[row]
         assert_ids(found.ids[row][:length], ids[row][:length], name)
@@ -115,7 +119,7 @@ def test_match_and_features(folder):
 
 @pytest.mark.parametrize("size", [364, 490])
 def test_other_resolutions(tmp_path, size):
-    """Positions of 224 px, brought to another size as the originals do."""
+    """Position embeddings of 224 px, interpolated as in the original."""
     torch, transformers = peers.torch_and_transformers()
     config = peers.huggingface_config(transformers, "opt")
     config.vision_config.image_size = 224
@@ -133,5 +137,5 @@ def test_other_resolutions(tmp_path, size):
             torch.tensor(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True
         ).last_hidden_state
     bound = model.model.bind({"params": model.params})
-    found = bound.ln_vision(bound.encode_image(images)).applied()
-    assert_values(found, expected.numpy())
+    features = bound.ln_vision(bound.encode_image(images)).applied()
+    assert_values(features, expected.numpy())

@@ -1,4 +1,4 @@
-"""The name-table engine: every kind of rule, both ways, and what it reports."""
+"""Name tables: every kind of rule in both directions, and the reported names."""
 
 import jax
 import numpy as np
@@ -7,7 +7,6 @@ import pytest
 from blip2_jax.convert.tables.name_table import (
     TRANSPOSE,
     Rule,
-    flatten,
     leading_axes,
     linear,
     patch_kernel,
@@ -16,6 +15,7 @@ from blip2_jax.convert.tables.name_table import (
     to_ours_complete,
     to_source,
 )
+from blip2_jax.nn.trees import flatten
 
 L = 2
 RULES = [
@@ -52,7 +52,7 @@ def source(dtype=np.float32):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jax.numpy.bfloat16])
-def test_there_and_back_is_bit_identical(dtype):
+def test_round_trip_is_bit_exact(dtype):
     arrays = source(dtype)
     back = to_source(to_ours_complete(arrays, RULES), RULES)
     assert back.keys() == arrays.keys()
@@ -61,20 +61,20 @@ def test_there_and_back_is_bit_identical(dtype):
         np.testing.assert_array_equal(back[name], array, name)
 
 
-def test_layout_of_ours():
+def test_layout_of_parameters():
     arrays = source()
     ours = flatten(to_ours_complete(arrays, RULES))
     assert ours["blocks/fc/kernel"].shape == (L, 3, 4)
     np.testing.assert_array_equal(ours["blocks/k/kernel"][1], arrays["h.1.qkv"][2:4].T)
     assert ours["token"].shape == (3,)
     assert {"layer_0/scale", "layer_2/scale"} <= ours.keys()
-    # A patch flattened row by row, channels last, meets the convolution's weights.
+    # A matmul with flattened patches [row, column, channel] equals the convolution.
     patch = np.random.default_rng(1).normal(size=(2, 2, 3))
     expected = np.einsum("hwc,dchw->d", patch, arrays["conv"])
     np.testing.assert_allclose(patch.ravel() @ ours["patch/kernel"], expected, 1e-5)
 
 
-def test_shapes_alone():
+def test_shapes_are_converted_without_values():
     ours = to_ours_complete(source(), RULES)
     shapes = jax.eval_shape(lambda params: to_source(params, RULES), ours)
     assert {n: s.shape for n, s in shapes.items()} == {

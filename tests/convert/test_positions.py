@@ -1,4 +1,4 @@
-"""Resized position embeddings against torch's."""
+"""Interpolated position embeddings against torch's."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Names and shapes of every released checkpoint, at full size, without memory."""
+"""Names and shapes of every released checkpoint at full size, without allocation."""
 
 import functools
 import json
@@ -31,8 +31,8 @@ def shapes_of(arrays):
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_what_their_files_hold(name):
-    """A file of LAVIS: without frozen towers, with the second names of tied tables."""
+def test_names_in_released_files(name):
+    """A LAVIS file lacks the frozen towers but holds aliases of token tables."""
     config, expected = preset(name), keys(f"{name}_checkpoint")
     has_tower = any(key.startswith("visual_encoder.") for key in expected)
     elsewhere = TOWERS[1:] if has_tower else TOWERS
@@ -41,13 +41,13 @@ def test_what_their_files_hold(name):
         model = ModelSource(config, arrays, "test", elsewhere=elsewhere)
         return dict(lavis_arrays(model))
 
-    found = jax.eval_shape(write, expected_shapes(config))
-    assert shapes_of(found) == expected
+    written = jax.eval_shape(write, expected_shapes(config))
+    assert shapes_of(written) == expected
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_every_name_there_and_back(name):
-    """Complete: theirs -> ours gives every parameter, ours -> theirs every name."""
+def test_every_name_in_both_directions(name):
+    """The table yields every parameter of the model and every name of the file."""
     config = preset(name)
     rules = lavis_rules(config)
     theirs = {
@@ -68,7 +68,7 @@ def test_every_name_there_and_back(name):
 
 
 class Shapes(dict):
-    """A source of which shapes alone are known."""
+    """A source whose values are unknown."""
 
     path = "keys.json"
 
@@ -78,15 +78,15 @@ class Shapes(dict):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_files_are_recognised(name):
-    """By shapes; without its tower a 364-px file of stage 1 cannot be told apart."""
+    """Sizes follow from shapes, in complete files and in those without towers."""
     assert released_sizes(Shapes(keys(name))).vision == preset(name).vision
-    found = released_sizes(Shapes(keys(f"{name}_checkpoint")))
-    assert found.language_model == preset(name).language_model
-    assert found.vision == preset(name).vision
+    sizes = released_sizes(Shapes(keys(f"{name}_checkpoint")))
+    assert sizes.language_model == preset(name).language_model
+    assert sizes.vision == preset(name).vision
 
 
 def meta_model(name):
-    """Their model of this size, without memory."""
+    """Return transformers' model of this size, without allocation."""
     torch, transformers = peers.torch_and_transformers()
     config = preset(name)
     sizes = config.language_model
@@ -126,8 +126,8 @@ def test_huggingface_at_full_size(name):
     def convert(arrays):
         return {k: v for rule in rules for k, v in rule.to_source(arrays).items()}
 
-    found = jax.eval_shape(convert, expected_shapes(config))
-    assert shapes_of(found) == shapes_of(model.state_dict())
+    written = jax.eval_shape(convert, expected_shapes(config))
+    assert shapes_of(written) == shapes_of(model.state_dict())
     ours = language_sizes(text)
     assert (ours.width, ours.depth, ours.heads, ours.mlp_dim, ours.vocab_size) == (
         config.language_model.width,

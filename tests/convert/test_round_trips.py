@@ -1,4 +1,4 @@
-"""There and back, bit for bit: LAVIS's files and Hugging Face's folders."""
+"""Round trips of LAVIS files and Hugging Face folders are bit-exact."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from blip2_jax.nn import trees
 from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers
 
-# What a sub-configuration may say differently: names and what nothing here reads.
+# Fields of a sub-configuration that may differ: nothing reads them.
 HARMLESS = {"dtype", "architectures", "init_std", "initializer_factor", "prefix"}
 
 
@@ -31,41 +31,46 @@ def test_lavis(tmp_path, name, dtype):
     arrays, config = lavis_source(name)
     arrays = peers.cast(arrays, dtype)
     path = peers.write_pickle(tmp_path / "theirs.pth", arrays)
-    beside = ExtraWeights(sizes=peers.write_sizes(tmp_path / "sizes.json", config))
-    write_folder(open_model(path, beside), tmp_path / "ours")
+    extra = ExtraWeights(sizes=peers.write_sizes(tmp_path / "sizes.json", config))
+    write_folder(open_model(path, extra), tmp_path / "ours")
     write_lavis(read_folder(tmp_path / "ours"), tmp_path / "back.pth")
     peers.assert_same(CheckpointFiles(tmp_path / "back.pth"), arrays)
 
 
 @pytest.mark.parametrize("name", golden_stage2.NAMES)
-def test_lavis_without_its_frozen_halves(tmp_path, name):
-    """A released stage-2 file holds what was trained, and the second names of a
-    frozen table; towers come from their own files, and do not go back."""
+def test_lavis_without_its_towers(tmp_path, name):
+    """Towers come from their own files and are not written back.
+
+    A released stage-2 file holds trained arrays and the alias of a frozen token table.
+    """
     arrays, config = lavis_source(name)
     family = "opt" if "opt" in name else "t5"
     prefixes = ("visual_encoder.", f"{family}_model.")
     for prefix in prefixes:
-        inside = [name for name in arrays if name.startswith(prefix)]
-        tower = {name.removeprefix(prefix): arrays[name] for name in inside}
+        tower = {
+            name.removeprefix(prefix): array
+            for name, array in arrays.items()
+            if name.startswith(prefix)
+        }
         peers.write_pickle(tmp_path / f"{prefix}pth", tower, wrapper="")
     vision, language_model = (str(tmp_path / f"{prefix}pth") for prefix in prefixes)
     aliases = {alias for rule in golden_stage2.rules(name) for alias in rule.aliases}
-    kept = {
+    in_file = {
         k: a for k, a in arrays.items() if not k.startswith(prefixes) or k in aliases
     }
-    path = peers.write_pickle(tmp_path / "theirs.pth", kept)
-    beside = ExtraWeights(
+    path = peers.write_pickle(tmp_path / "theirs.pth", in_file)
+    extra = ExtraWeights(
         vision=vision,
         language_model=language_model,
         sizes=peers.write_sizes(tmp_path / "sizes.json", config),
     )
-    write_folder(open_model(path, beside), tmp_path / "ours")
-    opened = read_folder(tmp_path / "ours")
+    write_folder(open_model(path, extra), tmp_path / "ours")
+    source = read_folder(tmp_path / "ours")
     expected = trees.flatten(golden_stage2.params(name))
-    peers.assert_same(opened.arrays, expected)
-    write_lavis(opened, tmp_path / "back.pth")
-    peers.assert_same(CheckpointFiles(tmp_path / "back.pth"), kept)
-    write_lavis(opened, tmp_path / "complete.pth", complete=True)
+    peers.assert_same(source.arrays, expected)
+    write_lavis(source, tmp_path / "back.pth")
+    peers.assert_same(CheckpointFiles(tmp_path / "back.pth"), in_file)
+    write_lavis(source, tmp_path / "complete.pth", complete=True)
     peers.assert_same(CheckpointFiles(tmp_path / "complete.pth"), arrays)
 
 
@@ -85,7 +90,7 @@ def test_huggingface(tmp_path, family, dtype):
     )
     assert not any(info.values()), info
     loaded = theirs.state_dict()
-    for name in source:  # a head of its own is not tied to the token table
+    for name in source:  # an untied head must keep its own values
         array = source[name].astype(np.float32)
         np.testing.assert_array_equal(loaded[name].float().numpy(), array, name)
     before = transformers.AutoConfig.from_pretrained(tmp_path / "theirs").to_dict()
@@ -93,34 +98,33 @@ def test_huggingface(tmp_path, family, dtype):
     assert str(theirs.vision_model.dtype) == f"torch.{dtype}"
     parts = ["vision_config", "qformer_config"]
     for part in parts if family == "retrieval" else [*parts, "text_config"]:
-        differ = {k for k in after[part] if after[part][k] != before[part].get(k)}
-        assert differ <= HARMLESS
+        differing = {k for k in after[part] if after[part][k] != before[part].get(k)}
+        assert differing <= HARMLESS
 
 
 def test_a_key_bias_is_kept(tmp_path):
-    """Their joined bias may hold what the released models do not have."""
+    """The joined bias may hold key biases, which the released models lack."""
     peers.write_huggingface(tmp_path / "theirs", "opt", key_bias=True)
-    opened = open_model(tmp_path / "theirs")
-    assert np.any(opened.arrays["visual_encoder/blocks/attention/key/bias"])
-    write_huggingface(opened, tmp_path / "back")
+    source = open_model(tmp_path / "theirs")
+    assert np.any(source.arrays["visual_encoder/blocks/attention/key/bias"])
+    write_huggingface(source, tmp_path / "back")
     peers.assert_same(
         CheckpointFiles(tmp_path / "back"), CheckpointFiles(tmp_path / "theirs")
     )
 
 
-def test_lavis_and_huggingface_meet(tmp_path):
-    """LAVIS -> Hugging Face -> LAVIS, neither of which has all of the other's."""
+def test_lavis_through_huggingface(tmp_path):
+    """LAVIS -> Hugging Face -> LAVIS, although each format lacks some arrays."""
     arrays, config = lavis_source("stage2_opt_a")
     path = peers.write_pickle(tmp_path / "theirs.pth", arrays)
-    beside = ExtraWeights(
+    extra = ExtraWeights(
         sizes=peers.write_sizes(tmp_path / "sizes.json", config),
         language_tokenizer="shapes:opt",
     )
-    write_huggingface(open_model(path, beside), tmp_path / "middle")
+    write_huggingface(open_model(path, extra), tmp_path / "middle")
     write_lavis(open_model(tmp_path / "middle"), tmp_path / "back.pth")
-    found = dict(CheckpointFiles(tmp_path / "back.pth"))
+    back = dict(CheckpointFiles(tmp_path / "back.pth"))
     table = "opt_model.model.decoder.embed_tokens.weight"
-    for name in (table, "opt_model.lm_head.weight"):  # a row more, for <image>
-        found[name] = found[name][: len(arrays[table])]
-    buffer = [lavis.POSITION_IDS]
-    peers.assert_same(found, arrays, ignore=buffer)
+    for name in (table, "opt_model.lm_head.weight"):  # one row is added for <image>
+        back[name] = back[name][: len(arrays[table])]
+    peers.assert_same(back, arrays, ignore=[lavis.POSITION_IDS])

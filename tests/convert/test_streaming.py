@@ -1,4 +1,4 @@
-"""Conversion holds one stacked array at a time; opening one reads one."""
+"""Memory of conversion: one stacked array at a time, and no array before access."""
 
 import tracemalloc
 
@@ -26,13 +26,13 @@ LAYERS, SIZE = 16, 2**18
 
 
 class Layers(dict):
-    """Layers that are made when asked for."""
+    """Layers that are made on access."""
 
     def __getitem__(self, name):
         return np.full(SIZE, float(name.split(".")[1]), np.float32)
 
 
-def test_a_stack_holds_one_layer_beside_itself():
+def test_stacking_holds_the_result_and_one_layer():
     rule = Rule("h.{}.w", "blocks/w", layers=range(LAYERS), stack=True)
     tracemalloc.start()
     (array,) = rule.to_ours(Layers()).values()
@@ -45,7 +45,8 @@ def test_a_stack_holds_one_layer_beside_itself():
 def test_layers_of_unequal_dtype_are_refused():
     rule = Rule("h.{}.w", "blocks/w", layers=range(2), stack=True)
     source = {"h.0.w": np.ones(2, np.float32), "h.1.w": np.ones(2, np.float16)}
-    with pytest.raises(ValueError, match="layer 1 is float16, the layers before it are float32"):
+    message = "layer 1 is float16, the layers before it are float32"
+    with pytest.raises(ValueError, match=message):
         rule.to_ours(source)
 
 
@@ -68,29 +69,29 @@ def test_one_array_is_read_without_the_others(tmp_path, monkeypatch):
     sizes = peers.write_sizes(
         tmp_path / "sizes.json", golden_stage2.config("stage2_opt_a")
     )
-    opened = open_model(path, ExtraWeights(sizes=sizes))
+    source = open_model(path, ExtraWeights(sizes=sizes))
     read = []
     real = CheckpointFiles.__getitem__
 
-    def note(self, name):
+    def record_and_read(self, name):
         read.append(name)
         return real(self, name)
 
-    monkeypatch.setattr(CheckpointFiles, "__getitem__", note)
-    opened.arrays["ln_vision/scale"]
+    monkeypatch.setattr(CheckpointFiles, "__getitem__", record_and_read)
+    source.arrays["ln_vision/scale"]
     assert read == ["ln_vision.weight"]
     read.clear()
-    write_folder(opened, tmp_path / "ours")
-    assert len(read) == len(set(read))  # everything once
+    write_folder(source, tmp_path / "ours")
+    assert len(read) == len(set(read))  # no array is read twice
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_cast_is_of_every_floating_array(tmp_path, dtype):
+def test_every_floating_array_is_cast(tmp_path, dtype):
     arrays = {"a/b": np.ones(3, np.float32), "c": np.ones(2, ml_dtypes.bfloat16)}
-    opened = ModelSource(golden_stage2.config("stage2_opt_a"), arrays, "test")
-    write_folder(opened, tmp_path / "out", dtype)
-    found = CheckpointFiles(tmp_path / "out")
-    assert {found[name].dtype.name for name in found} == {dtype}
+    source = ModelSource(golden_stage2.config("stage2_opt_a"), arrays, "test")
+    write_folder(source, tmp_path / "out", dtype)
+    written = CheckpointFiles(tmp_path / "out")
+    assert {written[name].dtype.name for name in written} == {dtype}
 
 
 @pytest.mark.parametrize("name", ["safetensors", "pickle", "ours"])
@@ -112,16 +113,16 @@ def test_opening_a_model_reads_no_array(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(SafetensorsFile, "read", refuse)
     monkeypatch.setattr(PickleFile, "read", refuse)
-    opened = open_model(path, ExtraWeights(sizes=sizes))
-    assert "ln_vision/scale" in opened.arrays
+    source = open_model(path, ExtraWeights(sizes=sizes))
+    assert "ln_vision/scale" in source.arrays
     with pytest.raises(AssertionError, match="was read"):
-        opened.arrays["ln_vision/scale"]
+        source.arrays["ln_vision/scale"]
 
 
-def test_a_pickled_file_is_written_from_maps_of_files(tmp_path):
+def test_a_pickled_file_is_written_from_memory_maps(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     tied = np.arange(SMALL, dtype=np.float32).reshape(2, -1)
-    made = [
+    arrays = [
         ("tied", tied),
         ("alias", tied),
         ("half", np.full((3, SMALL), 0.1, ml_dtypes.bfloat16)),
@@ -129,14 +130,14 @@ def test_a_pickled_file_is_written_from_maps_of_files(tmp_path):
         ("scalar", np.array(0.07, np.float32)),
     ]
     tracemalloc.start()
-    torch_pickle.save(iter(made), tmp_path / "out.pth")
+    torch_pickle.save(iter(arrays), tmp_path / "out.pth")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < SMALL  # 14 of them are written
+    assert peak < SMALL  # 14 * SMALL bytes are written
     assert [file.name for file in tmp_path.iterdir()] == ["out.pth"]
-    found = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
-    assert found["tied"].data_ptr() == found["alias"].data_ptr()
+    tensors = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert tensors["tied"].data_ptr() == tensors["alias"].data_ptr()
     source = CheckpointFiles(tmp_path / "out.pth")
-    for name, array in made:
+    for name, array in arrays:
         assert source[name].dtype == array.dtype
         np.testing.assert_array_equal(source[name], array)

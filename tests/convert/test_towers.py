@@ -1,4 +1,4 @@
-"""Unimodal checkpoints under the names their users find them by."""
+"""Checkpoints of image encoders and language models from their own projects."""
 
 import dataclasses
 
@@ -12,6 +12,7 @@ from blip2_jax.convert.detect import DESCRIPTIONS, KINDS, LANGUAGE, VISION, kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.towers import vision_part
 from blip2_jax.models.presets import EVA_VIT_G, FeaturesConfig, ViTConfig
+from blip2_jax.nn import trees
 from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers
 
@@ -30,7 +31,7 @@ CLIP = ViTConfig(
 
 
 def eva_arrays():
-    """The golden tower, with what EVA's file has beside it."""
+    """Return the golden image encoder with the unused arrays of EVA's file."""
     arrays = load_file(golden_stage1.STAGE1 / "weights.safetensors")
     prefix = "visual_encoder."
     tower = {
@@ -47,16 +48,15 @@ def eva_arrays():
 
 @pytest.mark.parametrize("prefix", ["", "visual."])
 def test_eva(tmp_path, prefix):
-    """LAVIS's file, or EVA's own with its text tower."""
+    """Read LAVIS's file, and EVA's own with its text tower."""
     arrays = {prefix + name: array for name, array in eva_arrays().items()}
     if prefix:
         arrays |= {"text.ln.weight": np.ones(2, np.float32)}
         arrays |= {"logit_scale": np.ones((), np.float32)}
     path = peers.write_pickle(tmp_path / "eva.pt", arrays, wrapper="")
-    found = weights.open_arrays(path, golden_stage1.config())
-    expected = golden_stage1.params()["visual_encoder"]
-    flat = golden_stage1.names.flatten({"visual_encoder": expected})
-    peers.assert_same(found, flat)
+    arrays = weights.open_arrays(path, golden_stage1.config())
+    expected = {"visual_encoder": golden_stage1.params()["visual_encoder"]}
+    peers.assert_same(arrays, trees.flatten(expected))
 
 
 def clip_model():
@@ -83,7 +83,7 @@ def clip_model():
 
 
 def openai(state):
-    """OpenAI's names of transformers' arrays."""
+    """Rename transformers' arrays to OpenAI's names."""
     named = {}
     for name, array in state.items():
         if not name.startswith("vision_model."):
@@ -114,7 +114,7 @@ def openai(state):
     return joined | {"proj": np.ones((3, 3), np.float32)}
 
 
-def test_clip_of_either_kind(tmp_path):
+def test_clip_of_openai_and_of_transformers(tmp_path):
     model = clip_model()
     model.save_pretrained(tmp_path / "theirs")
     config = dataclasses.replace(golden_stage1.config(), vision=CLIP)
@@ -126,7 +126,7 @@ def test_clip_of_either_kind(tmp_path):
     peers.assert_same(ours, theirs)
 
 
-def test_towers_are_told_apart(tmp_path):
+def test_a_tower_of_another_kind_is_an_error(tmp_path):
     path = peers.write_pickle(tmp_path / "eva.pt", eva_arrays(), wrapper="")
     config = golden_stage1.config()
     clip = dataclasses.replace(config, vision=CLIP)
@@ -139,7 +139,7 @@ def test_towers_are_told_apart(tmp_path):
     assert "visual_encoder/blocks/attention/output/kernel" not in arrays
 
 
-def test_positions_take_the_size_of_the_model(tmp_path):
+def test_positions_fit_the_size_of_the_model(tmp_path):
     path = peers.write_pickle(tmp_path / "eva.pt", eva_arrays(), wrapper="")
     config = golden_stage1.config()
     vision = dataclasses.replace(config.vision, image_size=2 * config.vision.image_size)
@@ -150,7 +150,7 @@ def test_positions_take_the_size_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("name", golden_stage2.NAMES)
 def test_language_models(tmp_path, name):
-    """Under transformers' names, with the second names of tied arrays or without."""
+    """Read transformers' names, with and without aliases of tied arrays."""
     family = "opt" if "opt" in name else "t5"
     prefix = f"{family}_model."
     arrays = {
@@ -158,7 +158,7 @@ def test_language_models(tmp_path, name):
         for k, a in golden_stage2.source(name).items()
         if k.startswith(prefix)
     }
-    expected = golden_stage1.names.flatten(
+    expected = trees.flatten(
         {"language_model": golden_stage2.params(name)["language_model"]}
     )
     tied = (
@@ -166,20 +166,19 @@ def test_language_models(tmp_path, name):
         if family == "opt"
         else {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
     )
-    for leave, older in ((set(), False), (tied, False), (tied, True)):
-        kept = {
+    for left_out, older in ((set(), False), (tied, False), (tied, True)):
+        in_file = {
             k.removeprefix("model." if older else ""): a
             for k, a in arrays.items()
-            if k not in leave
+            if k not in left_out
         }
-        path = peers.write_pickle(tmp_path / f"{len(kept)}{older}.bin", kept, "")
+        path = peers.write_pickle(tmp_path / f"{len(in_file)}{older}.bin", in_file, "")
         assert kind_of(CheckpointFiles(path)) == family
-        found = weights.open_arrays(path, golden_stage2.config(name))
-        peers.assert_same(found, expected)
+        read = weights.open_arrays(path, golden_stage2.config(name))
+        peers.assert_same(read, expected)
     with pytest.raises(SourceError, match="this model has no language model"):
         weights.open_arrays(path, golden_stage1.config())
 
 
-def test_every_kind_has_its_words():
-
+def test_every_kind_has_a_description():
     assert DESCRIPTIONS.keys() == KINDS.keys() >= {*VISION, *LANGUAGE}

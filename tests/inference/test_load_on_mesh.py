@@ -1,4 +1,4 @@
-"""A model spread over devices says and computes what it does on one."""
+"""A model on a mesh gives the same results as on one device."""
 
 import jax
 import numpy as np
@@ -31,9 +31,9 @@ def test_captions_are_the_same(runs):
     one = blip2_jax.load(runs["stage2"])
     many = blip2_jax.load(runs["stage2"], mesh=MESH)
     settings = {"num_beams": 1, "sample": True, "max_new_tokens": 6}
-    said = one.caption(pictures(4), **settings)
-    assert many.caption(pictures(4), **settings) == said
-    assert len(set(said)) == 4  # rows draw apart
+    captions = one.caption(pictures(4), **settings)
+    assert many.caption(pictures(4), **settings) == captions
+    assert len(set(captions)) == 4  # rows sample with different keys
 
 
 def test_scores_are_the_same(runs):
@@ -47,17 +47,17 @@ def test_scores_are_the_same(runs):
         assert_values(ours, theirs)
 
 
-def test_rows_are_divided_where_they_can_be():
+def test_rows_are_sharded_if_they_divide():
     rows = np.arange(8)
     assert sharding.place_rows_like({"w": jax.numpy.ones(3)}, rows) is rows
     whole = sharding.replicated(sharding.make_mesh(**MESH))
     params = {"w": jax.device_put(np.ones(3), whole)}
-    divided = sharding.place_rows_like(params, rows)
-    assert {shard.data.shape for shard in divided.addressable_shards} == {(2,)}
+    sharded = sharding.place_rows_like(params, rows)
+    assert {shard.data.shape for shard in sharded.addressable_shards} == {(2,)}
     assert sharding.place_rows_like(params, rows[:3]).is_fully_replicated
 
 
-def test_parameters_are_divided_and_parts_alone_are_read(runs, tmp_path):
+def test_parameters_of_a_folder_are_sharded(runs, tmp_path):
     write_folder(open_model(runs["stage2"]), tmp_path / "folder")
     model = blip2_jax.load(tmp_path / "folder", mesh=MESH)
     kernel = model.params["language_model"]["blocks"]["mlp"]["up"]["kernel"]

@@ -25,21 +25,21 @@ def test_parts_are_disjoint_and_complete():
     assert trees.merge(*parts) == TREE
 
 
-def test_everything_is_trained_without_rules():
+def test_all_parameters_are_trained_without_patterns():
     assert trees.split(TREE) == (TREE, {}, {})
 
 
-@pytest.mark.parametrize("where", ["frozen", "carried"])
-def test_rule_without_a_path_is_an_error(where):
-    with pytest.raises(ValueError, match=rf"{where} rule '\^visual_tower/'.*ln_vision"):
-        trees.split(TREE, **{where: ["^visual_tower/"]})
+@pytest.mark.parametrize("name", ["frozen", "carried"])
+def test_a_pattern_without_a_match_is_an_error(name):
+    with pytest.raises(ValueError, match=rf"{name} rule '\^visual_tower/'.*ln_vision"):
+        trees.split(TREE, **{name: ["^visual_tower/"]})
 
 
-def test_nothing_to_train_is_an_error():
+def test_no_trainable_parameter_is_an_error():
     with pytest.raises(ValueError, match="nothing to train"):
         trees.split(TREE, ["."])
 
 
-def test_merge_refuses_a_path_twice():
+def test_merging_a_path_twice_is_an_error():
     with pytest.raises(ValueError, match="ln_vision/scale is in two parts"):
         trees.merge(TREE, {"ln_vision": {"scale": 0}})

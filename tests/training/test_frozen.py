@@ -1,4 +1,4 @@
-"""Frozen weights on a mesh: what each process reads, and where it lands."""
+"""Frozen weights on a mesh: the parts that are read, and their shardings."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ KERNEL, NORM = "language_model/blocks/mlp/up/kernel", "language_model/norm/scale
 
 
 def converted(tmp_path):
-    """A converted folder of two arrays."""
+    """Return the parameters of a converted folder, and their values."""
     rng = np.random.default_rng(0)
     arrays = {
         KERNEL: rng.standard_normal((2, 8, 4), np.float32),
         NORM: rng.standard_normal(6, np.float32),
     }
-    opened = ModelSource(golden_config("stage2_opt_a"), arrays, "test")
-    write_folder(opened, tmp_path / "folder")
+    source = ModelSource(golden_config("stage2_opt_a"), arrays, "test")
+    write_folder(source, tmp_path / "folder")
     return FolderArrays(tmp_path / "folder"), arrays
 
 
@@ -34,23 +34,23 @@ def shapes(arrays):
     )
 
 
-def test_of_a_converted_folder_each_part_is_read_once(tmp_path, monkeypatch):
+def test_each_part_of_a_converted_folder_is_read_once(tmp_path, monkeypatch):
     folder, arrays = converted(tmp_path)
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    read, real = [], CheckpointFiles.part
+    parts, read_part = [], CheckpointFiles.part
 
-    def note(self, name, index):
-        part = real(self, name, index)
-        read.append((name, part.shape))
+    def record_and_read(self, name, index):
+        part = read_part(self, name, index)
+        parts.append((name, part.shape))
         return part
 
-    monkeypatch.setattr(CheckpointFiles, "part", note)
-    monkeypatch.setattr(FolderArrays, "__getitem__", None)  # nothing is read whole
+    monkeypatch.setattr(CheckpointFiles, "part", record_and_read)
+    monkeypatch.setattr(FolderArrays, "__getitem__", None)  # no array is read in full
     loaded, manifest = load_frozen(shapes(arrays), {"w": folder}, jnp.bfloat16, mesh)
     for path, array in flatten(loaded).items():
         np.testing.assert_array_equal(array, arrays[path].astype(jnp.bfloat16))
         assert manifest[path]["digest"] == folder.origin(path)["digest"]
-    assert sorted(read) == [(KERNEL, (2, 2, 4))] * 4 + [(NORM, (6,))]
+    assert sorted(parts) == [(KERNEL, (2, 2, 4))] * 4 + [(NORM, (6,))]
 
 
 def test_arrays_without_digests_are_read_once_and_hashed(tmp_path):
@@ -63,9 +63,9 @@ def test_arrays_without_digests_are_read_once_and_hashed(tmp_path):
         assert manifest[path]["digest"] == folder.origin(path)["digest"]
 
 
-def test_another_shape_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+def test_another_shape_is_an_error_before_reading(tmp_path, monkeypatch):
     folder, arrays = converted(tmp_path)
     monkeypatch.setattr(CheckpointFiles, "part", None)
-    wanted = shapes(arrays | {KERNEL: np.zeros((2, 8, 5))})
+    expected = shapes(arrays | {KERNEL: np.zeros((2, 8, 5))})
     with pytest.raises(WeightsError, match=r"kernel is \(2, 8, 4\) in w.*\(2, 8, 5\)"):
-        load_frozen(wanted, {"w": folder}, jnp.bfloat16, sharding.make_mesh())
+        load_frozen(expected, {"w": folder}, jnp.bfloat16, sharding.make_mesh())

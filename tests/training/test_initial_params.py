@@ -1,4 +1,4 @@
-"""Where parameters come from: random values, a run, files; the frozen manifest."""
+"""Initial parameters from random values, runs and files; the frozen manifest."""
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,15 @@ CARRIED = ("^qformer/embeddings/word$", "/text_mlp/")
 
 
 def task_of(name, *parts):
-    """A task that has these parameters and computes nothing."""
+    """Return a task that has these parameters and computes nothing."""
     shapes = {path: shape for part in parts for path, shape in part.items()}
 
     def init_params(key):
         keys = jax.random.split(key, len(shapes))
         return unflatten(
             {
-                path: jax.random.normal(one, shape)
-                for one, (path, shape) in zip(keys, shapes.items(), strict=True)
+                path: jax.random.normal(subkey, shape)
+                for subkey, (path, shape) in zip(keys, shapes.items(), strict=True)
             }
         )
 
@@ -63,12 +63,12 @@ def start(config, task):
 
 @pytest.fixture
 def stage1_run(tmp_path):
-    """A run directory that holds a stage-1 checkpoint."""
-    begun = start(config_of("stage1"), STAGE1)
+    """Return the directory of a run with a stage-1 checkpoint, and its parameters."""
+    initial = start(config_of("stage1"), STAGE1)
     checkpoints = Checkpoints(tmp_path / "stage1")
-    checkpoints.save(7, {"trainable": begun.trainable}, {})
+    checkpoints.save(7, {"trainable": initial.trainable}, {})
     checkpoints.close()
-    return str(tmp_path / "stage1"), flatten(jax.device_get(begun.trainable))
+    return str(tmp_path / "stage1"), flatten(jax.device_get(initial.trainable))
 
 
 def write(path, shapes, dtype=np.float32, seed=0):
@@ -86,7 +86,7 @@ def load(config, task):
     return initial_params.load_frozen_parameters(config, task, shapes.frozen, mesh())
 
 
-def test_from_scratch_is_random_and_says_so():
+def test_from_scratch_is_random_and_reported():
     first, again = (start(config_of("stage1"), STAGE1) for _ in range(2))
     assert first.report == ["from scratch: 4 arrays are random"]
     assert first.carried == {}
@@ -99,16 +99,16 @@ def test_from_scratch_is_random_and_says_so():
     assert not np.array_equal(other[word], flatten(first.trainable)[word])
 
 
-def test_stage2_takes_carries_and_adds(stage1_run):
+def test_stage2_takes_and_carries_parameters(stage1_run):
     run, arrays = stage1_run
-    begun = start(config_of("stage2", init__from_run=run), STAGE2)
-    trainable, carried = flatten(begun.trainable), flatten(begun.carried)
+    initial = start(config_of("stage2", init__from_run=run), STAGE2)
+    trainable, carried = flatten(initial.trainable), flatten(initial.carried)
     assert trainable.keys() == QUERY.keys() | {"language_projection/kernel"}
     assert carried.keys() == TEXT.keys()
     for path, value in (trainable | carried).items():
         if path in arrays:
             np.testing.assert_array_equal(value, arrays[path])
-    assert begun.report == [
+    assert initial.report == [
         f"from {run}: taken 1 arrays (qformer 1)",
         f"from {run}: carried 2 arrays (qformer 2)",
         f"from {run}: left 1 arrays (temperature 1)",
@@ -116,7 +116,7 @@ def test_stage2_takes_carries_and_adds(stage1_run):
     ]
 
 
-def test_files_go_before_the_run(stage1_run, tmp_path):
+def test_files_have_priority_over_the_run(stage1_run, tmp_path):
     run, _ = stage1_run
     file = tmp_path / "query.safetensors"
     arrays = write(file, QUERY)
@@ -127,7 +127,7 @@ def test_files_go_before_the_run(stage1_run, tmp_path):
     )
 
 
-def test_a_given_array_of_another_shape_is_an_error(tmp_path):
+def test_a_source_array_of_another_shape_is_an_error(tmp_path):
     file = str(tmp_path / "x.safetensors")
     write(file, {"qformer/layer_0/query_mlp/kernel": (4, 9)})
     with pytest.raises(frozen.WeightsError, match=r"query_mlp/kernel is \(4, 9\) in"):
@@ -141,7 +141,7 @@ def test_weights_of_another_model_are_an_error(tmp_path):
         start(config_of("stage2", init__from_weights=(file,)), STAGE2)
 
 
-def test_a_carried_rule_that_finds_nothing_is_an_error(tmp_path):
+def test_a_carried_pattern_without_a_match_is_an_error(tmp_path):
     file = str(tmp_path / "x.safetensors")
     write(file, QUERY)
     with pytest.raises(ValueError, match="carried rule"):
@@ -149,7 +149,7 @@ def test_a_carried_rule_that_finds_nothing_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_frozen_weights_are_cast_placed_and_named(tmp_path, dtype):
+def test_frozen_weights_are_cast_placed_and_recorded(tmp_path, dtype):
     file = str(tmp_path / "tower.safetensors")
     arrays = write(file, TOWER, dtype)
     config = config_of("stage1", frozen_sources__vision=file)
@@ -183,7 +183,7 @@ def test_frozen_weights_of_another_shape_are_an_error(tmp_path):
         load(config_of("stage1", frozen_sources__vision=file), STAGE1)
 
 
-def test_random_towers_are_the_same_again():
+def test_random_towers_are_reproducible():
     config = config_of("stage2")
     config.frozen_sources.vision = config.frozen_sources.language_model = "random"
     assert load(config, STAGE2)[1] == load(config, STAGE2)[1]
@@ -210,7 +210,7 @@ def test_a_directory_of_files_is_one_source(tmp_path):
     assert set(weights) == TOWER.keys() and len(weights) == 2
 
 
-def test_verify_names_what_differs(tmp_path):
+def test_verify_manifest_names_differing_arrays(tmp_path):
     file = str(tmp_path / "tower.safetensors")
     config = config_of("stage1", frozen_sources__vision=file)
     arrays = write(file, TOWER)
@@ -225,7 +225,7 @@ def test_verify_names_what_differs(tmp_path):
         frozen.verify_manifest(before, {})
 
 
-def test_digest_is_of_the_values_not_of_their_order_in_memory():
+def test_digest_does_not_depend_on_memory_layout():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert digest(array) == digest(np.asfortranarray(array))
     assert digest(array) == digest(array.astype(">f4"))
@@ -237,35 +237,35 @@ POSITIONS = "visual_encoder/position_embedding"
 
 
 def at_28_pixels(config):
-    """Four patches and the class token, of width 4."""
+    """Set the image encoder to four patches and the class token, of width 4."""
     config.model.overrides = {"vision": {"image_size": 28, "width": 4}}
     return config
 
 
-def towers(old):
-    """A tower of `old` positions, and tasks whose model has five."""
-    arrays = TOWER | {POSITIONS: (old, 4)}
+def towers(num_positions):
+    """Return shapes of a tower with `num_positions`, and a task that has five."""
+    arrays = TOWER | {POSITIONS: (num_positions, 4)}
     model = TOWER | {POSITIONS: (5, 4)}
     return arrays, task_of("stage1", QUERY, model)
 
 
-def test_a_trained_tower_begins_as_its_weights_at_the_models_size(tmp_path):
-    """In fp32, whatever the file has; the report says what was resized."""
-    given, task = towers(old=17)
+def test_a_trained_tower_starts_from_weights_of_another_size(tmp_path):
+    """It is stored in fp32, and the report mentions the interpolation."""
+    shapes, task = towers(17)
     file = str(tmp_path / "tower.safetensors")
     arrays = write(
-        file, given | {"qformer/layer_0/query_mlp/kernel": (4, 8)}, np.float16
+        file, shapes | {"qformer/layer_0/query_mlp/kernel": (4, 8)}, np.float16
     )
     config = at_28_pixels(config_of("stage1", frozen_sources__vision=file))
     config.frozen = ()
-    begun = start(config, task)
-    found = flatten(begun.trainable)
-    assert all(array.dtype == jnp.float32 for array in found.values())
+    initial = start(config, task)
+    trainable = flatten(initial.trainable)
+    assert all(array.dtype == jnp.float32 for array in trainable.values())
     for path in TOWER:
-        np.testing.assert_array_equal(found[path], arrays[path].astype(np.float32))
+        np.testing.assert_array_equal(trainable[path], arrays[path].astype(np.float32))
     resized = interpolate_positions(arrays[POSITIONS], 5, align_corners=False)
-    np.testing.assert_array_equal(found[POSITIONS], resized.astype(np.float32))
-    assert begun.report == [
+    np.testing.assert_array_equal(trainable[POSITIONS], resized.astype(np.float32))
+    assert initial.report == [
         f"from {file}: taken 3 arrays (visual_encoder 3)",
         f"from {file}: carried 0 arrays",
         f"from {file}: left 0 arrays",
@@ -275,9 +275,9 @@ def test_a_trained_tower_begins_as_its_weights_at_the_models_size(tmp_path):
 
 
 def test_a_frozen_tower_is_resized_and_recorded(tmp_path):
-    given, task = towers(old=10)
+    shapes, task = towers(10)
     file = str(tmp_path / "tower.safetensors")
-    arrays = write(file, given)
+    arrays = write(file, shapes)
     config = at_28_pixels(config_of("stage1", frozen_sources__vision=file))
     parameters, manifest = load(config, task)
     resized = interpolate_positions(arrays[POSITIONS], 5, align_corners=False)
@@ -291,24 +291,24 @@ def test_a_frozen_tower_is_resized_and_recorded(tmp_path):
     frozen.verify_manifest(manifest, load(config, task)[1])
 
 
-def test_a_run_at_another_size_goes_before_the_towers_source(tmp_path):
-    given, task = towers(old=17)
-    trained = start(config_of("contrast"), task_of("contrast", given)).trainable
+def test_a_run_of_another_size_has_priority_over_the_tower_source(tmp_path):
+    shapes, task = towers(17)
+    trained = start(config_of("contrast"), task_of("contrast", shapes)).trainable
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(3, {"trainable": trained}, {})
     checkpoints.close()
     run = str(tmp_path / "run")
     config = config_of("stage1", init__from_run=run, frozen_sources__vision="random")
     config.frozen = ()
-    begun = start(at_28_pixels(config), task)
+    initial = start(at_28_pixels(config), task)
     path = "visual_encoder/class_token"
     np.testing.assert_array_equal(
-        flatten(begun.trainable)[path], flatten(trained)[path]
+        flatten(initial.trainable)[path], flatten(trained)[path]
     )
-    assert any("resized from 4 x 4 to 2 x 2" in line for line in begun.report)
+    assert any("resized from 4 x 4 to 2 x 2" in line for line in initial.report)
 
 
-def test_a_trained_tower_of_which_nothing_is_given_is_an_error(stage1_run):
+def test_a_trained_tower_without_weights_is_an_error(stage1_run):
     run, _ = stage1_run
     config = config_of("stage2", init__from_run=run)
     config.frozen = ("^language_model/",)
@@ -318,11 +318,11 @@ def test_a_trained_tower_of_which_nothing_is_given_is_an_error(stage1_run):
     assert "visual_encoder 2" in start(config, STAGE2).report[-1]
 
 
-def test_a_task_may_train_what_another_carries(stage1_run):
-    """VQA: the text branch that stage 2 carried along."""
+def test_a_task_may_train_carried_parameters(stage1_run):
+    """VQA trains the text branch that stage 2 carried."""
     run, arrays = stage1_run
     vqa = task_of("stage2", QUERY, TEXT, TOWER, MODEL)
-    begun = start(config_of("stage2", init__from_run=run), vqa)
+    initial = start(config_of("stage2", init__from_run=run), vqa)
     for path in TEXT:
-        np.testing.assert_array_equal(flatten(begun.trainable)[path], arrays[path])
-    assert begun.carried == {}
+        np.testing.assert_array_equal(flatten(initial.trainable)[path], arrays[path])
+    assert initial.carried == {}

@@ -1,0 +1,1 @@
+"""Name tables: how other projects name the parameters of this package."""
