@@ -161,7 +161,7 @@ class ConvertedArrays(LazyArrays):
 
     @property
     def precision(self) -> str:
-        """ The dtype to compute in: "bfloat16" if any parameter has 16 bits."""
+        """The dtype to compute in: "bfloat16" if any parameter has 16 bits."""
         half = any(self.dtype(path).itemsize < 4 for path in self)
         return "bfloat16" if half else "float32"
 
