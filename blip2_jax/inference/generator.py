@@ -185,7 +185,8 @@ class Blip2Generator(Blip2):
         family = "decoder_only" if is_opt else "encoder_decoder"
         if tokenizer.family != family:
             raise ValueError(
-                f"a {family} model with a tokenizer for {tokenizer.family}"
+                f"this model needs a tokenizer of the family {family!r}, not "
+                f"{tokenizer.family!r}"
             )
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(

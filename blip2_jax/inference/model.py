@@ -229,12 +229,13 @@ class Blip2(abc.ABC):
         }
         if questions is not None:
             rows["questions"] = questions
-        indices, *texts = inputs.align(**rows)
-        indices, prompt_arrays = np.array(indices), self._prompt_arrays(*texts)
-        is_shared = len(indices) > len(images)
-        if is_shared and images.ndim == 4 and images.dtype == np.uint8:
+        indices, *columns = inputs.align(**rows)
+        indices, prompt_arrays = np.array(indices), self._prompt_arrays(*columns)
+        # Features need no encoder, and rows of several images (5 axes) share none.
+        needs_encoder = images.ndim == 4 and images.dtype == np.uint8
+        if len(indices) > len(images) and needs_encoder:
             images = self._encode_images(images)
-        results = []
+        texts: list[list[str]] = []
         for batch, size in inputs.batches(len(indices), self.batch_size):
             padded = [inputs.pad_batch(array[batch], size) for array in prompt_arrays]
             keys = _row_keys(seed, batch.start, size) if config.sample else None
@@ -242,14 +243,16 @@ class Blip2(abc.ABC):
             decoded = hosts.to_host(
                 self._decode_batch(image_batch, tuple(padded), config, keys)
             )
-            for row in range(batch.stop - batch.start):
-                pairs = zip(decoded.ids[row], decoded.lengths[row], strict=True)
-                results.append(
-                    [self._detokenize(ids[:length]) for ids, length in pairs]
-                )
-        if config.num_return_sequences > 1:
-            return results
-        return [texts[0] for texts in results]
+            texts += self._detokenize_rows(decoded, batch.stop - batch.start)
+        return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
+
+    def _detokenize_rows(self, decoded: Decoded, count: int) -> list[list[str]]:
+        """Convert the results of the first `count` rows to texts, best first."""
+        rows = zip(decoded.ids[:count], decoded.lengths[:count], strict=True)
+        return [
+            [self._detokenize(ids[:length]) for ids, length in zip(*row, strict=True)]
+            for row in rows
+        ]
 
     def _encode_images(self, images: Shaped[Array, "B ..."]) -> Float[Array, "B P D"]:
         """Run the image encoder for images that several rows share."""

@@ -113,7 +113,7 @@ def test_match_and_features(folder):
     assert_values(image["image_embeds_proj"], itc.image_embeds.numpy())
     text = model.features(texts=texts, mode="text")
     assert_values(text["text_embeds_proj"][:, 0], itc.text_embeds.numpy())
-    with pytest.raises(ValueError, match="without the head that writes captions"):
+    with pytest.raises(ValueError, match="without the head that generates captions"):
         model.caption(images)
 
 

@@ -253,7 +253,9 @@ def test_tokenizer_and_model_must_be_of_one_family():
         {},
         language_tokenizer=word_tokenizer("stage2_opt_a"),
     )
-    with pytest.raises(ValueError, match="encoder_decoder model with a tokenizer for"):
+    with pytest.raises(
+        ValueError, match="needs a tokenizer of the family 'encoder_decoder'"
+    ):
         model.caption(photos(1))
 
 
