@@ -39,7 +39,7 @@ class Decoder:
 
 @flax.struct.dataclass
 class Decoded:
-    """Results of decoding, best first (R = num_return_sequences).
+    """Results of decoding: `num_return_sequences` sequences per row, best first.
 
     Attributes:
       ids: new tokens with the end-of-sequence token, if there is one, then padding.
