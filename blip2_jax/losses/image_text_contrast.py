@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from blip2_jax.losses import hard_negatives, objectives
-from blip2_jax.models.vision.contrastive_pair import ContrastModel
+from blip2_jax.models.vision.dual_encoder import DualEncoder
 from blip2_jax.nn.layers import INITIAL_STD
 
 MIN_TEMPERATURE = 0.004
@@ -40,7 +40,7 @@ class ContrastOptions:
 
 
 def contrast_loss(
-    model: ContrastModel,
+    model: DualEncoder,
     params: PyTree,
     batch: Mapping[str, Array],
     options: ContrastOptions,

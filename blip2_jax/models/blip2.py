@@ -1,4 +1,4 @@
-"""What both stages share: image tower, the norm behind it, queries, Q-Former."""
+"""The base of both stages' models: image tower, `ln_vision`, queries, Q-Former."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Blip2Base(nn.Module):
     Attributes:
       config: sizes.
       dtype: compute dtype; parameters are fp32.
-      scan: scan stacked layers, or unroll them.
-      remat: policy (`models/stack.py`) of the image tower's and the Q-Former's blocks.
+      scan: scan stacked layers instead of unrolling them.
+      remat: rematerialisation policy of all blocks (`nn.stack.REMAT_POLICIES`).
     """
 
     config: Blip2Config
@@ -31,6 +31,7 @@ class Blip2Base(nn.Module):
     remat: str = "none"
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         vision, qformer = self.config.vision, self.config.qformer
         if not isinstance(vision, FeaturesConfig):
             self.visual_encoder = VisionTransformer(
@@ -45,26 +46,26 @@ class Blip2Base(nn.Module):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the Q-Former has a text branch."""
+        """Return True if the Q-Former has a text branch."""
         return True
 
     def encode_image(self, images: Shaped[Array, "B ..."]) -> Float[Array, "B P D"]:
-        """Features of images, before `ln_vision`: the frozen part.
+        """Compute image features with the frozen tower, before `ln_vision`.
 
         Args:
-          images: uint8 [B, R, R, 3] or, of another dtype, already normalised; or what
-            this returned before, which is only cast, as are a `FeaturesConfig`'s
-            features.
+          images: [B, R, R, 3], uint8 or normalised floats; or features [B, P, D] from
+            an earlier call, which are only cast. A model with a `FeaturesConfig`
+            takes only features.
 
         Raises:
-          ValueError: images or features of another size.
+          ValueError: images or features do not have the model's size.
         """
         vision = self.config.vision
         if isinstance(vision, FeaturesConfig):
             if images.shape[1:] != (vision.num_tokens, vision.width):
                 raise ValueError(
                     f"this model takes features [B, {vision.num_tokens}, "
-                    f"{vision.width}], got {images.shape}"
+                    f"{vision.width}], got an array of shape {images.shape}"
                 )
             return images.astype(self.dtype)
         if images.ndim == 3:
@@ -74,13 +75,13 @@ class Blip2Base(nn.Module):
         return self.visual_encoder(images)
 
     def image_keys_values(self, features: Float[Array, "B P D"]) -> ImageKeyValues:
-        """`ln_vision`, then the cross-attention keys and values: once per image."""
+        """Apply `ln_vision` and compute the cross-attention keys and values."""
         return self.qformer.image_keys_values(self.ln_vision(features))
 
     def attention_maps(
         self, features: Float[Array, "B P D"]
     ) -> tuple[Float[Array, "B H Q P"], ...]:
-        """Where the queries look in an image, by block that reads it; fp32."""
+        """Return the queries' fp32 attention to the image, one array per block."""
         image = self.image_keys_values(features)
         return self.qformer.attention_maps(self.query_tokens, image)
 
@@ -100,10 +101,11 @@ def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
 
 
 def _rescale(params: PyTree, factor: float) -> PyTree:
-    """Multiplies the fresh matrices of the Q-Former and of what projects from it."""
+    """Multiply the kernels of the Q-Former and of the projections of its outputs."""
 
     def rescale(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
-        trained = path[0].key == "qformer" or path[0].key.endswith("projection")
-        return leaf * factor if trained and path[-1].key == "kernel" else leaf
+        module = path[0].key
+        is_new = module == "qformer" or module.endswith("projection")
+        return leaf * factor if is_new and path[-1].key == "kernel" else leaf
 
     return jax.tree_util.tree_map_with_path(rescale, params)

@@ -21,6 +21,7 @@ class Blip2Stage1(Blip2Base):
     """
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         super().setup()
         width = self.config.qformer.projection_dim
         self.vision_projection = dense(width, self.dtype)

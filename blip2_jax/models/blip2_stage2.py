@@ -1,4 +1,4 @@
-"""Stage 2: the queries' outputs, projected, as a prompt for a frozen language model."""
+"""The stage-2 model: projected query outputs as a prompt of a frozen language model."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ Logits = tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]
 
 
 class Blip2Stage2(Blip2Base):
-    """Image to queries to language.
+    """Image to queries to language (paper section 3.3).
 
-    The Q-Former's text branch takes no part and has no parameters here, unless
-    `question_in_qformer`: then queries and question see each other (the paper's VQA
-    fine-tune, section 4.3), and the branch comes from stage 1.
+    The Q-Former's text branch has no parameters here, unless `question_in_qformer`.
+    Then queries and question attend to each other, as in the paper's VQA fine-tune
+    (section 4.3), and the branch comes from stage 1.
 
     Attributes:
-      question_in_qformer: read `question_ids`, `question_mask` beside the queries.
+      question_in_qformer: the Q-Former reads `question_ids` and `question_mask`.
     """
 
     question_in_qformer: bool = False
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         super().setup()
         config = self.config.language_model
         if config is None:
-            raise ValueError("a stage-2 model needs config.language_model")
+            raise ValueError("a stage-2 model needs config.language_model, got None")
         self.language_projection = dense(config.embedding_width, self.dtype)
         self.language_model = build_language_model(
             config, self.dtype, self.scan, self.remat
@@ -42,7 +43,7 @@ class Blip2Stage2(Blip2Base):
 
     @property
     def reads_text(self) -> bool:
-        """The Q-Former's text branch is used for questions alone."""
+        """Return True if the Q-Former's text branch is used, for questions."""
         return self.question_in_qformer
 
     def encode_queries(
@@ -53,17 +54,17 @@ class Blip2Stage2(Blip2Base):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B Q D"]:
-        """The queries' outputs for an image, given a question where the model reads it.
+        """Compute the query outputs for an image and, optionally, a question.
 
         Args:
           features: from `encode_image`.
-          question_ids: Q-Former token ids, `[CLS]` first.
-          question_mask: True = a real token; a row without any is as without question.
-          key: dropout; None = none.
+          question_ids: Q-Former token ids, `[CLS]` first; None = no question.
+          question_mask: True = a real token; a row without any has no question.
+          key: dropout key; None = no dropout.
 
         Raises:
-          ValueError: a question for a model that does not read it, or one without its
-            mask.
+          ValueError: `question_ids` are given, but the model does not read questions or
+            `question_mask` is missing.
         """
         if question_ids is not None and not self.question_in_qformer:
             raise ValueError("question_in_qformer is False, but got question_ids")
@@ -71,7 +72,7 @@ class Blip2Stage2(Blip2Base):
         if question_ids is None:
             return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
         if question_mask is None:
-            raise ValueError("question_ids came without question_mask")
+            raise ValueError("got question_ids without question_mask")
         return self.qformer.multimodal_pass(
             self.query_tokens,
             question_ids,
@@ -82,7 +83,7 @@ class Blip2Stage2(Blip2Base):
         )
 
     def project(self, query_output: Float[Array, "B Q D"]) -> Float[Array, "B Q E"]:
-        """Query outputs in the language model's embedding space."""
+        """Project query outputs to the language model's embedding space."""
         return self.language_projection(query_output)
 
     def training_logits(
@@ -93,17 +94,17 @@ class Blip2Stage2(Blip2Base):
         key: PRNGKeyArray | None = None,
         language_key: PRNGKeyArray | None = None,
     ) -> Logits:
-        """Logits, targets and target mask of a batch (`LanguageModel`).
+        """Compute logits, targets and target mask of a batch; see `LanguageModel`.
 
         Args:
           batch: `image` or `features`, the text fields of the language model's
-            family, and `question_ids`, `question_mask` where the model reads them.
-          features: in place of those that `encode_image` has of the batch's images.
-          key: dropout of the Q-Former; None = none.
-          language_key: dropout of the language model; None = none.
+            family, and `question_ids`, `question_mask` if the model reads questions.
+          features: used instead of encoding the batch's images.
+          key: dropout key of the Q-Former; None = no dropout.
+          language_key: dropout key of the language model; None = no dropout.
 
         Raises:
-          ValueError: no `question_ids` for a model that reads them.
+          ValueError: the model reads questions, but the batch has no `question_ids`.
         """
         if self.question_in_qformer and "question_ids" not in batch:
             raise ValueError(
@@ -129,9 +130,16 @@ class Blip2Stage2(Blip2Base):
         prompt_mask: Bool[Array, "B T"],
         weights: Any = None,
     ) -> tuple[Float[Array, "B V"], PrefixKV]:
-        """Generation: reads the projected queries, then the (left-padded) prompt.
+        """Read the projected queries and a prompt, for generation.
 
-        `weights`: of the language model, from `unstacked_weights`.
+        Args:
+          query_output: from `encode_queries`.
+          prompt_ids: language-model tokens, padded on the left.
+          prompt_mask: True = a real token.
+          weights: from `LanguageModel.unstacked_weights`; None = the parameters.
+
+        Returns:
+          fp32 logits of the first new token, and the KV cache.
         """
         text = self.language_model.embed(prompt_ids)
         queries = self.project(query_output)
@@ -144,7 +152,7 @@ class Blip2Stage2(Blip2Base):
         text = dict.fromkeys(("text_ids", "input_ids", "target_ids"), ids)
         masks = dict.fromkeys(("text_mask", "input_mask", "target_mask"), mask)
         question = (ids, mask) if self.question_in_qformer else ()
-        if question:  # the last block's text feed-forward too, which no query reads
+        if question:  # creates the last block's text feed-forward, unused by queries
             self.qformer.text_pass(*question)
         queries = self.encode_queries(self.encode_image(images), *question)
         self.language_model.training_logits(self.project(queries), text | masks)

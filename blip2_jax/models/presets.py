@@ -1,8 +1,8 @@
-"""Every named model as a frozen dataclass of sizes.
+"""The sizes of all named models, as frozen dataclasses.
 
-Sizes follow Li et al. 2023 (BLIP-2) and the public configurations of the frozen
-models. A `Blip2Config` names the parts of one complete model; `PRESETS` holds the
-released ones and the small ones that this package trains itself.
+Sizes follow Li et al. 2023 (BLIP-2) and the public configurations of the frozen models.
+A `Blip2Config` describes one complete model. `PRESETS` holds the released models and
+the small ones of the shapes world.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blip2_jax.data.dataclass_options import from_options
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """A frozen vision transformer whose output is all tokens of its last block."""
+    """Sizes of a frozen vision transformer; all tokens of its last block are output."""
 
     width: int
     depth: int
@@ -32,17 +32,18 @@ class ViTConfig:
 
     @property
     def num_patches(self) -> int:
+        """Number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def num_tokens(self) -> int:
-        """Patches and the class token."""
+        """Number of patches, plus one for the class token."""
         return self.num_patches + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesConfig:
-    """Stands in for a vision tower when images come as precomputed features."""
+    """Sizes of precomputed image features that replace a vision tower."""
 
     num_tokens: int
     width: int
@@ -63,14 +64,15 @@ class QFormerConfig:
     projection_dim: int = 256  # the width of the ITC space
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1
-    # Of fresh matrices, those of the projections behind it included. BERT's suits its
-    # width; narrow ones hardly hear the image at first unless it is about width**-0.5.
+    # Deviation of new matrices, including the projections of its outputs. BERT's value
+    # suits width 768; a narrow Q-Former starts to use the image early only with about
+    # width**-0.5.
     initial_std: float = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class OPTConfig:
-    """A decoder-only language model of the OPT family."""
+    """Sizes of a decoder-only language model of the OPT family."""
 
     width: int
     depth: int
@@ -86,20 +88,20 @@ class OPTConfig:
 
     @property
     def embedding_width(self) -> int:
-        """Width of the vectors that enter the model, the queries' included."""
+        """Width of the input embeddings, and so of the projected queries."""
         return self.embed_width or self.width
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """An encoder-decoder language model of the T5-v1.1 / FlanT5 family."""
+    """Sizes of an encoder-decoder language model of the T5-v1.1 / FlanT5 family."""
 
     width: int
     depth: int
     heads: int
     mlp_dim: int
     head_width: int = 64
-    decoder_depth: int | None = None  # None: as deep as the encoder
+    decoder_depth: int | None = None  # None = `depth`
     vocab_size: int = 32128
     activation: str = "gelu"  # the original forces exact GELU; "gelu_new" is T5's
     relative_buckets: int = 32
@@ -112,13 +114,13 @@ class T5Config:
 
     @property
     def embedding_width(self) -> int:
-        """Width of the vectors that enter the model, the queries' included."""
+        """Width of the input embeddings, and so of the projected queries."""
         return self.width
 
 
 LanguageModelConfig = OPTConfig | T5Config
 
-# Parts of a model by the name of their kind, as configurations and files spell it.
+# Config classes by the `kind` that configurations and files name.
 PARTS: dict[str, type] = {
     "features": FeaturesConfig,
     "vit": ViTConfig,
@@ -130,13 +132,13 @@ PARTS: dict[str, type] = {
 
 @dataclasses.dataclass(frozen=True)
 class Blip2Config:
-    """One complete model. Without a language model it is a stage-1 model."""
+    """Sizes of one complete model; without a language model it is a stage-1 model."""
 
     vision: ViTConfig | FeaturesConfig
     qformer: QFormerConfig
     language_model: LanguageModelConfig | None = None
-    prompt: str = ""  # text put before every caption, not a target
-    ln_vision_eps: float = 1e-5  # the original's; transformers takes the encoder's
+    prompt: str = ""  # precedes every caption and is not a target
+    ln_vision_eps: float = 1e-5  # as the original; transformers uses the encoder's
 
 
 EVA_VIT_G = ViTConfig(width=1408, depth=39, heads=16, mlp_dim=6144)
@@ -168,8 +170,8 @@ FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
 FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
 
 
-# The shapes world: trained by this package, on a laptop (`make demo`). An image token
-# covers one place of a scene.
+# The shapes world, trained on a laptop (`make demo`). An image token covers one cell
+# of a scene.
 SHAPES_VIT = ViTConfig(
     width=128,
     depth=4,
@@ -193,7 +195,7 @@ SHAPES_QFORMER = QFormerConfig(
     dropout=0.0,
     initial_std=0.08,
 )
-# Looking things up takes layers, not width: deep and narrow.
+# Deep and narrow: looking things up in the context takes layers more than width.
 SHAPES_OPT = OPTConfig(128, 5, 4, 256, vocab_size=452, max_positions=96, dropout=0.0)
 SHAPES_T5 = T5Config(
     128,
@@ -207,20 +209,20 @@ SHAPES_T5 = T5Config(
     relative_max_distance=32,
     dropout=0.0,
 )
-# A quarter to a third of the numbers each, as ViT-L has of ViT-g's: the paper's tables
-# compare small parts with large ones (`configs/shapes_tables.py`).
+# A quarter to a third of the parameters, as ViT-L relative to ViT-g. The paper's tables
+# compare small and large parts (`configs/shapes_tables.py`).
 SHAPES_VIT_SMALL = dataclasses.replace(SHAPES_VIT, width=64, mlp_dim=256)
 SHAPES_OPT_SMALL = dataclasses.replace(SHAPES_OPT, width=64, mlp_dim=128)
 SHAPES_T5_SMALL = dataclasses.replace(SHAPES_T5, width=64, mlp_dim=96, head_width=16)
 
 
 def at_resolution(vision: ViTConfig, image_size: int) -> ViTConfig:
-    """The same tower for another image size (its positions are interpolated)."""
+    """Return the tower for another image size; loading interpolates its positions."""
     return dataclasses.replace(vision, image_size=image_size)
 
 
 def _released() -> dict[str, Blip2Config]:
-    """The twelve models whose weights the original authors released."""
+    """Return the twelve models released by the authors of BLIP-2."""
     vit_g, vit_l, qformer = EVA_VIT_G, CLIP_VIT_L, QFORMER_BASE
     vit_g_364, vit_l_364 = at_resolution(vit_g, 364), at_resolution(vit_l, 364)
     caption: Callable[[LanguageModelConfig], Blip2Config] = lambda language_model: (
@@ -243,7 +245,7 @@ def _released() -> dict[str, Blip2Config]:
 
 
 def _small() -> dict[str, Blip2Config]:
-    """The models of the shapes world, which this package trains itself."""
+    """Return the models of the shapes world."""
     vision = {"shapes": SHAPES_VIT, "shapes_small": SHAPES_VIT_SMALL}
     language: dict[str, LanguageModelConfig | None] = {
         "": None,
@@ -253,9 +255,9 @@ def _small() -> dict[str, Blip2Config]:
         "_t5_small": SHAPES_T5_SMALL,
     }
     return {
-        f"{seeing}{writing}": Blip2Config(tower, SHAPES_QFORMER, model)
-        for seeing, tower in vision.items()
-        for writing, model in language.items()
+        f"{tower_name}{suffix}": Blip2Config(tower, SHAPES_QFORMER, language_model)
+        for tower_name, tower in vision.items()
+        for suffix, language_model in language.items()
     }
 
 
@@ -264,19 +266,19 @@ PRESETS: dict[str, Blip2Config] = _released() | _small()
 
 
 def preset(name: str) -> Blip2Config:
-    """Look a preset up by name.
+    """Look up a preset by name.
 
     Raises:
-      KeyError: no such preset; the message lists those there are.
+      KeyError: `name` is not in `PRESETS`.
     """
     if name not in PRESETS:
         known = ", ".join(sorted(PRESETS))
-        raise KeyError(f"unknown preset {name!r}; there are {known}")
+        raise KeyError(f"unknown preset {name!r}; expected one of {known}")
     return PRESETS[name]
 
 
 def to_plain(config: Blip2Config) -> dict[str, Any]:
-    """The sizes as JSON can hold them; every part says its kind."""
+    """Convert sizes to plain values for JSON; every part names its `kind`."""
     kinds = {kind: name for name, kind in PARTS.items()}
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -288,10 +290,10 @@ def to_plain(config: Blip2Config) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> Blip2Config:
-    """The inverse of `to_plain`.
+    """Build sizes from the plain values of `to_plain`.
 
     Raises:
-      ValueError: an unknown kind or field; the message names it.
+      ValueError: a `kind` or a field is unknown.
     """
     values: dict[str, Any] = {}
     for name, value in plain.items():
@@ -300,7 +302,7 @@ def from_plain(plain: Mapping[str, Any]) -> Blip2Config:
             kind = sizes.pop("kind", None)
             if kind not in PARTS:
                 known = ", ".join(PARTS)
-                raise ValueError(f"{name}.kind is {kind!r}; there are {known}")
+                raise ValueError(f"{name}.kind is {kind!r}; expected one of {known}")
             value = from_options(PARTS[kind], sizes, name)
         values[name] = value
     return from_options(Blip2Config, values, "sizes")

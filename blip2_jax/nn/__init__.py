@@ -1,0 +1,1 @@
+"""Arrays and layers: attention, masks, KV cache, stacks, dropout, precision."""

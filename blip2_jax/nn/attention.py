@@ -1,7 +1,8 @@
-"""The attention primitive of every model, and its form for decoding with beams.
+"""Scaled dot-product attention: over whole sequences, over caches, and for decoding.
 
-Scores and softmax are fp32. A masked score is a large finite negative number, so a
-row that may attend to nothing stays finite. On a GPU `fused_attention` may compute it.
+Scores and softmax are fp32. A masked score is a large finite negative number, so that
+a position that may attend to nothing stays finite. `fused_attention` decides which
+calls run cuDNN's kernel on a GPU.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ KeyValue = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
 class DecodeBiases(NamedTuple):
-    """Added to the scores of `decode_attention`: fp32, broadcastable; None: nothing."""
+    """fp32 biases added to the scores of `decode_attention`; None = no bias."""
 
-    prefix: Float[Array, ...] | None = None  # to [B, H, W, S]
-    generated: Float[Array, ...] | None = None  # to [B, H, W, M]
-    own: Float[Array, ...] | None = None  # to [B, H, W, 1]
+    prefix: Float[Array, ...] | None = None  # broadcastable to [B, H, W, S]
+    generated: Float[Array, ...] | None = None  # broadcastable to [B, H, W, M]
+    own: Float[Array, ...] | None = None  # broadcastable to [B, H, W, 1]
 
 
 UNBIASED = DecodeBiases()
@@ -43,17 +44,17 @@ def attention(
     dropout_key: PRNGKeyArray | None = None,
     dropout_rate: float = 0.0,
 ) -> Float[Array, "B T H K"]:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
+    """Compute scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     Args:
-      query: queries, in the compute dtype; so are `key` and `value`.
+      query: queries in the compute dtype, like `key` and `value`.
       key: keys.
       value: values.
       mask: True = may attend; broadcastable to [B, H, T, S].
       bias: fp32, added to the scores; broadcastable to [B, H, T, S].
-      scale: multiplies the scores; None = K ** -0.5.
-      dropout_key: None = no dropout of the probabilities.
-      dropout_rate: probability of dropping a probability.
+      scale: factor of the scores; None = K ** -0.5.
+      dropout_key: None = no dropout of the attention weights.
+      dropout_rate: probability of dropping a weight.
 
     Returns:
       The context, in the dtype of `value`.
@@ -66,50 +67,32 @@ def attention(
         restricted=restricted,
         dropout=dropout_key is not None and dropout_rate > 0,
     ):
-        plain = functools.partial(_attention, scale=factor)
+        plain = functools.partial(_plain_attention, factor)
         return fused_attention.fused(query, key, value, mask, bias, factor, plain)
-    return _attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        scale=factor,
-        dropout_key=dropout_key,
-        dropout_rate=dropout_rate,
-    )
-
-
-def _attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Array | None = None,
-    bias: Array | None = None,
-    scale: float,
-    dropout_key: PRNGKeyArray | None = None,
-    dropout_rate: float = 0.0,
-) -> Array:
-    """`attention` as products and a softmax."""
     scores = einsum_fp32("bthk,bshk->bhts", query, key)
-    return _mix(scale, dropout_rate, scores, value, bias, mask, dropout_key)
+    return _mix_values(factor, dropout_rate, scores, value, bias, mask, dropout_key)
 
 
-# Checkpointed: of the T x S arrays the backward pass keeps the scores alone.
+def _plain_attention(scale: float, query: Array, key: Array, value: Array) -> Array:
+    """Compute attention without mask, bias and dropout by two matmuls."""
+    scores = einsum_fp32("bthk,bshk->bhts", query, key)
+    return _mix_values(scale, 0.0, scores, value, None, None, None)
+
+
+# Checkpointed so that the backward pass keeps only the scores of the [T, S] arrays.
 @functools.partial(jax.checkpoint, static_argnums=(0, 1))
-def _mix(
+def _mix_values(
     scale: float,
-    rate: float,
+    dropout_rate: float,
     scores: Array,
     value: Array,
     bias: Array | None,
     mask: Array | None,
-    key: PRNGKeyArray | None,
+    dropout_key: PRNGKeyArray | None,
 ) -> Array:
-    """From products of queries and keys to the context."""
+    """Turn scores into weights and return the weighted sum of the values."""
     weights = jax.nn.softmax(_restrict(scores * scale, bias, mask), axis=-1)
-    weights = dropout(weights.astype(value.dtype), rate, key)
+    weights = dropout(weights.astype(value.dtype), dropout_rate, dropout_key)
     return einsum("bhts,bshk->bthk", weights, value)
 
 
@@ -121,7 +104,7 @@ def attention_weights(
     bias: Float[Array, ...] | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B H T S"]:
-    """The fp32 probabilities of `attention`, whose arguments it takes."""
+    """Compute the fp32 weights of `attention`, which documents the arguments."""
     scores = einsum_fp32("bthk,bshk->bhts", query, key) * _scale(query, scale)
     return jax.nn.softmax(_restrict(scores, bias, mask), axis=-1)
 
@@ -134,13 +117,14 @@ def cached_attention(
     *,
     scale: float | None = None,
 ) -> Float[Array, "B W H K"]:
-    """Attention to keys and values that are kept by head, as caches are.
+    """Attend to cached keys and values, stored head by head.
 
     Args:
-      query: one token per beam; the beams share the cache.
-      key, value: the cache.
+      query: one token per beam; the beams of a row share the cache.
+      key: cached keys.
+      value: cached values.
       mask: True = a real token.
-      scale: multiplies the scores; None = K ** -0.5.
+      scale: factor of the scores; None = K ** -0.5.
     """
     scores = _cached_scores(query, key) * _scale(query, scale)
     weights = jax.nn.softmax(_restrict(scores, None, mask[:, None, None]), axis=-1)
@@ -158,21 +142,21 @@ def decode_attention(
     biases: DecodeBiases = UNBIASED,
     scale: float | None = None,
 ) -> Float[Array, "B W H K"]:
-    """One new token per beam attends to a prefix, to generated tokens and to itself.
+    """Attend from one new token per beam to the prefix, its ancestors and itself.
 
-    One softmax runs over all. The W beams share the prefix, which is never copied per
-    beam; M slots hold the generated tokens of all beams. The new tokens need not be
-    among them yet, so that a step writes them once, in place.
+    One softmax covers all three. The W beams of a row share the prefix, which is never
+    copied. The new tokens are passed separately from the generated slots, so that each
+    step writes the slots once, in place.
 
     Args:
       query: one token per beam.
-      new: keys and values of these tokens `[B, W, H, K]`.
-      prefix: of the prompt (image included) `[B, H, S, K]`.
+      new: keys and values of these tokens [B, W, H, K].
+      prefix: keys and values of the prompt, image included, [B, H, S, K].
       prefix_mask: True = a real token.
-      generated: of earlier tokens `[B, H, M, K]`; empty slots are masked.
-      generated_mask: which slots beam w descends from, without its new token.
+      generated: keys and values of earlier new tokens [B, H, M, K].
+      generated_mask: True = beam w descends from this slot; excludes its new token.
       biases: added to the scores.
-      scale: multiplies the scores; None = K ** -0.5.
+      scale: factor of the scores; None = K ** -0.5.
     """
     factor = _scale(query, scale)
     own = query.astype(jnp.float32) * new[0].astype(jnp.float32)
@@ -199,12 +183,7 @@ def _cached_scores(query: Array, key: Array) -> Float[Array, "B H W S"]:
 
 
 def _cached_context(weights: Array, value: Array) -> Float[Array, "B W H K"]:
-    if weights.shape[2] == 1:
-        return einsum("bhws,bhsk->bwhk", weights, value)
-    # By head behind a barrier: a product of several rows that is to leave in another
-    # order takes a CPU four times as long.
-    by_head = einsum("bhws,bhsk->bhwk", weights, value)
-    return jax.lax.optimization_barrier(by_head).swapaxes(1, 2)
+    return einsum("bhws,bhsk->bwhk", weights, value)
 
 
 def _scale(query: Float[Array, "... K"], scale: float | None) -> float:
@@ -212,6 +191,7 @@ def _scale(query: Float[Array, "... K"], scale: float | None) -> float:
 
 
 def _restrict(scores: Array, bias: Array | None, mask: Array | None) -> Array:
+    """Add the bias and replace masked scores by `MASKED`."""
     if bias is not None:
         scores = scores + bias
     return scores if mask is None else jnp.where(mask, scores, MASKED)

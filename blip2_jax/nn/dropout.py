@@ -1,8 +1,8 @@
-"""Dropout whose bits depend on the key and the element's global index alone.
+"""Dropout whose random bits depend only on the key and the element's global index.
 
-The same elements are dropped on one device and on a pod: the bits are a hash of the
-index in the global array, so each shard computes its own and nothing is exchanged.
-Two rounds of a 32-bit finalizer (Appleby's MurmurHash3) cost far less than threefry.
+The same elements are dropped on any mesh: the bits are a hash of the index in the
+global array, so each shard computes its own without communication. Two rounds of a
+32-bit finalizer (MurmurHash3, Appleby) cost far less than threefry.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 def dropout(
     x: Float[Array, ...], rate: float, key: PRNGKeyArray | None
 ) -> Float[Array, ...]:
-    """Zeros elements with probability `rate` and scales the rest by 1/(1-rate).
+    """Zero elements with probability `rate` and scale the rest by 1 / (1 - rate).
 
     Args:
       x: any shape and float dtype.
       rate: probability of a zero, in [0, 1).
-      key: a jax key; None (evaluation) returns `x`.
+      key: JAX key; None (evaluation) returns `x`.
 
     Raises:
-      ValueError: `rate` is outside [0, 1).
+      ValueError: `rate` is not in [0, 1).
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout rate must lie in [0, 1), got {rate}")
@@ -34,7 +34,7 @@ def dropout(
     return _drop(x, rate, key)
 
 
-# Checkpointed: the backward pass hashes again instead of storing the mask.
+# Checkpointed so that the backward pass hashes again instead of storing the mask.
 @functools.partial(jax.checkpoint, static_argnums=(1,))
 def _drop(x: Array, rate: float, key: PRNGKeyArray) -> Array:
     return jnp.where(keep_mask(x.shape, rate, key), x / (1.0 - rate), 0).astype(x.dtype)
@@ -43,7 +43,7 @@ def _drop(x: Array, rate: float, key: PRNGKeyArray) -> Array:
 def keep_mask(
     shape: tuple[int, ...], rate: float, key: PRNGKeyArray
 ) -> Bool[Array, ...]:
-    """True with probability 1 - rate, for an array of `shape`."""
+    """Draw a mask of `shape` that is True with probability 1 - rate."""
     words = jax.random.key_data(key).astype(jnp.uint32).ravel()
     bits = _linear_index(shape)
     for word in (words[0], words[-1]):
@@ -52,7 +52,7 @@ def keep_mask(
 
 
 def _linear_index(shape: tuple[int, ...]) -> UInt32[Array, ...]:
-    """Row-major index of each element, modulo 2**32."""
+    """Compute the row-major index of each element, modulo 2**32."""
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         iota = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
@@ -62,19 +62,20 @@ def _linear_index(shape: tuple[int, ...]) -> UInt32[Array, ...]:
 
 
 def _finalize(bits: UInt32[Array, ...]) -> UInt32[Array, ...]:
+    """Apply the 32-bit finalizer of MurmurHash3."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)
 
 
 def split_key(key: PRNGKeyArray | None, count: int) -> list[PRNGKeyArray | None]:
-    """`count` keys from one; as many Nones from None (no dropout)."""
+    """Split a key into `count` keys; None (no dropout) gives `count` Nones."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def some_tokens(
     features: Float[Array, "B P D"], count: int, key: PRNGKeyArray
 ) -> Float[Array, "B count D"]:
-    """`count` of each image's tokens, without order and without repetition."""
+    """Draw `count` of each image's tokens without replacement, in random order."""
     order = jax.random.uniform(key, features.shape[:2]).argsort(axis=1)[:, :count]
     return jnp.take_along_axis(features, order[..., None], axis=1)

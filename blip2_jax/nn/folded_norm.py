@@ -1,12 +1,14 @@
-"""A layer norm and the linear maps that read it, with a cheaper backward pass.
+"""A layer norm followed by dense layers, with a cheaper backward pass.
 
-    y  =  (n * scale + shift) W + b  =  n (scale W) + (shift W + b),
+With n the standardized input, W and b the dense layer's parameters,
 
-n being standardized. As the left side says it is computed. As the right side says it
-is differentiated, the norm's weights folded into the map's: gradients by `scale` and
-`shift` come from the gradient by the folded weights. Where nothing before the norm is
-trained, as behind a frozen image encoder, no product then takes gradients back to the
-image's tokens: of the three products that each map costs a training step, two remain.
+    y  =  (n * scale + shift) W + b  =  n (scale W) + (shift W + b).
+
+The forward pass computes the left side. The backward pass differentiates the right
+side, where the norm's weights are folded into the dense layer's: the gradients of
+`scale` and `shift` follow from the gradient of the folded weights. Behind a frozen
+image encoder, where n needs no gradient, each dense layer then costs a training step
+two matmuls instead of three.
 """
 
 from __future__ import annotations
@@ -23,22 +25,22 @@ from blip2_jax.nn.precision import as_rows, einsum, einsum_fp32
 
 
 class Normed(NamedTuple):
-    """Standardized vectors, and the weights of their norm, yet to be applied."""
+    """Standardized vectors and the layer-norm weights still to be applied."""
 
     standard: Float[Array, "... D"]
     scale: Float[Array, " D"]
     shift: Float[Array, " D"]
 
     def applied(self) -> Float[Array, "... D"]:
-        """What a layer norm returns."""
-        wide = self.standard.astype(jnp.float32)  # its weights may be narrow
+        """Apply the weights: the output of a layer norm."""
+        wide = self.standard.astype(jnp.float32)
         return (wide * self.scale + self.shift).astype(self.standard.dtype)
 
 
 class FoldedLayerNorm(nn.Module):
-    """Layer norm, computed in fp32, that leaves its weights to `FoldedDense`.
+    """Layer norm in fp32 that leaves its weights to be applied by `FoldedDense`.
 
-    Parameters are named as those of `flax.linen.LayerNorm`: `scale` and `bias`.
+    Its parameters are `scale` and `bias`, as in `flax.linen.LayerNorm`.
     """
 
     width: int
@@ -46,6 +48,7 @@ class FoldedLayerNorm(nn.Module):
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         self.scale = self.param("scale", nn.initializers.ones, (self.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
         self.standardize = nn.remat(nn.LayerNorm)(
@@ -57,12 +60,12 @@ class FoldedLayerNorm(nn.Module):
         )
 
     def __call__(self, x: Float[Array, "... D"]) -> Normed:
-        """Its standardized part is in `dtype`."""
+        """Standardize `x` in fp32 and return it in `dtype` with the norm's weights."""
         return Normed(self.standardize(x), self.scale, self.bias)
 
 
 class FoldedDense(nn.Module):
-    """A linear map of `Normed` vectors, in `dtype`; parameters as of `layers.dense`."""
+    """Dense layer over `Normed` vectors; same parameters as `layers.dense`."""
 
     features: int
     dtype: DTypeLike
@@ -70,36 +73,35 @@ class FoldedDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Normed) -> Float[Array, "... outputs"]:
+        """Apply the norm's weights and the dense layer."""
         shape = (x.standard.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return _product(x, kernel) + bias.astype(self.dtype)
+        return _norm_then_matmul(x, kernel) + bias.astype(self.dtype)
 
 
 @jax.custom_vjp
-def _product(
-    x: Normed, kernel: Float[Array, "D outputs"]
-) -> Float[Array, "... outputs"]:
-    return einsum("...d,de->...e", x.applied(), kernel.astype(x.standard.dtype))
+def _norm_then_matmul(x: Normed, kernel: Float[Array, "D outputs"]) -> Float[Array, "... outputs"]:
+    return einsum("...d,df->...f", x.applied(), kernel.astype(x.standard.dtype))
 
 
 def _forward(x: Normed, kernel: Array) -> tuple[Array, tuple[Normed, Array]]:
-    return _product(x, kernel), (x, kernel)
+    return _norm_then_matmul(x, kernel), (x, kernel)
 
 
-def _backward(kept: tuple[Normed, Array], by_y: Array) -> tuple[Normed, Array]:
-    x, kernel = kept
-    rows = as_rows(by_y)
-    by_folded = einsum_fp32("rd,re->de", as_rows(x.standard), rows)
-    total = rows.sum(axis=0, dtype=jnp.float32)
-    folded = (x.scale[:, None] * kernel).astype(by_y.dtype)
-    by_kernel = x.scale[:, None] * by_folded + x.shift[:, None] * total
-    by_x = Normed(
-        einsum("...e,de->...d", by_y, folded),  # dead code where nobody asks for it
-        (by_folded * kernel).sum(axis=1).astype(x.scale.dtype),
-        (kernel * total).sum(axis=1).astype(x.shift.dtype),
+def _backward(residuals: tuple[Normed, Array], d_y: Array) -> tuple[Normed, Array]:
+    x, kernel = residuals
+    d_rows = as_rows(d_y)
+    d_folded = einsum_fp32("rd,rf->df", as_rows(x.standard), d_rows)
+    d_sum = d_rows.sum(axis=0, dtype=jnp.float32)
+    folded = (x.scale[:, None] * kernel).astype(d_y.dtype)
+    d_kernel = x.scale[:, None] * d_folded + x.shift[:, None] * d_sum
+    d_x = Normed(
+        einsum("...f,df->...d", d_y, folded),  # removed by XLA where n is frozen
+        (d_folded * kernel).sum(axis=1).astype(x.scale.dtype),
+        (kernel * d_sum).sum(axis=1).astype(x.shift.dtype),
     )
-    return by_x, by_kernel.astype(kernel.dtype)
+    return d_x, d_kernel.astype(kernel.dtype)
 
 
-_product.defvjp(_forward, _backward)
+_norm_then_matmul.defvjp(_forward, _backward)

@@ -1,10 +1,10 @@
-"""cuDNN's fused attention, for what it can do; and how a program asks for it.
+"""cuDNN's fused attention kernel, and the context that selects it.
 
     with fused_attention.chosen("cudnn"):
-        ...  # all that is traced here attends by cuDNN where it can
+        ...  # programs traced here use cuDNN's kernel where it applies
 
-The choice is a context and not a field of every module: which kernel computes a
-product says nothing about the model. `jax.jit` traces again under another choice.
+The choice is a context and not a module field because it does not change the model.
+`jax.jit` traces again under another choice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 CHOICES = ("xla", "cudnn", "auto")
-MAX_HEAD_WIDTH = 128  # of every GPU that cuDNN's kernel runs on, backward too
-OLDEST_GPU = 8  # major compute capability that the kernel needs
+MAX_HEAD_WIDTH = 128  # forward and backward, on every GPU the kernel supports
+MIN_COMPUTE_CAPABILITY = 8  # major version
 
 _choice = jax.make_user_context("xla")
 
@@ -29,17 +29,17 @@ _choice = jax.make_user_context("xla")
 def chosen(
     choice: str, platform: str | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """A context: what computes attention in the programs that are traced in it.
+    """Return a context that selects the attention kernel of programs traced in it.
 
     Args:
-      choice: "xla": products and a softmax, always. "cudnn": cuDNN's kernel where
-        `is_possible`. "auto": the same on a GPU that has it, for attention without
-        mask and bias, as in image towers, where it is faster (docs/performance.md);
-        "xla" elsewhere.
-      platform: what the programs are for; None: where this process computes.
+      choice: "xla" = matmuls and a softmax. "cudnn" = cuDNN's kernel where
+        `is_possible`. "auto" = cuDNN's kernel for attention without mask and bias, as
+        in image towers, on a GPU that supports it (there it is faster, see
+        docs/performance.md), "xla" elsewhere.
+      platform: platform the programs are compiled for; None = JAX's default backend.
 
     Raises:
-      ValueError: an unknown choice, or cuDNN without a GPU.
+      ValueError: `choice` is unknown, or is "cudnn" for a platform other than GPU.
     """
     platform = platform or jax.default_backend()
     on_gpu = platform in ("gpu", "cuda")
@@ -57,17 +57,16 @@ def chosen(
 
 
 def _has_kernel() -> bool:
-    """Whether this process's GPU is new enough; one that is not here is taken to be.
-
-    NVIDIA's have a number, "9.0"; AMD's a name.
-    """
-    capability = getattr(jax.local_devices()[0], "compute_capability", OLDEST_GPU)
+    """Return True if this process's GPU is new enough, or if it has no GPU to ask."""
+    device = jax.local_devices()[0]
+    capability = getattr(device, "compute_capability", MIN_COMPUTE_CAPABILITY)
+    # NVIDIA reports a version such as "9.0", AMD a name.
     number = re.match(r"\d+", str(capability))
-    return number is not None and int(number[0]) >= OLDEST_GPU
+    return number is not None and int(number[0]) >= MIN_COMPUTE_CAPABILITY
 
 
 def is_chosen(*, restricted: bool) -> bool:
-    """Whether attention, with a mask or bias or without, is cuDNN's where it can."""
+    """Return True if the context selects cuDNN; `restricted` = has a mask or bias."""
     return _choice.value == "cudnn" or (_choice.value == "auto" and not restricted)
 
 
@@ -78,14 +77,17 @@ def is_possible(
     restricted: bool,
     dropout: bool,
 ) -> bool:
-    """Whether cuDNN's kernel can do it, as `jax.nn.dot_product_attention` demands.
+    """Return True if cuDNN's kernel supports this attention.
+
+    It needs half precision and a head width of 8, 16, ... 128.
 
     Args:
-      query, key: arrays or shapes; half precision, heads of 8, 16, ... 128.
-      restricted: there is a mask or a bias. The kernel takes both as one bias, and
-        differentiates only where T and S are even.
-      dropout: of the probabilities. The kernel's bits are not those of
-        `models/dropout.py`, which are the same on any mesh.
+      query: array or shape.
+      key: array or shape.
+      restricted: has a mask or a bias. The kernel takes both as one bias, which it
+        differentiates only for even T and S.
+      dropout: drops attention weights. Never supported: the kernel's random bits
+        depend on the mesh, those of `nn.dropout` do not.
     """
     width, lengths = query.shape[-1], (query.shape[1], key.shape[1])
     is_half = query.dtype in (jnp.bfloat16, jnp.float16)
@@ -103,13 +105,17 @@ def fused(
     plain: Callable[..., Float[Array, "B T H K"]],
     implementation: Any = "cudnn",
 ) -> Float[Array, "B T H K"]:
-    """Attention where `is_possible`; the bias is rounded to the compute dtype.
+    """Compute attention with cuDNN's kernel, where `is_possible`.
 
     Args:
-      query, key, value, mask, bias: see `attention.attention`.
-      scale: multiplies the scores.
-      plain: attention of (query, key, value) by XLA. Odd lengths are differentiated
-        so: jax refuses them to cuDNN, without a bias too.
+      query: see `attention.attention`.
+      key: as above.
+      value: as above.
+      mask: as above.
+      bias: as above; rounded to the compute dtype.
+      scale: factor of the scores.
+      plain: attention of (query, key, value) by XLA, used for the gradient with odd
+        lengths, which JAX does not pass to cuDNN even without a bias.
       implementation: of `jax.nn.dot_product_attention`.
     """
     run = functools.partial(
@@ -118,7 +124,7 @@ def fused(
     lengths = (query.shape[1], key.shape[1])
     if mask is None and bias is None:
         if _odd(lengths):
-            return _forward(run, plain, query, key, value)
+            return _run_forward_only(run, plain, query, key, value)
         return run(query, key, value)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*_leading(mask), *lengths))
@@ -129,26 +135,29 @@ def fused(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _forward(
+def _run_forward_only(
     run: Callable[..., Array], plain: Callable[..., Array], *arrays: Array
 ) -> Array:
-    """`run` where nothing is differentiated, or else `plain`."""
+    """Call `run`, or `plain` when the result is differentiated."""
     return run(*arrays)
 
 
-def _forward_of(
+def _forward(
     run: Callable[..., Array], plain: Callable[..., Array], *arrays: Array
 ) -> tuple[Array, Any]:
     return jax.vjp(plain, *arrays)
 
 
-def _backward_of(
-    run: Callable[..., Array], plain: Callable[..., Array], pullback: Any, d: Array
+def _backward(
+    run: Callable[..., Array],
+    plain: Callable[..., Array],
+    pullback: Any,
+    cotangent: Array,
 ) -> tuple[Array, ...]:
-    return pullback(d)
+    return pullback(cotangent)
 
 
-_forward.defvjp(_forward_of, _backward_of)
+_run_forward_only.defvjp(_forward, _backward)
 
 
 def _odd(lengths: tuple[int, int]) -> bool:
@@ -156,5 +165,5 @@ def _odd(lengths: tuple[int, int]) -> bool:
 
 
 def _leading(restriction: Array) -> tuple[int, ...]:
-    """Batch and heads of a mask or bias, 1 where it has none."""
+    """Return the batch and head axes of a mask or bias, 1 where it has none."""
     return (1, 1, *restriction.shape)[-4:-2]

@@ -1,9 +1,9 @@
-"""Caches of decoding: a prefix that all beams share, and what they generated since.
+"""KV caches of decoding: a prefix shared by all beams, and the generated tokens.
 
-A step of beam search reorders beams. Copying their caches at every step would cost
-more than the attention itself, so nothing is ever moved here: the token that beam
-`w` generated at time `t` stays in slot `t * W + w`, and the search says, as a mask
-over all M = N * W slots of a row, which ones a beam descends from.
+Beam search reorders beams at every step, and copying their caches each time would cost
+more than the attention itself. So nothing is ever moved: the token that beam w
+generates at time t stays in slot t * W + w, and a mask over the M = N * W slots of a
+row says which slots a beam descends from.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ from blip2_jax.nn.layers import MultiHeadAttention
 
 @struct.dataclass
 class PrefixKV:
-    """What was read before the first new token; one copy for all beams of a row.
+    """Keys and values of the prompt, one copy for all beams of a row.
 
-    `key` and `value` hold `[L, B, H, S, K]` (the Q-Former: a tuple of `[B, H, S, K]`,
-    one a layer), `mask` `[B, S]` which of the S places are not padding,
-    `next_position` `[B]` the position of the first new token as the model counts it.
-    An encoder-decoder also keeps the encoder's keys and values for its
-    cross-attention. `weights`: what `LanguageModel.unstacked_weights` has made of the
-    parameters, if that is to be read; keys and values are then lists, one a layer.
+    With unstacked `weights` (decoding on a CPU) the keys and values are lists with one
+    array per layer. The Q-Former has tuples of one array per layer.
+
+    Attributes:
+      key: [L, B, H, S, K].
+      value: [L, B, H, S, K].
+      mask: True = a real token.
+      next_position: position of the first new token, as the model counts positions.
+      cross_key: encoder keys for cross-attention (encoder-decoder only).
+      cross_value: encoder values.
+      cross_mask: True = a real encoder token.
+      weights: from `LanguageModel.unstacked_weights`, read instead of the parameters.
     """
 
     key: PyTree
@@ -43,17 +49,23 @@ class PrefixKV:
     next_position: Int[Array, " B"]
     cross_key: PyTree = None
     cross_value: PyTree = None
-    cross_mask: Bool[Array, "B C"] | None = None
+    cross_mask: Bool[Array, "B encoded"] | None = None
     weights: PyTree = None
 
 
 @struct.dataclass
 class GeneratedKV:
-    """Keys and values of the new tokens, `[L, B, H, N * W, K]` (or one a layer).
+    """Keys and values of the new tokens.
 
-    Those of the newest, `new_key` and `new_value` `[L, B, W, H, K]`, are written into
-    their slots by the next step (`commit_last_token`): a step that read the slots and then wrote
-    them would copy them all.
+    Those of the newest token are kept apart; the next step writes them into their slots
+    (`commit_last_token`). A step that read the slots before writing them would copy
+    them all.
+
+    Attributes:
+      key: [L, B, H, M, K], or one array per layer, as in `PrefixKV`.
+      value: as `key`.
+      new_key: [L, B, W, H, K], keys of the newest token of each beam.
+      new_value: as `new_key`.
     """
 
     key: PyTree
@@ -63,7 +75,7 @@ class GeneratedKV:
 
 
 def init_generated(prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
-    """Empty slots for `max_new` (N) tokens of each of `beams` (W) beams a row."""
+    """Create empty slots for `max_new` (N) tokens of `beams` (W) beams per row."""
 
     def slots(cached: Array) -> Array:
         *lead, _, width = cached.shape
@@ -78,7 +90,7 @@ def init_generated(prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
 
 
 def by_head(key_value: KeyValue) -> KeyValue:
-    """Keys and values `[B, S, H, K]` as caches keep them, `[B, H, S, K]`."""
+    """Transpose keys and values [B, S, H, K] to the caches' layout [B, H, S, K]."""
     key, value = key_value
     return key.swapaxes(1, 2), value.swapaxes(1, 2)
 
@@ -88,14 +100,14 @@ def write_slots(
     new: Float[Array, "*L B W H K"],
     time: Int[Array, ""],
 ) -> Float[Array, "*L B H M K"]:
-    """Put what beam w made at `time` into slot `time * W + w`."""
+    """Write what beam w made at `time` into slot time * W + w."""
     new = new.swapaxes(-3, -2).astype(cached.dtype)
     start = time * new.shape[-2]
     return jax.lax.dynamic_update_slice_in_dim(cached, new, start, cached.ndim - 2)
 
 
 def slot_times(slots: int, beams: int) -> Int[Array, " M"]:
-    """The 0-based index among the new tokens of what each slot is for."""
+    """Return the time (0-based index of the new token) that each slot is for."""
     return jnp.arange(slots) // beams
 
 
@@ -107,7 +119,7 @@ def prefill_attention(
     bias: Float[Array, "..."] | None = None,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B S D"], KeyValue]:
-    """Self-attention that also returns the keys and values to keep, by head."""
+    """Compute self-attention and also return its keys and values, by head."""
     key_value = layer.project_key_value(x)
     context = attention(
         layer.project_query(x), *key_value, mask=mask, bias=bias, scale=scale
@@ -117,13 +129,15 @@ def prefill_attention(
 
 @struct.dataclass
 class DecodeMasks:
-    """What all layers share while each beam reads one token.
+    """Masks and biases of one decoding step, shared by all layers.
 
-    `prefix_mask` `[B, S]` and `earlier` `[B, W, M]` say what a beam may attend to
-    beside its new token; biases are added to the scores.
+    Attributes:
+      prefix: True = a real token of the prefix.
+      earlier: True = an earlier new token that the beam descends from.
+      biases: added to the scores.
     """
 
-    prefix_mask: Bool[Array, "B S"]
+    prefix: Bool[Array, "B S"]
     earlier: Bool[Array, "B W M"]
     biases: DecodeBiases = UNBIASED
 
@@ -134,54 +148,56 @@ def decode_masks(
     visible: Bool[Array, "B W M"],
     biases: DecodeBiases = UNBIASED,
 ) -> DecodeMasks:
-    """The step of the new tokens of 0-based index `time`.
+    """Build the masks of the step that reads the new tokens of index `time`.
 
     Args:
-      visible: which slots a beam descends from, the one of `time` included.
+      time: 0-based index of the new tokens.
+      prefix_mask: True = a real token of the prefix.
+      visible: True = a slot that the beam descends from, that of `time` included.
+      biases: added to the scores.
     """
     _, beams, slots = visible.shape
-    return DecodeMasks(
-        prefix_mask, visible & (slot_times(slots, beams) != time), biases
-    )
+    earlier = visible & (slot_times(slots, beams) != time)
+    return DecodeMasks(prefix_mask, earlier, biases)
 
 
 def step_attention(
     layer: MultiHeadAttention,
     x: Float[Array, "B W D"],
-    step: DecodeMasks,
+    masks: DecodeMasks,
     prefix: KeyValue,
     generated: KeyValue,
     *,
     scale: float | None = None,
 ) -> tuple[Float[Array, "B W D"], KeyValue]:
-    """One token per beam attends to the prefix, its ancestors and itself.
+    """Attend from one token per beam to the prefix, its ancestors and itself.
 
     Returns:
-      The layer's output, and the new keys and values `[B, W, H, K]`.
+      The layer's output, and the new keys and values [B, W, H, K].
     """
     new = layer.project_key_value(x)
     context = decode_attention(
         layer.project_query(x),
         new,
         prefix,
-        step.prefix_mask,
+        masks.prefix,
         generated,
-        step.earlier,
-        biases=step.biases,
+        masks.earlier,
+        biases=masks.biases,
         scale=scale,
     )
     return layer.project_output(context), new
 
 
 def commit_last_token(generated: GeneratedKV, time: Int[Array, ""]) -> GeneratedKV:
-    """The newest tokens, of index `time - 1`, put into their slots; at 0, nothing.
+    """Write the newest tokens, of index `time` - 1, into their slots.
 
-    (At 0 zeros go to slots that the first token will fill.)
+    At time 0 there are none: the zeros written go to slots that are still empty.
     """
 
     def write(cached: PyTree, new: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda old, part: write_slots(old, part, time - 1), cached, new
+            lambda slots, newest: write_slots(slots, newest, time - 1), cached, new
         )
 
     return dataclasses.replace(

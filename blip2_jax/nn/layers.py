@@ -1,7 +1,7 @@
-"""Layers that all models share: dense, norms, the feed-forward block, heads.
+"""Layers shared by all models: dense, norms, feed-forward, multi-head attention.
 
 Parameters are fp32 and cast to the compute dtype where they are used; norms compute
-in fp32. Kernels are [in, out]; those of attention have H * K columns.
+in fp32. Kernels are [in, out]; attention kernels have H * K columns.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.nn.attention import attention
 from blip2_jax.nn.folded_norm import FoldedDense, Normed
-from blip2_jax.nn.precision import PRODUCT, linear_map
+from blip2_jax.nn.precision import MATMUL_OUTPUT, precision_of
 
-INITIAL_STD = 0.02  # BERT's, OPT's and the vision towers'
-MATRICES = ("kernel", "token", "word")  # leaves that are matrices of weights
+INITIAL_STD = 0.02  # of BERT, OPT and the vision towers
+MATRICES = ("kernel", "token", "word")  # parameter names of weight matrices
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """X times the normal distribution at x (Hendrycks and Gimpel 2016), in fp32.
+    """Compute the exact GELU (Hendrycks and Gimpel 2016) in fp32.
 
-    By erf, as PyTorch; jax's own takes erfc, which costs a CPU three times as much.
+    Uses erf, as PyTorch does; `jax.nn.gelu` uses erfc, three times as slow on a CPU.
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
@@ -43,14 +43,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def normal(std: float = INITIAL_STD) -> nn.initializers.Initializer:
-    """Initialiser: normal with standard deviation `std`."""
+    """Return a normal initialiser with standard deviation `std`."""
     return nn.initializers.normal(std)
 
 
 def scale_matrices(
     params: PyTree, factor: Callable[[tuple[str, ...]], float]
 ) -> PyTree:
-    """Parameters with every kernel and token table times `factor(path)`."""
+    """Multiply every kernel and token table by `factor(path)`."""
 
     def scale(path: tuple[Any, ...], leaf: Array) -> Array:
         names = tuple(str(entry.key) for entry in path)
@@ -66,28 +66,31 @@ def dense(
     use_bias: bool = True,
     kernel_init: nn.initializers.Initializer | None = None,
 ) -> nn.Dense:
-    """A linear map in `dtype`; parameters `kernel` [in, out] and `bias` [out]."""
+    """Build a dense layer that computes in `dtype` with this package's precision.
+
+    Its parameters are `kernel` [in, out] and `bias` [out].
+    """
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=linear_map,
+        precision=precision_of(dtype),
         kernel_init=kernel_init or normal(),
     )
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.Module:
-    """Layer norm computed in fp32, returned in `dtype`.
+    """Build a layer norm that computes in fp32 and returns `dtype`.
 
-    Its input is all that the backward pass keeps.
+    The backward pass keeps only its input.
     """
     return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_fast_variance=False)
 
 
 class Mlp(nn.Module):
-    """Two dense layers around an activation: `up`, then `down`.
+    """Feed-forward block: `up`, an activation, `down`.
 
-    For the backward pass what comes out of `up` is kept, and nothing of the activation.
+    The backward pass keeps the output of `up` and recomputes the activation.
     """
 
     mlp_dim: int
@@ -96,11 +99,13 @@ class Mlp(nn.Module):
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         self.up = dense(self.mlp_dim, self.dtype)
         self.down = dense(self.width, self.dtype)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return checkpoint_name(self._activate(self.up(x)), PRODUCT)
+        """Apply the block."""
+        return checkpoint_name(self._activate(self.up(x)), MATMUL_OUTPUT)
 
     @nn.remat
     def _activate(self, hidden: Float[Array, "... F"]) -> Float[Array, "... D"]:
@@ -110,8 +115,8 @@ class Mlp(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Projections to heads and back: `query`, `key`, `value`, `output`.
 
-    Callable as self-attention; with caches, shared keys or beams, use its parts with
-    `attention` or `decode_attention`.
+    Calling the module runs self-attention. For KV caches, keys shared between images or
+    beams, use the projections with `attention` or `decode_attention`.
     """
 
     width: int  # of the output
@@ -119,10 +124,11 @@ class MultiHeadAttention(nn.Module):
     head_width: int
     dtype: DTypeLike
     use_bias: bool = True
-    key_bias: bool = True  # without use_bias there is none either
-    folded: bool = False  # keys and values are made of `Normed` vectors, with biases
+    key_bias: bool = True  # only with use_bias
+    folded: bool = False  # keys and values are projected from `Normed` vectors
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         size = self.heads * self.head_width
         self.query = dense(size, self.dtype, use_bias=self.use_bias)
         linear = lambda use_bias: (
@@ -135,17 +141,17 @@ class MultiHeadAttention(nn.Module):
         self.output = dense(self.width, self.dtype, use_bias=self.use_bias)
 
     def project_query(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H K"]:
-        """Queries of `x`, by head."""
+        """Project `x` to queries, split into heads."""
         return self._split(self.query(x))
 
     def project_key_value(
         self, x: Float[Array, "B S D"] | Normed
     ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-        """Keys and values of `x`, by head; `Normed` where `folded`."""
+        """Project `x` (`Normed` if `folded`) to keys and values, split into heads."""
         return self._split(self.key(x)), self._split(self.value(x))
 
     def project_output(self, context: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
-        """The heads' contexts, joined and mapped to the model's width."""
+        """Join the heads and project them to the model's width."""
         return self.output(context.reshape(*context.shape[:-2], -1))
 
     def __call__(
@@ -158,7 +164,7 @@ class MultiHeadAttention(nn.Module):
         dropout_key: PRNGKeyArray | None = None,
         dropout_rate: float = 0.0,
     ) -> Float[Array, "B T D"]:
-        """Self-attention; the arguments are those of `attention`."""
+        """Compute self-attention; see `attention` for the arguments."""
         key, value = self.project_key_value(x)
         context = attention(
             self.project_query(x),

@@ -1,8 +1,8 @@
-"""Attention masks: True where a row (the asker) may attend to a column.
+"""Attention masks: True where a query position may attend to a key position.
 
-Drawn for two queries and texts of three tokens whose last one is padding; columns run
-over [query query text text pad], or over the text. Queries by themselves need none. All
-masks broadcast to [B, H, T, S].
+The docstrings draw each mask for two queries and a text of three tokens whose last one
+is padding. Columns are [query query text text pad], or the text alone. All masks
+broadcast to [B, H, T, S].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool
 
 
 def padding(mask: Bool[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
-    """Everyone sees every key that is not padding: text by itself, in ITC.
+    """Let every position attend to all keys except padding (text in ITC).
 
     1 1 0
     """
@@ -20,7 +20,7 @@ def padding(mask: Bool[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
 
 
 def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Text sees its own past, padding excepted.
+    """Let text attend to itself and its past, except padding.
 
     1 0 0
     1 1 0
@@ -34,7 +34,7 @@ def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
 def causal_multimodal(
     num_queries: int, mask: Bool[Array, "B T"]
 ) -> Bool[Array, "B 1 T S"]:
-    """ITG, the rows of the text: it sees the queries and its own past.
+    """Let text attend to the queries and its own past (text rows of ITG); S = Q + T.
 
     1 1 1 0 0
     1 1 1 1 0
@@ -45,7 +45,7 @@ def causal_multimodal(
 
 
 def bidirectional(num_queries: int, mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 1 S"]:
-    """ITM: everyone sees everyone, padding excepted; one row, the same for all.
+    """Let queries and text attend to each other, except padding (ITM); S = Q + T.
 
     1 1 1 1 0
     """

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from blip2_jax.nn.precision import einsum_fp32
 
-# Largest [B, Q, N] score array that is computed at once: 64 MB in fp32.
+# Largest [B, Q, texts] score array that is computed at once: 64 MB in fp32.
 MAX_SCORES = 2**24
 
 
@@ -22,13 +22,14 @@ def unit_vectors(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
 
 
 def max_query_similarity(
-    queries: Float[Array, "B Q C"], texts: Float[Array, "N C"]
-) -> Float[Array, "B N"]:
+    queries: Float[Array, "B Q C"], texts: Float[Array, "texts C"]
+) -> Float[Array, "B texts"]:
     """Compute the similarity of every image with every text.
 
     The similarity is the largest cosine between any query of the image and the text
-    (paper section 3.2). Above `MAX_SCORES` scores the queries are scanned, because the [B, Q, N] array takes
-    361 MB for 1,680 images and texts, and as much in the backward pass.
+    (paper section 3.2). Above `MAX_SCORES` scores the queries are scanned, because the
+    [B, Q, texts] array takes 361 MB for 1,680 images and texts, and as much in the
+    backward pass.
 
     Args:
       queries: unit vectors of the queries of each image.
@@ -41,11 +42,11 @@ def max_query_similarity(
 
 @jax.custom_vjp
 def scan_query_similarity(
-    queries: Float[Array, "B Q C"], texts: Float[Array, "N C"]
-) -> Float[Array, "B N"]:
+    queries: Float[Array, "B Q C"], texts: Float[Array, "texts C"]
+) -> Float[Array, "B texts"]:
     """Compute `max_query_similarity` with a scan over queries.
 
-    Forward and backward pass hold two [B, N] arrays instead of Q.
+    Forward and backward pass hold two [B, texts] arrays instead of Q.
     """
     return _running_max(queries, texts)[0]
 

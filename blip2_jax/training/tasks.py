@@ -32,8 +32,11 @@ from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.language.interface import build_language_model
-from blip2_jax.models.vision.contrastive_pair import ContrastModel, TextTowerConfig
-from blip2_jax.models.vision.contrastive_pair import init_params as init_contrast
+from blip2_jax.models.vision.dual_encoder import (
+    DualEncoder,
+    TextTowerConfig,
+    init_dual_encoder,
+)
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -224,13 +227,13 @@ def _contrast(config: ConfigDict) -> Task:
         mlp_dim=2 * options.text_width,
         window=options.text_window,
     )
-    model = ContrastModel(
+    model = DualEncoder(
         sizes.vision, text, options.projection_dim, **module_kwargs(config)
     )
     return Task(
         name="contrast",
         model=model,
-        init_params=lambda key: init_contrast(model, key, options.initial_std),
+        init_params=lambda key: init_dual_encoder(model, key, options.initial_std),
         loss=lambda params, batch, key, negatives=None: contrast_loss(
             model, params, batch, options
         ),

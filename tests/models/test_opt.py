@@ -151,7 +151,7 @@ def test_more_positions_than_the_table_has():
     config = CONFIGS["pre_norm"]
     bound = OPT(config).bind({"params": init(config)})
     _, prefix = bound.prefill(jnp.zeros((1, 20, 16)), jnp.ones((1, 20), bool))
-    with pytest.raises(ValueError, match="33 positions asked for, this OPT has 32"):
+    with pytest.raises(ValueError, match="take 33 positions; this OPT has 32"):
         bound.init_generated(prefix, 1, 13)
 
 

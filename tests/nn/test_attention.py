@@ -60,10 +60,10 @@ def test_decoding_equals_attention_over_the_joined_sequence(beams):
     own = slot[None] % beams == np.arange(beams)[:, None]
     own = jnp.asarray(own & (slot // beams <= time))
     visible = jnp.broadcast_to(own, (B, *own.shape))
-    step = decode_masks(jnp.int32(time), prefix_mask, visible)
+    step_masks = decode_masks(jnp.int32(time), prefix_mask, visible)
     new = tuple(normal(10 * n + time, B, beams, H, K) for n in (1, 2))
     out = decode_attention(
-        q, new, by_head((k0, v0)), prefix_mask, (keys, values), step.earlier
+        q, new, by_head((k0, v0)), prefix_mask, (keys, values), step_masks.earlier
     )
     for w in range(beams):
         steps = range(time + 1)

@@ -89,7 +89,7 @@ def test_weights_taken_apart_give_the_same():
     stack = Stack(Block(parent=None), L)
     weights = stack.unstacked_weights(params["params"]["blocks"])
     assert len(weights) == L
-    x, outputs = stack(weights, X, 0.1, per_layer=stack.apart(extra))
+    x, outputs = stack(weights, X, 0.1, per_layer=stack.unstack(extra))
     expected = tower.apply(params, X, 0.1, extra)
     np.testing.assert_allclose(x, expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(outputs, expected[1])

@@ -1,4 +1,4 @@
-"""The sequence that a language model reads: projected queries, then text."""
+"""The input of a language model: projected queries, then text."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ def queries_then_text(
     text: Float[Array, "B T E"],
     mask: Bool[Array, "B T"],
 ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
-    """Puts the queries before the text; S = Q + T. Queries are never padding.
+    """Concatenate queries and text; S = Q + T. Queries are never padding.
 
     Args:
-      queries: the projected query outputs, or None for text alone.
-      text: embeddings of the text.
+      queries: projected query outputs; None = text alone.
+      text: token embeddings.
       mask: True = a real token.
     """
     if queries is None:
         return text, mask.astype(bool)
-    seen = jnp.ones(queries.shape[:2], bool)
+    query_mask = jnp.ones(queries.shape[:2], bool)
     return (
         jnp.concatenate([queries.astype(text.dtype), text], axis=1),
-        jnp.concatenate([seen, mask.astype(bool)], axis=1),
+        jnp.concatenate([query_mask, mask.astype(bool)], axis=1),
     )
 
 
-def last_real(
+def last_real_token(
     hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]
 ) -> Float[Array, "B 1 D"]:
-    """Each row's state at its last real token, whichever side the padding is on."""
+    """Return each row's state at its last real token, with padding on either side."""
     length = mask.shape[1]
     last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)

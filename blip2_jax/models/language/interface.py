@@ -1,20 +1,23 @@
-"""What a language model must offer to be plugged in behind the Q-Former.
+r"""The interface of a language model behind the Q-Former.
 
-A new family is one module with these methods, one name table in `convert` and one
-line in `build_language_model`. The queries enter as vectors in front of the text, so
-all that BLIP-2 asks is to read embeddings instead of ids.
+The projected queries enter as vectors before the text, so BLIP-2 asks a language model
+only to read embeddings instead of ids. A new family consists of
 
-Conventions of the batches and tokenizers:
+- one module with the methods of `LanguageModel`, as `opt.py` or `t5.py`, and one line
+  in `build_language_model`;
+- one table of parameter names in `convert/tables`;
+- its preset: a config class and sizes in `models/presets.py`, listed in `PARTS`.
 
-- decoder-only (OPT): text is `[BOS; prompt; caption; "\\n"]`, right padded in
-  training, and the model is asked with left-padded prompts. BOS is `config.bos_id`
-  (2); a caption ends with a newline, not with EOS. Without a prompt the BOS token is
-  itself a target of the last query: the batch's `target_mask` decides.
-- encoder-decoder (T5): the prompt or caption prefix goes with the queries to the
-  encoder; the decoder begins with `config.decoder_start_id` and targets end with
-  `config.eos_id`.
+Conventions of batches and tokenizers:
 
-Padding may stand on either side: positions and masks count real tokens only.
+- Decoder-only (OPT): the text is `[BOS; prompt; caption; "\n"]`, padded on the right
+  in training; prompts are padded on the left in generation. BOS is `config.bos_id`. A
+  caption ends with a newline, not with EOS. Without a prompt, BOS is a target of the
+  last query; the batch's `target_mask` decides.
+- Encoder-decoder (T5): the encoder reads the queries and the prompt or caption prefix.
+  The decoder starts with `config.decoder_start_id`; targets end with `config.eos_id`.
+
+Padding may be on either side: positions and masks count only real tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class LanguageModel(Protocol):
     config: LanguageModelConfig
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Token embeddings, in the space that the projected queries share."""
+        """Look up token embeddings, in the space of the projected queries."""
         ...
 
     def training_logits(
@@ -47,17 +50,17 @@ class LanguageModel(Protocol):
         batch: Mapping[str, Array],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
-        """Logits at the places that predict text, and no others.
+        """Compute logits at the positions that predict text.
 
         Args:
           queries: projected query outputs; None = text alone.
-          batch: decoder-only `text_ids`, `text_mask`, `target_mask` `[B, T]`;
-            encoder-decoder `input_ids`, `input_mask` `[B, S]`, `target_ids`,
-            `target_mask` `[B, T]`.
-          key: dropout; None = none.
+          batch: decoder-only: `text_ids`, `text_mask`, `target_mask` [B, T];
+            encoder-decoder: `input_ids`, `input_mask` [B, S], `target_ids`,
+            `target_mask` [B, T].
+          key: dropout key; None = no dropout.
 
         Returns:
-          fp32 logits, the ids that they predict, and which of those count.
+          fp32 logits, the ids they predict, and the mask of ids that count.
         """
         ...
 
@@ -67,25 +70,25 @@ class LanguageModel(Protocol):
         mask: Bool[Array, "B S"],
         weights: Any = None,
     ) -> tuple[Float[Array, "B V"], PrefixKV]:
-        """Reads queries and prompt: fp32 logits of the first new token, and the cache.
+        """Read queries and prompt; an encoder-decoder then reads its start token.
 
-        An encoder-decoder encodes them and reads its start token. `weights`: from
-        `unstacked_weights`, to be read in place of the parameters, here and by the steps;
-        the caches then are lists, one a layer.
+        Args:
+          inputs_embeds: projected queries, then embeddings of the prompt.
+          mask: True = a real token.
+          weights: from `unstacked_weights`, read instead of the parameters here and in
+            `decode_step`. The caches then are lists with one array per layer.
+
+        Returns:
+          fp32 logits of the first new token, and the KV cache.
         """
         ...
 
     def init_generated(self, prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
-        """Empty slots for N new tokens of W beams; `t * W + w` is a token's slot."""
+        """Create empty slots for `max_new` tokens of `beams` beams per row."""
         ...
 
     def unstacked_weights(self) -> Any:
-        """The weights that generation reads, as a CPU reads them fastest.
-
-        Layer by layer: a CPU would copy every layer's weights out of their stack at
-        every token, which takes several times as long as reading them; and in the
-        order of `weights_first`. Made once for a model.
-        """
+        """Return the weights in the layout of `nn.cpu_decoding`, once for a model."""
         ...
 
     def decode_step(
@@ -96,18 +99,18 @@ class LanguageModel(Protocol):
         generated: GeneratedKV,
         visible: Bool[Array, "B W M"],
     ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
-        """Each beam reads its new token of 0-based index `time`.
+        """Read the new token of each beam and predict the next.
 
         Args:
-          ids: the tokens.
-          time: scalar.
-          prefix: from `prefill`; the beams of a row share it.
-          generated: from `init_generated` or the step before.
-          visible: which of the M = N * W slots a beam descends from, its slot of
+          ids: the new tokens.
+          time: their 0-based index among the new tokens.
+          prefix: from `prefill`, shared by the beams of a row.
+          generated: from `init_generated` or the previous step.
+          visible: True = a slot (time * W + beam) that the beam descends from, that of
             `time` included.
 
         Returns:
-          fp32 logits of the next token, and the slots with this one's written.
+          fp32 logits of the next token, and the caches with this one's keys and values.
         """
         ...
 
@@ -118,19 +121,21 @@ def build_language_model(
     scan: bool = True,
     remat: str = "none",
 ) -> OPT | T5:
-    """The module for a configuration.
+    """Build the module for a configuration.
 
     Args:
       config: sizes.
-      dtype: compute dtype; parameters are fp32 or what was loaded.
-      scan: scan the stacked layers, or unroll them (equal results).
-      remat: policy of `models/stack.py`.
+      dtype: compute dtype; parameters are fp32 or as loaded.
+      scan: scan the stacked layers instead of unrolling them (equal results).
+      remat: rematerialisation policy (`nn.stack.REMAT_POLICIES`).
 
     Raises:
-      TypeError: a configuration of no known family.
+      TypeError: `config` belongs to no known family.
     """
     if isinstance(config, OPTConfig):
         return OPT(config, dtype, scan, remat)
     if isinstance(config, T5Config):
         return T5(config, dtype, scan, remat)
-    raise TypeError(f"{type(config).__name__} is neither an OPTConfig nor a T5Config")
+    raise TypeError(
+        f"expected an OPTConfig or a T5Config, got a {type(config).__name__}"
+    )

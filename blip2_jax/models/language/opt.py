@@ -1,14 +1,14 @@
 """OPT (Zhang et al. 2022): a decoder-only language model, frozen in BLIP-2.
 
-ReLU, learned positions counted over real tokens only, tied head. All sizes normalise
-before each branch except OPT-350m, which normalises after the sum, has no final norm
-and embeds in a narrower space.
+It has ReLU, a head tied to the token table, and learned positions that count only real
+tokens. All sizes are pre-norm except OPT-350m, which is post-norm, has no final norm
+and embeds tokens in a narrower space.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip2_jax.models.language.input_sequence import last_real, queries_then_text
+from blip2_jax.models.language.input_sequence import last_real_token, queries_then_text
 from blip2_jax.models.presets import OPTConfig
 from blip2_jax.nn.attention import KeyValue
 from blip2_jax.nn.cpu_decoding import matvec
@@ -42,12 +42,13 @@ LAYER_NORM_EPS = 1e-5
 
 
 class OPTBlock(nn.Module):
-    """Self-attention and feed-forward; each method serves one use of the stack."""
+    """Self-attention and feed-forward, over a whole sequence or for generation."""
 
     config: OPTConfig
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         config, dtype = self.config, self.dtype
         self.attention_norm = layer_norm(LAYER_NORM_EPS, dtype)
         head_width = config.width // config.heads
@@ -63,48 +64,60 @@ class OPTBlock(nn.Module):
         mask: Bool[Array, "B 1 S S"],
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B S D"], None]:
-        """Reads a whole sequence."""
-        return self._run(x, lambda h: (self.attention(h, mask), None), key)
+        """Run the block over a whole sequence; `key` is for dropout."""
+        return self._finish(
+            x, self.attention(self._attention_input(x), mask), key
+        ), None
 
     def prefill(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B 1 S S"], _: None
     ) -> tuple[Float[Array, "B S D"], KeyValue]:
-        """Reads a whole sequence and returns its keys and values."""
-        return self._run(x, lambda h: prefill_attention(self.attention, h, mask))
+        """Run the block over a whole sequence and return its keys and values."""
+        attended, key_value = prefill_attention(
+            self.attention, self._attention_input(x), mask
+        )
+        return self._finish(x, attended), key_value
 
     def step(
         self,
         x: Float[Array, "B W D"],
-        step: DecodeMasks,
+        masks: DecodeMasks,
         cached: tuple[KeyValue, KeyValue],
     ) -> tuple[Float[Array, "B W D"], KeyValue]:
-        """Reads one token per beam and returns its keys and values."""
-        return self._run(x, lambda h: step_attention(self.attention, h, step, *cached))
+        """Read one token per beam; `cached` is (prefix, generated)."""
+        attended, new = step_attention(
+            self.attention, self._attention_input(x), masks, *cached
+        )
+        return self._finish(x, attended), new
 
-    def _run(
+    def _attention_input(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        return self.attention_norm(x) if self.config.pre_norm else x
+
+    def _finish(
         self,
-        x: Array,
-        attend: Callable[[Array], tuple[Array, Any]],
+        x: Float[Array, "B S D"],
+        attended: Float[Array, "B S D"],
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Array, Any]:
+    ) -> Float[Array, "B S D"]:
+        """Add the attention output to its input `x` and apply the feed-forward."""
+        pre_norm, rate = self.config.pre_norm, self.config.dropout
         attention_key, mlp_key = split_key(key, 2)
-        normed = self.attention_norm(x) if self.config.pre_norm else x
-        attended, kept = attend(normed)
-        x = x + dropout(attended, self.config.dropout, attention_key)
-        if not self.config.pre_norm:
+        x = x + dropout(attended, rate, attention_key)
+        if not pre_norm:
             x = self.attention_norm(x)
-        normed = self.mlp_norm(x) if self.config.pre_norm else x
-        x = x + dropout(self.mlp(normed), self.config.dropout, mlp_key)
-        return x if self.config.pre_norm else self.mlp_norm(x), kept
+        out = self.mlp(self.mlp_norm(x) if pre_norm else x)
+        x = x + dropout(out, rate, mlp_key)
+        return x if pre_norm else self.mlp_norm(x)
 
 
 class OPTEmbeddings(nn.Module):
-    """Token and position tables, and OPT-350m's maps to and from its token space."""
+    """Token and position tables, and OPT-350m's projections of its token space."""
 
     config: OPTConfig
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         config = self.config
         rows = config.max_positions + POSITION_OFFSET
         shape = (config.vocab_size, config.embedding_width)
@@ -115,32 +128,32 @@ class OPTEmbeddings(nn.Module):
             self.project_out = dense(config.embedding_width, self.dtype, use_bias=False)
 
     def tokens(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Embeddings as they enter the model, before positions."""
+        """Look up token embeddings, without positions."""
         return self.token[ids].astype(self.dtype)
 
     def enter(
         self, embeds: Float[Array, "B T E"], positions: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """The first block's input; positions count real tokens from 0, pads are -1."""
+        """Add positions, which count real tokens from 0 and are -1 for padding."""
         if self.config.embedding_width != self.config.width:
             embeds = self.project_in(embeds)
-        places = self.position[positions + POSITION_OFFSET].astype(self.dtype)
-        return embeds.astype(self.dtype) + places
+        table = self.position[positions + POSITION_OFFSET].astype(self.dtype)
+        return embeds.astype(self.dtype) + table
 
     def logits(
-        self, hidden: Float[Array, "B T D"], few_rows: bool = False
+        self, hidden: Float[Array, "B T D"], on_cpu: bool = False
     ) -> Float[Array, "B T V"]:
-        """fp32 scores against the token table; `few_rows`: as `weights_first` says."""
+        """Compute fp32 logits against the token table; `on_cpu` = by `cpu_decoding`."""
         if self.config.embedding_width != self.config.width:
             hidden = self.project_out(hidden)
         table, hidden = self.token.astype(self.dtype), hidden.astype(self.dtype)
-        if few_rows:
+        if on_cpu:
             return matvec(table, hidden)
         return einsum_fp32("bte,ve->btv", hidden, table)
 
 
 class OPT(nn.Module):
-    """An OPT of any size. What its methods promise stands in `language_model`."""
+    """An OPT of any size; `LanguageModel` documents its methods."""
 
     config: OPTConfig
     dtype: DTypeLike = jnp.float32
@@ -148,6 +161,7 @@ class OPT(nn.Module):
     remat: str = "none"
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         config = self.config
         self.embeddings = OPTEmbeddings(config, self.dtype)
         block = OPTBlock(config, self.dtype, parent=None)
@@ -159,7 +173,7 @@ class OPT(nn.Module):
             self.final_norm = layer_norm(LAYER_NORM_EPS, self.dtype)
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Token embeddings, in the compute dtype."""
+        """Look up token embeddings, in the compute dtype."""
         return self.embeddings.tokens(ids)
 
     def hidden(
@@ -168,18 +182,18 @@ class OPT(nn.Module):
         mask: Bool[Array, "B S"],
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B S D"]:
-        """States after the last block, before the final norm."""
+        """Return the states after the last block, before the final norm."""
         x = self.embeddings.enter(inputs_embeds, _positions(mask))
         keys = None if key is None else jax.random.split(key, self.config.depth)
         return self.stack(self.blocks, x, causal(mask), per_layer=keys)[0]
 
     def logits(
-        self, hidden: Float[Array, "B T D"], few_rows: bool = False
+        self, hidden: Float[Array, "B T D"], on_cpu: bool = False
     ) -> Float[Array, "B T V"]:
-        """fp32 next-token logits from what `hidden` returns, or a slice of it."""
+        """Compute fp32 next-token logits from the output of `hidden`."""
         if self.config.pre_norm:
             hidden = self.final_norm(hidden)
-        return self.embeddings.logits(hidden, few_rows)
+        return self.embeddings.logits(hidden, on_cpu)
 
     def training_logits(
         self,
@@ -187,10 +201,10 @@ class OPT(nn.Module):
         batch: Mapping[str, Array],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
-        """Logits, targets and their mask at the text positions; see `LanguageModel`.
+        """Compute logits, targets and target mask of the text; see `LanguageModel`.
 
         The last query predicts the first text token. Without queries the first token
-        has no predecessor and is no target.
+        is not a target.
         """
         ids, targets = batch["text_ids"], batch["target_mask"]
         inputs, mask = queries_then_text(queries, self.embed(ids), batch["text_mask"])
@@ -205,27 +219,29 @@ class OPT(nn.Module):
         mask: Bool[Array, "B S"],
         weights: list[Any] | None = None,
     ) -> tuple[Float[Array, "B V"], PrefixKV]:
-        """Logits of the first new token, and the cache of what was read."""
+        """Return logits of the first new token, and the KV cache."""
         x = self.embeddings.enter(inputs_embeds, _positions(mask))
         blocks = self.blocks if weights is None else weights
         x, (key, value) = self.stack(blocks, x, causal(mask), method=OPTBlock.prefill)
         length = mask.sum(axis=1, dtype=jnp.int32)
-        logits = self.logits(last_real(x, mask), few_rows=weights is not None)
+        logits = self.logits(last_real_token(x, mask), on_cpu=weights is not None)
         return logits[:, 0], PrefixKV(key, value, mask, length, weights=weights)
 
     def init_generated(self, prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
-        """Empty slots for the tokens to come.
+        """Create empty slots for the new tokens.
 
         Raises:
           ValueError: prefix and new tokens exceed the position table.
         """
-        total, most = prefix.mask.shape[1] + max_new, self.config.max_positions
-        if total > most:
-            raise ValueError(f"{total} positions asked for, this OPT has {most}")
+        total, limit = prefix.mask.shape[1] + max_new, self.config.max_positions
+        if total > limit:
+            raise ValueError(
+                f"prompt and new tokens take {total} positions; this OPT has {limit}"
+            )
         return init_generated(prefix, beams, max_new)
 
     def unstacked_weights(self) -> list[Any]:
-        """The blocks' weights layer by layer; see `LanguageModel`."""
+        """Return the blocks' weights layer by layer; see `LanguageModel`."""
         return self.stack.unstacked_weights(self.blocks)
 
     def decode_step(
@@ -236,7 +252,7 @@ class OPT(nn.Module):
         generated: GeneratedKV,
         visible: Bool[Array, "B W M"],
     ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
-        """Logits after each beam has read its token of index `time`."""
+        """Read each beam's token of index `time`; see `LanguageModel`."""
         positions = jnp.broadcast_to(prefix.next_position[:, None] + time, ids.shape)
         x = self.embeddings.enter(self.embed(ids), positions)
         generated = commit_last_token(generated, time)
@@ -244,18 +260,18 @@ class OPT(nn.Module):
             (prefix.key, prefix.value),
             (generated.key, generated.value),
         )
-        step = decode_masks(time, prefix.mask, visible)
+        step_masks = decode_masks(time, prefix.mask, visible)
         blocks = self.blocks if prefix.weights is None else prefix.weights
         x, (new_key, new_value) = self.stack(
-            blocks, x, step, per_layer=cached, method=OPTBlock.step
+            blocks, x, step_masks, per_layer=cached, method=OPTBlock.step
         )
-        logits = self.logits(x, few_rows=prefix.weights is not None)
+        logits = self.logits(x, on_cpu=prefix.weights is not None)
         return logits, dataclasses.replace(
             generated, new_key=new_key, new_value=new_value
         )
 
 
 def _positions(mask: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    """0, 1, 2, ... over the real tokens of each row; -1 on padding."""
-    counted = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
-    return jnp.where(mask, counted - 1, -1)
+    """Count the real tokens of each row from 0; padding gets -1."""
+    count = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+    return jnp.where(mask, count - 1, -1)

@@ -1,8 +1,8 @@
 """T5-v1.1 and FlanT5 (Raffel et al. 2020): an encoder-decoder, frozen in BLIP-2.
 
-A relative position bias is computed once per stack from one table and shared by its
-layers; queries and text count as one sequence. The head is untied. Released weights
-replace the initial values, which are this package's own (normal, 0.02).
+The layers of a stack share one relative position bias; queries and text count as one
+sequence. The head is untied. Initial values are normal with deviation 0.02, not those
+of the T5 paper.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class T5Stack(nn.Module):
     remat: str
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         config = self.config
         block = T5Block(config, self.dtype, parent=None)
         self.stack = Stack(block, self.depth, scan=self.scan, remat=self.remat)
@@ -66,7 +67,7 @@ class T5Stack(nn.Module):
         self.final_norm = rms_norm(config, self.dtype)
 
     def bias(self, relative: Int[Array, "T S"]) -> Float[Array, "1 H T S"]:
-        """fp32 bias of the scores; `relative` is key minus query position."""
+        """Return the fp32 bias of scores; `relative` = key minus query position."""
         buckets = relative_buckets(
             relative,
             bidirectional=not self.causal,
@@ -84,18 +85,29 @@ class T5Stack(nn.Module):
         per_layer: Any = None,
         layers: Any = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Runs one method of the blocks (or of `layers`), then the final norm."""
-        x, kept = self.stack(
+        """Run one method of the blocks, then the final norm.
+
+        Args:
+          x: input of the first block.
+          *shared: passed to every block.
+          method: method of `T5Block`.
+          per_layer: one slice for each block, see `Stack`.
+          layers: from `unstacked_weights`, instead of the module's parameters.
+
+        Returns:
+          The normed output, and the blocks' outputs.
+        """
+        x, outputs = self.stack(
             self.blocks if layers is None else layers,
             x,
             *shared,
             per_layer=per_layer,
             method=method,
         )
-        return self.final_norm(x), kept
+        return self.final_norm(x), outputs
 
     def unstacked_weights(self) -> list[Any]:
-        """The blocks' weights layer by layer."""
+        """Return the blocks' weights layer by layer; see `cpu_decoding`."""
         return self.stack.unstacked_weights(self.blocks)
 
     def read(
@@ -106,10 +118,20 @@ class T5Stack(nn.Module):
         key: PRNGKeyArray | None,
         layers: list[Any] | None = None,
     ) -> Float[Array, "B T D"]:
-        """A whole sequence, with dropout where `key` is given."""
-        first, inner, last = split_key(key, 3)
-        per_layer = None if inner is None else jax.random.split(inner, self.depth)
-        x = dropout(x.astype(self.dtype), self.config.dropout, first)
+        """Run the stack over a whole sequence.
+
+        Args:
+          x: embedded tokens.
+          mask: True = may attend.
+          *encoded: encoder states and mask, in a decoder.
+          key: dropout key; None = no dropout.
+          layers: see `__call__`.
+        """
+        input_key, blocks_key, output_key = split_key(key, 3)
+        per_layer = None
+        if blocks_key is not None:
+            per_layer = jax.random.split(blocks_key, self.depth)
+        x = dropout(x.astype(self.dtype), self.config.dropout, input_key)
         x, _ = self(
             x,
             mask,
@@ -119,11 +141,11 @@ class T5Stack(nn.Module):
             method=T5Block.decode if self.causal else T5Block.encode,
             layers=layers,
         )
-        return dropout(x, self.config.dropout, last)
+        return dropout(x, self.config.dropout, output_key)
 
 
 class T5(nn.Module):
-    """A T5 of any size. What its methods promise stands in `language_model`."""
+    """A T5 of any size; `LanguageModel` documents its methods."""
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
@@ -131,6 +153,7 @@ class T5(nn.Module):
     remat: str = "none"
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         config = self.config
         stack = functools.partial(
             T5Stack, config, dtype=self.dtype, scan=self.scan, remat=self.remat
@@ -142,11 +165,11 @@ class T5(nn.Module):
         self.head = self.param("head", _leaf("kernel", table[::-1]))
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Token embeddings, in the compute dtype."""
+        """Look up token embeddings, in the compute dtype."""
         return self.embeddings["token"][ids].astype(self.dtype)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """fp32 logits; the head is untied, so nothing is rescaled."""
+        """Compute fp32 logits; an untied head, so the states are not rescaled."""
         kernel = self.head["kernel"].astype(self.dtype)
         return einsum_fp32("btd,dv->btv", hidden.astype(self.dtype), kernel)
 
@@ -157,7 +180,7 @@ class T5(nn.Module):
         key: PRNGKeyArray | None = None,
         layers: list[Any] | None = None,
     ) -> Float[Array, "B S D"]:
-        """The encoder's normed states."""
+        """Return the encoder's states, after its final norm."""
         return self.encoder.read(inputs_embeds, padding(mask), key=key, layers=layers)
 
     def training_logits(
@@ -166,10 +189,10 @@ class T5(nn.Module):
         batch: Mapping[str, Array],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T V"], Int[Array, "B T"], Bool[Array, "B T"]]:
-        """Logits, targets and their mask; see `LanguageModel`.
+        """Compute logits, targets and target mask; see `LanguageModel`.
 
-        The encoder reads queries and `input_ids`, the decoder the targets moved one
-        place to the right behind the start token.
+        The encoder reads queries and `input_ids`; the decoder reads the start token and
+        the targets shifted right by one.
         """
         encoder_key, decoder_key = split_key(key, 2)
         text = self.embed(batch["input_ids"])
@@ -189,33 +212,33 @@ class T5(nn.Module):
         mask: Bool[Array, "B S"],
         weights: dict[str, Any] | None = None,
     ) -> tuple[Float[Array, "B V"], PrefixKV]:
-        """Encodes, reads the start token, returns the first new token's logits."""
+        """Encode, read the start token, and return the first new token's logits."""
         mask = mask.astype(bool)
-        apart = weights or {"encoder": None, "decoder": None}
-        encoded = self.encode(inputs_embeds, mask, layers=apart["encoder"])
-        seen = jnp.ones((mask.shape[0], 1), bool)
-        start = self.embed(jnp.full(seen.shape, self.config.decoder_start_id))
+        layers = weights or {"encoder": None, "decoder": None}
+        encoded = self.encode(inputs_embeds, mask, layers=layers["encoder"])
+        start_mask = jnp.ones((mask.shape[0], 1), bool)
+        start = self.embed(jnp.full(start_mask.shape, self.config.decoder_start_id))
         hidden, ((key, value), (cross_key, cross_value)) = self.decoder(
             start,
-            causal(seen),
+            causal(start_mask),
             self.decoder.bias(distances(1)),
             encoded,
             mask,
             method=T5Block.prefill,
-            layers=apart["decoder"],
+            layers=layers["decoder"],
         )
         position = jnp.ones(mask.shape[0], jnp.int32)
         prefix = PrefixKV(
-            key, value, seen, position, cross_key, cross_value, mask, weights
+            key, value, start_mask, position, cross_key, cross_value, mask, weights
         )
         return self._next_logits(hidden, prefix)[:, 0], prefix
 
     def init_generated(self, prefix: PrefixKV, beams: int, max_new: int) -> GeneratedKV:
-        """Empty slots for the tokens to come."""
+        """Create empty slots for the new tokens."""
         return init_generated(prefix, beams, max_new)
 
     def unstacked_weights(self) -> dict[str, Any]:
-        """The blocks layer by layer, and the head; see `LanguageModel`."""
+        """Return blocks layer by layer and the transposed head; see `LanguageModel`."""
         return {
             "encoder": self.encoder.unstacked_weights(),
             "decoder": self.decoder.unstacked_weights(),
@@ -230,7 +253,7 @@ class T5(nn.Module):
         generated: GeneratedKV,
         visible: Bool[Array, "B W M"],
     ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
-        """Logits after each beam has read its token of index `time`."""
+        """Read each beam's token of index `time`; see `LanguageModel`."""
         length, times = prefix.mask.shape[1], slot_times(visible.shape[2], ids.shape[1])
         bias = self.decoder.bias
         biases = DecodeBiases(
@@ -238,7 +261,7 @@ class T5(nn.Module):
             generated=bias(times[None] - time),
             own=bias(jnp.zeros((1, 1), jnp.int32)),
         )
-        step = decode_masks(time, prefix.mask, visible, biases)
+        step_masks = decode_masks(time, prefix.mask, visible, biases)
         generated = commit_last_token(generated, time)
         cached = (
             (prefix.key, prefix.value),
@@ -247,7 +270,7 @@ class T5(nn.Module):
         )
         hidden, (new_key, new_value) = self.decoder(
             self.embed(ids),
-            step,
+            step_masks,
             prefix.cross_mask,
             per_layer=cached,
             method=T5Block.step,
@@ -259,18 +282,18 @@ class T5(nn.Module):
     def _next_logits(
         self, hidden: Float[Array, "B W D"], prefix: PrefixKV
     ) -> Float[Array, "B W V"]:
-        """`logits`, with the head as it was taken apart where it was."""
+        """Compute logits, with the unstacked head if there is one."""
         if prefix.weights is None:
             return self.logits(hidden)
         return matvec(prefix.weights["head"], hidden.astype(self.dtype))
 
 
 def distances(length: int) -> Int[Array, "T T"]:
-    """Key position minus query position, within one sequence."""
-    places = jnp.arange(length)
-    return places[None, :] - places[:, None]
+    """Return key position minus query position, within one sequence."""
+    positions = jnp.arange(length)
+    return positions[None, :] - positions[:, None]
 
 
 def _leaf(name: str, shape: tuple[int, ...]) -> Callable[[PRNGKeyArray], dict]:
-    """Initialiser of a subtree that holds one matrix."""
+    """Return an initialiser of a subtree that holds one matrix."""
     return lambda key: {name: normal()(key, shape)}

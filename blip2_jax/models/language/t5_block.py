@@ -1,10 +1,8 @@
-"""The blocks of T5: RMS norms, gated GELU, attention without scale or biases."""
+"""T5's blocks: RMS norms, gated GELU, attention without scale or projection biases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,7 +21,7 @@ from blip2_jax.nn.kv_cache import (
 )
 from blip2_jax.nn.layers import ACTIVATIONS, MultiHeadAttention, dense
 from blip2_jax.nn.masks import padding
-from blip2_jax.nn.precision import PRODUCT
+from blip2_jax.nn.precision import MATMUL_OUTPUT
 
 SCALE = 1.0  # T5 folds the usual K ** -0.5 into the initial weights
 
@@ -31,16 +29,16 @@ SCALE = 1.0  # T5 folds the usual K ** -0.5 into the initial weights
 def relative_buckets(
     relative: Int[Array, "T S"], *, bidirectional: bool, buckets: int, max_distance: int
 ) -> Int[Array, "T S"]:
-    """Which row of the bias table stands for a key at a relative position.
+    """Map relative positions to rows of the bias table (T5 section 2.1).
 
-    Half of the rows are single distances, the other half grow logarithmically up to
-    `max_distance` (T5 section 2.1). In a decoder, keys to the right share row 0.
+    Half of the rows are for single distances; the other half cover ranges that grow
+    logarithmically up to `max_distance`. In a decoder, keys to the right map to row 0.
 
     Args:
       relative: key position minus query position.
-      bidirectional: whether the sign matters; each sign then has half of the rows.
+      bidirectional: True = each sign has half of the rows (encoder).
       buckets: rows of the table.
-      max_distance: from here on all distances share the last row.
+      max_distance: larger distances share the last row.
     """
     offset = jnp.zeros_like(relative)
     if bidirectional:
@@ -57,17 +55,18 @@ def relative_buckets(
 
 
 def rms_norm(config: T5Config, dtype: DTypeLike) -> nn.Module:
-    """Scales by the root mean square, computed in fp32, returned in `dtype`."""
+    """Build an RMS norm that computes in fp32 and returns `dtype`."""
     return nn.remat(nn.RMSNorm)(epsilon=config.layer_norm_eps, dtype=dtype)
 
 
 class GatedMlp(nn.Module):
-    """`down(activation(gate(x)) * up(x))`, without biases."""
+    """Gated feed-forward: `down(activation(gate(x)) * up(x))`, without biases."""
 
     config: T5Config
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         self.gate = dense(self.config.mlp_dim, self.dtype, use_bias=False)
         self.up = dense(self.config.mlp_dim, self.dtype, use_bias=False)
         self.down = dense(self.config.width, self.dtype, use_bias=False)
@@ -75,7 +74,10 @@ class GatedMlp(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "B T D"]:
-        return checkpoint_name(self._activate(self.gate(x), self.up(x), key), PRODUCT)
+        """Apply the block; `key` is for dropout of the inner activations."""
+        return checkpoint_name(
+            self._activate(self.gate(x), self.up(x), key), MATMUL_OUTPUT
+        )
 
     @nn.remat
     def _activate(
@@ -91,14 +93,15 @@ class GatedMlp(nn.Module):
 class T5Block(nn.Module):
     """A block of the encoder or, with cross-attention, of the decoder.
 
-    Each method serves one use of a stack; an encoder has no cross-attention
-    parameters because `encode` never touches them.
+    `encode` and `decode` run whole sequences; `prefill` and `step` are for generation.
+    An encoder has no cross-attention parameters, because `encode` does not use them.
     """
 
     config: T5Config
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         config, dtype = self.config, self.dtype
         sizes = (config.width, config.heads, config.head_width, dtype)
         self.attention_norm = rms_norm(config, dtype)
@@ -115,9 +118,11 @@ class T5Block(nn.Module):
         bias: Float[Array, "1 H S S"],
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B S D"], None]:
-        """Self-attention over a whole sequence."""
-        key, rest = split_key(key, 2)
-        return self._run(x, self._attend(mask, bias, key), key=rest)
+        """Run an encoder block over a whole sequence."""
+        weights_key, rest = split_key(key, 2)
+        keys = split_key(rest, 5)
+        x = self._self_attend(x, mask, bias, weights_key, keys[0])
+        return self._feed_forward(x, keys[3], keys[4]), None
 
     def decode(
         self,
@@ -128,11 +133,13 @@ class T5Block(nn.Module):
         encoded_mask: Bool[Array, "B S"],
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], None]:
-        """Causal self-attention over a whole target, and cross-attention."""
-        key, rest = split_key(key, 2)
+        """Run a decoder block over a whole target."""
+        weights_key, rest = split_key(key, 2)
+        keys = split_key(rest, 5)
+        x = self._self_attend(x, mask, bias, weights_key, keys[0])
         cross = self.cross_attention.project_key_value(encoded)
-        attend = self._attend(mask, bias, key)
-        return self._run(x, attend, self._read(cross, encoded_mask), rest)
+        x = self._cross_attend(x, cross, encoded_mask, keys[1], keys[2])
+        return self._feed_forward(x, keys[3], keys[4]), None
 
     def prefill(
         self,
@@ -143,79 +150,78 @@ class T5Block(nn.Module):
         encoded_mask: Bool[Array, "B S"],
         _: None,
     ) -> tuple[Float[Array, "B T D"], tuple[KeyValue, KeyValue]]:
-        """`decode` that also returns the keys and values of both attentions."""
+        """Run `decode` and also return the keys and values of both attentions."""
+        attended, key_value = prefill_attention(
+            self.attention, self.attention_norm(x), mask, bias=bias, scale=SCALE
+        )
         cross = self.cross_attention.project_key_value(encoded)
-
-        def attend(h: Array) -> tuple[Array, KeyValue]:
-            return prefill_attention(self.attention, h, mask, bias=bias, scale=SCALE)
-
-        x, kept = self._run(x, attend, self._read(cross, encoded_mask))
-        return x, (kept, by_head(cross))
+        x = self._cross_attend(x + attended, cross, encoded_mask)
+        return self._feed_forward(x), (key_value, by_head(cross))
 
     def step(
         self,
         x: Float[Array, "B W D"],
-        step: DecodeMasks,
+        masks: DecodeMasks,
         encoded_mask: Bool[Array, "B S"],
         cached: tuple[KeyValue, KeyValue, KeyValue],
     ) -> tuple[Float[Array, "B W D"], KeyValue]:
-        """Reads one token per beam; the beams of a row share both prefixes."""
+        """Read one token per beam; `cached` is (prefix, generated, encoder)."""
         prefix, generated, cross = cached
+        normed = self.attention_norm(x)
+        attended, new = step_attention(
+            self.attention, normed, masks, prefix, generated, scale=SCALE
+        )
+        x = x + attended
+        query = self.cross_attention.project_query(self.cross_attention_norm(x))
+        context = cached_attention(query, *cross, encoded_mask, scale=SCALE)
+        x = x + self.cross_attention.project_output(context)
+        return self._feed_forward(x), new
 
-        def attend(h: Array) -> tuple[Array, KeyValue]:
-            return step_attention(
-                self.attention, h, step, prefix, generated, scale=SCALE
-            )
-
-        def read(query: Array, _: None) -> Array:
-            return cached_attention(query, *cross, encoded_mask, scale=SCALE)
-
-        return self._run(x, attend, read)
-
-    def _attend(
-        self, mask: Array, bias: Array, key: PRNGKeyArray | None
-    ) -> Callable[[Array], tuple[Array, None]]:
-        def attend(h: Array) -> tuple[Array, None]:
-            attended = self.attention(
-                h,
-                mask,
-                bias=bias,
-                scale=SCALE,
-                dropout_key=key,
-                dropout_rate=self.config.dropout,
-            )
-            return attended, None
-
-        return attend
-
-    def _read(
-        self, cross: KeyValue, mask: Array
-    ) -> Callable[[Array, PRNGKeyArray | None], Array]:
-        def read(query: Array, key: PRNGKeyArray | None) -> Array:
-            return attention(
-                query,
-                *cross,
-                mask=padding(mask),
-                scale=SCALE,
-                dropout_key=key,
-                dropout_rate=self.config.dropout,
-            )
-
-        return read
-
-    def _run(
+    def _self_attend(
         self,
-        x: Array,
-        attend: Callable[[Array], tuple[Array, Any]],
-        read: Callable[[Array, Any], Array] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Array, Any]:
-        """Both attentions and the feed-forward; `read`: queries to what was encoded."""
-        rate, keys = self.config.dropout, split_key(key, 5)
-        attended, kept = attend(self.attention_norm(x))
-        x = x + dropout(attended, rate, keys[0])
-        if read is not None:
-            query = self.cross_attention.project_query(self.cross_attention_norm(x))
-            context = self.cross_attention.project_output(read(query, keys[1]))
-            x = x + dropout(context, rate, keys[2])
-        return x + dropout(self.mlp(self.mlp_norm(x), keys[3]), rate, keys[4]), kept
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "..."],
+        bias: Float[Array, "..."],
+        weights_key: PRNGKeyArray | None,
+        output_key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        """Apply norm, self-attention and residual."""
+        attended = self.attention(
+            self.attention_norm(x),
+            mask,
+            bias=bias,
+            scale=SCALE,
+            dropout_key=weights_key,
+            dropout_rate=self.config.dropout,
+        )
+        return x + dropout(attended, self.config.dropout, output_key)
+
+    def _cross_attend(
+        self,
+        x: Float[Array, "B T D"],
+        encoded: KeyValue,
+        mask: Bool[Array, "B S"],
+        weights_key: PRNGKeyArray | None = None,
+        output_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Apply norm, cross-attention to the encoder's output, and residual."""
+        context = attention(
+            self.cross_attention.project_query(self.cross_attention_norm(x)),
+            *encoded,
+            mask=padding(mask),
+            scale=SCALE,
+            dropout_key=weights_key,
+            dropout_rate=self.config.dropout,
+        )
+        attended = self.cross_attention.project_output(context)
+        return x + dropout(attended, self.config.dropout, output_key)
+
+    def _feed_forward(
+        self,
+        x: Float[Array, "B T D"],
+        inner_key: PRNGKeyArray | None = None,
+        output_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Apply norm, feed-forward and residual."""
+        out = self.mlp(self.mlp_norm(x), inner_key)
+        return x + dropout(out, self.config.dropout, output_key)

@@ -1,7 +1,8 @@
-"""One block of the Q-Former: post-norm BERT with two feed-forwards.
+"""One block of the Q-Former: a post-norm BERT block with two feed-forward networks.
 
-Self-attention runs over queries and text alike. Queries then read the image (in the
-blocks that can) and take the query feed-forward; text takes its own.
+Self-attention covers queries and text together. Then the queries attend to the image,
+in the blocks that have cross-attention, and take the query feed-forward; the text takes
+its own.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class AttentionSpan(NamedTuple):
 
     Attributes:
       queries: positions of the input whose queries attend.
-      keys: positions they attend to; cached positions, if any, come first.
-      mask: True = may attend, broadcastable to [B, H, queries, keys]; None = all.
+      keys: positions they attend to, counted from the first cached position.
+      mask: True = may attend; broadcastable to [B, H, queries, keys]; None = all.
     """
 
     queries: slice = slice(None)
@@ -40,13 +41,14 @@ ALL_TO_ALL = (AttentionSpan(),)
 
 
 class QFormerLayer(nn.Module):
-    """A block of the Q-Former; the text branch is created by its first use."""
+    """A block of the Q-Former; the text branch has parameters only if it is used."""
 
     config: QFormerConfig
     reads_image: bool
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         c = self.config
         head_width = c.width // c.heads
         projections = lambda folded: MultiHeadAttention(
@@ -62,7 +64,7 @@ class QFormerLayer(nn.Module):
         self.text_mlp, self.text_mlp_norm = mlp(), norm()
 
     def image_key_value(self, image: Normed) -> KeyValue:
-        """Keys and values of the image, which depend on nothing else."""
+        """Project an image to cross-attention keys and values."""
         return self.cross_attention.project_key_value(image)
 
     def __call__(
@@ -75,21 +77,22 @@ class QFormerLayer(nn.Module):
         images: Sequence[KeyValue] = (),
         keep: int | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B M D"], KeyValue]:
-        """Runs the block.
+    ) -> tuple[Float[Array, "B outputs D"], KeyValue]:
+        """Run the block.
 
         Args:
-          x: the queries (`num_queries` of them, possibly none), then the text.
-          num_queries: how many of the N rows are queries.
-          spans: cover the N positions, in order.
-          past: keys and values seen before those of `x`.
-          images: from `image_key_value`, read by the queries; see `attend_image`.
-          keep: only the first `keep` rows are computed, M of them; all are attended
-            to. None: M = N.
-          key: dropout; None = none.
+          x: `num_queries` queries (possibly none), then the text.
+          num_queries: number of query positions.
+          spans: partition of the S positions, in order.
+          past: cached keys and values that precede those of `x`.
+          images: from `image_key_value`, for the queries; see `attend_image`.
+          keep: number of positions to compute, from the first on; all S are attended
+            to. None = all.
+          key: dropout key; None = no dropout.
 
         Returns:
-          The block's output, and the self-attention keys and values of all of `x`.
+          The output at the first `keep` positions, and the self-attention keys and
+          values of all S positions.
         """
         keys = split_key(key, 4)
         x, key_value = self.attend(x, spans=spans, past=past, keep=keep, key=keys[0])
@@ -111,9 +114,9 @@ class QFormerLayer(nn.Module):
         past: KeyValue | None = None,
         keep: int | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B M D"], KeyValue]:
-        """Self-attention of `x[:, :keep]` over `past` and `x`, residual and norm."""
-        output_key, *probability_keys = split_key(key, 1 + len(spans))
+    ) -> tuple[Float[Array, "B outputs D"], KeyValue]:
+        """Apply self-attention of `x[:, :keep]` to `past` and `x`, residual, norm."""
+        output_key, *span_keys = split_key(key, 1 + len(spans))
         own = self.attention.project_key_value(x)
         keys, values = own
         if past is not None:
@@ -122,93 +125,95 @@ class QFormerLayer(nn.Module):
         x = x[:, :keep]
         query = self.attention.project_query(x)
         contexts = []
-        for span, span_key in zip(spans, probability_keys, strict=True):
+        for span, span_key in zip(spans, span_keys, strict=True):
             span_query, mask = query[:, span.queries], span.mask
             if mask is not None:
                 mask = mask[..., : span_query.shape[1], :]
-            contexts.append(
-                attention(
-                    span_query,
-                    keys[:, span.keys],
-                    values[:, span.keys],
-                    mask=mask,
-                    dropout_key=span_key,
-                    dropout_rate=self.config.dropout,
-                )
+            context = attention(
+                span_query,
+                keys[:, span.keys],
+                values[:, span.keys],
+                mask=mask,
+                dropout_key=span_key,
+                dropout_rate=self.config.dropout,
             )
+            contexts.append(context)
         context = jnp.concatenate(contexts, axis=1)
-        out = self._drop(self.attention.project_output(context), output_key)
+        out = self._dropout(self.attention.project_output(context), output_key)
         return self.attention_norm(x + out), own
 
     def attend_image(
         self,
-        queries: Float[Array, "S Q D"],
+        queries: Float[Array, "rows Q D"],
         images: Sequence[KeyValue],
         *,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "S Q D"]:
-        """Cross-attention of the queries to the image, residual and norm.
+    ) -> Float[Array, "rows Q D"]:
+        """Apply cross-attention of the queries to the image, residual and norm.
 
         Args:
-          queries: N = R * B rows, R neighbours to each of B images.
-          images: keys and values of B images. Of several, the first is read by all
-            neighbours but the last, which take one of the others each.
-          key: dropout; None = none.
+          queries: rows of which equally many consecutive ones belong to each of B images.
+          images: keys and values of B images. With several entries, the first is for
+            all rows of an image but the last ones, each of which takes another entry.
+          key: dropout key; None = no dropout.
         """
         keys = split_key(key, 1 + len(images))
-        context = self._read(self.cross_attention.project_query(queries), images, keys)
-        out = self._drop(self.cross_attention.project_output(context), keys[-1])
+        query = self.cross_attention.project_query(queries)
+        context = self._image_context(query, images, keys)
+        out = self._dropout(self.cross_attention.project_output(context), keys[-1])
         return self.cross_attention_norm(queries + out)
 
-    def _read(
+    def _image_context(
         self,
-        queries: Float[Array, "S Q H K"],
+        query: Float[Array, "rows Q H K"],
         images: Sequence[KeyValue],
         keys: Sequence[PRNGKeyArray | None],
-    ) -> Float[Array, "S Q H K"]:
-        """The queries of neighbours that share an image attend to it together."""
+    ) -> Float[Array, "rows Q H K"]:
+        """Attend to the images; rows that share an image attend to it in one call."""
         batch = images[0][0].shape[0]
-        neighbours = queries.reshape(batch, -1, *queries.shape[1:])
-        first = neighbours.shape[1] - len(images) + 1
-        starts = list(range(first, neighbours.shape[1]))
-        parts = jnp.split(neighbours, starts, axis=1)
+        grouped = query.reshape(batch, -1, *query.shape[1:])
+        first_count = grouped.shape[1] - len(images) + 1
+        splits = list(range(first_count, grouped.shape[1]))
         contexts = []
-        for part, image, key in zip(parts, images, keys, strict=False):
-            together = part.reshape(batch, -1, *part.shape[3:])
+        for part, image, key in zip(
+            jnp.split(grouped, splits, axis=1), images, keys, strict=False
+        ):
+            joined = part.reshape(batch, -1, *part.shape[3:])
             context = attention(
-                together, *image, dropout_key=key, dropout_rate=self.config.dropout
+                joined, *image, dropout_key=key, dropout_rate=self.config.dropout
             )
             contexts.append(context.reshape(part.shape))
-        return jnp.concatenate(contexts, axis=1).reshape(queries.shape)
+        return jnp.concatenate(contexts, axis=1).reshape(query.shape)
 
     def image_attention_weights(
         self, queries: Float[Array, "B Q D"], image: KeyValue
     ) -> Float[Array, "B H Q P"]:
-        """Where the queries look: the probabilities of `attend_image`, fp32."""
+        """Compute the fp32 weights of the queries' attention to the image."""
         return attention_weights(self.cross_attention.project_query(queries), image[0])
 
     def feed_forward_queries(
         self, queries: Float[Array, "B Q D"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "B Q D"]:
-        """The queries' feed-forward, residual and norm."""
-        return self.query_mlp_norm(queries + self._drop(self.query_mlp(queries), key))
+        """Apply the query feed-forward, residual and norm."""
+        out = self._dropout(self.query_mlp(queries), key)
+        return self.query_mlp_norm(queries + out)
 
     def feed_forward_text(
         self, text: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "B T D"]:
-        """The text's feed-forward, residual and norm."""
-        return self.text_mlp_norm(text + self._drop(self.text_mlp(text), key))
+        """Apply the text feed-forward, residual and norm."""
+        return self.text_mlp_norm(text + self._dropout(self.text_mlp(text), key))
 
     def decode(
         self,
         text: Float[Array, "B W D"],
-        step: DecodeMasks,
+        masks: DecodeMasks,
         prefix: KeyValue,
         generated: KeyValue,
     ) -> tuple[Float[Array, "B W D"], KeyValue]:
-        """One new text token per beam; also returns its keys and values."""
-        attended, new = step_attention(self.attention, text, step, prefix, generated)
+        """Read one new text token per beam; also return its keys and values."""
+        attended, new = step_attention(self.attention, text, masks, prefix, generated)
         return self.feed_forward_text(self.attention_norm(text + attended)), new
 
-    def _drop(self, x: Array, key: PRNGKeyArray | None) -> Array:
+    def _dropout(self, x: Array, key: PRNGKeyArray | None) -> Array:
         return dropout(x, self.config.dropout, key)

@@ -1,17 +1,16 @@
-"""The Q-Former: queries and text through one BERT, queries reading the image.
+"""The Q-Former: a BERT over queries and text whose queries attend to an image.
 
-Its passes (paper section 3.2) share every parameter and differ by mask: `query_pass`
-and `text_pass` for ITC, `multimodal_pass` for ITM, `generate_pass` for ITG;
-`joint_pass` is the first, the second and the last at once. An image's
-cross-attention keys and values depend on the image alone, so they are computed once
-(`image_keys_values`) and handed to each pass.
+Its passes (paper section 3.2) share all parameters and differ by mask: `query_pass` and
+`text_pass` for ITC, `multimodal_pass` for ITM, `generate_pass` for ITG. `joint_pass`
+runs the query, text and generate passes at once. The cross-attention keys and values
+depend only on the image: `image_keys_values` computes them once for all passes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,18 +35,19 @@ from blip2_jax.nn.layers import ACTIVATIONS, dense, layer_norm, normal
 from blip2_jax.nn.precision import as_rows, einsum_fp32
 from blip2_jax.nn.stack import remat_policy
 
-ImageKeyValues = tuple[KeyValue, ...]  # of the blocks that read the image, in order
+ImageKeyValues = tuple[KeyValue, ...]  # one per block with cross-attention, in order
 QueryCache = tuple[KeyValue, ...]  # self-attention keys and values, one per block
 
 
 class Embeddings(nn.Module):
-    """Words and positions; one norm and dropout for text and queries alike."""
+    """Word and position tables, and the norm and dropout of all embeddings."""
 
     config: QFormerConfig
     dtype: DTypeLike
-    text: bool = True  # False: queries alone, without the tables
+    text: bool = True  # False = only queries: no tables
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         c = self.config
         if self.text:
             self.word = self.param("word", normal(), (c.vocab_size, c.width))
@@ -58,7 +58,7 @@ class Embeddings(nn.Module):
     def look_up(
         self, ids: Int[Array, "B T"], positions: Int[Array, "#B T"]
     ) -> Float[Array, "B T D"]:
-        """Word and position embeddings, before the norm; fp32."""
+        """Return fp32 word and position embeddings, before the norm."""
         return jnp.take(self.word, ids, axis=0) + jnp.take(
             self.position, positions, axis=0
         )
@@ -66,17 +66,18 @@ class Embeddings(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "B S D"]:
-        """Norm and dropout of embedded text, of queries, or of both joined."""
+        """Apply norm and dropout to embedded text, queries, or both joined."""
         return dropout(self.norm(x), self.config.dropout, key)
 
 
-class Head(nn.Module):
-    """The language-model head up to its decoder, which is the word embedding."""
+class LanguageModelHead(nn.Module):
+    """BERT's language-model head, whose decoder is the word embedding."""
 
     config: QFormerConfig
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         self.dense = dense(self.config.width, self.dtype)
         self.norm = layer_norm(self.config.layer_norm_eps, self.dtype)
         zeros = nn.initializers.zeros_init()
@@ -85,7 +86,7 @@ class Head(nn.Module):
     def __call__(
         self, hidden: Float[Array, "... D"], word: Float[Array, "V D"]
     ) -> Float[Array, "... V"]:
-        """fp32 logits of the hidden states, given the word embedding."""
+        """Compute fp32 logits from hidden states and the word embedding."""
         hidden = self.norm(ACTIVATIONS["gelu"](self.dense(hidden)))
         rows = as_rows(hidden)
         logits = einsum_fp32("rd,vd->rv", rows, word.astype(self.dtype))
@@ -93,24 +94,32 @@ class Head(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Queries in, image read, queries out; with text beside them when asked."""
+    """The Q-Former (paper section 3.1).
+
+    Attributes:
+      config: sizes.
+      dtype: compute dtype; parameters are fp32.
+      text: False = only `query_pass` works, and text has no parameters.
+      remat: rematerialisation policy of the blocks (`nn.stack.REMAT_POLICIES`).
+    """
 
     config: QFormerConfig
     dtype: DTypeLike = jnp.float32
-    text: bool = True  # False: only `query_pass`, and no parameters for text
-    remat: str = "none"  # policy (`models/stack.py`) of the blocks
+    text: bool = True
+    remat: str = "none"
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         c = self.config
         self.embeddings = Embeddings(c, self.dtype, self.text)
         self.layer = [  # linen names them layer_0, layer_1, ...
             QFormerLayer(c, i % c.cross_attention_every == 0, self.dtype)
             for i in range(c.depth)
         ]
-        self.head = Head(c, self.dtype)
+        self.head = LanguageModelHead(c, self.dtype)
 
     def image_keys_values(self, image: Normed) -> ImageKeyValues:
-        """Cross-attention keys and values of normed image features, once per image."""
+        """Compute the cross-attention keys and values of images."""
         return tuple(
             layer.image_key_value(image) for layer in self.layer if layer.reads_image
         )
@@ -122,19 +131,19 @@ class QFormer(nn.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B Q D"], QueryCache]:
-        """Queries alone read the image (ITC; all of stage 2 without text).
+        """Run the queries alone over the image (ITC, and stage 2 without text).
 
         Args:
           query_tokens: the learned queries.
           image: from `image_keys_values`.
-          key: dropout; None = none.
+          key: dropout key; None = no dropout.
 
         Returns:
           The queries' output, and their self-attention keys and values by block.
         """
         queries = _repeat(query_tokens, image[0][0].shape[0])
-        images = [(each,) for each in image]
-        return self._run(queries, queries.shape[1], images=images, key=key)
+        images = [(key_value,) for key_value in image]
+        return self._run_layers(queries, queries.shape[1], images=images, key=key)
 
     def text_pass(
         self,
@@ -143,15 +152,19 @@ class QFormer(nn.Module):
         *,
         first_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Text alone, bidirectional (ITC).
+    ) -> Float[Array, "B outputs D"]:
+        """Run text alone, bidirectional (ITC).
 
         Args:
-          first_only: N = 1, the output of [CLS]; the last block leaves the rest out.
+          ids: tokens, [CLS] first.
+          mask: True = a real token.
+          first_only: return only the output of [CLS]; the last block skips the rest.
+          key: dropout key; None = no dropout.
         """
         keep = 1 if first_only else None
         spans = [AttentionSpan(mask=masks.padding(mask))]
-        return self._run(self._text(ids), 0, spans=spans, keep=keep, key=key)[0]
+        text = self._embed_text(ids)
+        return self._run_layers(text, 0, spans=spans, keep=keep, key=key)[0]
 
     def multimodal_pass(
         self,
@@ -163,26 +176,31 @@ class QFormer(nn.Module):
         *,
         queries_only: bool = False,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Queries and text see each other; the queries read the image (ITM).
+    ) -> Float[Array, "B outputs D"]:
+        """Run queries and text together, bidirectional, over the image (ITM).
 
         Args:
-          ids, mask: of B texts.
-          image: of as many images, or of fewer that B / images neighbours share.
-          other: of as many images again, each for the last of the neighbours.
-          queries_only: N = Q, the queries' output; the last block leaves out what the
-            text would become there. Else N = Q + T, queries first.
+          query_tokens: the learned queries.
+          ids: B texts.
+          mask: True = a real token.
+          image: from `image_keys_values`. With fewer than B images, each is shared by
+            the same number of consecutive rows.
+          other: of as many more images, each for the last of the rows that share one.
+          queries_only: return only the queries' output; the last block skips the text.
+          key: dropout key; None = no dropout.
+
+        Returns:
+          The output of the queries, followed by the text's unless `queries_only`.
         """
         queries = _repeat(query_tokens, ids.shape[0])
-        joined = jnp.concatenate([queries, self._text(ids)], axis=1)
+        joined = jnp.concatenate([queries, self._embed_text(ids)], axis=1)
         count = queries.shape[1]
         spans = [AttentionSpan(mask=masks.bidirectional(count, mask))]
         keep = count if queries_only else None
-        both = (image, other) if other else (image,)
-        images = tuple(zip(*both, strict=True))
-        return self._run(joined, count, spans=spans, images=images, keep=keep, key=key)[
-            0
-        ]
+        images = tuple(zip(image, other, strict=True) if other else zip(image))
+        return self._run_layers(
+            joined, count, spans=spans, images=images, keep=keep, key=key
+        )[0]
 
     def generate_pass(
         self,
@@ -192,8 +210,15 @@ class QFormer(nn.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T D"]:
-        """Text sees its past and the queries as `query_pass` left them (ITG)."""
-        return self._continue(ids, mask, query_cache, key)[0]
+        """Run causal text over the cached queries of `query_pass` (ITG).
+
+        Args:
+          ids: tokens, [DEC] first.
+          mask: True = a real token.
+          query_cache: from `query_pass`.
+          key: dropout key; None = no dropout.
+        """
+        return self._run_text_after_queries(ids, mask, query_cache, key)[0]
 
     def joint_pass(
         self,
@@ -205,47 +230,47 @@ class QFormer(nn.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B D"], Float[Array, "B T D"]]:
-        """`query_pass`, `text_pass` and `generate_pass` with one product a weight.
+        """Run `query_pass`, `text_pass` and `generate_pass` with one matmul per weight.
 
-        Products of many rows are faster, and weights that are used once have one
-        gradient instead of a sum of three.
+        One large matmul is faster than three, and a weight's gradient is one matmul
+        instead of a sum of three.
 
         Args:
-          ids: of the text by itself, [CLS] first.
-          caption_ids: of the text behind the queries, [DEC] first.
-          mask: of both.
+          query_tokens: the learned queries.
+          ids: tokens of the text alone, [CLS] first.
+          caption_ids: tokens of the text after the queries, [DEC] first.
+          mask: True = a real token, in both texts.
           image: from `image_keys_values`.
-          key: dropout; None = none.
+          key: dropout key; None = no dropout.
 
         Returns:
-          The output of the queries, that of the [CLS] of `ids`, and that of
-          `caption_ids`.
+          The outputs of the queries, of the [CLS] of `ids`, and of `caption_ids`.
         """
         queries = _repeat(query_tokens, ids.shape[0])
-        texts = (self._text(caption_ids), self._text(ids))
+        texts = (self._embed_text(caption_ids), self._embed_text(ids))
         joined = jnp.concatenate([queries, *texts], axis=1)
         count = queries.shape[1]
-        end = count + ids.shape[1]  # of what sees the queries
-        seen = masks.causal_multimodal(count, mask)
+        end = count + ids.shape[1]  # of queries and caption
+        caption_mask = masks.causal_multimodal(count, mask)
         spans = (
             AttentionSpan(slice(0, count), slice(0, count)),
-            AttentionSpan(slice(count, end), slice(0, end), seen),
+            AttentionSpan(slice(count, end), slice(0, end), caption_mask),
             AttentionSpan(slice(end, None), slice(end, None), masks.padding(mask)),
         )
-        images = [(each,) for each in image]
-        x, _ = self._run(
+        images = [(key_value,) for key_value in image]
+        x, _ = self._run_layers(
             joined, count, spans=spans, images=images, keep=end + 1, key=key
         )
         return x[:, :count], x[:, end], x[:, count:end]
 
     def lm_logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """fp32 logits over the vocabulary; decoder tied to the word embedding."""
+        """Compute fp32 logits over the vocabulary (decoder tied to the embedding)."""
         return self.head(hidden, self.embeddings.word)
 
     def attention_maps(
         self, query_tokens: Float[Array, "Q D"], image: ImageKeyValues
     ) -> tuple[Float[Array, "B H Q P"], ...]:
-        """Where the queries of `query_pass` look, by block that reads the image."""
+        """Return the fp32 cross-attention weights of `query_pass`, block by block."""
         x = self.embeddings(_repeat(query_tokens, image[0][0].shape[0]))
         maps, remaining = [], iter(image)
         for layer in self.layer:
@@ -260,20 +285,23 @@ class QFormer(nn.Module):
     def prefill(
         self, ids: Int[Array, "B T"], query_cache: QueryCache
     ) -> tuple[Float[Array, "B V"], PrefixKV]:
-        """Reads the start of a text (at least [DEC]) that is about to be generated.
+        """Read the start of a text to be generated.
 
         Args:
-          ids: [DEC], and words after it where the text is to begin with them.
+          ids: [DEC], followed by the words that the text begins with, if any.
           query_cache: from `query_pass`.
 
         Returns:
-          Logits of the first new token, and what decoding remembers.
+          fp32 logits of the first new token, and the KV cache.
         """
         batch, length = ids.shape
-        x, own = self._continue(ids, jnp.ones(ids.shape, bool), query_cache, None)
+        x, text_cache = self._run_text_after_queries(
+            ids, jnp.ones(ids.shape, bool), query_cache, None
+        )
+        join = lambda *pair: jnp.concatenate(pair, axis=1)
         joined = [
-            by_head(jax.tree.map(lambda *pair: jnp.concatenate(pair, axis=1), *both))
-            for both in zip(query_cache, own, strict=True)
+            by_head(jax.tree.map(join, *key_values))
+            for key_values in zip(query_cache, text_cache, strict=True)
         ]
         keys, values = zip(*joined, strict=True)
         mask = jnp.ones((batch, keys[0].shape[2]), bool)
@@ -288,38 +316,42 @@ class QFormer(nn.Module):
         generated: GeneratedKV,
         visible: Bool[Array, "B W M"],
     ) -> tuple[Float[Array, "B W V"], GeneratedKV]:
-        """Reads one new token per beam (`models/cache.py`) and predicts the next."""
+        """Read one new token per beam; see `LanguageModel.decode_step`."""
         positions = jnp.broadcast_to(prefix.next_position[:, None] + time, ids.shape)
         x = self.embeddings(self.embeddings.look_up(ids, positions))
         generated = commit_last_token(generated, time)
-        step = decode_masks(time, prefix.mask, visible)
-        made = []
-        caches = (prefix.key, prefix.value, generated.key, generated.value)
-        for layer, key, value, *slots in zip(self.layer, *caches, strict=True):
-            x, new = layer.decode(x, step, (key, value), (slots[0], slots[1]))
-            made.append(new)
-        keys, values = zip(*made, strict=True)
+        step_masks = decode_masks(time, prefix.mask, visible)
+        prefixes = zip(prefix.key, prefix.value, strict=True)
+        slots = zip(generated.key, generated.value, strict=True)
+        new_key_values = []
+        for layer, prefix_layer, slots_layer in zip(
+            self.layer, prefixes, slots, strict=True
+        ):
+            x, new = layer.decode(x, step_masks, prefix_layer, slots_layer)
+            new_key_values.append(new)
+        keys, values = zip(*new_key_values, strict=True)
         return self.lm_logits(x), dataclasses.replace(
             generated, new_key=keys, new_value=values
         )
 
-    def _text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Embedded text whose positions start at 0, queries beside it or not."""
+    def _embed_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embed text; its positions start at 0, with or without queries before it."""
         return self.embeddings.look_up(ids, jnp.arange(ids.shape[1])[None])
 
-    def _continue(
+    def _run_text_after_queries(
         self,
         ids: Int[Array, "B T"],
         mask: Bool[Array, "B T"],
         query_cache: QueryCache,
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], QueryCache]:
-        """Causal text behind cached queries; also returns its own cache."""
+        """Run causal text over cached queries; also return the text's cache."""
         count = query_cache[0][0].shape[1]
         spans = [AttentionSpan(mask=masks.causal_multimodal(count, mask))]
-        return self._run(self._text(ids), 0, spans=spans, past=query_cache, key=key)
+        text = self._embed_text(ids)
+        return self._run_layers(text, 0, spans=spans, past=query_cache, key=key)
 
-    def _run(
+    def _run_layers(
         self,
         x: Float[Array, "B S D"],
         num_queries: int,
@@ -329,29 +361,30 @@ class QFormer(nn.Module):
         past: QueryCache | None = None,
         images: Sequence[tuple[KeyValue, ...]] = (),
         keep: int | None = None,
-    ) -> tuple[Float[Array, "B M D"], QueryCache]:
-        """Embedded rows through all blocks; the last computes `keep` of them alone.
+    ) -> tuple[Float[Array, "B outputs D"], QueryCache]:
+        """Run all blocks over embedded positions.
 
-        Whatever else a compiler removes, it does not narrow a product whose output is
-        read in part.
+        The last block computes only the first `keep` positions, because XLA does not
+        shrink a matmul whose output is sliced.
         """
-
-        def run(layer: QFormerLayer, x: Array, last: bool, **arrays: Any) -> Any:
-            rows = keep if last else None
-            return layer(x, num_queries, spans=spans, keep=rows, **arrays)
-
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(x, embedding_key)
-        policy, remaining, caches = remat_policy(self.remat), iter(images), []
-        if policy is not None:
-            run = nn.remat(run, policy=policy, static_argnums=(2,))
+        policy, remaining_images, caches = remat_policy(self.remat), iter(images), []
         for index, layer in enumerate(self.layer):
+            is_last = index == self.config.depth - 1
+            run = functools.partial(
+                QFormerLayer.__call__,
+                num_queries=num_queries,
+                spans=spans,
+                keep=keep if is_last else None,
+            )
+            if policy is not None:
+                run = nn.remat(run, policy=policy)
             x, cache = run(
                 layer,
                 x,
-                index == self.config.depth - 1,
                 past=None if past is None else past[index],
-                images=next(remaining, ()) if layer.reads_image else (),
+                images=next(remaining_images, ()) if layer.reads_image else (),
                 key=keys[index],
             )
             caches.append(cache)

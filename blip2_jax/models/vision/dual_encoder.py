@@ -1,9 +1,9 @@
-"""A small image and a small text tower that meet token by token.
+"""An image tower and a text tower trained together by token-wise contrast.
 
-This trains the image encoder of the shapes world from pictures and captions alone.
-The similarity of a pair is the mean over the text's tokens of the best cosine with
-any image token (late interaction, Yao et al. 2021), so that every image token, not
-only the class token, has to say what stands where.
+This trains the image encoder of the shapes world from images and captions alone. The
+similarity of a pair is the mean over the text's tokens of the largest cosine with any
+image token (late interaction, Yao et al. 2021). Every image token, and not only the
+class token, then has to describe what is at its position.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from blip2_jax.nn.precision import einsum_fp32
 from blip2_jax.nn.similarity import max_query_similarity, unit_vectors
 from blip2_jax.nn.stack import Stack
 
-# A caption differs from its near-duplicate in one word of twenty; only a low
+# A caption differs from its near-duplicate in one word of twenty. Only a low
 # temperature makes that difference of means count.
 INITIAL_TEMPERATURE = 0.015
-# Of the image's positions and of the patch kernel at the start. What the blocks add to
-# a token grows to a deviation of about twenty; even positions that begin at ten end as
+# Initial deviations of the image positions and of the patch kernel. The blocks add
+# values of deviation about 20 to each token, so even positions that start at 10 end as
 # a twentieth of the variance of the shapes world's tokens.
 POSITION_STD = 10.0
 PATCH_STD = 0.04
@@ -43,16 +43,23 @@ PATCH_STD = 0.04
 
 @dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
-    """A bidirectional pre-norm transformer over token ids.
+    """Sizes of a bidirectional pre-norm transformer over token ids.
 
-    Depth 0 leaves the words alone: then the image tokens that meet them must name each
-    attribute by itself, and the tower learns directions for "red" and for "ring", not
-    for red rings. With a window a word stands for the mean of those around it, still
-    without any network: then one image token must name all of "top left small red
-    ring", each of them by itself.
+    With depth 0 the tower is a table of words without context: each image token that
+    matches a word has to name that attribute by itself, and the image tower learns
+    directions for "red" and for "ring", not for red rings. With a window as well, a
+    word stands for the mean of the words around it: one image token then has to name
+    all of "top left small red ring", each word by itself.
 
     Attributes:
-      window: of depth 0, how many words on either side.
+      vocab_size: number of words.
+      width: width of the tower.
+      depth: number of blocks.
+      heads: attention heads.
+      mlp_dim: inner width of the feed-forward.
+      window: with depth 0, number of words averaged on either side.
+      max_positions: longest text.
+      layer_norm_eps: epsilon of the layer norms.
     """
 
     vocab_size: int
@@ -72,6 +79,7 @@ class TextBlock(nn.Module):
     dtype: DTypeLike
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         c = self.config
         self.attention_norm = layer_norm(c.layer_norm_eps, self.dtype)
         self.attention = MultiHeadAttention(
@@ -83,6 +91,7 @@ class TextBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"], per_layer: None
     ) -> tuple[Float[Array, "B T D"], None]:
+        """Run the block."""
         x = x + self.attention(self.attention_norm(x), mask)
         return x + self.mlp(self.mlp_norm(x)), per_layer
 
@@ -95,6 +104,7 @@ class TextTower(nn.Module):
     scan: bool = True
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         c = self.config
         self.word = self.param("word", normal(), (c.vocab_size, c.width))
         if not c.depth:
@@ -110,6 +120,7 @@ class TextTower(nn.Module):
     def __call__(
         self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
+        """Encode texts; `mask` is True at real tokens."""
         c = self.config
         if not c.depth:
             return window_means(self.word[ids], mask, c.window).astype(self.dtype)
@@ -121,15 +132,15 @@ class TextTower(nn.Module):
 def window_means(
     x: Float[Array, "B T D"], mask: Bool[Array, "B T"], radius: int
 ) -> Float[Array, "B T D"]:
-    """Each token's mean with those real ones that are at most `radius` away."""
-    place = jnp.arange(x.shape[1])
-    near = (jnp.abs(place[:, None] - place) <= radius) & mask[:, None]
+    """Average each token with the real tokens at most `radius` positions away."""
+    position = jnp.arange(x.shape[1])
+    near = (jnp.abs(position[:, None] - position) <= radius) & mask[:, None]
     near = near | jnp.eye(x.shape[1], dtype=bool)
     weights = near / near.sum(axis=-1, keepdims=True)
     return einsum_fp32("bts,bsd->btd", weights, x)
 
 
-class ContrastModel(nn.Module):
+class DualEncoder(nn.Module):
     """Both towers with their norms and projections into one space of width C."""
 
     vision: ViTConfig
@@ -140,6 +151,7 @@ class ContrastModel(nn.Module):
     remat: str = "none"
 
     def setup(self) -> None:
+        """Create submodules and parameters."""
         self.visual_encoder = VisionTransformer(
             self.vision, self.dtype, self.scan, self.remat
         )
@@ -152,7 +164,7 @@ class ContrastModel(nn.Module):
         self.temperature = self.param("temperature", initial, ())
 
     def encode_image(self, images: Shaped[Array, "B R R 3"]) -> Float[Array, "B P C"]:
-        """Unit vectors of an image's tokens; bytes are normalised first."""
+        """Compute unit vectors of image tokens; uint8 images are normalised first."""
         if images.dtype == jnp.uint8:
             images = normalize_images(images)
         hidden = self.vision_norm(self.visual_encoder(images))
@@ -161,7 +173,7 @@ class ContrastModel(nn.Module):
     def encode_text(
         self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
-        """Unit vectors of a text's tokens, padding included."""
+        """Compute unit vectors of text tokens, including padding."""
         hidden = self.text_norm(self.text_encoder(ids, mask))
         return unit_vectors(self.text_projection(hidden))
 
@@ -171,25 +183,25 @@ class ContrastModel(nn.Module):
         ids: Int[Array, "texts T"],
         mask: Bool[Array, "texts T"],
     ) -> Float[Array, "B texts"]:
-        """Similarity of every image to every text, in [-1, 1]; fp32."""
-        texts = self.encode_text(ids, mask)
-        words = texts.reshape(-1, texts.shape[-1])
-        best = max_query_similarity(self.encode_image(images), words)
+        """Compute the fp32 similarity, in [-1, 1], of every image to every text."""
+        words = self.encode_text(ids, mask)
+        best = max_query_similarity(
+            self.encode_image(images), words.reshape(-1, words.shape[-1])
+        )
         best = jnp.where(mask, best.reshape(-1, *mask.shape), 0.0)
         return best.sum(axis=-1) / mask.sum(axis=-1)
 
 
-def init_params(
-    model: ContrastModel, key: PRNGKeyArray, std: float = INITIAL_STD
+def init_dual_encoder(
+    model: DualEncoder, key: PRNGKeyArray, std: float = INITIAL_STD
 ) -> PyTree:
-    """Fresh fp32 parameters; works under `jax.eval_shape`.
-
-    Random as the towers' own, but for `POSITION_STD` and `PATCH_STD` of the image.
+    """Draw fp32 parameters; works under `jax.eval_shape`.
 
     Args:
       model: the two towers.
-      key: of the draw.
-      std: of all matrices but the patch embedding.
+      key: random key.
+      std: deviation of all matrices but the patch embedding (`PATCH_STD`); the image
+        positions have `POSITION_STD`.
     """
     size = model.vision.image_size
     images = jnp.zeros((1, size, size, 3), model.dtype)

@@ -1,4 +1,4 @@
-"""The towers that meet token by token."""
+"""The image and text towers trained together by token-wise contrast."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from blip2_jax.models.presets import ViTConfig
-from blip2_jax.models.vision.contrastive_pair import (
+from blip2_jax.models.vision.dual_encoder import (
     PATCH_STD,
     POSITION_STD,
-    ContrastModel,
+    DualEncoder,
     TextTowerConfig,
-    init_params,
+    init_dual_encoder,
     window_means,
 )
 
@@ -20,8 +20,8 @@ VISION = ViTConfig(16, 1, 2, 32, image_size=8, patch_size=4)
 
 def make(depth):
     text = TextTowerConfig(vocab_size=20, width=16, depth=depth, heads=2, mlp_dim=32)
-    model = ContrastModel(VISION, text, projection_dim=8, scan=False)
-    return model, init_params(model, jax.random.key(0), 0.2)
+    model = DualEncoder(VISION, text, projection_dim=8, scan=False)
+    return model, init_dual_encoder(model, jax.random.key(0), 0.2)
 
 
 @pytest.mark.parametrize("depth, same", [(0, True), (1, False)])
