@@ -1,4 +1,4 @@
-"""The stage-1 model's features and scores against the original; features as input."""
+"""The stage-1 model equals the original; precomputed features as input."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_features_and_scores_equal_the_original():
         text = bound.qformer.text_pass(ids, mask)
         multimodal = bound.qformer.multimodal_pass(tokens, ids, mask, image)
         multimodal = multimodal[:, : len(tokens)]
-        found = {
+        outputs = {
             "image_embeds": queries,
             "image_embeds_proj": bound.project_queries(queries),
             "text_embeds": text,
@@ -35,9 +35,11 @@ def test_features_and_scores_equal_the_original():
             "itm_logits": bound.itm_logits(multimodal),
         }
         cosines = jnp.einsum(
-            "bqc,bc->bq", found["image_embeds_proj"], found["text_embeds_proj"][:, 0]
+            "bqc,bc->bq",
+            outputs["image_embeds_proj"],
+            outputs["text_embeds_proj"][:, 0],
         )
-        return found | {"itc_score": cosines.max(axis=1, keepdims=True)}
+        return outputs | {"itc_score": cosines.max(axis=1, keepdims=True)}
 
     for name, value in run(params(), batch).items():
         assert_values(value, case[name], name)

@@ -1,4 +1,4 @@
-"""Stage 2 against the original: every intermediate, the logits, full-size shapes."""
+"""The stage-2 model equals the original; parameter names and shapes at full size."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ STAGE2 = [name for name in RELEASED if PRESETS[name].language_model]
 
 
 def intermediates(model, batch):
-    """What the goldens record on the way, and the logits of every place."""
+    """Compute the intermediates that the goldens record, and all logits."""
     image = model.encode_image(batch["image"])
     query_output = model.encode_queries(image)
     queries = model.project(query_output)

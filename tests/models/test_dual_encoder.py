@@ -35,15 +35,15 @@ def test_words_without_a_transformer_have_no_order(depth, same):
     assert np.allclose(scores[:, 0], scores[:, 1], atol=1e-6) == same
 
 
-def test_a_window_takes_the_mean_of_the_words_around():
+def test_a_window_averages_the_words_around():
     words = jnp.arange(1.0, 7.0).reshape(1, 6, 1)
     mask = jnp.array([[1, 1, 1, 1, 1, 0]], bool)
-    found = window_means(words, mask, 1)[0, :, 0]
-    np.testing.assert_allclose(found[:5], [1.5, 2, 3, 4, 4.5], atol=1e-6)
+    means = window_means(words, mask, 1)[0, :, 0]
+    np.testing.assert_allclose(means[:5], [1.5, 2, 3, 4, 4.5], atol=1e-6)
     np.testing.assert_array_equal(window_means(words, mask, 0), words)
 
 
-def test_padding_is_not_read():
+def test_padding_changes_nothing():
     model, params = make(1)
     images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
     ids, mask = jnp.array([[3, 7, 0, 0], [3, 7, 9, 9]]), jnp.arange(4)[None] < 2
@@ -51,7 +51,7 @@ def test_padding_is_not_read():
     np.testing.assert_allclose(scores[0, 0], scores[0, 1], atol=1e-6)
 
 
-def test_deviation_of_fresh_matrices():
+def test_initial_deviations():
     _, params = make(1)
     kernel = params["vision_projection"]["kernel"]
     np.testing.assert_allclose(kernel.std(), 0.2, rtol=0.2)

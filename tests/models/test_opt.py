@@ -1,4 +1,4 @@
-"""OPT: against transformers, and decoding against the full forward pass."""
+"""OPT: equal to transformers; decoding equal to the full forward pass."""
 
 import functools
 
@@ -80,8 +80,8 @@ def test_equals_transformers(name):
             expected = theirs(
                 input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask).long()
             ).logits.numpy()
-        found = np.asarray(forward(OPT(config), params, ids, mask))
-        assert_values(found[mask], expected[mask], side)
+        actual = np.asarray(forward(OPT(config), params, ids, mask))
+        assert_values(actual[mask], expected[mask], side)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -90,13 +90,15 @@ def test_scan_unrolled_and_remat_are_equal(name):
     ids, mask = padded("right")
     expected = forward(OPT(config), init(config), ids, mask)
     for remat in ("none", "full"):
-        found = forward(OPT(config, jnp.float32, False, remat), init(config), ids, mask)
-        assert_values(found, expected, remat)
+        actual = forward(
+            OPT(config, jnp.float32, False, remat), init(config), ids, mask
+        )
+        assert_values(actual, expected, remat)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_decoding_equals_the_full_forward_pass(name):
-    """Left-padded prompts; three beams that fork; nothing is copied."""
+    """Prompts are padded on the left; three beams fork."""
     config, params = CONFIGS[name], init(CONFIGS[name])
     model, (prompt, mask) = OPT(config), padded("left")
     bind = lambda: model.bind({"params": params})
@@ -113,13 +115,13 @@ def test_decoding_equals_the_full_forward_pass(name):
     steps = run_steps(bind, prefix, new, forks)
     unstacked = run_steps(bind, unstacked_prefix, new, forks)
     assert_values(np.array(unstacked), np.array(steps), "unstacked")
-    for time, found in enumerate(steps):
-        told = histories(new, forks[time])
+    for time, actual in enumerate(steps):
+        tokens = histories(new, forks[time])
         for beam in range(3):
-            ids = np.concatenate([prompt, told[:, beam]], axis=1)
+            ids = np.concatenate([prompt, tokens[:, beam]], axis=1)
             real = np.concatenate([mask, np.arange(4) <= time + np.zeros((3, 1))], 1)
             full = forward(model, params, ids, real.astype(bool))
-            assert_values(found[:, beam], full[:, 6 + time], f"{time} {beam}")
+            assert_values(actual[:, beam], full[:, 6 + time], f"{time} {beam}")
 
 
 def test_prefill_reads_the_last_real_token_on_either_side():

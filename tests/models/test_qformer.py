@@ -1,4 +1,4 @@
-"""The Q-Former's passes agree with each other, and decoding with teacher forcing."""
+"""The Q-Former's passes agree; decoding equals teacher forcing."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ IMAGE = Normed(
 
 
 def everything(module, key=None):
-    """All passes over one small input."""
+    """Run all passes over one small input."""
     image = module.image_keys_values(IMAGE)
     queries, cache = module.query_pass(QUERIES, image, key=key)
     generated = module.generate_pass(IDS, MASK, cache, key=key)
@@ -86,7 +86,7 @@ def test_padding_changes_nothing(params, outputs):
     )
 
 
-def test_rows_that_are_asked_for_alone_are_the_same_rows(params, outputs):
+def test_first_only_and_queries_only_return_the_same_positions(params, outputs):
     def run(params):
         bound = MODEL.bind(params)
         image = bound.image_keys_values(IMAGE)
@@ -100,8 +100,8 @@ def test_rows_that_are_asked_for_alone_are_the_same_rows(params, outputs):
     np.testing.assert_allclose(queries, outputs["multimodal"][:, :3], atol=1e-6)
 
 
-def test_the_joint_pass_is_three_passes_at_once(params):
-    """Outputs and gradients; padding and other texts are out of each stream's sight."""
+def test_joint_pass_equals_three_passes(params):
+    """Outputs and gradients are equal; no span attends to padding or another text."""
     captions = (IDS + 1) % 20
 
     def joint(module):
@@ -109,7 +109,7 @@ def test_the_joint_pass_is_three_passes_at_once(params):
             QUERIES, IDS, captions, MASK, module.image_keys_values(IMAGE)
         )
 
-    def apart(module):
+    def separate(module):
         queries, cache = module.query_pass(QUERIES, module.image_keys_values(IMAGE))
         text = module.text_pass(IDS, MASK, first_only=True)
         return queries, text[:, 0], module.generate_pass(captions, MASK, cache)
@@ -122,11 +122,11 @@ def test_the_joint_pass_is_three_passes_at_once(params):
         return jax.jit(jax.grad(loss, has_aux=True))(params)
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
-    jax.tree.map(close, run(joint), run(apart))
+    jax.tree.map(close, run(joint), run(separate))
 
 
-def test_what_is_computed_again_is_the_same(params):
-    """Values and gradients, with dropout; the less is kept, the more is recomputed."""
+def test_remat_policies_change_no_numbers(params):
+    """Values and gradients with dropout are equal; fewer residuals are kept."""
 
     def run(remat):
         model = QFormer(dataclasses.replace(CONFIG, dropout=0.5), remat=remat)
@@ -140,8 +140,8 @@ def test_what_is_computed_again_is_the_same(params):
         def loss(params):
             return sum(jnp.sin(x).sum() for x in read(model.bind(params)))
 
-        kept = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
-        size = sum(leaf.size for leaf in jax.tree.leaves(kept))
+        residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        size = sum(leaf.size for leaf in jax.tree.leaves(residuals))
         return jax.jit(jax.value_and_grad(loss))(params), size
 
     (whole, most), *others = map(run, ("none", "dots", "full"))
@@ -153,13 +153,13 @@ def test_what_is_computed_again_is_the_same(params):
 
 
 def test_decoding_equals_teacher_forcing(params, outputs):
-    """Two beams with the same words: each step's logits are those of the full pass."""
+    """Two beams with equal words: each step's logits equal the full pass."""
 
     def run(params):
         bound = MODEL.bind(params)
         steps = T - 1
         logits, prefix = bound.prefill(IDS[:, :1], outputs["cache"])
-        generated, found = init_generated(prefix, 2, steps), [logits]
+        generated, steps_logits = init_generated(prefix, 2, steps), [logits]
         own = jnp.arange(2 * steps)[None] % 2 == jnp.arange(2)[:, None]
         for time in range(steps):
             visible = own & (jnp.arange(2 * steps)[None] // 2 <= time)
@@ -169,12 +169,12 @@ def test_decoding_equals_teacher_forcing(params, outputs):
                 ids, jnp.int32(time), prefix, generated, visible
             )
             np.testing.assert_equal(logits.shape, (B, 2, 20))
-            found.append(logits[:, 1])
-        return jnp.stack(found, axis=1)
+            steps_logits.append(logits[:, 1])
+        return jnp.stack(steps_logits, axis=1)
 
-    found = jax.jit(run)(params)
-    np.testing.assert_allclose(found[0], outputs["logits"][0], atol=2e-5)
-    np.testing.assert_allclose(found[1, :4], outputs["logits"][1, :4], atol=2e-5)
+    decoded = jax.jit(run)(params)
+    np.testing.assert_allclose(decoded[0], outputs["logits"][0], atol=2e-5)
+    np.testing.assert_allclose(decoded[1, :4], outputs["logits"][1, :4], atol=2e-5)
 
 
 def test_dropout_needs_a_key_and_depends_on_it(params, outputs):

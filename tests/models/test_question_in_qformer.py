@@ -1,4 +1,4 @@
-"""VQA fine-tuning: the question beside the queries, in stage 1's Q-Former."""
+"""VQA fine-tuning: the Q-Former reads the question together with the queries."""
 
 import functools
 
@@ -28,7 +28,7 @@ MASK = IDS != 0
 
 @functools.cache
 def stage1():
-    """A model with the golden Q-Former's sizes, and parameters of its own."""
+    """Return a model with the golden Q-Former's sizes and new parameters."""
     config = Blip2Config(FeaturesConfig(5, 12), golden_stage1.config().qformer)
     model = Blip2Stage1(config)
     return model, jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
@@ -36,13 +36,13 @@ def stage1():
 
 @functools.cache
 def stage2(family, question_in_qformer):
-    """The same Q-Former in front of a language model; its parameters are stage 1's."""
-    first, given = stage1()
+    """Return stage 1's Q-Former, with its parameters, before a language model."""
+    first, first_params = stage1()
     config = Blip2Config(first.config.vision, first.config.qformer, LANGUAGE[family])
     model = Blip2Stage2(config, question_in_qformer=question_in_qformer)
     own = flatten(jax.jit(lambda key: init_params(model, key))(jax.random.key(1)))
-    given = flatten(given)
-    return model, unflatten({path: given.get(path, own[path]) for path in own})
+    first_params = flatten(first_params)
+    return model, unflatten({path: first_params.get(path, own[path]) for path in own})
 
 
 def bind(model, params):
@@ -54,7 +54,7 @@ def queries(question_in_qformer, *question, rows=slice(None)):
     return bound.encode_queries(FEATURES[rows], *question)
 
 
-def test_the_queries_are_those_of_stage_1s_multimodal_pass():
+def test_queries_equal_stage_1s_multimodal_pass():
     bound = bind(*stage1())
     image = bound.image_keys_values(FEATURES)
     expected = bound.qformer.multimodal_pass(
@@ -63,7 +63,7 @@ def test_the_queries_are_those_of_stage_1s_multimodal_pass():
     assert_values(queries(True, IDS, MASK), expected)
 
 
-def test_switched_off_it_is_stage_2():
+def test_without_the_option_the_model_is_stage_2():
     bound = bind(*stage1())
     image = bound.image_keys_values(FEATURES)
     expected, _ = bound.qformer.query_pass(bound.query_tokens, image)
@@ -74,7 +74,7 @@ def test_switched_off_it_is_stage_2():
     assert "qformer/layer_1/text_mlp/up/kernel" in flatten(with_text)
 
 
-def test_no_question_leaves_the_queries_to_themselves():
+def test_no_question_equals_the_query_pass():
     expected = queries(False)
     np.testing.assert_array_equal(queries(True), expected)
     assert_values(queries(True, IDS, jnp.zeros_like(MASK)), expected)
@@ -97,13 +97,13 @@ def test_a_batch_without_questions_is_refused():
 
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_cached_decoding_equals_the_full_pass(family):
-    """Logits after every token of an answer, told one by one and all at once."""
+    """Logits after every token of an answer, read one by one and all at once."""
     model, params = stage2(family, True)
     prompt = jnp.array([[2, 14, 15, 16]] * 3)  # of equal length: padded on no side
     answer = np.random.default_rng(0).integers(3, 29, (3, 1, 4))
-    seen, every = jnp.ones(prompt.shape, bool), jnp.ones((3, 4), bool)
+    prompt_mask, answer_mask = jnp.ones(prompt.shape, bool), jnp.ones((3, 4), bool)
     first, prefix = prefill_language_model(
-        model, params, FEATURES, prompt, seen, (IDS, MASK)
+        model, params, FEATURES, prompt, prompt_mask, (IDS, MASK)
     )
     one_by_one = decoding.run_steps(
         lambda: bind(model, params).language_model,
@@ -117,12 +117,14 @@ def test_cached_decoding_equals_the_full_pass(family):
         mask = jnp.ones(text.shape, bool)
         batch |= {"text_ids": text, "text_mask": mask, "target_mask": mask}
     else:
-        batch |= {"input_ids": prompt, "input_mask": seen}
-        batch |= {"target_ids": jnp.asarray(answer[:, 0]), "target_mask": every}
+        batch |= {"input_ids": prompt, "input_mask": prompt_mask}
+        batch |= {"target_ids": jnp.asarray(answer[:, 0]), "target_mask": answer_mask}
     logits, _, _ = bind(model, params).training_logits(batch)
     expected = np.swapaxes(logits[:, -4:], 0, 1)
-    for found, told in zip((first, *one_by_one[:-1]), expected, strict=True):
-        assert_values(found.reshape(3, -1), told)
+    for logits_now, expected_now in zip(
+        (first, *one_by_one[:-1]), expected, strict=True
+    ):
+        assert_values(logits_now.reshape(3, -1), expected_now)
     batch["question_mask"] = MASK.at[0].set(False)
     other, _, _ = bind(model, params).training_logits(batch)
     assert np.abs(other[0] - logits[0]).max() > 1e-4

@@ -1,4 +1,4 @@
-"""T5: against transformers, and decoding against the full forward pass."""
+"""T5: equal to transformers; decoding equal to the full forward pass."""
 
 import functools
 
@@ -101,14 +101,14 @@ def test_equals_transformers(side):
             attention_mask=torch.tensor(batch["input_mask"]).long(),
             decoder_input_ids=torch.tensor(start),
         ).logits.numpy()
-    found = np.asarray(forward(T5(CONFIG), params, batch))
+    actual = np.asarray(forward(T5(CONFIG), params, batch))
     real = batch["target_mask"]
     # The initial head of transformers makes logits of some 4: the same bound, scaled.
-    assert_values(found[real] / 4, expected[real] / 4, side)
+    assert_values(actual[real] / 4, expected[real] / 4, side)
 
 
 def test_buckets():
-    """Eight rows up to distance 10; rows 0-3 look back, 4-7 (encoder only) ahead."""
+    """Eight rows up to distance 10: 0-3 for the past, 4-7 (encoder) for the future."""
     near = np.arange(-12, 6)[None]
     both = relative_buckets(near, bidirectional=True, buckets=8, max_distance=10)
     np.testing.assert_array_equal(
@@ -123,12 +123,12 @@ def test_buckets():
 
 def test_scan_unrolled_and_remat_are_equal():
     expected = forward(T5(CONFIG), init(CONFIG), make_batch())
-    found = forward(T5(CONFIG, jnp.float32, False, "full"), init(CONFIG), make_batch())
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = forward(T5(CONFIG, jnp.float32, False, "full"), init(CONFIG), make_batch())
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_decoding_equals_the_full_forward_pass():
-    """Left-padded prompts; three beams that fork; nothing is copied."""
+    """Prompts are padded on the left; three beams fork."""
     model, params = T5(CONFIG), init(CONFIG)
     batch = make_batch("left")
     batch = {name: batch[name] for name in ("input_ids", "input_mask")}
@@ -150,11 +150,11 @@ def test_decoding_equals_the_full_forward_pass():
         return forward(model, params, batch | targets)
 
     assert_values(logits, full(new[:, 0])[:, 0])
-    for time, found in enumerate(steps):
-        told = histories(new, forks[time])
+    for time, actual in enumerate(steps):
+        tokens = histories(new, forks[time])
         for beam in range(3):
-            expected = full(told[:, beam])[:, time + 1]
-            assert_values(found[:, beam], expected, f"{time} {beam}")
+            expected = full(tokens[:, beam])[:, time + 1]
+            assert_values(actual[:, beam], expected, f"{time} {beam}")
 
 
 def test_dropout_needs_a_key():

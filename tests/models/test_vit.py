@@ -1,4 +1,4 @@
-"""Image towers: values against the originals, preprocessing, both ways to run."""
+"""Image towers equal the originals, scanned and unrolled; preprocessing."""
 
 import jax
 import jax.numpy as jnp

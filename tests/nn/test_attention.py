@@ -1,4 +1,4 @@
-"""The attention primitive against its definition, and decoding against attention."""
+"""Attention equals its definition; decoding and cached attention equal attention."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_bf16_scores_and_gradients_stay_in_their_dtypes():
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_decoding_equals_attention_over_the_joined_sequence(beams):
+def test_decode_attention_equals_attention_over_the_joined_sequence(beams):
     length, time = 4, 2
     k0, v0 = normal(1, B, S, H, K), normal(2, B, S, H, K)
     prefix_mask = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
@@ -79,7 +79,7 @@ def test_decoding_equals_attention_over_the_joined_sequence(beams):
         np.testing.assert_allclose(out[:, w : w + 1], expected, atol=1e-5)
 
 
-def test_a_cache_is_read_like_the_keys_and_values_it_was_made_of():
+def test_cached_attention_equals_attention():
     query, key, value = (normal(s, B, n, H, K) for s, n in ((1, 3), (2, S), (3, S)))
     mask = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
     out = cached_attention(query, *by_head((key, value)), mask, scale=0.3)

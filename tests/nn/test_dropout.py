@@ -1,4 +1,4 @@
-"""Dropout: rate, scale, independence, and the same bits on any mesh."""
+"""Dropout: rate, scale, independence, and equal bits on any mesh."""
 
 import jax
 import jax.numpy as jnp

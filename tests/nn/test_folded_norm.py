@@ -1,4 +1,4 @@
-"""A folded layer norm is the layer norm, values and gradients; one product fewer."""
+"""The folded layer norm equals a layer norm and needs one matmul fewer."""
 
 import flax.linen as nn
 import jax
@@ -42,7 +42,7 @@ def loss(params, x, module):
 
 @pytest.fixture(scope="module")
 def params():
-    """Not those of initialisation: a scale of zero among them."""
+    """Draw random parameters, one scale among them zero."""
     fresh = Plain().init(jax.random.key(1), X)["params"]
     shapes = jax.eval_shape(Folded().init, jax.random.key(1), X)["params"]
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, shapes)
@@ -52,30 +52,30 @@ def params():
     return drawn
 
 
-def test_values_are_those_of_a_layer_norm_and_a_dense_layer(params):
-    for found, expected in zip(
+def test_values_equal_layer_norm_and_dense(params):
+    for actual, expected in zip(
         Folded().apply({"params": params}, X),
         Plain().apply({"params": params}, X),
         strict=True,
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_stays_near(params):
-    found, normed = Folded(jnp.bfloat16).apply({"params": params}, X)
+    actual, normed = Folded(jnp.bfloat16).apply({"params": params}, X)
     expected, _ = Plain().apply({"params": params}, X)
-    assert found.dtype == normed.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.1)
+    assert actual.dtype == normed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.1)
 
 
-def test_gradients_are_those_of_a_layer_norm_and_a_dense_layer(params):
+def test_gradients_equal_layer_norm_and_dense(params):
     grads = jax.grad(loss, argnums=(0, 1))
-    found, expected = grads(params, X, Folded()), grads(params, X, Plain())
-    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    actual, expected = grads(params, X, Folded()), grads(params, X, Plain())
+    for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_of_three_products_two_remain_where_the_input_is_not_trained(params):
+def test_two_matmuls_instead_of_three_behind_a_frozen_input(params):
     def flops(module):
         step = lambda params, x: jax.value_and_grad(loss)(params, x, module)
         return sum(dot.flops for dot in dot_count.count_dots(step, params, X))

@@ -1,8 +1,8 @@
-"""When cuDNN's kernel is asked for, and that it is asked for the same attention.
+"""The choice of cuDNN's attention kernel, and its arguments.
 
-Without a GPU numbers are compared through jax's own products of the same call, and
-programs are lowered for CUDA without being run. `JAX_PLATFORMS=cuda` where there is one
-compares what the kernel itself computes.
+Without a GPU, numbers come from XLA's implementation of the same call, and programs are
+lowered for CUDA without being run. With a GPU, `JAX_PLATFORMS=cuda` compares what the
+kernel computes.
 """
 
 import functools
@@ -24,7 +24,7 @@ B, H, K = 2, 3, 8
 
 @pytest.fixture
 def for_gpu(monkeypatch):
-    """Programs are for a GPU; only the library's version, asked of it, is made up."""
+    """Select cuDNN for a GPU program; the library's version is faked."""
     monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91000)
     with fused_attention.chosen("cudnn", "gpu"):
         yield
@@ -35,7 +35,7 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 
 def calls(function, *args) -> list[str]:
-    """The cuDNN kernels that a program for CUDA calls."""
+    """Return the cuDNN kernels that a program for CUDA calls."""
     traced = jax.jit(function).trace(*args)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     words = text.replace("(", " ").split()
@@ -58,7 +58,7 @@ def calls(function, *args) -> list[str]:
         (64, (64, 64), {"dtype": jnp.float16}, True),
     ],
 )
-def test_what_the_kernel_can_do(width, lengths, options, possible):
+def test_supported_shapes(width, lengths, options, possible):
     options = {"restricted": False, "dropout": False} | options
     dtype = options.pop("dtype", jnp.bfloat16)
     query, key = (
@@ -69,12 +69,12 @@ def test_what_the_kernel_can_do(width, lengths, options, possible):
 
 @pytest.mark.parametrize("lengths", [(4, 6), (5, 7)])
 @pytest.mark.parametrize("restrictions", ["", "mask", "bias", "mask bias"])
-def test_the_same_attention_is_asked_for(lengths, restrictions):
+def test_arguments_describe_the_same_attention(lengths, restrictions):
     queries, keys = lengths
     query = normal(0, B, queries, H, K)
     key, value = normal(1, B, keys, H, K), normal(2, B, keys, H, K)
-    seen = jnp.arange(keys) < jnp.array([[keys], [3]])
-    mask = seen[:, None, None] if "mask" in restrictions else None
+    real = jnp.arange(keys) < jnp.array([[keys], [3]])
+    mask = real[:, None, None] if "mask" in restrictions else None
     bias = normal(3, 1, H, queries, keys) if "bias" in restrictions else None
     scale = 0.3
 
@@ -91,9 +91,9 @@ def test_the_same_attention_is_asked_for(lengths, restrictions):
         )
 
     plain = functools.partial(attention, mask=mask, bias=bias, scale=scale)
-    found, pull = jax.vjp(fused, query, key, value)
+    result, pull = jax.vjp(fused, query, key, value)
     expected, expected_pull = jax.vjp(plain, query, key, value)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(result, expected, atol=2e-6)
     for ours, theirs in zip(pull(query), expected_pull(query), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
@@ -117,8 +117,8 @@ def test_the_kernel_computes_the_same_attention(case):
     arrays = [normal(n, *size, dtype=jnp.bfloat16) for n, size in enumerate(sizes)]
     mask = jnp.ones((4, 1, queries, keys), bool)
     if "mask" in restrictions:
-        seen = jnp.arange(keys) < jnp.array([[keys], [keys - 3], [keys // 2], [keys]])
-        mask = mask & seen[:, None, None]
+        real = jnp.arange(keys) < jnp.array([[keys], [keys - 3], [keys // 2], [keys]])
+        mask = mask & real[:, None, None]
     if "causal" in restrictions:
         mask = mask & jnp.tri(queries, keys, dtype=bool)
     bias = normal(3, 1, 8, queries, keys) if "bias" in restrictions else None
@@ -129,13 +129,13 @@ def test_the_kernel_computes_the_same_attention(case):
             attend = functools.partial(attention, **restricted)
             if "frozen" in case:
                 return jax.jit(attend)(*arrays), ()
-            found, pull = jax.vjp(jax.jit(attend), *arrays)
-            return found, pull(arrays[0].astype(found.dtype))
+            result, pull = jax.vjp(jax.jit(attend), *arrays)
+            return result, pull(arrays[0].astype(result.dtype))
 
-    found = jax.tree.leaves(value_and_pull("cudnn", arrays))
+    result = jax.tree.leaves(value_and_pull("cudnn", arrays))
     exact = [array.astype(jnp.float32) for array in arrays]
     expected = jax.tree.leaves(value_and_pull("xla", exact))
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(result, expected, strict=True):
         ours = ours.astype(jnp.float32)
         error = jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)
         assert error < 1e-2, error
@@ -156,7 +156,7 @@ def test_programs_call_the_kernel_that_fits(for_gpu):
     slope = lambda **more: jax.grad(lambda x: own(x, **more).astype(jnp.float32).sum())
     assert calls(slope(), even) == ["Softmax", "SoftmaxBackward"]
     assert len(calls(slope(mask=mask), even)) == 2
-    assert not calls(slope(), odd)  # differentiated as products and a softmax
+    assert not calls(slope(), odd)  # differentiated by XLA
 
 
 def test_a_frozen_tower_of_odd_length_calls_the_kernel_inside_a_gradient(for_gpu):

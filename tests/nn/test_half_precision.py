@@ -95,7 +95,7 @@ def test_bfloat16_is_as_good_as_torchs(family):
     ours = our_logits(config, half, ids, jnp.bfloat16)
     peers = torch_logits(theirs.to(torch.bfloat16), ids, family)
     error, allowed = (
-        np.sqrt(np.square(found - exact).mean()) for found in (ours, peers)
+        np.sqrt(np.square(actual - exact).mean()) for actual in (ours, peers)
     )
     record("bf16", f"ours, of {scale:.2g}", ours, exact, scale)
     record("bf16", f"torch, of {scale:.2g}", peers, exact, scale)

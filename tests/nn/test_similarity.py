@@ -37,8 +37,8 @@ def test_scores_of_all_queries_are_not_held(monkeypatch):
 
     def temporaries(rows):
         gradient = jax.grad(lambda q, t: max_query_similarity(q, t).sum(), (0, 1))
-        given = shape((rows, 32, 16), "float32"), shape((rows, 16), "float32")
-        compiled = jax.jit(gradient).lower(*given).compile()
+        args = shape((rows, 32, 16), "float32"), shape((rows, 16), "float32")
+        compiled = jax.jit(gradient).lower(*args).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     rows = 1024  # 2 * MAX_SCORES

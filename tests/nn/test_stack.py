@@ -1,4 +1,4 @@
-"""A stack of blocks: scanned and unrolled alike, with caches, keys and remat."""
+"""Stacks: scan and loop agree; rematerialisation policies; unstacked weights."""
 
 import flax.linen as nn
 import jax
@@ -60,10 +60,10 @@ def test_scan_equals_loop(remat):
     np.testing.assert_array_equal(scanned[1][1], extra * 2)
 
 
-def test_products_are_computed_again_by_the_policy():
-    """All by "full"; by "dots" those of a batch of matrices, as attention's are."""
+def test_policies_recompute_matmuls():
+    """Policy "full" recomputes all, "dots" only batched matmuls, as in attention."""
 
-    class Products(nn.Module):
+    class Matmuls(nn.Module):
         @nn.compact
         def __call__(self, x, per_layer):
             y = dense(D, jnp.float32)(x)
@@ -71,7 +71,7 @@ def test_products_are_computed_again_by_the_policy():
             return Mlp(2 * D, D, "gelu", jnp.float32)(y), None
 
     def flops(remat):
-        stack = Stack(Products(parent=None), L, remat=remat)
+        stack = Stack(Matmuls(parent=None), L, remat=remat)
         x = jnp.ones((2, 3, D))
         params = stack.init(jax.random.key(0), x)
         loss = lambda params: jnp.sin(stack(params, x)[0]).sum()
@@ -79,11 +79,11 @@ def test_products_are_computed_again_by_the_policy():
 
     rows, batched = 2 * 3 * D * 2, 2 * (2 * 3 * 3 * D * 2)
     assert flops("dots") - flops("none") == L * batched
-    # The last product of a block is nobody's residual.
+    # The output of a block's last matmul is not needed by the backward pass.
     assert flops("full") - flops("dots") == L * rows * (D + 2 * D)
 
 
-def test_weights_taken_apart_give_the_same():
+def test_unstacked_weights_give_the_same_result():
     tower, extra = Tower(True), jnp.arange(float(L))
     params = tower.init(jax.random.key(0), X, 0.1)
     stack = Stack(Block(parent=None), L)
@@ -101,8 +101,8 @@ def test_unknown_policy_lists_the_known():
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_divided_weights_are_gathered_layer_by_layer(remat):
-    """Forward and again backward; the batch, divided over the same axis, stays."""
+def test_sharded_weights_are_gathered_layer_by_layer(remat):
+    """In both passes; the batch, sharded over the same axis, is not gathered."""
 
     class Wide(nn.Module):
         @nn.compact
@@ -123,8 +123,8 @@ def test_divided_weights_are_gathered_layer_by_layer(remat):
             .lower(x, params)
             .compile()
         )
-        found = compiled(jax.device_put(x, rows), jax.device_put(params, stored))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        result = compiled(jax.device_put(x, rows), jax.device_put(params, stored))
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     sent = collectives(compiled.as_text(), 8)
     assert {each.kind for each in sent} == {"all-gather"}
     assert [each.bytes for each in sent] == [16 * 16 * 4] * 2

@@ -47,24 +47,24 @@ def config() -> Blip2Config:
 
 
 def rules():
-    """The name table of the golden model."""
+    """Return the name table of the golden model."""
     return lavis.stage1_rules(config())
 
 
 def load_params(file: str):
-    """A state dict of the original as our tree."""
+    """Load a state dict of the original as a parameter tree."""
     source = load_file(STAGE1 / file)
     return name_table.to_ours_complete(source, rules(), ignore=[lavis.POSITION_IDS])
 
 
 @functools.cache
 def params():
-    """The golden weights."""
+    """Return the golden weights."""
     return load_params("weights.safetensors")
 
 
 def model(**kwargs) -> Blip2Stage1:
-    """The golden model in fp32."""
+    """Return the golden model in fp32."""
     return Blip2Stage1(config(), jnp.float32, **kwargs)
 
 
@@ -74,13 +74,13 @@ def bound() -> Blip2Stage1:
 
 
 def load_case(name: str) -> dict[str, np.ndarray]:
-    """The arrays of a golden file."""
+    """Load the arrays of a golden file."""
     with np.load(STAGE1 / f"{name}.npz") as arrays:
         return dict(arrays)
 
 
 def batch_of(case: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A golden case as a batch of ours."""
+    """Convert a golden case to a batch of this package."""
     batch = {
         "image": jnp.asarray(case["image"].transpose(0, 2, 3, 1)),
         "text_ids": jnp.asarray(case["input_ids"], jnp.int32),

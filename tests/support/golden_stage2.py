@@ -24,7 +24,7 @@ CASES = [
 
 @functools.cache
 def config(name: str) -> Blip2Config:
-    """Sizes of a golden model."""
+    """Return the sizes of a golden model."""
     raw = json.loads((GOLDENS / name / "config.json").read_text())["config"]
     qformer, llm = raw["qformer"], raw["llm"]
     return Blip2Config(
@@ -69,42 +69,42 @@ def _t5(llm) -> T5Config:
 
 
 def rules(name: str):
-    """The name table of a golden model."""
+    """Return the name table of a golden model."""
     return stage2_rules(config(name))
 
 
 def model(name: str, **kwargs) -> Blip2Stage2:
-    """A golden model in fp32."""
+    """Return a golden model in fp32."""
     return Blip2Stage2(config(name), jnp.float32, **kwargs)
 
 
 @functools.cache
 def source(name: str) -> dict[str, np.ndarray]:
-    """The golden weights under the original's names."""
+    """Load the golden weights under the original's names."""
     return load_file(GOLDENS / name / "weights.safetensors")
 
 
 @functools.cache
 def params(name: str):
-    """The golden weights as our tree."""
+    """Return the golden weights as a parameter tree."""
     return name_table.to_ours_complete(
         source(name), rules(name), ignore=[lavis.POSITION_IDS]
     )
 
 
 def load_case(name: str, case: str) -> dict[str, np.ndarray]:
-    """The arrays of one recorded forward pass."""
+    """Load the arrays of one recorded forward pass."""
     with np.load(GOLDENS / name / f"case_{case}.npz") as arrays:
         return dict(arrays)
 
 
 def load_gradients(name: str, case: str) -> dict[str, np.ndarray]:
-    """The recorded gradients, under the original's names."""
+    """Load the recorded gradients under the original's names."""
     return load_file(GOLDENS / name / f"grads_{case}.safetensors")
 
 
 def batch_of(case: dict[str, np.ndarray]) -> dict[str, jnp.ndarray]:
-    """A golden case as a batch of ours; labels of -100 are no targets."""
+    """Convert a golden case to a batch; labels of -100 are not targets."""
     ids = lambda name: jnp.asarray(case[name], jnp.int32)
     mask = lambda name: jnp.asarray(case[name] != 0)
     batch = {"image": jnp.asarray(case["image"].transpose(0, 2, 3, 1))}

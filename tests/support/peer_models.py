@@ -1,4 +1,4 @@
-"""Tiny models of transformers and of the original, written as their users have them."""
+"""Tiny models of transformers and the original, written in their file formats."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def torch_and_transformers():
 
 
 def text_config(transformers, family):
-    """Vocabularies are those of the shapes world, with `<image>` behind."""
+    """Build a language-model config with the shapes vocabulary and `<image>`."""
     if family == "opt":
         return transformers.OPTConfig(
             vocab_size=presets.SHAPES_OPT.vocab_size + 1,
@@ -55,7 +55,7 @@ def text_config(transformers, family):
 
 
 def huggingface_config(transformers, family):
-    """Of "opt", "t5" (stage 2) or "retrieval" (stage 1)."""
+    """Build the config of "opt", "t5" (stage 2) or "retrieval" (stage 1)."""
     retrieval = family == "retrieval"
     more = {} if retrieval else {"text_config": text_config(transformers, family)}
     image = {"opt": presets.SHAPES_OPT, "t5": presets.SHAPES_T5}.get(family)
@@ -99,14 +99,14 @@ def huggingface_model(family, key_bias=False, seed=0):
             torch.nn.init.normal_(parameter, std=0.3)
         if name.endswith("self_attn.qkv.bias") and not key_bias:
             parameter.data[WIDTH : 2 * WIDTH] = 0  # as in the released models
-    if family == "t5":  # a head of its own, as v1.1 files bring
+    if family == "t5":  # an untied head, as in v1.1 files
         head = model.language_model.lm_head
         head.weight = torch.nn.Parameter(torch.randn(head.weight.shape) / 4)
     return model
 
 
 def write_huggingface(path, family, dtype="float32", shard="1GB", **kwargs):
-    """A folder as `save_pretrained` writes it, with a tokenizer of the shapes world."""
+    """Write a directory with `save_pretrained` and a tokenizer of the shapes world."""
     torch, _ = torch_and_transformers()
     model = huggingface_model(family, **kwargs).to(getattr(torch, dtype))
     model.save_pretrained(path, max_shard_size=shard)
@@ -117,7 +117,7 @@ def write_huggingface(path, family, dtype="float32", shard="1GB", **kwargs):
 
 
 def write_pickle(path, arrays, wrapper="model"):
-    """A `.pth` of numpy arrays."""
+    """Write numpy arrays to a `.pth` file."""
     torch, _ = torch_and_transformers()
     tensors = {name: to_torch(torch, array) for name, array in arrays.items()}
     torch.save({wrapper: tensors} if wrapper else tensors, path)
@@ -131,7 +131,7 @@ def to_torch(torch, array):
 
 
 def cast(arrays, dtype):
-    """Floating arrays in another dtype."""
+    """Cast floating-point arrays to another dtype."""
     import ml_dtypes  # noqa: F401
 
     return {
@@ -146,13 +146,13 @@ def write_sizes(path, config):
 
 
 def bits(array):
-    """An array as raw bytes, with its shape and dtype."""
+    """Return an array's shape, dtype and raw bytes."""
     array = np.atleast_1d(np.ascontiguousarray(array))
     return array.shape, array.dtype.name, array.view(np.uint8).tobytes()
 
 
-def assert_same(found, expected, ignore=(POSITION_IDS,)):
-    """The same names with the same bits."""
-    assert set(found) - set(ignore) == set(expected) - set(ignore)
-    for name in set(found) - set(ignore):
-        assert bits(found[name]) == bits(expected[name]), name
+def assert_same(actual, expected, ignore=(POSITION_IDS,)):
+    """Check for equal names and equal bits."""
+    assert set(actual) - set(ignore) == set(expected) - set(ignore)
+    for name in set(actual) - set(ignore):
+        assert bits(actual[name]) == bits(expected[name]), name
