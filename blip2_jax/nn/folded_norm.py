@@ -81,7 +81,9 @@ class FoldedDense(nn.Module):
 
 
 @jax.custom_vjp
-def _norm_then_matmul(x: Normed, kernel: Float[Array, "D outputs"]) -> Float[Array, "... outputs"]:
+def _norm_then_matmul(
+    x: Normed, kernel: Float[Array, "D outputs"]
+) -> Float[Array, "... outputs"]:
     return einsum("...d,df->...f", x.applied(), kernel.astype(x.standard.dtype))
 
 

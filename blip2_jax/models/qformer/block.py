@@ -152,7 +152,7 @@ class QFormerLayer(nn.Module):
         """Apply cross-attention of the queries to the image, residual and norm.
 
         Args:
-          queries: rows of which equally many consecutive ones belong to each of B images.
+          queries: equally many consecutive rows for each of B images.
           images: keys and values of B images. With several entries, the first is for
             all rows of an image but the last ones, each of which takes another entry.
           key: dropout key; None = no dropout.
