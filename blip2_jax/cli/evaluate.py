@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
-from blip2_jax.cli.options import UsageError, display_path, run_command
+from blip2_jax.cli.options import UsageError, run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
 
 # Options that set the configuration key of the same name.
@@ -64,11 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     logging.set_verbosity(logging.ERROR)  # orbax logs every file
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.parallel import hosts
+    from blip2_jax.training.terminal import shorten_path
 
     record, path = evaluate_run(config)
     if hosts.is_first():
         print_scores(record)
-        print(f"written to {display_path(path)}")
+        print(f"written to {shorten_path(path)}")
     return 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -144,9 +142,3 @@ def parse_checkpoint(text: str) -> str | int:
 def extra_weights(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `ExtraWeights` from a parsed command line."""
     return {name: getattr(arguments, name) for name in EXTRA_WEIGHTS}
-
-
-def display_path(path: str | pathlib.Path) -> str:
-    """Return a path relative to the working directory if it lies inside."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith(os.pardir) else relative
