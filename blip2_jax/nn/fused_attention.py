@@ -108,11 +108,11 @@ def fused(
     """Compute attention with cuDNN's kernel, where `is_possible`.
 
     Args:
-      query: see `attention.attention`.
-      key: as above.
-      value: as above.
-      mask: as above.
-      bias: as above; rounded to the compute dtype.
+      query: queries, in half precision like `key` and `value`.
+      key: keys.
+      value: values.
+      mask: True = may attend; None = no mask.
+      bias: added to the scores, rounded to the compute dtype; None = no bias.
       scale: factor of the scores.
       plain: attention of (query, key, value) by XLA, used for the gradient with odd
         lengths, which JAX does not pass to cuDNN even without a bias.
