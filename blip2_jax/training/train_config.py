@@ -100,9 +100,8 @@ def default_config(task: str = "stage1") -> ConfigDict:
     config.optimizer = _optimizer(task)
 
     config.data = _data(task)
-    config.mesh = ConfigDict(
-        {"data": -1, "fsdp": 1, "tensor": 1}
-    )  # -1: all other devices
+    # -1: all devices that the other axes leave.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.checkpoint = _checkpoint()
     config.evaluation = _evaluation()
     config.log_every = 50

@@ -1,4 +1,4 @@
-"""A batch taken in chunks gives the losses and gradients of the batch taken at once."""
+"""Chunks of a batch give the losses and gradients of the whole batch."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ OPTIONS = Stage1Options(itm_weight=2.0, itg_weight=0.5, full_itc_gradient=True)
 
 
 def make_batch(size=B):
-    """Captions of unequal lengths; two rows show one image."""
+    """Return captions of unequal lengths; two rows show the same image."""
     ids, features = jax.random.split(jax.random.key(0))
     return {
         "features": jax.random.normal(features, (size, 5, 12)),
@@ -59,15 +59,17 @@ def expected():
     return jax.jit(whole)(fresh(), {}, make_batch(), jax.random.key(3))
 
 
-def assert_same(found, wanted):
-    assert found[1].keys() == wanted[1].keys()
+def assert_same(actual, reference):
+    assert actual[1].keys() == reference[1].keys()
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found[:2], wanted[:2]
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        actual[:2],
+        reference[:2],
     )
-    for path, value in flatten(wanted[2]).items():
+    for path, value in flatten(reference[2]).items():
         bound = 1e-5 * np.abs(value).max() + 1e-6
         np.testing.assert_allclose(
-            flatten(found[2])[path], value, rtol=0, atol=bound, err_msg=path
+            flatten(actual[2])[path], value, rtol=0, atol=bound, err_msg=path
         )
 
 
@@ -75,18 +77,18 @@ def assert_same(found, wanted):
     ("count", "axes"), [(4, (1, 1)), pytest.param(2, (2, 2), marks=pytest.mark.slow)]
 )
 def test_stage1_keeps_its_contrastive_batch(count, axes):
-    """Drawn negatives, losses, gradients; on one device, and on a mesh."""
+    """Sampled negatives, losses and gradients, on one device and on a mesh."""
     mesh = sharding.make_mesh(*axes, devices=jax.devices()[: axes[0] * axes[1]])
     gradients = jax.jit(stage1_in_chunks(MODEL, OPTIONS, count))
-    params, wanted = fresh(), expected()  # on no mesh: both cases share them
+    params, reference = fresh(), expected()  # without a mesh, shared by both cases
     with jax.set_mesh(mesh):
         rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         batch = jax.device_put(make_batch(), rows)
-        assert_same(gradients(params, {}, batch, jax.random.key(3)), wanted)
+        assert_same(gradients(params, {}, batch, jax.random.key(3)), reference)
 
 
 def token_loss(params, batch, key, negatives=None):
-    """A mean over tokens, of which rows have unequal numbers."""
+    """A mean over tokens; rows have unequal numbers of tokens."""
     values = jnp.tanh(batch["x"] @ params["kernel"]) ** 2
     tokens = batch["mask"].sum(dtype=jnp.float32)
     value = (values.sum(-1) * batch["mask"]).sum() / tokens
@@ -102,8 +104,8 @@ def test_means_over_tokens_are_those_of_the_whole_batch():
     loss = lambda params: token_loss(params, batch, None)
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     in_chunks = jax.jit(chunks.mean_in_chunks(token_loss, 3, "tokens"))
-    found = in_chunks(params, {}, batch, None)
-    assert_same(found, (value, metrics, gradient))
+    actual = in_chunks(params, {}, batch, None)
+    assert_same(actual, (value, metrics, gradient))
 
 
 def test_chunks_take_rows_in_turn_and_join_again():
@@ -133,7 +135,7 @@ def test_stage2_in_chunks():
 
 @pytest.mark.slow
 def test_memory_falls_with_the_number_of_chunks():
-    """Activations dominate here; what is kept of every row is small beside them."""
+    """Activations dominate; what the first pass keeps of every row is small."""
     params = jax.eval_shape(fresh)
     batch = jax.eval_shape(lambda: make_batch(128))
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,4 +1,4 @@
-"""How fresh language models begin, and that text alone teaches them."""
+"""Initial parameters and loss of language models trained on text alone."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_matrices_begin_with_the_deviation_asked_for(sizes):
     assert initial_language_model(params, sizes, 0.02) is params
 
 
-def test_sinusoids_know_distances():
+def test_products_of_sinusoids_depend_on_the_distance():
     table = sinusoids(20, 32)
     products = table @ table.T
     for offset in range(5):
@@ -62,7 +62,7 @@ def test_sinusoids_know_distances():
     np.testing.assert_allclose(tables["position"].std(), 0.1, rtol=0.3)
 
 
-def test_loss_of_a_language_model_that_guesses():
+def test_initial_loss_is_that_of_uniform_guesses():
     model, params = fresh(OPT)
     loss, metrics = jax.jit(
         lambda params: language_loss(model, {"language_model": params}, BATCH, None)

@@ -1,4 +1,4 @@
-"""The stage-1 loss against the original: intermediates, losses, every gradient."""
+"""The stage-1 loss against the original: intermediate values, losses, gradients."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ def recorded_negatives(case):
 
 
 def full_batch(case):
-    """All cases get image ids, so that they share one compiled program."""
+    """Add image ids to all cases, so that they share one compiled program."""
     batch = batch_of(case)
     return {"image_id": jnp.arange(len(case["image"])), **batch}
 
@@ -103,7 +103,7 @@ def test_unshared_keys_and_values_change_nothing():
 
 @jax.jit
 def intermediates(params, batch, negatives, decoder_ids):
-    """Every quantity that the original recorded, under its name."""
+    """Return every quantity that the original recorded, by its name."""
     bound = model().bind({"params": params})
     qformer, tokens = bound.qformer, bound.query_tokens
     ids, mask = batch["text_ids"], batch["text_mask"]
@@ -150,7 +150,7 @@ def test_intermediates(name):
 
 
 def decayed_paths():
-    """Our paths of the arrays that the original decays, `temp` among them."""
+    """Return our paths of the arrays that the original decays, including `temp`."""
     groups = json.loads((STAGE1 / "optim_groups.json").read_text())
     decayed = {n for group in groups if group["weight_decay"] for n in group["params"]}
     assert "temp" in decayed
@@ -166,7 +166,7 @@ def decayed_paths():
 
 
 def test_five_steps_of_adamw():
-    """Losses of each step and the weights after the last, key biases excepted."""
+    """Compare the loss of each step and the final weights, except key biases."""
     record = load_case("train5")
     cases = [load_case("case_base"), load_case("case_dup")]
     trained = {

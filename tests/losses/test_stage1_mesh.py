@@ -1,4 +1,4 @@
-"""The stage-1 loss of a fresh model: expected size, and the same on any mesh."""
+"""The stage-1 loss of a new model: expected value, and equality on any mesh."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def test_first_loss(params):
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 2)])
 def test_a_mesh_changes_nothing(params, shape):
-    """Dropout, negatives drawn, losses: all from the same key."""
+    """Dropout and negatives come from the same key."""
     key, batch = jax.random.key(5), make_batch()
     expected = run(params, batch, key)
     data, fsdp = shape
@@ -69,7 +69,7 @@ def test_a_mesh_changes_nothing(params, shape):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
 
 
-def test_objectives_can_be_left_out(params):
+def test_objectives_of_weight_zero_are_skipped(params):
     options = Stage1Options(itm_weight=0, itg_weight=0)
     loss = lambda p, b: stage1_loss(MODEL, p, b, None, options)
     value, metrics = jax.eval_shape(loss, params, make_batch())

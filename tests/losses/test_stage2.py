@@ -1,4 +1,4 @@
-"""The stage-2 loss against the original: loss, every gradient, each option."""
+"""The stage-2 loss against the original: loss, gradients, options."""
 
 import functools
 
@@ -82,7 +82,7 @@ def jitted_loss(model, params, batch, key, options):
 
 
 def only(row):
-    """The batch with the targets of one row."""
+    """Return the batch with targets in one row only."""
     mask = batch()["target_mask"] & (jnp.arange(4) == row)[:, None]
     return batch() | {"target_mask": mask}
 
@@ -143,12 +143,12 @@ def test_dropout_of_the_frozen_language_model_is_an_option():
 
 
 def test_training_sees_some_of_the_image_tokens():
-    """Two of three, others with another key; evaluation sees all."""
+    """Training reads two of three tokens, which depend on the key; evaluation all."""
     some, key = Stage2Options(image_tokens=2), jax.random.key(3)
     assert loss(batch(), some) == loss(batch())
     assert loss(batch(), some, key) == loss(batch(), some, key)
     assert abs(loss(batch(), some, key) - loss(batch(), DEFAULT, key)) > 1e-6
-    # Tokens have no places: of three equal ones any two are as good as all.
+    # Tokens have no positions: any two of three equal ones give the same loss.
     same = batch() | {"features": jnp.repeat(batch()["features"][:, :1], 3, axis=1)}
     near = abs(loss(same, some, key) - loss(same, DEFAULT, key))
     assert near < 1e-5 and loss(same, some, key) > 0
@@ -157,6 +157,6 @@ def test_training_sees_some_of_the_image_tokens():
 def test_bfloat16_is_near_float32():
     model, params = tiny()
     narrow = model.clone(dtype=jnp.bfloat16)
-    found = jitted_loss(narrow, params, batch(), None, DEFAULT)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, loss(batch()), rtol=2e-2)
+    value = jitted_loss(narrow, params, batch(), None, DEFAULT)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, loss(batch()), rtol=2e-2)

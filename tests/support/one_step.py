@@ -1,8 +1,8 @@
-"""One step of a small model on any mesh, here or in a process among several.
+"""One training step of a small model on any mesh, in one process or several.
 
     python one_step.py stage1 2,2,2 OUT.npz
 
-The environment says which process this is (`hosts.join`).
+Environment variables hold the number of the process (`hosts.join`).
 """
 
 import functools
@@ -57,7 +57,7 @@ T5 = {
     "mlp_dim": 16,
     "vocab_size": 24,
 }
-# Adam's first moment after one step is this much of the gradient.
+# Adam's first moment after one step, as a factor of the gradient.
 MOMENT = 0.1
 
 
@@ -74,15 +74,15 @@ def config_of(task):
     config.model.question_in_qformer = task == "vqa"
     config.model.overrides = SIZES | language
     config.frozen_sources.vision = config.frozen_sources.language_model = "random"
-    # At a rate of 0 the first update would hide; Adam's division would magnify
-    # rounding without an epsilon near the gradients' size.
+    # A learning rate of 0 would hide the first update. An epsilon near the size of the
+    # gradients keeps Adam's division from magnifying rounding errors.
     config.optimizer.warmup_start_learning_rate = 1e-3
     config.optimizer.warmup_steps, config.optimizer.eps = 5, 1e-3
     return config
 
 
 def rows(task):
-    """A whole batch, as the data pipeline makes it."""
+    """Return a global batch, as the data pipeline makes it."""
     rng = np.random.default_rng(0)
     mask = np.arange(T)[None] < (np.arange(B) % 3 + 3)[:, None]
     tokens = lambda: rng.integers(3, 23, (B, T), dtype=np.int32)
@@ -111,15 +111,15 @@ def rows(task):
 
 
 def prepare(config, task, mesh):
-    """State, frozen parameters and step of a new run."""
+    """Return state, frozen parameters and step of a new run."""
     shapes = initial_params.parameter_shapes(config, task)
     frozen, _ = initial_params.load_frozen_parameters(config, task, shapes.frozen, mesh)
-    begun = initial_params.initialise(config, task, shapes.trainable, mesh)
+    start = initial_params.initialise(config, task, shapes.trainable, mesh)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     create = functools.partial(create_state, optimizer=optimizer)
-    layout = sharding.tree_shardings(jax.eval_shape(create, begun.trainable), mesh)
-    state = jax.jit(create, out_shardings=layout)(begun.trainable)
+    layout = sharding.tree_shardings(jax.eval_shape(create, start.trainable), mesh)
+    state = jax.jit(create, out_shardings=layout)(start.trainable)
     step = make_train_step(
         task, optimizer, schedule, mesh, state, frozen, seed=config.seed
     )
@@ -128,7 +128,7 @@ def prepare(config, task, mesh):
 
 @functools.cache
 def one_step(task, axes):
-    """Parameters after one step, gradients, metrics; host arrays by path."""
+    """Return parameters after one step, gradients and metrics as host arrays."""
     config = config_of(task)
     mesh = sharding.make_mesh(*axes, devices=jax.devices()[: math.prod(axes)])
     state, frozen, step = prepare(config, make_task(config), mesh)

@@ -1,4 +1,4 @@
-"""Any experiment with a model of a few thousand parameters, on the shapes world."""
+"""Experiments with a tiny model on the shapes world."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ ROWS = 16
 
 
 def shrunk(config: ConfigDict) -> ConfigDict:
-    """The experiment's objective, optimizer and data options with all sizes small."""
+    """Return the experiment with the same objective and optimizer, but tiny sizes."""
     sizes = model_config(config.model)
     config = config.copy_and_resolve_references().unlock()
     kinds = {kind: name for name, kind in presets.PARTS.items()}

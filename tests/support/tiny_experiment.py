@@ -1,4 +1,4 @@
-"""Both stages in the smallest sizes that have every part: `tiny.py:stage1|opt|t5`."""
+"""Configurations of both stages in tiny sizes: `tiny_experiment.py:stage1|opt|t5`."""
 
 from ml_collections import ConfigDict
 
@@ -38,7 +38,7 @@ LANGUAGE = {
 
 
 def get_config(task: str = "stage1") -> ConfigDict:
-    """40 steps on the shapes world in fp32, dropout on, a checkpoint every 5."""
+    """Return 40 fp32 steps with dropout on the shapes world, a checkpoint every 5."""
     config = default_config("stage1" if task == "stage1" else "stage2").unlock()
     sizes = SIZES | ({"language_model": LANGUAGE[task]} if task in LANGUAGE else {})
     config.model.overrides = ConfigDict(sizes)

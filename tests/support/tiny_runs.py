@@ -1,4 +1,4 @@
-"""Run directories as training leaves them, made without training."""
+"""Directories of tiny runs, created without training."""
 
 import pathlib
 
@@ -31,7 +31,7 @@ OPT = {"kind": "opt", "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 
 
 def tiny_config(task: str) -> ConfigDict:
-    """The smallest model of a stage, on the shapes world."""
+    """Return the configuration of the smallest model of a stage."""
     config = default_config(task).unlock()
     words = load_tokenizer("shapes:bert", language_model=False).vocab_size
     parts = {"vision": VISION, "qformer": QFORMER | {"vocab_size": words}}

@@ -1,6 +1,6 @@
-"""A task that compiles in a second, on real data: stage 1 with a linear model.
+"""A linear model in place of stage 1, on real data; it compiles in a second.
 
-As a script it is `launch/train.py` with that task, and it is a config file too:
+The script is `launch/train.py` with this task, and a configuration file too:
 `python toy_task.py --config toy_task.py --workdir DIR`.
 """
 
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def get_config() -> ConfigDict:
-    """20 steps, no workers, a checkpoint every 5."""
+    """Return 20 steps without data workers, a checkpoint every 5."""
     config = default_config("stage1").unlock()
     config.steps, config.batch_size, config.log_every = 20, 8, 1
     config.optimizer.warmup_steps = 2
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
 
 
 def make_toy(config: ConfigDict) -> tasks.Task:
-    """Regress features of a text from features of its image; dropout makes noise."""
+    """Return a task that regresses text features from image features, with dropout."""
 
     def init_params(key: jax.Array) -> dict:
         return {

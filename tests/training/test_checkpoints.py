@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, other meshes, what is kept, what damage does."""
+"""Checkpoints: round trip, other meshes, retention, damaged files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
 
 
 def make_trees(value: float = 1.0) -> dict:
-    """Small trees of the shape that training saves, optimizer state included."""
+    """Return small trees with the structure of those of training."""
     trainable = {
         "qformer": {"kernel": jnp.arange(64.0).reshape(8, 8) + value},
         "temperature": jnp.float32(0.07),
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, cap
     assert restored.step == 1
     assert_equal_trees(restored.trees, make_trees(1))
     assert "checkpoint 2 cannot be read" in caplog.text
-    checkpoints.save(2, make_trees(2), {"step": 2})  # its place is free again
+    checkpoints.save(2, make_trees(2), {"step": 2})  # the damaged one has moved
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
 

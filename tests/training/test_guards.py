@@ -1,4 +1,4 @@
-"""Signals become requests; losses that are not finite become errors that say where."""
+"""Stop requests by signals, and checks for non-finite losses."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from blip2_jax.training.guards import NonFiniteLoss, check_finite, stop_on_signa
 
 @pytest.fixture
 def interrupts():
-    """Python's own handler of Ctrl-C; a job in the background starts without one."""
+    """Install the default handler of Ctrl-C, which background jobs lack."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -25,7 +25,7 @@ def test_the_first_signal_asks_and_the_second_acts(interrupts):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_handlers_are_put_back():
+def test_previous_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Length buckets change no loss and no gradient, and bound the number of programs."""
+"""Length buckets: unchanged losses and gradients, one compiled program per bucket."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ B = 4
 
 
 def batches(config, task, buckets):
-    """The first steps of a run with these buckets."""
+    """Return the first 20 batches of a run with these buckets."""
     options = config.data.copy_and_resolve_references().unlock()
     options.length_buckets, options.workers = buckets, 0
     stream = training_batches(options, task.batch_format, seed=0, batch_size=B)
@@ -40,7 +40,7 @@ def batches(config, task, buckets):
 
 @pytest.mark.parametrize("name", ["stage1", "opt", "t5"])
 def test_losses_and_gradients_are_those_of_full_padding(name):
-    """fp32, no dropout, the same negatives."""
+    """In fp32, without dropout and with the same negatives."""
     config = tiny.get_config(name).unlock()
     config.model.overrides.qformer.depth = 1
     task = make_task(config.lock())
@@ -58,17 +58,19 @@ def test_losses_and_gradients_are_those_of_full_padding(name):
     _, expected, gradients = run(
         trainable, frozen, sharding.make_global_batch(full[step], mesh), None, replay
     )
-    _, found, ours = run(
+    _, metrics, ours = run(
         trainable, frozen, sharding.make_global_batch(cut[step], mesh), None, replay
     )
     losses = [metric for metric in expected if metric.startswith("loss")]
     assert len(losses) == (4 if name == "stage1" else 2)
     for metric in losses:
-        np.testing.assert_allclose(found[metric], expected[metric], rtol=1e-5)
+        np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-5)
 
     def same(path, theirs, mine):
         bound = 1e-5 * np.abs(theirs).max() + 1e-6
-        if path[-1].key == "temperature":  # left of terms of 1 / temperature ** 2
+        if (
+            path[-1].key == "temperature"
+        ):  # rounding of terms of size 1 / temperature**2
             bound = 2**-24 / INITIAL_TEMPERATURE**2
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=bound, err_msg=str(path))
 
@@ -78,7 +80,7 @@ def test_losses_and_gradients_are_those_of_full_padding(name):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Stage 1 is a toy; the list grows whenever its loss is traced."""
+    """Replace stage 1 by the toy task; collect the text widths of its traces."""
     widths = []
 
     def make_counted(config):

@@ -1,4 +1,4 @@
-"""The loop on a toy task: what it writes, saves, stops at and refuses."""
+"""The training loop on a toy task: files, checkpoints, stops and errors."""
 
 import dataclasses
 import json

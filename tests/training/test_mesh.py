@@ -1,4 +1,4 @@
-"""A step's numbers are the same on any mesh, in one process or several."""
+"""A training step gives the same numbers on any mesh, in one process or several."""
 
 import jax
 import numpy as np
@@ -34,18 +34,18 @@ SLOW = (
 )
 
 
-def assert_same_step(found, expected):
-    """Losses, drawn negatives, gradients and new parameters."""
-    assert found[2].keys() == expected[2].keys()
+def assert_same_step(actual, expected):
+    """Compare metrics, sampled negatives, gradients and new parameters."""
+    assert actual[2].keys() == expected[2].keys()
     for name, value in expected[2].items():
         rtol = 0 if name.startswith("negatives") else 1e-5
-        np.testing.assert_allclose(found[2][name], value, rtol=rtol, err_msg=name)
+        np.testing.assert_allclose(actual[2][name], value, rtol=rtol, err_msg=name)
     for path, value in expected[0].items():
-        np.testing.assert_allclose(found[0][path], value, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(actual[0][path], value, atol=1e-5, err_msg=path)
     for path, value in expected[1].items():
         bound = 1e-5 * np.abs(value).max() + 2e-6
         np.testing.assert_allclose(
-            found[1][path], value, rtol=0, atol=bound, err_msg=path
+            actual[1][path], value, rtol=0, atol=bound, err_msg=path
         )
 
 
@@ -60,7 +60,7 @@ def test_a_mesh_changes_nothing(task, axes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "axes"),
-    # (1, 1, 8) lets both processes read all rows.
+    # With (1, 1, 8) both processes read all rows.
     [(task, axes) for task in ("stage1", "stage2") for axes in MESHES[8]],
 )
 def test_two_processes_change_nothing(tmp_path, task, axes):
@@ -75,7 +75,7 @@ def test_two_processes_change_nothing(tmp_path, task, axes):
 
 
 LAYERS = 8
-# Nearly all of its bytes are a frozen tower's.
+# A model with nearly all bytes in a frozen tower.
 DEEP = one_step_module.SIZES | {
     "language_model": one_step_module.OPT
     | {"width": 128, "depth": LAYERS, "mlp_dim": 512}
@@ -87,11 +87,11 @@ def bytes_of(tree):
 
 
 def compiled_step(devices):
-    """A step over `fsdp` alone: the compiler's figures for one device, and sizes.
+    """Compile a step over a mesh with `fsdp` only.
 
     Returns:
-      Its `memory_analysis`; bytes of all arguments of the step, of those that the
-      table leaves whole, and of the language model's blocks.
+      Its `memory_analysis`, and the bytes of all arguments of the step, of the
+      replicated ones, and of the blocks of the language model.
     """
     config = one_step_module.config_of("stage2")
     config.model.overrides = DEEP
@@ -112,10 +112,10 @@ def compiled_step(devices):
         jax.tree.leaves((step.state, step.frozen)),
         strict=True,
     )
-    whole = bytes_of([leaf for leaf, place in leaves if not any(place.spec)])
+    replicated = bytes_of([x for x, sharding in leaves if not any(sharding.spec)])
     blocks = bytes_of(shapes.frozen["language_model"]["blocks"])
     everything = bytes_of((state, shapes.frozen, batch))
-    return compiled.memory_analysis(), everything, whole, blocks
+    return compiled.memory_analysis(), everything, replicated, blocks
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def compiled_step(devices):
     [*(pytest.param(each, marks=pytest.mark.slow) for each in (1, 2, 4)), 8],
 )
 def test_fsdp_divides_the_memory_of_a_step(devices):
-    """Arguments: small arrays alone are on every device. Temporaries: no whole tower.
+    """Only small arrays are replicated, and temporaries hold no whole tower.
 
-    Of the tower there are a copy of the device's part, which the loop over layers
-    makes, and the layers that are whole: the one in use, and what becomes of it.
+    Temporaries hold a copy of the device's shard of the tower, made by the scan over
+    layers, and a few gathered layers.
     """
-    found, everything, whole, blocks = compiled_step(devices)
-    arguments = found.argument_size_in_bytes
+    memory, everything, replicated, blocks = compiled_step(devices)
+    arguments = memory.argument_size_in_bytes
     assert arguments < everything * (1 / devices + 0.1)
-    expected = whole + (everything - whole) / devices
+    expected = replicated + (everything - replicated) / devices
     np.testing.assert_allclose(arguments, expected, rtol=0.01)
-    assert found.temp_size_in_bytes < blocks / devices + 4 * blocks / LAYERS
+    assert memory.temp_size_in_bytes < blocks / devices + 4 * blocks / LAYERS

@@ -1,4 +1,4 @@
-"""Every sink gets every line, and a run that continues reads like one never stopped."""
+"""The metrics log: all sinks, continued runs, non-finite values."""
 
 import json
 
@@ -21,8 +21,8 @@ def test_lines_of_a_killed_run_are_dropped_after_its_checkpoint(tmp_path):
     log = MetricsLog(tmp_path, start_step=3)
     log.write(4, {"loss": 40.0})
     log.close()
-    found = {line["step"]: line["loss"] for line in read_metrics(tmp_path)}
-    assert found == {1: 1.0, 2: 2.0, 3: 3.0, 4: 40.0}
+    by_step = {line["step"]: line["loss"] for line in read_metrics(tmp_path)}
+    assert by_step == {1: 1.0, 2: 2.0, 3: 3.0, 4: 40.0}
 
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in board.Scalars("loss")][-1] == (4, 40.0)

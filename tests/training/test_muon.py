@@ -1,4 +1,4 @@
-"""Muon's direction: beside optax's, and what it does to singular values."""
+"""Muon updates: comparison with optax, singular values, momentum."""
 
 import jax
 import jax.numpy as jnp

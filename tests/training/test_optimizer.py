@@ -1,4 +1,4 @@
-"""AdamW by path: what decays, what learns slower."""
+"""Weight decay and learning rates by parameter path; Adam and Muon updates."""
 
 import json
 
@@ -51,7 +51,7 @@ def tower(depth=3, width=4):
 
 
 def update(params, gradients, steps=1, **options):
-    """Parameters after some steps at rate 1."""
+    """Return the parameters after some steps with learning rate 1."""
     optimizer = make_optimizer(OPTIONS | options, lambda step: 1.0, params)
     state = optimizer.init(params)
     for _ in range(steps):
@@ -65,7 +65,7 @@ def zeros(params):
 
 
 def decayed(**options):
-    """Paths that shrink when the gradient is zero."""
+    """Return the paths of parameters that shrink under a zero gradient."""
     params = tower()
     after = update(params, zeros(params), **options)
     return {path for path, leaf in after.items() if np.all(leaf < 1)}
@@ -99,7 +99,7 @@ def test_adam_follows_its_formula():
 
 
 def test_layer_rates_equal_the_originals(goldens):
-    """The factors that the original computes (and never applies)."""
+    """The original computes these factors, but does not apply them."""
     name = "stage1_a/optim_groups_unfrozen_layerdecay0.95.json"
     expected = {}
     for group in json.loads((goldens / name).read_text()):

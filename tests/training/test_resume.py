@@ -1,4 +1,4 @@
-"""`kill -9` in mid-run, the same command again: the losses of a run never stopped."""
+"""A run killed by `kill -9` continues with the losses of an uninterrupted run."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ TINY = SUPPORT / "tiny_experiment.py"
 
 
 def assert_same_run(left, right, step) -> None:
-    """Every loss and every parameter, bit for bit."""
+    """Compare all losses and parameters bit for bit."""
     assert list(losses(left)) == list(range(1, step + 1))
     assert not differences(left, right, step)
 
@@ -65,7 +65,7 @@ def test_eight_devices_continue_on_four_with_the_same_negatives(tmp_path):
 
 
 def test_a_leak_below_an_early_peak_is_noticed():
-    """Half a GB in all, where compiling took three more for a while."""
+    """The leak is 0.5 GB; compilation used 3 GB more at the start."""
     held = np.full(60, 2.0)
     held[:5] += 3
     leaking = held + np.linspace(0, 0.5, 60)

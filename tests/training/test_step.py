@@ -1,4 +1,4 @@
-"""One step: what moves, what is reported, what is donated."""
+"""One training step: updates, metrics, random keys, donation."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ LINEAR = {"visual_encoder/kernel": (3, 4), "head/kernel": (4, 4)}
 
 
 def linear(scale=1.0):
-    """A task of two matrices; the loss sees the key."""
+    """Return a task with two matrices and a loss that adds noise from the key."""
 
     def init_params(key):
         return unflatten(

@@ -1,4 +1,4 @@
-"""Tasks by name: sizes with overrides, batch formats, parameters, refusals."""
+"""Tasks: sizes with overrides, batch formats, parameters, errors."""
 
 import dataclasses
 
@@ -93,10 +93,10 @@ def test_precision_is_the_compute_dtype():
 def test_overrides_reach_into_the_preset():
     sizes = tasks.model_config(config_of("stage1").model)
     assert sizes.qformer.num_queries == 2
-    kept = dataclasses.replace(
+    restored = dataclasses.replace(
         sizes.vision, **{field: getattr(presets.EVA_VIT_G, field) for field in VISION}
     )
-    assert kept == presets.EVA_VIT_G
+    assert restored == presets.EVA_VIT_G
 
 
 def test_a_part_of_another_kind_is_complete():

@@ -1,4 +1,4 @@
-"""Lines of metrics: width, alignment, headers; evaluation blocks; paths."""
+"""Terminal output: width, alignment and headers of lines, evaluation blocks, paths."""
 
 import math
 
