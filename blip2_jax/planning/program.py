@@ -20,9 +20,9 @@ from blip2_jax.data.text import prompts
 from blip2_jax.models import presets
 from blip2_jax.parallel import sharding
 from blip2_jax.training import train_config as configuration
-from blip2_jax.training.setup import plan_step
 from blip2_jax.training.state import TrainState
 from blip2_jax.training.step import TrainStep
+from blip2_jax.training.step_plan import plan_step
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
 
 # Token arrays of a batch are the fields of these classes; stage 1 has its own.

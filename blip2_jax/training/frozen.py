@@ -193,7 +193,7 @@ def load_frozen(
     return unflatten(loaded), manifest
 
 
-def _open_array(arrays: Arrays, path: str) -> tuple[dict[str, Any], sharding.Read]:
+def _open_array(arrays: Arrays, path: str) -> tuple[dict[str, Any], sharding.ReadSlice]:
     """Return an array's manifest entry and a function that reads parts of it.
 
     A converted folder has digests, so that a process reads only the parts of its own

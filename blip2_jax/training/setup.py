@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,16 +21,15 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.losses.hard_negatives import Negatives
-from blip2_jax.nn.trees import Partition, Tree
+from blip2_jax.nn.trees import Tree
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import frozen, initial_params, replay
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
-from blip2_jax.training.optimizer import make_optimizer
-from blip2_jax.training.schedule import Schedule, make_schedule
 from blip2_jax.training.state import TrainState, create_state
-from blip2_jax.training.step import TrainStep, make_train_step
-from blip2_jax.training.tasks import Task, make_task
+from blip2_jax.training.step import TrainStep
+from blip2_jax.training.step_plan import plan_step
+from blip2_jax.training.tasks import Task
 from blip2_jax.training.train_config import ConfigError
 
 # Maps all parameters of the model to its evaluation scores by name.
@@ -79,65 +78,6 @@ class TrainingRun:
         """Return the trees that a checkpoint holds, by name."""
         trees = {"trainable": self.state.trainable, "optimizer": self.state.optimizer}
         return trees | ({"carried": self.carried} if self.carried else {})
-
-
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """The parts of a run that follow from configuration and devices, without files.
-
-    Attributes:
-      config: a valid, canonical configuration.
-      mesh: mesh of the step.
-      task: the task.
-      shapes: shapes of trainable and frozen parameters.
-      schedule: learning rate by step.
-      optimizer: optimizer of the trainable parameters.
-      state: shapes and shardings of the state.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    task: Task
-    shapes: Partition
-    schedule: Schedule
-    optimizer: optax.GradientTransformation
-    state: TrainState
-
-    def train_step(self, frozen: Tree) -> TrainStep:
-        """Build the step for frozen parameters or their shapes."""
-        return make_train_step(
-            self.task,
-            self.optimizer,
-            self.schedule,
-            self.mesh,
-            self.state,
-            frozen,
-            seed=self.config.seed,
-        )
-
-
-def plan_step(
-    config: ConfigDict, devices: Sequence[jax.Device] | None = None
-) -> StepPlan:
-    """Check a configuration and plan its step.
-
-    Args:
-      config: a canonical configuration.
-      devices: devices of the mesh, which may be abstract; by default all devices.
-
-    Raises:
-      ValueError: the configuration is invalid, or its mesh or batch size does not fit
-        the number of devices.
-    """
-    configuration.validate(config)
-    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
-    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
-    task = make_task(config)
-    shapes = initial_params.parameter_shapes(config, task)
-    schedule = make_schedule(config.optimizer, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    state = _abstract_state(optimizer, shapes.trainable, mesh)
-    return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,17 +289,3 @@ def _report(
         *values.report,
         *notes,
     ]
-
-
-def _abstract_state(
-    optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
-) -> TrainState:
-    """Return shapes and shardings of the state."""
-    state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        state,
-        sharding.tree_shardings(state, mesh),
-    )

@@ -1,0 +1,98 @@
+"""The plan of a training step, from configuration and devices alone.
+
+No file is opened and no array is made, so that a step can be planned for devices that
+are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from blip2_jax.nn.trees import Partition, Tree
+from blip2_jax.parallel import sharding
+from blip2_jax.training import initial_params
+from blip2_jax.training import train_config as configuration
+from blip2_jax.training.optimizer import make_optimizer
+from blip2_jax.training.schedule import Schedule, make_schedule
+from blip2_jax.training.state import TrainState, create_state
+from blip2_jax.training.step import TrainStep, make_train_step
+from blip2_jax.training.tasks import Task, make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """The parts of a run that follow from configuration and devices, without files.
+
+    Attributes:
+      config: a valid, canonical configuration.
+      mesh: mesh of the step.
+      task: the task.
+      shapes: shapes of trainable and frozen parameters.
+      schedule: learning rate by step.
+      optimizer: optimizer of the trainable parameters.
+      state: shapes and shardings of the state.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    task: Task
+    shapes: Partition
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    state: TrainState
+
+    def train_step(self, frozen: Tree) -> TrainStep:
+        """Build the step for frozen parameters or their shapes."""
+        return make_train_step(
+            self.task,
+            self.optimizer,
+            self.schedule,
+            self.mesh,
+            self.state,
+            frozen,
+            seed=self.config.seed,
+        )
+
+
+def plan_step(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> StepPlan:
+    """Check a configuration and plan its step.
+
+    Args:
+      config: a canonical configuration.
+      devices: devices of the mesh, which may be abstract; by default all devices.
+
+    Raises:
+      ValueError: the configuration is invalid, or its mesh or batch size does not fit
+        the number of devices.
+    """
+    configuration.validate(config)
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
+    sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
+    task = make_task(config)
+    shapes = initial_params.parameter_shapes(config, task)
+    schedule = make_schedule(config.optimizer, config.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
+    state = _abstract_state(optimizer, shapes.trainable, mesh)
+    return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
+
+
+def _abstract_state(
+    optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
+) -> TrainState:
+    """Return shapes and shardings of the state."""
+    state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        state,
+        sharding.tree_shardings(state, mesh),
+    )
