@@ -165,29 +165,44 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         **extra_weights(arguments),
     )
-    if arguments.text:
-        if not isinstance(model, blip2_jax.Blip2Retriever):
-            raise ValueError("--text needs a stage-1 model")
-        lines = match(model, inputs, arguments.text)
-    elif arguments.question:
-        if not isinstance(model, blip2_jax.Blip2Generator):
-            raise ValueError("--question needs a language model: give a stage-2 model")
-        settings |= {
-            "seed": arguments.seed,
-            "history": [tuple(turn) for turn in arguments.history],
-            "examples": [
-                (_example_image(inputs, name), question, answer)
-                for name, question, answer in arguments.example
-            ],
-        }
-        ask = converse if arguments.dialogue else answer_questions
-        lines = ask(model, inputs, arguments.question, settings)
-    else:
-        settings |= {"prompt": arguments.prompt, "seed": arguments.seed}
-        lines = caption(model, inputs, settings)
-    for line in lines:
+    for line in output_lines(model, inputs, settings, arguments):
         print(line, flush=True)
     return 0
+
+
+def output_lines(
+    model: Blip2,
+    inputs: Inputs,
+    settings: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> Iterator[str]:
+    """Return the lines to print: scores, answers or captions.
+
+    Raises:
+      UsageError: the model is of the wrong stage.
+    """
+    import blip2_jax
+
+    if arguments.text:
+        if not isinstance(model, blip2_jax.Blip2Retriever):
+            raise UsageError(f"--text needs a stage-1 model; {arguments.model} is not")
+        return match(model, inputs, arguments.text)
+    settings = settings | {"seed": arguments.seed}
+    if not arguments.question:
+        return caption(model, inputs, settings | {"prompt": arguments.prompt})
+    if not isinstance(model, blip2_jax.Blip2Generator):
+        raise UsageError(
+            f"--question needs a language model; {arguments.model} is a stage-1 model"
+        )
+    settings |= {
+        "history": [tuple(turn) for turn in arguments.history],
+        "examples": [
+            (_example_image(inputs, name), question, answer)
+            for name, question, answer in arguments.example
+        ],
+    }
+    ask = converse if arguments.dialogue else answer_questions
+    return ask(model, inputs, arguments.question, settings)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
