@@ -31,21 +31,21 @@ LANGUAGE_MODELS = {
 VARIANTS = ("paper", "original")
 
 
-def annotations(name: str, images: str) -> dict[str, Any]:
+def annotation_file(name: str, images: str) -> dict[str, Any]:
     """Return a data source: annotation JSON beside a folder of images."""
     return {"kind": "annotations", "path": f"data/annotations/{name}", "images": images}
 
 
-def tars(name: str) -> dict[str, Any]:
+def tar_files(name: str) -> dict[str, Any]:
     """Return a data source: tar files in img2dataset layout."""
     return {"kind": "tars", "paths": f"data/{name}/*.tar"}
 
 
 # Data sources.
 COCO_IMAGES = "data/coco/images"
-COCO_TRAIN = annotations("coco_karpathy_train.json", COCO_IMAGES)
-COCO_VALIDATION = annotations("coco_karpathy_val.json", COCO_IMAGES)
-VISUAL_GENOME = annotations("vg_caption.json", "data/vg/images")
+COCO_TRAIN = annotation_file("coco_karpathy_train.json", COCO_IMAGES)
+COCO_VALIDATION = annotation_file("coco_karpathy_val.json", COCO_IMAGES)
+VISUAL_GENOME = annotation_file("vg_caption.json", "data/vg/images")
 VQA_VALIDATION = {
     "kind": "vqa",
     "questions": "data/vqav2/v2_OpenEnded_mscoco_val2014_questions.json",

@@ -33,10 +33,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.train = (
         common.COCO_TRAIN,
         common.VISUAL_GENOME,
-        common.tars("cc3m"),
-        common.tars("cc12m"),
-        common.tars("sbu"),
-        common.tars("laion115m"),
+        common.tar_files("cc3m"),
+        common.tar_files("cc12m"),
+        common.tar_files("sbu"),
+        common.tar_files("laion115m"),
     )
     config.data.image.size = 224
     config.data.prefix_split = "auto"  # at a random word, for an encoder-decoder

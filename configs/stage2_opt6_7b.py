@@ -31,10 +31,10 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.data.train = (
         common.COCO_TRAIN,
         common.VISUAL_GENOME,
-        common.tars("cc3m"),
-        common.tars("cc12m"),
-        common.tars("sbu"),
-        common.tars("laion115m"),
+        common.tar_files("cc3m"),
+        common.tar_files("cc12m"),
+        common.tar_files("sbu"),
+        common.tar_files("laion115m"),
     )
     config.data.image.size = 224
 

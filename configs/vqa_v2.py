@@ -51,10 +51,10 @@ def get_config(variant: str = "opt2.7b") -> ConfigDict:
     config.data.tokenizer.qformer = common.BERT
     config.data.tokenizer.language_model = common.LANGUAGE_MODELS[language]
 
-    sources = [common.annotations("vqa_train.json", common.COCO_IMAGES)]
+    sources = [common.annotation_file("vqa_train.json", common.COCO_IMAGES)]
     if split == "trainval":
-        sources += [common.annotations("vqa_val.json", common.COCO_IMAGES)]
-    sources += [common.annotations("vg_qa.json", "data/vg/images")]
+        sources += [common.annotation_file("vqa_val.json", common.COCO_IMAGES)]
+    sources += [common.annotation_file("vg_qa.json", "data/vg/images")]
     # An epoch shows every question once, not every image.
     config.data.train = tuple({"kind": "per_question", "of": s} for s in sources)
     config.data.question_prompt = QUESTION_PROMPT  # for FlanT5 too
