@@ -226,7 +226,7 @@ def last_step(run_dir: pathlib.Path) -> int:
 def losses(run_dir: pathlib.Path) -> dict[int, float]:
     """Return the loss of every step."""
     lines = read_metrics(run_dir)
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {int(line["step"]): line["loss"] for line in lines if "loss" in line}
 
 
 def damage_newest(run_dir: pathlib.Path) -> int:
@@ -255,7 +255,9 @@ def differences(left: pathlib.Path, right: pathlib.Path, step: int) -> list[str]
     return names + [
         name
         for name in first.keys() | second.keys()
-        if not np.array_equal(first.get(name), second.get(name))
+        if name not in first
+        or name not in second
+        or not np.array_equal(first[name], second[name])
     ]
 
 
@@ -264,7 +266,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
     if not isinstance(tree, dict | list):
         return {prefix: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    result = {}
+    result: dict[str, np.ndarray] = {}
     for name, value in items:
         result |= flat(value, f"{prefix}/{name}")
     return result
