@@ -139,7 +139,7 @@ class Reranking(Machine):
         """Prepare `count` images and `texts` texts of `text` tokens."""
         import jax
 
-        from blip2_jax.evaluation.stage1_scores import Stage1Scorer
+        from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
         from blip2_jax.models import presets
         from blip2_jax.models.blip2 import init_params
         from blip2_jax.models.blip2_stage1 import Blip2Stage1

@@ -27,7 +27,7 @@ TESTS = (
     "tests/generation",
     "tests/convert",
     "tests/inference/test_model.py",
-    "tests/evaluation/test_stage1_scores.py",
+    "tests/evaluation/test_stage1_scorer.py",
 )
 
 # Blocks in the order of the page: name, reference, pattern of the comparisons.

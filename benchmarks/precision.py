@@ -99,18 +99,18 @@ def examine(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
     }
 
     def one(exam: shapes_exam.Exam) -> dict[str, float]:
-        retrieval = shapes_exam.retrieve(stage1, exam)
+        retrieval = shapes_exam.retrieval_exam(stage1, exam)
         scores = {
             f"image to text, first of {SCENES}": retrieval.recall,
             "by contrast alone": retrieval.recall_itc,
-            "matching pairs told apart": shapes_exam.matching_accuracy(stage1, exam),
+            "matching pairs told apart": shapes_exam.matching_exam(stage1, exam),
         }
         for name, model in {"Q-Former": stage1, **models}.items():
-            captions = shapes_exam.caption_scores(model, exam)
+            captions = shapes_exam.caption_exam(model, exam)
             scores[f"{name}: captions, things"] = captions.attributes
             scores[f"{name}: and places"] = captions.everything
             if model is not stage1:
-                scores[f"{name}: answers"] = shapes_exam.answer_scores(
+                scores[f"{name}: answers"] = shapes_exam.answer_exam(
                     model, exam
                 ).accuracy
         return scores

@@ -191,25 +191,20 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     print("\nevaluating held-out scenes", flush=True)
     exam = shapes_exam.make_exam("heldout", arguments.scenes, start=EXAM_START)
     stage1 = blip2_jax.load(arguments.workdir / "stage1", batch_size=100)
-    results: dict[str, Any] = {"majority": shapes_exam.majority_answers(exam)}
-    for which in shapes_exam.PICTURES:
-        results[f"retrieval/{which}"] = shapes_exam.retrieve(stage1, exam, which)
-        results[f"matching/{which}"] = shapes_exam.matching_accuracy(
-            stage1, exam, which
-        )
-        results[f"stage1/captions/{which}"] = shapes_exam.caption_scores(
-            stage1, exam, which
-        )
+    results: dict[str, Any] = {"majority": shapes_exam.majority_exam(exam)}
+    for shown in shapes_exam.CONDITIONS:
+        results[f"retrieval/{shown}"] = shapes_exam.retrieval_exam(stage1, exam, shown)
+        results[f"matching/{shown}"] = shapes_exam.matching_exam(stage1, exam, shown)
+        captions = shapes_exam.caption_exam(stage1, exam, shown)
+        results[f"stage1/captions/{shown}"] = captions
     results["maps"] = shapes_exam.query_maps(stage1, exam)
     for name in LANGUAGE_MODELS:
         model = blip2_jax.load(arguments.workdir / f"stage2_{name}", batch_size=100)
-        for which in shapes_exam.PICTURES:
-            results[f"{name}/captions/{which}"] = shapes_exam.caption_scores(
-                model, exam, which
-            )
-            results[f"{name}/answers/{which}"] = shapes_exam.answer_scores(
-                model, exam, which
-            )
+        for shown in shapes_exam.CONDITIONS:
+            captions = shapes_exam.caption_exam(model, exam, shown)
+            results[f"{name}/captions/{shown}"] = captions
+            answers = shapes_exam.answer_exam(model, exam, shown)
+            results[f"{name}/answers/{shown}"] = answers
     return exam, results
 
 
@@ -224,19 +219,19 @@ def write_results(
     from blip2_jax.training.metrics_log import read_metrics
 
     directory = arguments.workdir
-    table = demo_report.make_table(results)
-    print("\n" + demo_report.as_text(table))
+    scores = demo_report.demo_scores(results)
+    print("\n" + demo_report.scores_as_text(scores))
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"\n{times} on {os.cpu_count()} cores")
     numbers = {
         "precision": arguments.precision,
         "seed": arguments.seed,
         "seconds": seconds,
-        "scores": {row.name: row.model for row in table},
+        "scores": {score.name: score.model for score in scores},
     }
     (directory / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     curves = {name: read_metrics(directory / name) for name in ("stage1", *STAGE2)}
-    page = demo_report.make_page(exam, results, table, curves, times)
+    page = demo_report.demo_page(exam, results, scores, curves, times)
     (directory / "report.html").write_text(page)
     print(f"report: {directory / 'report.html'}")
 

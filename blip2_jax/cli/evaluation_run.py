@@ -1,13 +1,14 @@
-"""Evaluate a model on a data set, and write down what came out.
+"""An evaluation from its configuration to the files that it writes.
 
-What is asked for is one configuration (`default_evaluation`); the answer is a record:
-a JSON file that says which model, data, settings and machine a score belongs to. With
-several processes each has a model of its own, on its own devices, and works on every
-so-manieth example; what they find is gathered and scored once.
+The configuration is `default_evaluation`, filled in. The main result is a record: a
+JSON file that says which model, data, settings and machine a score belongs to. With n
+processes each holds a complete model on its own devices; process i evaluates examples
+i, i+n, i+2n, ..., and the results of all are gathered and scored once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -18,75 +19,99 @@ import jax
 from ml_collections import ConfigDict
 
 from blip2_jax.data.evaluation_data import EvaluationSet
-from blip2_jax.evaluation.examples import statistics_of, write_examples
+from blip2_jax.evaluation.captioning import CaptioningTask
+from blip2_jax.evaluation.eval_config import TASKS, keys_that_are_set
+from blip2_jax.evaluation.examples import example_statistics, write_examples
 from blip2_jax.evaluation.record import (
-    digest_of_parameters,
-    digest_of_records,
-    intervals_of,
-    surroundings,
+    environment,
+    params_digest,
+    records_digest,
+    score_intervals,
 )
-from blip2_jax.evaluation.results import RESULT_FORMATS
-from blip2_jax.evaluation.stage1_scores import text_length
-from blip2_jax.evaluation.tasks import TASKS, Job, Outcome, given
+from blip2_jax.evaluation.rerank_cache import RerankCache
+from blip2_jax.evaluation.retrieval import (
+    RetrievalTask,
+    evaluation_text_length,
+    make_gallery,
+)
+from blip2_jax.evaluation.tasks import (
+    EvaluationBatches,
+    EvaluationResult,
+    EvaluationTask,
+)
+from blip2_jax.evaluation.vqa import VqaTask, check_result_format
+from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.load import load
+from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.vqa import VARIANTS
 from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.parallel import hosts
+from blip2_jax.reports.caption_page import caption_page, draw_captioned
 from blip2_jax.training.checkpoints import is_run, parse_checkpoint
 from blip2_jax.training.train_config import read_config, to_plain
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationRun:
+    """An evaluation that is ready to start.
+
+    Attributes:
+      config: with all defaults filled in.
+      model: the model.
+      data: the evaluation set.
+      specs: its source specs.
+      digests: of "model" and "data".
+      out: path of the record; other files stand beside it.
+    """
+
+    config: ConfigDict
+    model: Blip2
+    data: EvaluationSet
+    specs: list[dict[str, Any]]
+    digests: Mapping[str, str]
+    out: pathlib.Path
+
+
 def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
-    """Evaluate as asked, write the record and the files beside it.
+    """Evaluate, and write the record and the files beside it.
 
     Args:
       config: from `default_evaluation`, filled in.
 
     Returns:
-      The record, and the file that it was written to (by the first process).
+      The record, and the path that the first process wrote it to.
 
     Raises:
-      ValueError, FileNotFoundError: what is asked for cannot be; nothing is written.
+      ValueError: the configuration cannot be evaluated; nothing is written.
+      FileNotFoundError: the model or the data is missing.
     """
     started = time.monotonic()
-    job = prepare(config)
-    outcome = TASKS[job.config.task](job)
-    _gather_broken(job)
-    scores = outcome.scores
-    statistics = statistics_of(outcome.examples)
-    record = {
-        "task": job.config.task,
-        "title": job.config.title or job.config.model,
-        "scores": scores,
-        **intervals_of(
-            statistics, scores, job.config.task, job.config.bootstrap.to_dict()
-        ),
-        "notice": outcome.notice,
-        "records": len(job.data.records),
-        "examples": len(outcome.examples),
-        "broken": dict(job.data.broken_stats.counts),
-        "digests": dict(job.digests),
-        "settings": to_plain(job.config) | {"data": job.specs},
-        **surroundings(time.monotonic() - started),
-    }
+    run = set_up(config)
+    task = make_task(run)
+    batches = EvaluationBatches(run.data, run.config.batch_size, hosts.own_share())
+    result = task.run(run.model, batches)
+    _gather_broken_images(batches)
+    record = _record(run, result, time.monotonic() - started)
     if hosts.is_first():
-        _write(job.out, record, outcome)
+        _write(run, record, result)
     hosts.barrier("the record is written")
-    if outcome.scratch is not None:
-        outcome.scratch.delete()
-    return record, job.out
+    if isinstance(task, RetrievalTask) and task.cache is not None:
+        task.cache.delete()
+    return record, run.out
 
 
-def prepare(config: ConfigDict) -> Job:
-    """Check what is asked for, open model and data.
+def set_up(config: ConfigDict) -> EvaluationRun:
+    """Check a configuration, and open its model and data.
 
     Raises:
-      ValueError, FileNotFoundError: what is asked for cannot be.
+      ValueError: the configuration cannot be evaluated.
+      FileNotFoundError: the model or the data is missing.
     """
     _check(config)
-    run = read_config(config.model) if is_run(config.model) else None
-    named = config.data or (run.evaluation.sources if run else ())
-    specs = [_plain(spec) for spec in named]
+    training = read_config(config.model) if is_run(config.model) else None
+    sources = config.data or (training.evaluation.sources if training else ())
+    specs = [_plain(spec) for spec in sources]
     if not specs:
         raise ValueError("no data was given, and no run names evaluation.sources")
     model = load(
@@ -94,33 +119,36 @@ def prepare(config: ConfigDict) -> Job:
         which=parse_checkpoint(str(config.which)),
         precision=config.precision or None,
         batch_size=config.batch_size,
-        mesh=given(config.mesh) or None,
+        mesh=keys_that_are_set(config.mesh) or None,
         devices=jax.local_devices(),
         **config.beside,
     )
+    if config.task == "retrieval" and not isinstance(model, Blip2Retriever):
+        raise ValueError(f"retrieval needs a stage-1 model, {config.model} is another")
+    if config.task == "vqa" and not isinstance(model, Blip2Generator):
+        raise ValueError(f"vqa needs a stage-2 model, {config.model} is another")
     vision = model.model.config.vision
     size = 0 if isinstance(vision, FeaturesConfig) else vision.image_size
     data = EvaluationSet(specs, size, config.max_examples)
-    config = config.copy_and_resolve_references()  # the caller's stays as it is
+    config = config.copy_and_resolve_references()  # the caller's does not change
     with config.unlocked():
         if config.text_length is None:
-            config.text_length = text_length(run.data.max_text_length if run else None)
+            trained_length = training.data.max_text_length if training else None
+            config.text_length = evaluation_text_length(trained_length)
     digests = {
-        "model": digest_of_parameters(model.params),
-        "data": digest_of_records(data.records),
+        "model": params_digest(model.params),
+        "data": records_digest(data.records),
     }
-    folder = pathlib.Path(config.model if run else ".")
-    out = pathlib.Path(config.out or folder / f"evaluation_{config.task}.json")
-    return Job(config, model, data, specs, digests, out, hosts.own_share())
+    directory = pathlib.Path(config.model if training else ".")
+    out = pathlib.Path(config.out or directory / f"evaluation_{config.task}.json")
+    return EvaluationRun(config, model, data, specs, digests, out)
 
 
 def _check(config: ConfigDict) -> None:
-    """What can be refused before anything is read."""
+    """Raise errors that need no file to be read."""
     if config.task not in TASKS:
         raise ValueError(f"task {config.task!r}: there are {', '.join(TASKS)}")
-    if config.result_format not in RESULT_FORMATS:
-        known = ", ".join(RESULT_FORMATS)
-        raise ValueError(f"result_format {config.result_format!r}: there are {known}")
+    check_result_format(config.result_format)
     if config.variant not in VARIANTS:
         raise ValueError(f"variant {config.variant!r}: there are {', '.join(VARIANTS)}")
     if not config.model:
@@ -129,25 +157,83 @@ def _check(config: ConfigDict) -> None:
         raise FileNotFoundError(f"no file or folder {config.model!r}")
 
 
-def _gather_broken(job: Job) -> None:
-    """What any process could not read, counted in all of them."""
-    mine = [[place, *fault] for place, fault in job.data.broken_images.items()]
-    for part in hosts.all_gather(mine, job.share):
-        for place, cause, key in part:
-            job.data.mark_broken(place, cause, key)
+def make_task(run: EvaluationRun) -> EvaluationTask[Any]:
+    """Make the task that a configuration names, with its settings."""
+    config = run.config
+    if config.task == "retrieval":
+        tokenizer = run.model.qformer_tokenizer
+        gallery = make_gallery(run.data, tokenizer, config.text_length)
+        return RetrievalTask(gallery, config.rerank, _rerank_cache(run))
+    settings = keys_that_are_set(config.decoding)
+    if config.task == "captioning":
+        if config.prompt is not None:
+            settings["prompt"] = config.prompt
+        return CaptioningTask(settings, tokenizer=config.tokenizer)
+    if config.question_prompt is not None:
+        settings["question_prompt"] = config.question_prompt
+    return VqaTask(settings, config.variant, config.lemmatise, config.result_format)
+
+
+def _rerank_cache(run: EvaluationRun) -> RerankCache | None:
+    """Open the cache of a re-ranking beside the record."""
+    if not run.config.rerank:
+        return None
+    key = {**run.digests, "text_length": run.config.text_length}
+    return RerankCache(run.out.with_suffix(".rerank"), key)
+
+
+def _gather_broken_images(batches: EvaluationBatches) -> None:
+    """Count the images that any process could not read, in all processes."""
+    data = batches.data
+    own = [[index, *fault] for index, fault in data.broken_images.items()]
+    for part in hosts.all_gather(own, batches.share):
+        for index, cause, key in part:
+            data.mark_broken(index, cause, key)
+
+
+def _record(
+    run: EvaluationRun, result: EvaluationResult, seconds: float
+) -> dict[str, Any]:
+    """Assemble the record; `docs/evaluation.md` describes it."""
+    config = run.config
+    return {
+        "task": config.task,
+        "title": config.title or config.model,
+        "scores": result.metrics,
+        **score_intervals(
+            example_statistics(result.examples),
+            result.metrics,
+            config.task,
+            config.bootstrap.to_dict(),
+        ),
+        "notice": result.notice,
+        "records": len(run.data.records),
+        "examples": len(result.examples),
+        "broken": dict(run.data.broken_stats.counts),
+        "digests": dict(run.digests),
+        "settings": to_plain(config) | {"data": run.specs},
+        **environment(seconds),
+    }
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
     return spec.to_dict() if isinstance(spec, ConfigDict) else dict(spec)
 
 
-def _write(path: pathlib.Path, record: Mapping[str, Any], outcome: Outcome) -> None:
-    """The record, `NAME.examples.jsonl`, `NAME.predictions.json` and `NAME.html`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_examples(path.with_suffix(".examples.jsonl"), outcome.examples)
-    if outcome.predictions is not None:
-        text = json.dumps(outcome.predictions, indent=1, ensure_ascii=False)
-        path.with_suffix(".predictions.json").write_text(text + "\n")
-    if outcome.page:
-        path.with_suffix(".html").write_text(outcome.page)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+def _write(
+    run: EvaluationRun, record: Mapping[str, Any], result: EvaluationResult
+) -> None:
+    """Write the examples, predictions and HTML page, and the record last."""
+    run.out.parent.mkdir(parents=True, exist_ok=True)
+    write_examples(run.out.with_suffix(".examples.jsonl"), result.examples)
+    if result.predictions is not None:
+        text = json.dumps(result.predictions, indent=1, ensure_ascii=False)
+        run.out.with_suffix(".predictions.json").write_text(text + "\n")
+    if run.config.task == "captioning" and run.config.page:
+        captioned = draw_captioned(run.specs, result.examples, run.config.page)
+        lead = ", ".join(
+            f"{name} {value:.1f}" for name, value in result.metrics.items()
+        )
+        page = caption_page(f"Captions of {run.config.model}", lead, captioned)
+        run.out.with_suffix(".html").write_text(page)
+    run.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

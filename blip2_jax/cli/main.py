@@ -20,7 +20,8 @@ COMMANDS = {
     "demo": "train both stages on a small generated world and report",
     "tables": "reproduce the paper's tables on the generated world",
     "train_vocabulary": "train a byte-level BPE vocabulary on captions or questions",
-    "majority_baseline": "score the commonest training answers",
+    "compare_seeds": "compare runs that were repeated with other seeds",
+    "majority_baseline": "score the most common training answers",
     "pack_tower": "write a tower of a run to a file in half precision",
 }
 

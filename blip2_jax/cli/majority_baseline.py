@@ -1,10 +1,10 @@
-"""Score the commonest training answers on test questions, without a model.
+"""Score the most common training answers on test questions, without a model.
 
     blip2-jax majority_baseline --train daquar_vqa --test eval/daquar_vqa
 
-Answers every question of the second configuration's `data` with the commonest answer in
-the first one's `data.train`, and with the commonest answer to questions that begin with
-the same two words. Prints the exact match of both in percent.
+Answers every question of the second configuration's `data` with the most common answer
+in the first one's `data.train`, and with the most common answer to questions that begin
+with the same two words. Prints the exact match of both in percent.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ def make_parser() -> CommandParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the scores; returns the exit code."""
-    from blip2_jax.evaluation.majority_baseline import answered_questions, guesses
+    from blip2_jax.evaluation.majority_baseline import (
+        answered_questions,
+        majority_scores,
+    )
 
     train = answered_questions(load_config(arguments.train).data.train)
     test = answered_questions(load_config(arguments.test).data)
-    for name, score in guesses(train, test).items():
+    for name, score in majority_scores(train, test).items():
         print(f"{score:6.2f}  {name}")
     return 0
 

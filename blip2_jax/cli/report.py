@@ -56,34 +56,34 @@ def make_parser() -> CommandParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write both files and print the Markdown; returns the exit code."""
-    from blip2_jax.evaluation.breakdown import insights_of
-    from blip2_jax.evaluation.compare import as_markdown, groups_of, read_entries
-    from blip2_jax.reports.attention import attention_of
-    from blip2_jax.reports.page import Pictures
-    from blip2_jax.reports.record_page import record_page
+    from blip2_jax.evaluation.breakdown import question_type_tables
+    from blip2_jax.evaluation.compare import group_entries, read_entries
+    from blip2_jax.reports.attention import attention_maps_of_record
+    from blip2_jax.reports.record_images import RecordImages
+    from blip2_jax.reports.record_page import record_markdown, record_page
 
-    groups = groups_of(read_entries(arguments.records))
-    insights = insights_of(groups)
-    pictures, maps = {}, {}
+    groups = group_entries(read_entries(arguments.records))
+    tables = question_type_tables(groups)
+    images, maps = {}, {}
     for index, group in enumerate(groups):
         try:
-            pictures[index] = Pictures(group.entries[0].record["settings"]["data"])
+            images[index] = RecordImages(group.entries[0].record["settings"]["data"])
         except (ValueError, OSError) as error:
-            print(f"no pictures of {group.title}: {error}")
+            print(f"no images of {group.title}: {error}")
         for entry in group.entries if arguments.maps else ():
             settings = entry.record["settings"]
             try:
-                maps[entry.name] = attention_of(
-                    settings, pictures.get(index), arguments.maps
+                maps[entry.name] = attention_maps_of_record(
+                    settings, images.get(index), arguments.maps
                 )
             except (ValueError, OSError) as error:
                 print(f"no attention maps of {entry.name}: {error}")
-    text = as_markdown(groups, insights)
+    text = record_markdown(groups, tables)
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
     markdown, page = (out.with_name(f"{out.name}.{kind}") for kind in ("md", "html"))
     markdown.write_text(text)
-    page.write_text(record_page(groups, insights, pictures, maps, arguments.count))
+    page.write_text(record_page(groups, tables, images, maps, arguments.count))
     print(text)
     print(f"written to {markdown} and {page}")
     return 0

@@ -1,1 +1,1 @@
-
+"""Evaluation tasks, and what is computed from their examples."""

@@ -1,4 +1,4 @@
-"""Where a model is right and wrong: best and worst examples, kinds of questions."""
+"""Breakdown of results: best and worst examples, accuracy by type of question."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from blip2_jax.data.text.tokenizers import clean_question
 from blip2_jax.evaluation.compare import Group, Table
 from blip2_jax.evaluation.examples import Example
 
-TYPE_WORDS = 2  # "what color ...", "how many ...": the question's type
+TYPE_WORDS = 2  # "what color ...", "how many ...": the type of a question
 _SORTED_BY = ("cider", "vqa_accuracy", "exact_match")
 
 
-class Extremes(NamedTuple):
-    """Places of examples, best first and worst first."""
+class BestAndWorst(NamedTuple):
+    """Indices of examples, best first and worst first."""
 
     best: list[int]
     worst: list[int]
 
 
-def goodness(example: Example) -> float | None:
-    """What examples are ordered by: CIDEr, accuracy, or how soon a search finds.
+def example_score(example: Example) -> float | None:
+    """Return the score that examples are sorted by; higher is better.
 
-    None where people's answers are not known.
+    CIDEr, VQA accuracy or exact match; for a search, minus the rank of the first right
+    answer; None for a question without people's answers.
     """
     if "ranks" in example:
         return -float(list(example["ranks"].values())[-1])
@@ -33,29 +34,32 @@ def goodness(example: Example) -> float | None:
     return next((scores[name] for name in _SORTED_BY if name in scores), None)
 
 
-def extremes(group: Group, count: int, unit: str, seed: int = 0) -> Extremes:
-    """The examples of a unit on which the entries do best and worst, on the average.
+def best_and_worst(group: Group, count: int, unit: str, seed: int = 0) -> BestAndWorst:
+    """Select the examples with the highest and lowest mean score over the entries.
 
-    Equal ones are drawn at random.
+    Examples with equal scores are in random order, and no example is selected twice.
 
     Args:
-      count: of each; an example is not shown twice.
+      group: the entries.
+      count: number of best examples, and of worst examples.
+      unit: of the examples.
+      seed: of the random order.
     """
-    known: dict[int, float] = {}
-    for place, same in enumerate(zip(*aligned(group), strict=True)):
-        values = [goodness(example) for example in same]
-        numbers = [value for value in values if value is not None]
-        if same[0]["unit"] == unit and numbers:
-            known[place] = sum(numbers) / len(numbers)
-    places = list(known)
-    random.Random(seed).shuffle(places)
-    ordered = sorted(places, key=lambda place: -known[place])
+    mean_scores: dict[int, float] = {}
+    for index, examples in enumerate(zip(*aligned_examples(group), strict=True)):
+        scores = [example_score(example) for example in examples]
+        known = [score for score in scores if score is not None]
+        if examples[0]["unit"] == unit and known:
+            mean_scores[index] = sum(known) / len(known)
+    indices = list(mean_scores)
+    random.Random(seed).shuffle(indices)
+    ordered = sorted(indices, key=lambda index: -mean_scores[index])
     count = min(count, len(ordered) // 2)
-    return Extremes(ordered[:count], ordered[::-1][:count])
+    return BestAndWorst(ordered[:count], ordered[::-1][:count])
 
 
-def aligned(group: Group) -> list[list[Example]]:
-    """The examples of the entries that have those of the first, in their order."""
+def aligned_examples(group: Group) -> list[list[Example]]:
+    """Return the examples of all entries with the same ids as the first."""
     ids = [example["id"] for example in group.entries[0].examples]
     return [
         entry.examples
@@ -64,46 +68,51 @@ def aligned(group: Group) -> list[list[Example]]:
     ]
 
 
-def question_types(group: Group, most: int = 15) -> Table | None:
-    """Mean accuracy by the first words of the question; None without scored questions.
+def accuracy_by_question_type(group: Group, max_types: int = 15) -> Table | None:
+    """Tabulate the mean accuracy by the first words of the question.
 
     Args:
-      most: so many types, the most frequent; the others are one.
+      group: the entries, one column each.
+      max_types: rows of the most frequent types; all other types share a row.
+
+    Returns:
+      None if the group has no scored questions.
     """
-    scored = [_by_type(entry.examples) for entry in group.entries]
-    counts = Counter({kind: len(values) for kind, values in scored[0].items()})
+    by_type = [_scores_by_type(entry.examples) for entry in group.entries]
+    counts = Counter({name: len(scores) for name, scores in by_type[0].items()})
     if not counts:
         return None
-    frequent = [kind for kind, _ in counts.most_common(most)]
-    rest = [kind for kind in counts if kind not in frequent]
+    frequent = [name for name, _ in counts.most_common(max_types)]
+    others = [name for name in counts if name not in frequent]
     rows = []
-    for name, kinds in [*((kind, [kind]) for kind in frequent), ("(others)", rest)]:
-        if kinds:
-            each = [[v for kind in kinds for v in found[kind]] for found in scored]
-            means = [f"{sum(v) / len(v):.1f}" if v else "" for v in each]
-            rows.append([name, str(sum(counts[kind] for kind in kinds)), *means])
+    for label, types in [*((name, [name]) for name in frequent), ("(others)", others)]:
+        if types:
+            columns = [
+                [s for name in types for s in scores[name]] for scores in by_type
+            ]
+            means = [f"{sum(s) / len(s):.1f}" if s else "" for s in columns]
+            rows.append([label, str(sum(counts[name] for name in types)), *means])
     return Table(["first words", "questions", *(e.name for e in group.entries)], rows)
 
 
-def _by_type(examples: Sequence[Example]) -> dict[str, list[float]]:
-    """The scores of the questions of each type."""
-    found: dict[str, list[float]] = defaultdict(list)
+def _scores_by_type(examples: Sequence[Example]) -> dict[str, list[float]]:
+    by_type: dict[str, list[float]] = defaultdict(list)
     for example in examples:
-        value = goodness(example)
-        if "question" in example and value is not None:
-            found[question_type(example["question"])].append(value)
-    return found
+        score = example_score(example)
+        if "question" in example and score is not None:
+            by_type[question_type(example["question"])].append(score)
+    return by_type
 
 
 def question_type(question: str) -> str:
-    """The first words, in lower case and without marks."""
+    """Return the first words of a question, in lower case and without punctuation."""
     return " ".join(clean_question(question).split()[:TYPE_WORDS])
 
 
-def insights_of(groups: Sequence[Group]) -> dict[str, Table]:
-    """Accuracy by question type of every group that has questions, by title."""
-    found = {
-        f"Accuracy by type of question, {group.title}": question_types(group)
+def question_type_tables(groups: Sequence[Group]) -> dict[str, Table]:
+    """Tabulate accuracy by question type for every group with questions, by title."""
+    tables = {
+        f"Accuracy by type of question, {group.title}": accuracy_by_question_type(group)
         for group in groups
     }
-    return {title: table for title, table in found.items() if table is not None}
+    return {title: table for title, table in tables.items() if table is not None}

@@ -1,7 +1,7 @@
-"""Records of several evaluations side by side: scores, intervals, paired differences.
+"""Comparison of evaluations: scores with intervals, and paired differences.
 
-Records of one task over the same data (by digest) belong together; the others of such
-a group are compared with its first.
+Records of one task over the same data (by digest) form a group; all entries of a group
+are compared with its first.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from blip2_jax.evaluation.examples import Example, read_examples, statistics_of
+from blip2_jax.evaluation.examples import Example, example_statistics, read_examples
 from blip2_jax.metrics.bootstrap import Difference, differences
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A record with its examples; `name` is its column's head."""
+    """A record with its examples; `name` heads its column."""
 
     name: str
     record: dict[str, Any]
@@ -34,37 +34,37 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What was evaluated on what."""
+        """The task, the number of examples and the digest of the data."""
         record = self.entries[0].record
         units: dict[str, int] = {}
         for example in self.entries[0].examples:
             units[example["unit"]] = units.get(example["unit"], 0) + 1
-        counted = ", ".join(f"{count} {unit}s" for unit, count in units.items())
-        return f"{self.task}: {counted} (data {record['digests']['data'][:8]})"
+        counts = ", ".join(f"{count} {unit}s" for unit, count in units.items())
+        return f"{self.task}: {counts} (data {record['digests']['data'][:8]})"
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts; the first cell of a row names it."""
+    """A table of strings; the first cell of a row is its label."""
 
     head: list[str]
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As a Markdown table."""
+        """Format the table as Markdown."""
         lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
         cells = ([text.replace("|", "\\|") for text in line] for line in lines)
         return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def read_entries(paths: Sequence[pathlib.Path]) -> list[Entry]:
-    """The records at some paths, with their examples.
+    """Read records and the examples beside them.
 
     Raises:
-      FileNotFoundError: a record, or the examples beside it, is not there.
+      FileNotFoundError: a record or its examples are missing.
       ValueError: a file is no record of `launch/evaluate.py`.
     """
-    records = [_record(path) for path in paths]
+    records = [_read_record(path) for path in paths]
     titles = [record["title"] for record in records]
     names = [
         title if titles.count(title) == 1 else f"{title} ({path})"
@@ -76,7 +76,7 @@ def read_entries(paths: Sequence[pathlib.Path]) -> list[Entry]:
     ]
 
 
-def _record(path: pathlib.Path) -> dict[str, Any]:
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
     for file in (path, path.with_suffix(".examples.jsonl")):
         if not file.is_file():
             raise FileNotFoundError(f"no file {str(file)!r}")
@@ -84,39 +84,41 @@ def _record(path: pathlib.Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-    needed = {"title", "scores", "digests"}
-    if not isinstance(record, dict) or not needed <= set(record):
+    required = {"title", "scores", "digests"}
+    if not isinstance(record, dict) or not required <= set(record):
         raise ValueError(f"{path} is no record of launch/evaluate.py")
     return record
 
 
-def groups_of(entries: Sequence[Entry]) -> list[Group]:
-    """What can be compared, in the order of first appearance."""
+def group_entries(entries: Sequence[Entry]) -> list[Group]:
+    """Group entries that can be compared, in the order of their first appearance."""
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         key = entry.record["task"], entry.record["digests"]["data"]
         groups.setdefault(key, []).append(entry)
-    return [Group(task, found) for (task, _), found in groups.items()]
+    return [Group(task, members) for (task, _), members in groups.items()]
 
 
 def score_table(group: Group) -> Table:
-    """A row for each score: the entries' with their intervals, and the paper's."""
+    """Tabulate scores with intervals, and the paper's scores; one row per score."""
     entries = group.entries
-    papers = [each for each in entries if each.record["settings"]["paper"]]
+    with_paper = [entry for entry in entries if entry.record["settings"]["paper"]]
     names = dict.fromkeys(name for e in entries for name in e.record["scores"])
-    names |= dict.fromkeys(n for e in papers for n in e.record["settings"]["paper"])
+    names |= dict.fromkeys(
+        name for e in with_paper for name in e.record["settings"]["paper"]
+    )
     rows = []
     for name in names:
-        row = [name, *(_score(entry.record, name) for entry in entries)]
-        for entry in papers:
+        row = [name, *(_format_score(entry.record, name) for entry in entries)]
+        for entry in with_paper:
             value = entry.record["settings"]["paper"].get(name)
             row.append("" if value is None else f"{value:g}")
         rows.append(row)
-    heads = [each.name for each in entries] + [f"paper: {each.name}" for each in papers]
-    return Table(["", *heads], rows)
+    paper_heads = [f"paper: {entry.name}" for entry in with_paper]
+    return Table(["", *(entry.name for entry in entries), *paper_heads], rows)
 
 
-def _score(record: dict[str, Any], name: str) -> str:
+def _format_score(record: dict[str, Any], name: str) -> str:
     if name not in record["scores"]:
         return ""
     text = f"{record['scores'][name]:.2f}"
@@ -127,27 +129,35 @@ def _score(record: dict[str, Any], name: str) -> str:
 
 
 def difference_table(group: Group) -> Table | str:
-    """Each entry less the first, on the same examples; else why there is none."""
+    """Tabulate each entry minus the first, on the same examples.
+
+    Returns:
+      The table; a sentence if the examples differ; "" for a single entry.
+    """
     first, *others = group.entries
     if not others:
         return ""
-    reference = statistics_of(first.examples)
+    reference = example_statistics(first.examples)
     try:
-        found = [differences(reference, statistics_of(o.examples)) for o in others]
+        columns = [
+            differences(reference, example_statistics(entry.examples))
+            for entry in others
+        ]
     except ValueError as error:
         return f"No paired differences: {error}."
-    names = [name for name in first.record["scores"] if all(name in f for f in found)]
-    rows = [[name, *(_difference(each[name]) for each in found)] for name in names]
-    return Table(["", *(f"{each.name} less {first.name}" for each in others)], rows)
+    names = [n for n in first.record["scores"] if all(n in col for col in columns)]
+    rows = [[n, *(_format_difference(col[n]) for col in columns)] for n in names]
+    return Table(["", *(f"{entry.name} less {first.name}" for entry in others)], rows)
 
 
-def _difference(found: Difference) -> str:
-    low, high = found.interval
-    return f"{found.value:+.2f} [{low:+.2f}, {high:+.2f}], p {found.crossing:.3f}"
+def _format_difference(difference: Difference) -> str:
+    low, high = difference.interval
+    value, crossing = difference.value, difference.crossing
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}], p {crossing:.3f}"
 
 
-def notes_of(group: Group) -> list[str]:
-    """What each record says beside its scores."""
+def group_notes(group: Group) -> list[str]:
+    """Return notices, broken samples, model and machine of every entry."""
     notes = []
     for entry in group.entries:
         record = entry.record
@@ -161,28 +171,3 @@ def notes_of(group: Group) -> list[str]:
         )
         notes += [f"{entry.name}: {line}" for line in lines]
     return notes
-
-
-DRAWN_AGAIN = (
-    "In brackets the interval that holds 95 % of draws of as many examples with "
-    "replacement; p is twice the share of draws on the rarer side of zero."
-)
-
-
-def as_markdown(groups: Sequence[Group], insights: dict[str, Table]) -> str:
-    """The report without its pictures.
-
-    Args:
-      groups: what to report.
-      insights: further tables by their titles.
-    """
-    parts = ["# Evaluations", DRAWN_AGAIN]
-    for group in groups:
-        parts += [f"## {group.title}", score_table(group).markdown()]
-        paired = difference_table(group)
-        if paired:
-            parts.append(paired if isinstance(paired, str) else paired.markdown())
-        parts.append("\n".join(f"- {line}" for line in notes_of(group)))
-    for title, table in insights.items():
-        parts += [f"## {title}", table.markdown()]
-    return "\n\n".join(parts) + "\n"

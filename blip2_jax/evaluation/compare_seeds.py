@@ -1,65 +1,51 @@
-"""Records of trainings that were repeated with other seeds: their mean, or difference.
-
-    python -m blip2_jax.evaluation.compare_seeds A_SEED0.json A_SEED1.json ... \
-        --against B_SEED0.json B_SEED1.json ...
-
-prints every score that the records share as its mean over seeds, with its interval and
-each seed's; with `--against` that of the other side, and the first less the other,
-paired by seed (in the order given) and by example (`seeds`).
-"""
+"""Comparison of trainings that were repeated with other seeds, as lines of text."""
 
 from __future__ import annotations
 
-import argparse
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from blip2_jax.evaluation.examples import read_examples, statistics_of
-from blip2_jax.evaluation.seeds import Estimate, difference, over_seeds
+from blip2_jax.evaluation.examples import example_statistics, read_examples
 from blip2_jax.metrics.bootstrap import Statistic
-
-Scores = dict[str, Statistic]
-
-
-def read_scores(record: pathlib.Path) -> Scores:
-    """The scores of a record's examples, which stand beside it."""
-    return statistics_of(read_examples(record.with_suffix(".examples.jsonl")))
+from blip2_jax.metrics.seed_bootstrap import (
+    Estimate,
+    mean_over_seeds,
+    paired_difference,
+)
 
 
-def lines(runs: Sequence[Scores], against: Sequence[Scores] = ()) -> Iterator[str]:
-    """What is printed: of every score that all have, its estimates.
+def read_statistics(record: pathlib.Path) -> dict[str, Statistic]:
+    """Return the scores of the examples that stand beside a record."""
+    return example_statistics(read_examples(record.with_suffix(".examples.jsonl")))
+
+
+def compare_seeds(
+    runs: Sequence[Mapping[str, Statistic]],
+    against: Sequence[Mapping[str, Statistic]] = (),
+) -> Iterator[str]:
+    """Format the estimates of every score that all runs have.
 
     Args:
-      runs: of each seed.
-      against: of the same seeds in the same order; (): no difference.
+      runs: one per seed.
+      against: runs of the same seeds in the same order; (): no difference.
+
+    Yields:
+      For each score a line with its mean over seeds; with `against` also the mean of
+      the other runs and the difference, paired by seed and by example.
     """
     shared = [name for name in runs[0] if all(name in e for e in (*runs, *against))]
     for name in shared:
         first = [run[name] for run in runs]
-        yield _line(name, over_seeds(first))
+        yield _line(name, mean_over_seeds(first))
         if against:
             other = [run[name] for run in against]
-            yield _line(f"{name}, against", over_seeds(other))
-            yield _line(f"{name}, less it", difference(other, first), signed=True)
+            yield _line(f"{name}, against", mean_over_seeds(other))
+            difference = paired_difference(other, first)
+            yield _line(f"{name}, less it", difference, signed=True)
 
 
-def _line(name: str, found: Estimate, signed: bool = False) -> str:
-    each = ", ".join(
-        f"{value:+.1f}" if signed else f"{value:.1f}" for value in found.each
+def _line(name: str, estimate: Estimate, signed: bool = False) -> str:
+    per_seed = ", ".join(
+        f"{value:+.1f}" if signed else f"{value:.1f}" for value in estimate.per_seed
     )
-    return f"{name:>30}  {found.text(signed)}  ({each})"
-
-
-def main() -> None:
-    """Parse and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("records", nargs="+", type=pathlib.Path)
-    parser.add_argument("--against", nargs="+", type=pathlib.Path, default=[])
-    arguments = parser.parse_args()
-    sides = (arguments.records, arguments.against)
-    runs, against = ([read_scores(path) for path in side] for side in sides)
-    print("\n".join(lines(runs, against)))
-
-
-if __name__ == "__main__":
-    main()
+    return f"{name:>30}  {estimate.text(signed)}  ({per_seed})"

@@ -1,25 +1,36 @@
-"""The evaluation that a training configuration asks for, by task."""
+"""Evaluators for training runs: functions from parameters to metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from blip2_jax.data.data_config import data_config
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.text.tokenizers import load_tokenizer
-from blip2_jax.evaluation.stage1 import RetrievalSettings, Stage1Evaluator
-from blip2_jax.evaluation.stage1_scores import text_length
-from blip2_jax.evaluation.stage2 import Stage2Evaluator
+from blip2_jax.evaluation.captioning import CaptioningTask
+from blip2_jax.evaluation.held_out_loss import HeldOutLossTask
+from blip2_jax.evaluation.retrieval import (
+    RetrievalTask,
+    evaluation_text_length,
+    make_gallery,
+)
+from blip2_jax.evaluation.tasks import EvaluationBatches, EvaluationTask
+from blip2_jax.evaluation.vqa import VqaTask
+from blip2_jax.inference.generator import Blip2Generator
+from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.metrics.captions import PYTHON_METRICS
 from blip2_jax.training.setup import Evaluator
 from blip2_jax.training.tasks import Task
 
 
 def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
-    """A function of all parameters to the scores of `config.evaluation.sources`.
+    """Make a function from all parameters to metrics on `config.evaluation.sources`.
 
-    Texts are read and tokenised here, once.
+    Records are read and tokenised here, once.
 
     Args:
       config: of the run.
@@ -29,8 +40,8 @@ def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
       None where the configuration asks for no evaluation.
 
     Raises:
-      ValueError, FileNotFoundError: the sources cannot be evaluated on, or the task
-        has no evaluation.
+      ValueError: the task has no evaluation, or the sources do not fit it.
+      FileNotFoundError: a source is missing.
     """
     if not config.evaluation.every:
         return None
@@ -41,35 +52,54 @@ def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
     return EVALUATORS[task.name](config, task)
 
 
-def _evaluation_set(config: ConfigDict) -> EvaluationSet:
-    options = data_config(config.data)
-    sources = [dict(spec.items()) for spec in config.evaluation.sources]
-    return EvaluationSet(sources, options.image.size, config.evaluation.max_examples)
+def combine_tasks(
+    make_model: Callable[[PyTree], Any],
+    tasks: list[EvaluationTask[Any]],
+    batches: EvaluationBatches,
+) -> Evaluator:
+    """Return a function from parameters to the metrics of all tasks."""
+
+    def evaluate(params: PyTree) -> dict[str, float]:
+        model = make_model(params)
+        metrics: dict[str, float] = {}
+        for task in tasks:
+            metrics |= task.run(model, batches).metrics
+        return metrics
+
+    return evaluate
 
 
 def _stage1(config: ConfigDict, task: Task) -> Evaluator:
-    options, data = data_config(config.data), _evaluation_set(config)
-    settings = RetrievalSettings(
-        batch_size=config.evaluation.batch_size,
-        rerank=config.evaluation.rerank,
-        text_length=text_length(options.max_text_length),
+    """Evaluate retrieval and the losses."""
+    options, batches = data_config(config.data), _batches(config)
+    tokenizer = load_tokenizer(options.tokenizer.qformer, language_model=False)
+    length = min(
+        evaluation_text_length(options.max_text_length),
+        task.model.config.qformer.max_positions,
     )
-    return Stage1Evaluator(task.model, task.loss, options, data, settings)
+    gallery = make_gallery(batches.data, tokenizer, length)
+    return combine_tasks(
+        lambda params: Blip2Retriever(task.model, params, qformer_tokenizer=tokenizer),
+        [
+            RetrievalTask(gallery, config.evaluation.rerank),
+            HeldOutLossTask(task.loss, options),
+        ],
+        batches,
+    )
 
 
 def _stage2(config: ConfigDict, task: Task) -> Evaluator:
-    from blip2_jax.inference.generator import Blip2Generator
-
-    options, chosen = data_config(config.data), config.evaluation
+    """Evaluate captioning, VQA, or both, depending on the records."""
+    options, batches = data_config(config.data), _batches(config)
     language = load_tokenizer(options.tokenizer.language_model, language_model=True)
     qformer = None
     if options.tokenizer.qformer:
         qformer = load_tokenizer(options.tokenizer.qformer, language_model=False)
     decoding = {
-        "num_beams": chosen.num_beams,
-        "max_new_tokens": chosen.max_new_tokens,
+        "num_beams": config.evaluation.num_beams,
+        "max_new_tokens": config.evaluation.max_new_tokens,
     }
-    return Stage2Evaluator(
+    return combine_tasks(
         lambda params: Blip2Generator(
             task.model,
             params,
@@ -77,13 +107,38 @@ def _stage2(config: ConfigDict, task: Task) -> Evaluator:
             language_tokenizer=language,
             prompt=options.prompt,
             question_prompt=options.question_prompt,
-            batch_size=chosen.batch_size,
+            batch_size=batches.batch_size,
         ),
-        _evaluation_set(config),
-        batch_size=chosen.batch_size,
-        caption_settings=decoding,
-        answer_settings=decoding,
+        text_tasks(batches.data, decoding),
+        batches,
     )
+
+
+def text_tasks(
+    data: EvaluationSet, decoding: dict[str, Any]
+) -> list[EvaluationTask[Any]]:
+    """Return captioning if the records have captions, VQA if they have answers.
+
+    Words are split in Python, so that metrics do not depend on an installed Java.
+
+    Raises:
+      ValueError: the records have neither.
+    """
+    tasks: list[EvaluationTask[Any]] = []
+    if any(record.captions for record in data.records):
+        tasks.append(CaptioningTask(decoding, PYTHON_METRICS, "python"))
+    if any(q.answers for record in data.records for q in record.questions):
+        tasks.append(VqaTask(decoding))
+    if not tasks:
+        raise ValueError("the evaluation's records have no captions and no answers")
+    return tasks
+
+
+def _batches(config: ConfigDict) -> EvaluationBatches:
+    options = data_config(config.data)
+    sources = [dict(spec.items()) for spec in config.evaluation.sources]
+    data = EvaluationSet(sources, options.image.size, config.evaluation.max_examples)
+    return EvaluationBatches(data, config.evaluation.batch_size)
 
 
 EVALUATORS: dict[str, Callable[[ConfigDict, Task], Evaluator]] = {

@@ -1,18 +1,19 @@
-"""What an evaluation keeps of every example, and the scores that follow from it.
+"""The examples of an evaluation, and the scores that follow from them.
 
 An example is a plain dict, one JSON line of `NAME.examples.jsonl`:
 
-    unit        "image", "text" or "question": what it is one of
-    id, key     of the data set; the name of the picture in its source
+    unit        "image", "text" or "question"
+    id          id in the data set
+    key         name of the image in its source
     said        the model's caption or answer
-    references  people's
-    question    (questions) what was asked
-    scores      in percent, such that a score of the set is the mean over the examples
-                that have it
-    bleu        (captions) `bleu.bleu_counts`; with `part`, the part of the set
-    ranks       (retrieval) of the best right answer, 0 is first, by "itc" and "itm"
-    found       (retrieval) the first few answers: texts of an image, keys of a text's
-    owner       (texts) the place of its image among the images
+    references  people's captions or answers
+    question    (questions) the question's text
+    scores      in percent; the set's score is the mean over the examples that have it
+    bleu        (captions) `bleu.bleu_counts`
+    part        (captions) the part of the data set that the image belongs to
+    ranks       (retrieval) rank of the best right answer by "itc" and "itm"; 0 is best
+    found       (retrieval) the first few answers: texts of an image, or keys of images
+    owner       (texts) index of the text's image among the images
 """
 
 from __future__ import annotations
@@ -20,34 +21,49 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
 
-from blip2_jax.evaluation.retrieval import RECALL_AT
+from blip2_jax.data.sources.base import Record
 from blip2_jax.metrics.bleu import ORDERS, bleu
 from blip2_jax.metrics.bootstrap import Statistic, mean, ratio
+from blip2_jax.metrics.retrieval import RECALL_AT
 
 Example = dict[str, Any]
 
+# LAVIS's files of COCO have no ids, but the names of COCO's images end with them.
+_COCO_NAME = re.compile(r"COCO_\w+_0*(\d+)\.\w+$")
+
+
+def dataset_id(record: Record) -> int | str:
+    """Return the data set's own id of an image, or our `image_id` if it has none."""
+    if record.original_id is not None:
+        return record.original_id
+    name = _COCO_NAME.search(record.key)
+    return int(name[1]) if name else record.image_id
+
 
 def write_examples(path: pathlib.Path, examples: Iterable[Example]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     with path.open("w") as file:
         for example in examples:
             file.write(json.dumps(example, ensure_ascii=False) + "\n")
 
 
 def read_examples(path: pathlib.Path) -> list[Example]:
-    """What `write_examples` wrote."""
+    """Read a file that `write_examples` wrote."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def statistics_of(examples: Sequence[Example]) -> dict[str, Statistic]:
-    """Every score that is a function of sums over examples, by its name.
+def example_statistics(examples: Sequence[Example]) -> dict[str, Statistic]:
+    """Return every score that is a function of sums over examples, by its name.
 
-    METEOR is none: its scores of captions do not add up to that of a set.
+    METEOR is not among them: its score of a set is no function of sums over captions.
     """
     if any("ranks" in example for example in examples):
         return _recalls(examples)
@@ -82,31 +98,34 @@ def _bleu(examples: Sequence[Example]) -> dict[str, Statistic]:
 
 
 def _recalls(examples: Sequence[Example]) -> dict[str, Statistic]:
-    """Recall of images over images, of texts over texts; the mean of both directions
-    over images, each with its texts."""
+    """Return the recalls: i2t over images, t2i over texts.
+
+    The mean of both directions is over images, each with its texts.
+    """
     images = [e for e in examples if e["unit"] == "image"]
     texts = [e for e in examples if e["unit"] == "text"]
     owners = np.array([e["owner"] for e in texts])
     result = {}
     for stage in images[0]["ranks"]:
         hits = {}
-        for way, rows in (("i2t", images), ("t2i", texts)):
+        for direction, rows in (("i2t", images), ("t2i", texts)):
             ids, unit = [str(e["id"]) for e in rows], rows[0]["unit"]
             ranks = np.array([e["ranks"][stage] for e in rows])
-            hits[way] = 100.0 * (ranks[:, None] < np.array(RECALL_AT))
-            found = {f"r{k}": hits[way][:, n] for n, k in enumerate(RECALL_AT)}
-            for name, values in (found | {"mean": hits[way].mean(axis=1)}).items():
-                every = mean(values, np.ones(len(rows)))
-                result[f"{stage}_{way}_{name}"] = Statistic(unit, ids, every, ratio)
+            hit = hits[direction] = 100.0 * (ranks[:, None] < np.array(RECALL_AT))
+            values = {f"r{k}": hit[:, n] for n, k in enumerate(RECALL_AT)}
+            prefix = f"{stage}_{direction}"
+            for name, value in (values | {"mean": hit.mean(axis=1)}).items():
+                parts = mean(value, np.ones(len(rows)))
+                result[f"{prefix}_{name}"] = Statistic(unit, ids, parts, ratio)
         of_texts = np.zeros((len(images), 2))
         np.add.at(of_texts, owners, mean(hits["t2i"].mean(1), np.ones(len(texts))))
-        parts = [mean(hits["i2t"].mean(axis=1), np.ones(len(images))), of_texts]
+        of_images = mean(hits["i2t"].mean(axis=1), np.ones(len(images)))
         ids = [str(e["id"]) for e in images]
         result[f"{stage}_r_mean"] = Statistic(
-            "image", ids, np.concatenate(parts, axis=1), _both_ways
+            "image", ids, np.concatenate([of_images, of_texts], axis=1), _mean_of_ratios
         )
     return result
 
 
-def _both_ways(sums: Any) -> Any:
+def _mean_of_ratios(sums: Float[Array, "... 4"]) -> Any:
     return (ratio(sums[..., :2]) + ratio(sums[..., 2:])) / 2

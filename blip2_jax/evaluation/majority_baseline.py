@@ -1,4 +1,4 @@
-"""Scores without a model: the commonest answers of the training questions."""
+"""VQA baseline without a model: the most common answers of the training questions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ from blip2_jax.metrics.vqa_answers import normalise_answer
 
 
 def answered_questions(specs: Iterable[Mapping[str, Any]]) -> list[Question]:
-    """The questions of some sources that have answers; broken records are left out."""
-    found = []
+    """Read the questions with answers of some sources; broken records are left out."""
+    answered = []
     for source in map(build_source, specs):
         for index in range(len(source)):
             try:
-                asked = source.record(index).questions
+                questions = source.record(index).questions
             except BrokenSample:
                 continue
-            found += [question for question in asked if question.answers]
-    return found
+            answered += [question for question in questions if question.answers]
+    return answered
 
 
-def guesses(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
-    """Exact match in percent, by name of the guess.
+def majority_scores(
+    train: Sequence[Question], test: Sequence[Question]
+) -> dict[str, float]:
+    """Score two baselines that answer with a most common training answer.
 
     Args:
-      train: where the commonest answers come from, each counted in its normalised form;
-        of two as common, the one that was met first.
-      test: what is answered; a question of a type that `train` has not is answered
-        with the commonest of all.
+      train: questions whose normalised answers are counted; of equally common answers
+        the first one is taken.
+      test: questions to answer; one whose type `train` lacks is answered with the most
+        common answer of all.
+
+    Returns:
+      Exact match in percent, by name of the baseline.
     """
     overall: Counter[str] = Counter()
     by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -41,20 +46,21 @@ def guesses(train: Sequence[Question], test: Sequence[Question]) -> dict[str, fl
         answers = [normalise_answer(answer) for answer in question.answers]
         overall.update(answers)
         by_type[question_type(question.text)].update(answers)
-    common = overall.most_common(1)[0][0]
-    of_type = {kind: found.most_common(1)[0][0] for kind, found in by_type.items()}
+    majority = overall.most_common(1)[0][0]
+    type_majority = {
+        name: counts.most_common(1)[0][0] for name, counts in by_type.items()
+    }
+    type_answers = [type_majority.get(question_type(q.text), majority) for q in test]
     return {
-        "the commonest answer": _score(test, [common] * len(test)),
-        "the commonest of the question's type": _score(
-            test, [of_type.get(question_type(each.text), common) for each in test]
-        ),
+        "the commonest answer": _exact_match(test, [majority] * len(test)),
+        "the commonest of the question's type": _exact_match(test, type_answers),
     }
 
 
-def _score(test: Sequence[Question], said: Sequence[str]) -> float:
+def _exact_match(questions: Sequence[Question], answers: Sequence[str]) -> float:
     return exact_match(
         [
             AnsweredQuestion(answer, question.answers)
-            for answer, question in zip(said, test, strict=True)
+            for answer, question in zip(answers, questions, strict=True)
         ]
     )

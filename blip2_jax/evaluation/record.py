@@ -1,4 +1,4 @@
-"""What says which model, data, settings and machine a score belongs to."""
+"""Parts of an evaluation's record: digests, intervals, version and machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from blip2_jax.data.sources.base import Record
 from blip2_jax.metrics import bootstrap
 from blip2_jax.nn.trees import flatten
 
-# What the draws of the intervals are, by task; printed into records.
+# What the bootstrap draws, by task; a part of the record.
 DRAWN = {
-    "retrieval": ("images for i2t, texts for t2i, images with their texts for r_mean"),
+    "retrieval": "images for i2t, texts for t2i, images with their texts for r_mean",
     "captioning": (
         "images; the word weights of CIDEr stay those of the whole set, METEOR has "
         "no interval (its scores of captions do not add up to that of a set)"
@@ -30,66 +30,65 @@ DRAWN = {
 }
 
 
-def digest_of_parameters(params: PyTree) -> str:
-    """SHA-256 over the path, type and values of every parameter in use.
+def params_digest(params: PyTree) -> str:
+    """Compute the SHA-256 of the path, dtype, shape and values of every parameter.
 
-    Of a run, a converted folder and an exported file it is the same where the values
-    and the precision are. The parameters must be this process's own.
+    A run, a converted folder and an exported file have the same digest if their values
+    and precision are the same. The parameters must be addressable by this process.
     """
-    whole = hashlib.sha256()
+    sha = hashlib.sha256()
     for path, leaf in sorted(flatten(params).items()):
         array = np.asarray(leaf)
         line = f"{path} {array.dtype} {array.shape} {digest(array)}\n"
-        whole.update(line.encode())
-    return whole.hexdigest()
+        sha.update(line.encode())
+    return sha.hexdigest()
 
 
-def digest_of_records(records: Sequence[Record]) -> str:
-    """SHA-256 over keys, ids and texts of the evaluated records; not of pictures."""
-    whole = hashlib.sha256()
+def records_digest(records: Sequence[Record]) -> str:
+    """Compute the SHA-256 of the keys, ids and texts of records (not of images)."""
+    sha = hashlib.sha256()
     for record in records:
         questions = [
             [question.question_id, question.text, list(question.answers), question.kind]
             for question in record.questions
         ]
-        told = [
+        fields = [
             record.key,
             record.original_id,
             record.part,
             list(record.captions),
             questions,
         ]
-        whole.update(json.dumps(told).encode() + b"\n")
-    return whole.hexdigest()
+        sha.update(json.dumps(fields).encode() + b"\n")
+    return sha.hexdigest()
 
 
-def intervals_of(
+def score_intervals(
     statistics: Mapping[str, bootstrap.Statistic],
     scores: Mapping[str, float],
     task: str,
     settings: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The record's `intervals` of those scores that have one, and how they were made.
+    """Return the `intervals` and `bootstrap` entries of a record.
 
     Args:
       statistics: of the examples.
-      scores: of the record.
-      task: see `DRAWN`.
-      settings: "samples" and "seed" of the draws; no samples: no intervals.
+      scores: of the record; those without a statistic have no interval.
+      task: a key of `DRAWN`.
+      settings: "samples" and "seed" of the bootstrap; with 0 samples the result is {}.
     """
     if not settings["samples"]:
         return {}
     known = {name: statistics[name] for name in scores if name in statistics}
-    found = bootstrap.intervals(known, **settings) if known else {}
-    how = {"level": bootstrap.LEVEL, **settings, "drawn": DRAWN[task]}
+    intervals = bootstrap.intervals(known, **settings) if known else {}
     return {
-        "intervals": {name: list(each) for name, each in found.items()},
-        "bootstrap": how,
+        "intervals": {name: list(interval) for name, interval in intervals.items()},
+        "bootstrap": {"level": bootstrap.LEVEL, **settings, "drawn": DRAWN[task]},
     }
 
 
-def surroundings(seconds: float) -> dict[str, Any]:
-    """Version, machine, time."""
+def environment(seconds: float) -> dict[str, Any]:
+    """Return the version, devices, date and duration of an evaluation."""
     return {
         "version": blip2_jax.__version__,
         "device": f"{jax.device_count()} {jax.devices()[0].device_kind}",

@@ -1,155 +1,181 @@
-"""Retrieval: recall at k both ways, by ITC alone or re-ranked by ITM.
-
-Two stages as in the original: every image meets every text by ITC (the max over
-queries of the cosine, no temperature); the k best of each row are scored again by
-the matching head, and their score is the logit of "match" (mean over queries, no
-softmax) plus that cosine. All others score -100.
-"""
+"""Image-text retrieval: recalls by ITC alone and after re-ranking by ITM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
-from blip2_jax.evaluation.rerank_cache import FinishedRows
-from blip2_jax.parallel import hosts
-from blip2_jax.parallel.progress import track_progress
+from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.data.text.tokenizers import QFormerTokenizer, clean_caption
+from blip2_jax.evaluation.examples import Example, dataset_id
+from blip2_jax.evaluation.rerank_cache import RerankCache
+from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
+from blip2_jax.evaluation.tasks import EvaluationBatches, EvaluationResult
+from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.metrics.retrieval import (
+    Scores,
+    best_right_ranks,
+    recalls,
+    top_columns,
+)
 
-NOT_RANKED = -100.0
-RECALL_AT = (1, 5, 10)
+SHOWN_HITS = 5  # answers that the example of a search keeps
 
-# (image, texts) -> the texts' match logits with this image.
-MatchImage = Callable[[int, Int[Array, " candidates"]], Float[Array, " candidates"]]
-
-
-class Scores(NamedTuple):
-    """What each direction ranks by; larger is better."""
-
-    image_to_text: Float[Array, "images texts"]
-    text_to_image: Float[Array, "texts images"]
-
-
-class Ranks(NamedTuple):
-    """Where the first right answer stands, 0 is best."""
-
-    images: Int[Array, " images"]
-    texts: Int[Array, " texts"]
+# The original trains with 32 tokens and evaluates with a little longer texts.
+TEXT_LENGTH = 35
+_TRAINED_LENGTH = 32
 
 
-def rerank(
-    cosine: Float[Array, "images texts"],
-    match: MatchImage,
-    k: int,
-    *,
-    share: hosts.Share | None = None,
-    finished: FinishedRows | None = None,
-) -> Scores:
-    """Score the k best of every row of both directions by the matching head.
+def evaluation_text_length(trained_length: int | None) -> int:
+    """Return the original's text length, or that of a training with shorter texts."""
+    if trained_length is None or trained_length >= _TRAINED_LENGTH:
+        return TEXT_LENGTH
+    return trained_length
 
-    A pair wanted by both directions is scored once, and an image's pairs are scored
-    together, so that its cross-attention keys and values are computed once.
 
-    Args:
-      cosine: from `max_query_similarity`.
-      match: gives the match logits of one image with some texts.
-      k: candidates of a text among the images and of an image among the texts;
-        more than there are means all.
-      share: the images that this process scores; the others' scores are gathered.
-      finished: rows that need not be scored again; new ones are added.
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """The images of an evaluation set, each once, and all of their captions.
 
-    Returns:
-      Logit plus cosine for candidates, `NOT_RANKED` elsewhere.
+    Attributes:
+      records: index of each image's first record in the set.
+      text_ids: token ids of all captions, cut to the longest.
+      text_mask: True at tokens, False at padding.
+      image_of_text: index into `records` for each caption.
+      texts: the captions as they were tokenised.
     """
-    share = share or hosts.Share()
-    for_image, for_text = _top(cosine, k), _top(cosine.T, k).T
-    wanted = for_image | for_text
-    logits: list[Float[Array, " candidates"]] = []
-    for image in track_progress(share.indices(len(cosine)), "re-ranking"):
-        texts = np.flatnonzero(wanted[image])
-        found = finished.find(image, texts) if finished is not None else None
-        if found is None:
-            found = match(image, texts)
-            if finished is not None:
-                finished.add(image, texts, found)
-        logits.append(found)
-    mine = np.concatenate([np.zeros(0, np.float32), *logits])
-    score = cosine.copy()
-    for index, part in enumerate(hosts.gather_arrays(mine, share)):
-        rows = slice(index, None, share.count)
-        score[rows][wanted[rows]] += part
-    return Scores(
-        np.where(for_image, score, np.float32(NOT_RANKED)),
-        np.where(for_text, score, np.float32(NOT_RANKED)).T,
-    )
+
+    records: list[int]
+    text_ids: Int[Array, "texts T"]
+    text_mask: Bool[Array, "texts T"]
+    image_of_text: Int[Array, " texts"]
+    texts: list[str]
 
 
-def recalls(scores: Scores, image_of_text: Int[Array, " texts"]) -> dict[str, float]:
-    """Recall at 1, 5 and 10 in percent; an image may have several texts.
+def make_gallery(
+    data: EvaluationSet, tokenizer: QFormerTokenizer, length: int
+) -> Gallery:
+    """Join the records of each image; images without captions are left out.
 
     Args:
-      scores: both directions, see `Scores`.
-      image_of_text: the row of each text's image.
-
-    Returns:
-      "i2t_r1", ... "t2i_r10", the means "i2t_mean" and "t2i_mean" over k, and
-      "r_mean", the mean of these two.
+      data: the evaluation set.
+      tokenizer: of the Q-Former.
+      length: captions are cut to this many tokens, [CLS] and [SEP] included.
 
     Raises:
-      ValueError: an image without a text.
+      ValueError: no image has a caption.
     """
-    ranks = first_hits(scores, image_of_text)
-    result = _recall("i2t", ranks.images) | _recall("t2i", ranks.texts)
-    return result | {"r_mean": (result["i2t_mean"] + result["t2i_mean"]) / 2}
+    first_record: dict[int, int] = {}
+    texts: list[str] = []
+    record_of_text: list[int] = []
+    for index, record in enumerate(data.records):
+        for caption in record.captions:
+            texts.append(clean_caption(caption))
+            record_of_text.append(first_record.setdefault(record.image_id, index))
+    if not texts:
+        raise ValueError("retrieval needs captions, and the records have none")
+    records = list(first_record.values())
+    image_of_record = {record: image for image, record in enumerate(records)}
+    ids, mask = tokenizer.encode(texts, length)
+    longest = int(mask.sum(axis=1).max())
+    image_of_text = np.array([image_of_record[record] for record in record_of_text])
+    return Gallery(records, ids[:, :longest], mask[:, :longest], image_of_text, texts)
 
 
-def first_hits(scores: Scores, image_of_text: Int[Array, " texts"]) -> Ranks:
-    """The rank (0 is best) of the best right answer of each image and each text.
+@dataclasses.dataclass(frozen=True)
+class RetrievalTask:
+    """Rank all texts for each image, and all images for each text.
 
-    An image finds its text when *any* of its texts is among the first k. Equal scores
-    are ordered as the original orders them (numpy's sort, reversed); with at least ten
-    re-ranked candidates no recall depends on it.
-
-    Args:
-      scores, image_of_text: as in `recalls`.
-
-    Raises:
-      ValueError: an image without a text.
+    Attributes:
+      gallery: of the evaluation set.
+      rerank: candidates that the matching head scores again; 0 skips re-ranking.
+      cache: of an interrupted re-ranking.
     """
-    images = scores.image_to_text.shape[0]
-    own = image_of_text[None] == np.arange(images)[:, None]
-    if not own.any(axis=1).all():
-        raise ValueError(f"image {int(own.any(axis=1).argmin())} has no text")
-    return Ranks(
-        _first_hit(scores.image_to_text, own), _first_hit(scores.text_to_image, own.T)
-    )
+
+    gallery: Gallery
+    rerank: int = 0
+    cache: RerankCache | None = None
+
+    def run(
+        self, model: Blip2Retriever, batches: EvaluationBatches
+    ) -> EvaluationResult:
+        """Encode all images and texts, and score them in one or two stages.
+
+        Args:
+          model: a stage-1 model.
+          batches: of the gallery's evaluation set.
+
+        Returns:
+          Recalls by ITC ("itc_...") and after re-ranking ("itm_..."), and an example
+          per image and per text.
+
+        Raises:
+          ValueError: there are more processes than images.
+        """
+        gallery, share = self.gallery, batches.share
+        if share.count > len(gallery.records):
+            raise ValueError(
+                f"{share.count} processes cannot share {len(gallery.records)} images"
+            )
+        scorer = Stage1Scorer(model.model, model.params, batches.batch_size)
+        images = scorer.encode_images(batches.images(gallery.records))
+        texts = gallery.text_ids, gallery.text_mask
+        cosine = scorer.cosine(images, *texts, share)
+        stages = {"itc": Scores(cosine, cosine.T)}
+        if self.rerank:
+            stages["itm"] = scorer.rerank(
+                images, *texts, cosine, self.rerank, share, self.cache
+            )
+        metrics = {
+            f"{stage}_{name}": value
+            for stage, scores in stages.items()
+            for name, value in recalls(scores, gallery.image_of_text).items()
+        }
+        return EvaluationResult(
+            metrics,
+            _examples(batches.data, gallery, stages),
+            f"{len(gallery.records)} images, {len(gallery.texts)} texts",
+        )
 
 
-def best(scores: Float[Array, "images texts"], k: int) -> Int[Array, "images top"]:
-    """The columns of the k largest of each row, largest first."""
-    return np.argsort(scores, axis=1)[:, ::-1][:, :k]
-
-
-def _top(scores: Float[Array, "images texts"], k: int) -> Bool[Array, "images texts"]:
-    """Where the k largest of each row are."""
-    k = min(k, scores.shape[1])
-    columns = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
-    chosen = np.zeros(scores.shape, bool)
-    np.put_along_axis(chosen, columns, True, axis=1)
-    return chosen
-
-
-def _first_hit(
-    scores: Float[Array, "images texts"], right: Bool[Array, "images texts"]
-) -> Int[Array, " images"]:
-    """The rank (0 is best) of the best right answer of each row."""
-    order = np.argsort(scores, axis=1)[:, ::-1]
-    return np.take_along_axis(right, order, axis=1).argmax(axis=1)
-
-
-def _recall(name: str, rank: Int[Array, " images"]) -> dict[str, float]:
-    values = {f"{name}_r{k}": 100 * float(np.mean(rank < k)) for k in RECALL_AT}
-    return values | {f"{name}_mean": sum(values.values()) / len(values)}
+def _examples(
+    data: EvaluationSet, gallery: Gallery, stages: Mapping[str, Scores]
+) -> list[Example]:
+    """Describe the search of every image, then of every text, by the last stage."""
+    owners = gallery.image_of_text
+    ranks = {stage: best_right_ranks(each, owners) for stage, each in stages.items()}
+    last = stages[list(stages)[-1]]
+    records = [data.records[index] for index in gallery.records]
+    examples: list[Example] = []
+    for image, texts in enumerate(top_columns(last.image_to_text, SHOWN_HITS)):
+        examples.append(
+            {
+                "unit": "image",
+                "id": dataset_id(records[image]),
+                "key": records[image].key,
+                "ranks": {s: int(each.images[image]) for s, each in ranks.items()},
+                "found": [
+                    {"text": gallery.texts[text], "right": bool(owners[text] == image)}
+                    for text in texts
+                ],
+            }
+        )
+    for text, images in enumerate(top_columns(last.text_to_image, SHOWN_HITS)):
+        examples.append(
+            {
+                "unit": "text",
+                "id": text,
+                "owner": int(owners[text]),
+                "said": gallery.texts[text],
+                "ranks": {s: int(each.texts[text]) for s, each in ranks.items()},
+                "found": [
+                    {"key": records[image].key, "right": bool(owners[text] == image)}
+                    for image in images
+                ],
+            }
+        )
+    return examples

@@ -1,7 +1,7 @@
 """Scores on the shapes world: retrieval, matching, captions and answers.
 
-Every score can be taken with other pictures than the texts': blank ones, or those of
-other scenes. What a model still gets right then, it knows from the texts alone.
+Every score can also be computed with blank images, or with those of other scenes: what
+a model still gets right then, it knows from the texts alone.
 """
 
 from __future__ import annotations
@@ -27,92 +27,102 @@ from blip2_jax.nn.similarity import max_query_similarity
 
 CAPTION_TOKENS = 28
 ANSWER_TOKENS = 6
-RERANKED = 16  # candidates that the matching head sees, of those nearest by ITC
-PICTURES = ("right", "blank", "shuffled")
+RERANK_CANDIDATES = 16
+CONDITIONS = ("right", "blank", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """Scenes with their pictures, one caption each, and questions.
+    """Scenes with their images, one caption each, and questions.
 
-    Neighbours (2k, 2k + 1) are near-duplicates.
+    Scenes 2k and 2k + 1 are near-duplicates.
     """
 
     scenes: tuple[Scene, ...]
-    images: UInt8[Array, "images R R 3"]
+    images: UInt8[Array, "scenes side side 3"]
     captions: tuple[str, ...]
     questions: tuple[tuple[SceneQuestion, ...], ...]
 
-    def pictures(self, which: str) -> UInt8[Array, "images R R 3"]:
-        """The pictures to show: the right ones, blank ones, or other scenes'.
+    def images_for(self, condition: str) -> UInt8[Array, "scenes side side 3"]:
+        """Return the right images, blank ones, or those of other scenes.
 
         Raises:
-          ValueError: `which` is none of `PICTURES`.
+          ValueError: `condition` is none of `CONDITIONS`.
         """
-        if which == "blank":
+        if condition == "blank":
             return np.repeat(render(Scene(()))[None], len(self.images), axis=0)
-        if which == "shuffled":
+        if condition == "shuffled":
             return np.roll(self.images, len(self.images) // 2, axis=0)
-        if which != "right":
-            raise ValueError(f"pictures are {', '.join(PICTURES)}, not {which!r}")
+        if condition != "right":
+            known = ", ".join(CONDITIONS)
+            raise ValueError(f"condition {condition!r}: there are {known}")
         return self.images
 
 
 def make_exam(
     split: str = "heldout", count: int = 100, per_scene: int = 6, start: int = 0
 ) -> Exam:
-    """Scenes of a split from `start` (even) on, with `per_scene` questions each."""
-    numbers = range(start, start + count)
-    scenes = tuple(scene(split, index) for index in numbers)
+    """Make an exam of `count` scenes of a split.
+
+    Args:
+      split: of the shapes world.
+      count: number of scenes.
+      per_scene: questions per scene.
+      start: index of the first scene; even, so that near-duplicates stay together.
+    """
+    indices = range(start, start + count)
+    scenes = tuple(scene(split, index) for index in indices)
     return Exam(
         scenes,
         np.stack([render(each) for each in scenes]),
-        tuple(captions(split, index, 1)[0] for index in numbers),
-        tuple(tuple(questions(split, index, per_scene)) for index in numbers),
+        tuple(captions(split, index, 1)[0] for index in indices),
+        tuple(tuple(questions(split, index, per_scene)) for index in indices),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
+class RetrievalResult:
     """Image-to-text retrieval among all captions of an exam.
 
     Attributes:
-      similarity: of every image and caption, by ITC.
-      order: the captions by ITC, the best of them put in order by ITM; best first.
-      recall_itc, recall: share of images whose own caption stands first, by ITC
-        alone and after the matching head.
+      similarity: ITC similarity of every image and caption.
+      order: captions of each image, best first: by ITC, its best re-ranked by ITM.
+      recall_itc: share of images whose own caption is first by ITC alone.
+      recall: share of images whose own caption is first after re-ranking.
     """
 
-    similarity: Float[Array, "images images"]
-    order: Int[Array, "images images"]
+    similarity: Float[Array, "scenes scenes"]
+    order: Int[Array, "scenes scenes"]
     recall_itc: float
     recall: float
 
 
-def retrieve(model: Blip2Retriever, exam: Exam, which: str = "right") -> Retrieval:
-    """Rank all captions for each picture, in the two steps of the paper (section 4.4).
+def retrieval_exam(
+    model: Blip2Retriever, exam: Exam, condition: str = "right"
+) -> RetrievalResult:
+    """Rank all captions for each image in two stages (section 4.4 of the paper).
 
     Args:
       model: of stage 1.
       exam: the scenes.
-      which: pictures to show.
+      condition: one of `CONDITIONS`.
     """
-    pictures, texts = exam.pictures(which), list(exam.captions)
-    queries = model.features(pictures, mode="image")["image_embeds_proj"]
-    words = model.features(texts=texts, mode="text")["text_embeds_proj"][:, 0]
+    images, texts = exam.images_for(condition), list(exam.captions)
+    query_vectors = model.features(images, mode="image")["image_embeds_proj"]
+    text_vectors = model.features(texts=texts, mode="text")["text_embeds_proj"][:, 0]
     similarity = np.asarray(
-        max_query_similarity(jnp.asarray(queries), jnp.asarray(words))
+        max_query_similarity(jnp.asarray(query_vectors), jnp.asarray(text_vectors))
     )
     by_itc = np.argsort(-similarity, axis=1, kind="stable")
-    best = by_itc[:, :RERANKED]
-    pairs = model.match(
-        np.repeat(pictures, best.shape[1], axis=0), [texts[j] for j in best.ravel()]
+    best = by_itc[:, :RERANK_CANDIDATES]
+    matches = model.match(
+        np.repeat(images, best.shape[1], axis=0), [texts[j] for j in best.ravel()]
     )
-    score = pairs.itm.reshape(best.shape)
-    best = np.take_along_axis(best, np.argsort(-score, axis=1, kind="stable"), axis=1)
-    order = np.concatenate([best, by_itc[:, RERANKED:]], axis=1)
+    itm = matches.itm.reshape(best.shape)
+    best = np.take_along_axis(best, np.argsort(-itm, axis=1, kind="stable"), axis=1)
+    order = np.concatenate([best, by_itc[:, RERANK_CANDIDATES:]], axis=1)
     own = np.arange(len(texts))
-    return Retrieval(
+    return RetrievalResult(
         similarity,
         order,
         float(np.mean(by_itc[:, 0] == own)),
@@ -120,31 +130,32 @@ def retrieve(model: Blip2Retriever, exam: Exam, which: str = "right") -> Retriev
     )
 
 
-def matching_accuracy(model: Blip2Retriever, exam: Exam, which: str = "right") -> float:
-    """Of the matching head: half of the pairs fit, half do not.
+def matching_exam(model: Blip2Retriever, exam: Exam, condition: str = "right") -> float:
+    """Compute the accuracy of the matching head; half of the pairs match.
 
-    A picture stands against its own caption twice, against its near-duplicate's, and
-    against that of a scene far away.
+    Each image is paired with its own caption twice, with its near-duplicate's, and with
+    that of a distant scene.
     """
-    pictures, count = exam.pictures(which), len(exam.captions)
+    images, count = exam.images_for(condition), len(exam.captions)
     own = np.arange(count)
-    asked = np.stack([own, own, own ^ 1, (own + count // 2 + 1) % count], axis=1)
-    found = model.match(
-        np.repeat(pictures, asked.shape[1], axis=0),
-        [exam.captions[j] for j in asked.ravel()],
+    paired = np.stack([own, own, own ^ 1, (own + count // 2 + 1) % count], axis=1)
+    matches = model.match(
+        np.repeat(images, paired.shape[1], axis=0),
+        [exam.captions[j] for j in paired.ravel()],
     )
-    said = found.itm.reshape(asked.shape) > 0.5
-    return float(np.mean(said == np.array([True, True, False, False])))
+    predicted = matches.itm.reshape(paired.shape) > 0.5
+    return float(np.mean(predicted == np.array([True, True, False, False])))
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions:
-    """What a model says of the pictures, and how much of it is right.
+class CaptionResult:
+    """Captions of the images, and how many are right.
 
     Attributes:
-      attributes: share of captions that name exactly the scene's things, with the
-        right size, colour and shape each.
-      everything: share of those whose places and relations are true as well.
+      texts: the captions.
+      attributes: share of captions that name exactly the scene's things, each with its
+        right size, colour and shape.
+      everything: share of captions whose positions and relations are right as well.
     """
 
     texts: tuple[str, ...]
@@ -152,14 +163,14 @@ class Captions:
     everything: float
 
 
-def caption_scores(model: Blip2, exam: Exam, which: str = "right") -> Captions:
-    """Caption all pictures, greedily, and read the captions back."""
+def caption_exam(model: Blip2, exam: Exam, condition: str = "right") -> CaptionResult:
+    """Caption all images greedily, and parse the captions."""
     texts = model.caption(
-        exam.pictures(which), num_beams=1, max_new_tokens=CAPTION_TOKENS
+        exam.images_for(condition), num_beams=1, max_new_tokens=CAPTION_TOKENS
     )
     facts = [parse_caption(text) for text in texts]
     pairs = list(zip(facts, exam.scenes, strict=True))
-    return Captions(
+    return CaptionResult(
         tuple(texts),
         float(np.mean([fact.names(seen) for fact, seen in pairs])),
         float(np.mean([fact.describes(seen) for fact, seen in pairs])),
@@ -167,44 +178,53 @@ def caption_scores(model: Blip2, exam: Exam, which: str = "right") -> Captions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """Answers scene by scene, and the share that is right: of all, and by kind."""
+class AnswerResult:
+    """Answers by scene, and the share of right ones overall and by kind."""
 
     texts: tuple[tuple[str, ...], ...]
     accuracy: float
     by_kind: dict[str, float]
 
 
-def answer_scores(model: Blip2Generator, exam: Exam, which: str = "right") -> Answers:
-    """Ask all questions; a right answer is the expected one, word for word."""
-    counts = [len(asked) for asked in exam.questions]
-    said = model.answer(
-        np.repeat(exam.pictures(which), counts, axis=0),
-        [question.text for asked in exam.questions for question in asked],
+def answer_exam(
+    model: Blip2Generator, exam: Exam, condition: str = "right"
+) -> AnswerResult:
+    """Ask all questions; an answer is right if it equals the expected one."""
+    counts = [len(per_scene) for per_scene in exam.questions]
+    answers = model.answer(
+        np.repeat(exam.images_for(condition), counts, axis=0),
+        [question.text for per_scene in exam.questions for question in per_scene],
         num_beams=1,
         max_new_tokens=ANSWER_TOKENS,
     )
     ends = np.cumsum([0, *counts])
-    return mark(exam, [said[ends[i] : ends[i + 1]] for i in range(len(exam.questions))])
+    return score_answers(
+        exam, [answers[ends[i] : ends[i + 1]] for i in range(len(exam.questions))]
+    )
 
 
-def mark(exam: Exam, said: Sequence[Sequence[str]]) -> Answers:
-    """Compare answers with those expected."""
+def score_answers(exam: Exam, answers: Sequence[Sequence[str]]) -> AnswerResult:
+    """Compare answers with the expected ones.
+
+    Args:
+      exam: the questions.
+      answers: by scene, one per question.
+    """
     right: dict[str, list[bool]] = collections.defaultdict(list)
-    for asked, answers in zip(exam.questions, said, strict=True):
-        for question, answer in zip(asked, answers, strict=True):
+    for scene_questions, scene_answers in zip(exam.questions, answers, strict=True):
+        for question, answer in zip(scene_questions, scene_answers, strict=True):
             right[question.kind].append(answer.strip() == question.answer)
-    every = [each for kind in right.values() for each in kind]
-    return Answers(
-        tuple(tuple(answers) for answers in said),
-        float(np.mean(every)),
+    everything = [each for kind in right.values() for each in kind]
+    return AnswerResult(
+        tuple(tuple(scene_answers) for scene_answers in answers),
+        float(np.mean(everything)),
         {kind: float(np.mean(values)) for kind, values in sorted(right.items())},
     )
 
 
 @functools.cache
 def common_answers(split: str = "train", count: int = 2000) -> Mapping[str, str]:
-    """The most common answer to each kind of question, in `count` scenes of a split."""
+    """Return the most common answer to each kind of question in `count` scenes."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(
         collections.Counter
     )
@@ -214,18 +234,25 @@ def common_answers(split: str = "train", count: int = 2000) -> Mapping[str, str]
     return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}
 
 
-def majority_answers(exam: Exam, count: int = 2000) -> Answers:
-    """The baseline that looks at nothing: each kind's most common training answer."""
+def majority_exam(exam: Exam, count: int = 2000) -> AnswerResult:
+    """Answer every question with the most common training answer to its kind.
+
+    Args:
+      exam: the questions.
+      count: training scenes in which answers are counted.
+    """
     common = common_answers(count=count)
-    return mark(exam, [[common[q.kind] for q in asked] for asked in exam.questions])
+    return score_answers(
+        exam, [[common[q.kind] for q in per_scene] for per_scene in exam.questions]
+    )
 
 
 def query_maps(
     model: Blip2, exam: Exam, count: int = 12
-) -> Float[Array, "images Q grid grid"]:
-    """Where each query looks in the first `count` pictures, over the patch grid.
+) -> Float[Array, "scenes Q grid grid"]:
+    """Return the attention of each query over the patch grid of the first images.
 
-    The share that goes to the class token is left out: a map's sum is at most 1.
+    Attention to the class token is left out, so that a map sums to at most 1.
     """
     patches = model.attention_maps(exam.images[:count])[..., 1:]
     side = round(patches.shape[-1] ** 0.5)

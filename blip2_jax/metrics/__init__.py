@@ -1,0 +1,1 @@
+"""Metrics: functions from strings and arrays to numbers."""

@@ -1,15 +1,15 @@
-"""How far a score would move with other examples: the percentile bootstrap.
+"""Percentile bootstrap: how far a score would move with other examples.
 
-Examples are drawn again with replacement, as many as there are, and every score is
-computed from each draw (Efron and Tibshirani 1993, chapter 13). Scores of one unit
-(images, texts or questions) share the draws; so do two records that are compared.
+Examples are drawn with replacement, as many as there are, and every score is computed
+from each draw (Efron and Tibshirani 1993, chapter 13). Scores of one unit (images,
+texts or questions) share the draws; so do two records that are compared.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,30 +23,30 @@ class Statistic:
     """A score that is a function of sums over examples.
 
     Attributes:
-      unit: what is drawn again: "image", "text" or "question".
+      unit: what is drawn: "image", "text" or "question".
       ids: of the examples.
-      parts: what each example adds to each of K sums.
-      score: from sums [..., K] to the score; not a number where it has none.
+      parts: what each example adds to each of the sums.
+      score: maps sums [..., sums] to scores [...]; NaN where there is no score.
     """
 
     unit: str
     ids: Sequence[str]
     parts: Float[Array, "examples sums"]
-    score: Callable[[Float[Array, "... sums"]], Float[Array, "..."]]
+    score: Callable[[Float[Array, "... sums"]], Any]
 
     def value(self) -> float:
-        """The score of the examples as they are."""
+        """Compute the score of all examples."""
         return float(self.score(self.parts.sum(axis=0)))
 
 
 class Difference(NamedTuple):
-    """The score of the second less that of the first, on the same examples.
+    """The second score minus the first, on the same examples.
 
     Attributes:
-      value: of the examples as they are.
+      value: on all examples.
       interval: of the draws.
-      crossing: twice the share of draws on the rarer side of zero, at most 1: small
-        where the sign of the difference does not depend on the examples.
+      crossing: twice the share of draws on the rarer side of zero, at most 1; small if
+        the sign of the difference does not depend on the examples.
     """
 
     value: float
@@ -57,12 +57,12 @@ class Difference(NamedTuple):
 def mean(
     values: Float[Array, " examples"], counted: Float[Array, " examples"]
 ) -> Float[Array, "examples 2"]:
-    """Parts of a mean over the examples that count, for `ratio`."""
+    """Return the parts of a mean over the examples with `counted` 1, for `ratio`."""
     return np.stack([values * counted, counted], axis=1)
 
 
-def ratio(sums: Float[Array, "... 2"]) -> Float[Array, "..."]:
-    """A mean from its sums; not a number where nothing counts."""
+def ratio(sums: Float[Array, "... 2"]) -> Any:
+    """Compute a mean from its sums; NaN if no example counts."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[..., 0] / sums[..., 1]
 
@@ -74,16 +74,16 @@ def intervals(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> dict[str, tuple[float, float]]:
-    """The interval that holds a share `level` of the draws' scores, by name.
+    """Compute the central interval of each statistic over the draws.
 
     Args:
       statistics: by name.
-      samples: how many draws.
+      samples: number of draws.
       seed: of the draws.
-      level: between 0 and 1; as much is left out above as below.
+      level: share of the draws inside the interval; equal shares lie below and above.
     """
-    drawn = _draws(statistics, samples, seed)
-    return {name: percentiles(values, level) for name, values in drawn.items()}
+    draws = _draws(statistics, samples, seed)
+    return {name: percentile_interval(draw, level) for name, draw in draws.items()}
 
 
 def differences(
@@ -94,10 +94,17 @@ def differences(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> dict[str, Difference]:
-    """Paired differences of the scores that both have.
+    """Compute paired differences of the scores that both sides have.
+
+    Args:
+      first: statistics by name.
+      second: statistics of the same examples, by name.
+      samples: number of draws.
+      seed: of the draws.
+      level: share of the draws inside an interval.
 
     Raises:
-      ValueError: the examples are not the same, in the same order.
+      ValueError: the examples or their order differ.
     """
     names = [name for name in first if name in second]
     for name in names:
@@ -107,13 +114,13 @@ def differences(
                 f"{len(second[name].ids)} {first[name].unit}s that are not the same"
             )
     left, right = (
-        _draws({name: each[name] for name in names}, samples, seed)
-        for each in (first, second)
+        _draws({name: side[name] for name in names}, samples, seed)
+        for side in (first, second)
     )
     return {
         name: Difference(
             second[name].value() - first[name].value(),
-            percentiles(right[name] - left[name], level),
+            percentile_interval(right[name] - left[name], level),
             _crossing(right[name] - left[name]),
         )
         for name in names
@@ -123,7 +130,7 @@ def differences(
 def _draws(
     statistics: Mapping[str, Statistic], samples: int, seed: int
 ) -> dict[str, Float[Array, " samples"]]:
-    """Every statistic of every draw."""
+    """Compute every statistic on every draw; equal units share their draws."""
     result = {}
     units = {(each.unit, len(each.ids)) for each in statistics.values()}
     for unit, count in sorted(units):
@@ -134,7 +141,7 @@ def _draws(
         ]
         parts = np.concatenate([statistics[name].parts for name in names], axis=1)
         rng = np.random.default_rng(seed)
-        sums = drawn_sums(parts.astype(np.float64), samples, rng)
+        sums = draw_sums(parts.astype(np.float64), samples, rng)
         widths = [statistics[name].parts.shape[1] for name in names]
         for name, own in zip(
             names, np.split(sums, np.cumsum(widths)[:-1], axis=1), strict=True
@@ -143,20 +150,22 @@ def _draws(
     return result
 
 
-def drawn_sums(
+def draw_sums(
     parts: Float[Array, "examples sums"], samples: int, rng: np.random.Generator
 ) -> Float[Array, "samples sums"]:
-    """The sums of each of `samples` draws of N examples with replacement."""
+    """Sum the parts of each draw; a draw takes all examples with replacement."""
     count = len(parts)
     sums = np.empty((samples, parts.shape[1]))
-    for number in range(samples):
-        drawn = np.bincount(rng.integers(0, count, count), minlength=count)
-        sums[number] = drawn @ parts
+    for sample in range(samples):
+        multiplicity = np.bincount(rng.integers(0, count, count), minlength=count)
+        sums[sample] = multiplicity @ parts
     return sums
 
 
-def percentiles(values: Float[Array, " samples"], level: float) -> tuple[float, float]:
-    """The interval that holds a share `level` of the values that are numbers."""
+def percentile_interval(
+    values: Float[Array, " samples"], level: float
+) -> tuple[float, float]:
+    """Return the central interval with a share `level` of the non-NaN values."""
     outside = 50 * (1 - level)
     low, high = np.nanpercentile(values, (outside, 100 - outside))
     return float(low), float(high)

@@ -1,10 +1,10 @@
-"""Caption metrics: BLEU, ROUGE-L, CIDEr, and METEOR and SPICE where Java is at hand.
+"""Caption metrics: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE.
 
-All through pycocoevalcap, the COCO captioning server's code. "CIDEr" is what that
-code calls CIDEr, which is CIDEr-D. Its word weights come from the references of the
-evaluated set: score a whole set at once, never a part of it, never one image (= 0).
-Parts of a set that are reported apart (the domains of NoCaps) are sets of their own,
-with their own word weights, as they are when the official code is given a part.
+All of them are pycocoevalcap's, the code of the COCO captioning server. What it calls
+CIDEr is CIDEr-D. Its word weights come from the references of the evaluated set: score
+a whole set at once, never a part of it (the CIDEr of a single image is 0). Parts of a
+set that are reported separately (the domains of NoCaps) are scored as sets of their
+own, with their own word weights, as the official code does when it is given a part.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ class CaptionScores:
     """Scores of a set of captions.
 
     Attributes:
-      scores: "bleu_1" ... "bleu_4", "rouge_l", "cider", perhaps "meteor", "spice";
-        times 100, as papers print them. Of a part of the set: "cider_PART".
-      tokenizer: "java" (the official one) or "python" (`words.split_words`).
-      skipped: metrics that were asked for and could not be computed, and why.
-      each: for every image the scores whose mean over images is that of the set:
-        all but BLEU and METEOR.
-      bleu: for every image its `bleu.bleu_counts`.
+      scores: "bleu_1" ... "bleu_4", "rouge_l", "cider", perhaps "meteor", "spice",
+        times 100; of a part of the set: "cider_PART".
+      tokenizer: "java" (the official one) or "python" (`ptb_tokenizer.split_words`).
+      skipped: requested metrics that could not be computed, with the reason.
+      per_image: for every image, the metrics whose score of the set is the mean over
+        images: all but BLEU and METEOR.
+      bleu_counts: for every image, the counts of `bleu.bleu_counts`.
     """
 
     scores: dict[str, float]
     tokenizer: str
     skipped: dict[str, str]
-    each: dict[Any, dict[str, float]]
-    bleu: dict[Any, list[int]]
+    per_image: dict[Any, dict[str, float]]
+    bleu_counts: dict[Any, list[int]]
 
     def notice(self) -> str:
-        """What differs from a full official evaluation; "" if nothing does."""
+        """Say how this differs from a full official evaluation; "" if it does not."""
         lines = [f"{name}: not computed, {why}" for name, why in self.skipped.items()]
         if self.tokenizer == "python":
             lines.append(
@@ -72,19 +72,20 @@ def caption_scores(
     tokenizer: Tokenizer = "auto",
     parts: Mapping[Any, str] | None = None,
 ) -> CaptionScores:
-    """Score one caption an image against its references.
+    """Score one caption per image against its references.
 
     Args:
       captions: by image.
-      references: by image; those of other images are ignored, as the official
+      references: by image; images without a caption are ignored, as the official
         evaluation of a subset does.
-      metrics: which of `PYTHON_METRICS` and `JAVA_METRICS`.
-      tokenizer: "auto" is "java" where Java is found, else "python".
-      parts: by image, the part of the set that it belongs to; "" belongs to none.
+      metrics: some of `PYTHON_METRICS` and `JAVA_METRICS`.
+      tokenizer: "auto" is "java" if Java is installed, else "python".
+      parts: the part of the set that each image belongs to; "" is no part.
 
     Raises:
-      ValueError: no captions, an image without references, an unknown metric.
-      RuntimeError: "java" was asked for and is not there.
+      ValueError: there are no captions, an image has no references, or a metric is
+        unknown.
+      RuntimeError: the tokenizer is "java" and Java is not installed.
     """
     unknown = set(metrics) - {*PYTHON_METRICS, *JAVA_METRICS}
     if unknown:
@@ -97,28 +98,33 @@ def caption_scores(
         )
     tokenizer = _choose_tokenizer(tokenizer)
     split = _split_with_java if tokenizer == "java" else _split_with_python
-    found = split({key: [caption] for key, caption in captions.items()})
-    wanted = split({key: list(references[key]) for key in captions})
-    reasons = {name: _lacking(name) for name in metrics if name in JAVA_METRICS}
-    skipped = {name: why for name, why in reasons.items() if why}
+    split_captions = split({key: [caption] for key, caption in captions.items()})
+    split_references = split({key: list(references[key]) for key in captions})
+    reasons = {name: _missing(name) for name in metrics if name in JAVA_METRICS}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
     scores: dict[str, float] = {}
-    each: dict[Any, dict[str, float]] = {key: {} for key in captions}
-    for part, keys in _sets(captions, parts or {}).items():
-        here = {key: wanted[key] for key in keys}, {key: found[key] for key in keys}
+    per_image: dict[Any, dict[str, float]] = {key: {} for key in captions}
+    for suffix, keys in _sets(captions, parts or {}).items():
+        part_references = {key: split_references[key] for key in keys}
+        part_captions = {key: split_captions[key] for key in keys}
         for name in metrics:
-            if name not in skipped:
-                of_set, of_images = _score(name, *here)
-                scores |= {f"{n}{part}": value for n, value in of_set.items()}
-                for key, value in of_images.items():
-                    each[key][f"{name}{part}"] = value
-    counts = {key: bleu_counts(found[key][0], wanted[key]) for key in captions}
-    return CaptionScores(scores, tokenizer, skipped, each, counts)
+            if name in skipped:
+                continue
+            of_set, of_images = _score(name, part_references, part_captions)
+            scores |= {f"{n}{suffix}": value for n, value in of_set.items()}
+            for key, value in of_images.items():
+                per_image[key][f"{name}{suffix}"] = value
+    counts = {
+        key: bleu_counts(split_captions[key][0], split_references[key])
+        for key in captions
+    }
+    return CaptionScores(scores, tokenizer, skipped, per_image, counts)
 
 
 def _sets(
     captions: Mapping[Any, str], parts: Mapping[Any, str]
 ) -> dict[str, list[Any]]:
-    """The images of the whole set, "", and of each part, "_PART"."""
+    """Return the images of the whole set ("") and of each part ("_PART")."""
     sets: dict[str, list[Any]] = {"": list(captions)}
     for key in captions:
         if part := parts.get(key, ""):
@@ -154,8 +160,8 @@ def _split_with_python(captions: Captions) -> Captions:
     }
 
 
-def _lacking(metric: str) -> str:
-    """Why a Java metric cannot run here; "" if it can."""
+def _missing(metric: str) -> str:
+    """Say why a Java metric cannot run here; "" if it can."""
     if shutil.which("java") is None:
         return _NO_JAVA
     if metric == "spice":
@@ -170,9 +176,9 @@ def _lacking(metric: str) -> str:
 def _score(
     metric: str, references: Captions, captions: Captions
 ) -> tuple[dict[str, float], dict[Any, float]]:
-    """One metric of a set, by name, and of its images where the set's is their mean."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap chats
-        score, each = _scorer(metric).compute_score(references, captions)
+    """Compute a metric of a set, and of its images if the set's is their mean."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
+        score, per_image = _scorer(metric).compute_score(references, captions)
     if metric == "bleu":
         names = {f"bleu_{n}": 100 * float(value) for n, value in enumerate(score, 1)}
         return names, {}
@@ -180,9 +186,9 @@ def _score(
         return {metric: 100 * float(score)}, {}
     keys = sorted(captions) if metric == "spice" else list(captions)
     if metric == "spice":
-        each = [parts["All"]["f"] for parts in each]
-    images = {key: 100 * float(value) for key, value in zip(keys, each, strict=True)}
-    return {metric: 100 * float(score)}, images
+        per_image = [parts["All"]["f"] for parts in per_image]
+    of_images = zip(keys, per_image, strict=True)
+    return {metric: 100 * float(score)}, {k: 100 * float(v) for k, v in of_images}
 
 
 def _scorer(metric: str) -> Any:

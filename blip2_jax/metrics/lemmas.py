@@ -1,17 +1,16 @@
-"""Nouns and verbs of answers as their lemmas, as the original scores OK-VQA."""
+"""Lemmas of the nouns and verbs of answers, as the original scores OK-VQA."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
 
 _MODEL = "en_core_web_sm"
-_CHANGED = ("NOUN", "VERB")
+_LEMMATISED = ("NOUN", "VERB")
 
 
-def lacking() -> str:
-    """What has to be installed first; "" where nothing is."""
+def missing() -> str:
+    """Say which package must be installed first; "" if none is missing."""
     for name in ("spacy", _MODEL):
         if importlib.util.find_spec(name) is None:
             return (
@@ -21,30 +20,18 @@ def lacking() -> str:
     return ""
 
 
-class Lemmatised:
-    """A model whose answers are lemmatised; see `stage2.Writer`.
+def lemmatise(answers: Sequence[str]) -> list[str]:
+    """Replace the nouns and verbs of answers by their lemmas.
 
     Raises:
-      ImportError: spaCy or its English model is missing, see `lacking`.
+      ImportError: spaCy or its English model is missing (see `missing`).
     """
+    import spacy
 
-    def __init__(self, writer: Any):
-        import spacy
-
-        self._writer, self._language = writer, spacy.load(_MODEL)
-
-    def caption(self, images: Any = None, **settings: Any) -> list[str]:
-        """As the model captions."""
-        return self._writer.caption(images, **settings)
-
-    def answer(
-        self, images: Any = None, questions: Sequence[str] = (), **settings: Any
-    ) -> list[str]:
-        """The model's answers, nouns and verbs as lemmas."""
-        answers = self._writer.answer(images, questions, **settings)
-        return [
-            " ".join(
-                word.lemma_ if word.pos_ in _CHANGED else word.text for word in words
-            )
-            for words in self._language.pipe(answers)
-        ]
+    language = spacy.load(_MODEL)
+    return [
+        " ".join(
+            word.lemma_ if word.pos_ in _LEMMATISED else word.text for word in words
+        )
+        for words in language.pipe(answers)
+    ]

@@ -1,8 +1,8 @@
-"""Captions split into words as the caption metrics want them, without Java.
+"""Python version of the tokenizer of the caption metrics.
 
-The official metrics tokenise with Stanford's PTBTokenizer (Java) and drop marks. This
-is the same in Python for plain English captions: clitics split off ("don't" becomes
-"do n't", "dog's" becomes "dog 's"), marks gone, hyphens inside words kept.
+The official metrics tokenise with Stanford's PTBTokenizer (Java) and drop punctuation.
+This does the same for plain English captions: it splits off clitics ("don't" becomes
+"do n't", "dog's" becomes "dog 's"), drops punctuation and keeps hyphens inside words.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-"}
 
 
 def split_words(caption: str) -> str:
-    """Lower-case words joined by single spaces, marks left out.
+    """Split a caption into lower-case words joined by single spaces.
 
-    Quotes and `. , : ; ! ? -` vanish; `& % $ #` and their like are words, and so are
-    brackets, which come out as -lrb- and -rrb-. On 10,000 captions of Flickr8k three
-    differ from the official tokenizer's.
+    Quotes and `. , : ; ! ? -` are dropped. Symbols such as `& % $ #` are words, and so
+    are brackets, as -lrb- and -rrb-. On 10,000 captions of Flickr8k, three differ from
+    the official tokenizer's.
     """
     text = caption.lower().replace("\u2019", "'").replace("`", "'")
     return " ".join(_BRACKETS.get(token, token) for token in _TOKEN.findall(text))

@@ -1,8 +1,7 @@
-"""VQA accuracy, and the exact match of data sets with one answer a question (GQA).
+"""VQA accuracy, and exact match for data sets with one answer per question (GQA).
 
-An answer given by three of the other nine people counts fully: the accuracy of a
-question is the mean, over the sets that leave one person out, of min(agreeing / 3, 1)
-(Antol et al. 2015).
+The accuracy of an answer is the mean, over the sets that leave one person out, of
+min(agreeing people / 3, 1) (Antol et al. 2015).
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ _FULL_AGREEMENT = 3
 
 @dataclasses.dataclass(frozen=True)
 class AnsweredQuestion:
-    """One prediction and what people answered.
+    """A model's answer and people's answers.
 
     Attributes:
       prediction: the model's answer.
-      references: people's answers, ten in VQAv2; one or more elsewhere.
-      kind: reported apart, as "yes/no", "number", "other"; "" is not reported.
+      references: people's answers: ten in VQAv2, one or more elsewhere.
+      kind: of answer, such as "yes/no", "number" or "other", which is reported
+        separately; "" is not.
     """
 
     prediction: str
@@ -38,23 +38,23 @@ class AnsweredQuestion:
 def vqa_accuracy(
     questions: Iterable[AnsweredQuestion], variant: Variant = "official"
 ) -> dict[str, float]:
-    """VQA accuracy in percent, over all questions and by kind of answer.
+    """Compute VQA accuracy in percent, over all questions and by kind of answer.
+
+    A question with a single reference scores 0; use `exact_match` for such data.
 
     Args:
       questions: predictions with their references.
       variant: how answers are normalised. "official" (as the evaluation server):
-        prediction and references alike, and only where the references differ.
-        "lavis" (the original's copy): the prediction always, the references only
-        by their marks, and only where they differ.
+        prediction and references alike, and only if the references differ. "lavis" (the
+        original's copy): the prediction always; of the references only the punctuation,
+        and only if they differ.
 
     Returns:
       "accuracy", and "accuracy_KIND" for each kind.
 
-    A question with a single reference scores nothing here, since nobody else is left
-    to agree: use `exact_match`.
-
     Raises:
-      ValueError: an unknown variant, no questions, or one without references.
+      ValueError: the variant is unknown, there are no questions, or a question has no
+        references.
     """
     scores: dict[str, list[float]] = defaultdict(list)
     for question in questions:
@@ -68,39 +68,36 @@ def vqa_accuracy(
 
 
 def agreement(question: AnsweredQuestion, variant: Variant = "official") -> float:
-    """VQA accuracy of one question, between 0 and 1; see `vqa_accuracy`.
-
-    It is the mean over the sets that leave one reference out; a single reference
-    leaves nobody to agree: 0.
+    """Compute the VQA accuracy of one question, between 0 and 1.
 
     Raises:
-      ValueError: an unknown variant, or no references.
+      ValueError: the variant is unknown, or there are no references.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}: there are {', '.join(VARIANTS)}")
     prediction, references = _normalised(question, variant)
     matches = sum(reference == prediction for reference in references)
-    agreeing = (matches - (reference == prediction) for reference in references)
+    agreeing = (matches - (left_out == prediction) for left_out in references)
     scores = [min(count / _FULL_AGREEMENT, 1.0) for count in agreeing]
     return sum(scores) / len(scores)
 
 
 def exact_match(questions: Sequence[AnsweredQuestion]) -> float:
-    """Share in percent of predictions equal to any reference, both normalised."""
+    """Compute the percentage of predictions that `matches_exactly`."""
     if not questions:
         raise ValueError("there are no questions to score")
     return 100 * sum(map(matches_exactly, questions)) / len(questions)
 
 
 def matches_exactly(question: AnsweredQuestion) -> bool:
-    """Whether the prediction is equal to any reference, both normalised."""
+    """Return True if the prediction equals any reference, both normalised."""
     return normalise_answer(question.prediction) in map(
         normalise_answer, question.references
     )
 
 
 def _normalised(question: AnsweredQuestion, variant: Variant) -> tuple[str, list[str]]:
-    """The prediction and the references as they are compared."""
+    """Normalise the prediction and the references for comparison."""
     if not question.references:
         raise ValueError("a question has no reference answers")
     prediction = _one_line(question.prediction)

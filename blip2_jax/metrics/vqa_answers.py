@@ -1,7 +1,7 @@
-"""Answers of visual question answering, brought to one spelling.
+"""Normalisation of VQA answers.
 
-The rules are those of the VQA evaluation page (visualqa.org/evaluation): marks out,
-lower case, number words to digits, articles out, apostrophes into contractions.
+The rules of visualqa.org/evaluation: remove punctuation, lower the case, replace number
+words by digits, remove articles, and restore the apostrophes of contractions.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# A full stop goes unless a digit follows. The official pattern wants to look behind
-# as well and, by a typing slip, does not: "3.5" stays and so does "x.5".
+# A full stop is removed unless a digit follows. The official pattern was meant to check
+# the preceding character too, but by a typing slip does not: "x.5" stays as "3.5" does.
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MAX_FULL_STOPS = 32  # the official code hands re.UNICODE (32) over as a count
+_MAX_FULL_STOPS = 32  # the official code passes re.UNICODE (32) as the count
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
@@ -35,41 +35,42 @@ you'd've
 """
 
 
-def _without_each_apostrophe(word: str) -> dict[str, str]:
-    """The spellings of a word that lack one of its apostrophes."""
-    places = [match.start() for match in re.finditer("'", word)]
-    return {word[:place] + word[place + 1 :]: word for place in places}
+def _misspellings(word: str) -> dict[str, str]:
+    """Map each spelling that lacks one of a word's apostrophes to the word."""
+    positions = [match.start() for match in re.finditer("'", word)]
+    return {word[:position] + word[position + 1 :]: word for position in positions}
 
 
-_SPELT_OUT = {
-    bare: word
-    for full in _CONTRACTIONS.split()
-    for bare, word in _without_each_apostrophe(full).items()
+_RESTORED = {
+    misspelling: word
+    for contraction in _CONTRACTIONS.split()
+    for misspelling, word in _misspellings(contraction).items()
 }
 
 
 def strip_marks(text: str) -> str:
     """Remove punctuation; a mark inside a word becomes a space.
 
-    Apostrophes and colons stay. If the text holds a number such as 1,000, marks
-    vanish everywhere without leaving a space (so does the official code).
+    Apostrophes and colons stay. If the text has a number such as 1,000, no mark leaves
+    a space, as in the official code.
     """
-    vanish = _COMMA_IN_NUMBER.search(text) is not None
+    has_number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in _MARKS:
         if mark in text:
             at_edge = f"{mark} " in text or f" {mark}" in text
-            result = result.replace(mark, "" if at_edge or vanish else " ")
+            result = result.replace(mark, "" if at_edge or has_number else " ")
     return _FULL_STOP.sub("", result, count=_MAX_FULL_STOPS)
 
 
 def plain_words(text: str) -> str:
-    """Lower case; digits for number words, no articles, contractions spelt out."""
+    """Lower the case, replace number words, drop articles, restore apostrophes."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    kept = (word for word in words if word not in _ARTICLES)
-    return " ".join(_SPELT_OUT.get(word, word) for word in kept)
+    return " ".join(
+        _RESTORED.get(word, word) for word in words if word not in _ARTICLES
+    )
 
 
 def normalise_answer(text: str) -> str:
-    """Both of the above: the form in which answers are compared."""
+    """Normalise an answer for comparison: `strip_marks`, then `plain_words`."""
     return plain_words(strip_marks(text))

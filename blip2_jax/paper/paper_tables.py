@@ -1,8 +1,8 @@
 """The rows of the paper's tables 2 to 6 as evaluations, with the paper's numbers.
 
-`configs/eval/*.py` choose among these (Li et al. 2023, arXiv 2301.12597v3). Weights are
-expected under the names that LAVIS and Hugging Face publish them by, annotations and
-images as the benchmarks do; `data=`, `weights=` and `runs=` say where.
+`configs/eval/*.py` choose among these rows (Li et al. 2023, arXiv 2301.12597v3).
+Weights have the file names of LAVIS and Hugging Face, annotations and images those of
+the benchmarks; `data=`, `weights=` and `runs=` name their directories.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from blip2_jax.evaluation.eval_config import default_evaluation
 
 ROOTS = {"data": "data", "weights": "weights", "runs": "runs"}
 
-# Of each language model: its folder, and how it is asked without training.
+# Of each language model: its directory, and its zero-shot prompt for questions.
 LANGUAGE_MODELS = {
     "opt2.7b": ("opt-2.7b", QUESTION_PROMPT),
     "opt6.7b": ("opt-6.7b", QUESTION_PROMPT),
@@ -61,7 +61,7 @@ RETRIEVAL = {
 }
 _RECALLS = [f"itm_{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
-# What can be chosen, by configuration file: (data, model).
+# (data, model) of each row, by configuration file.
 ROWS: dict[str, list[tuple[str, str]]] = {
     "vqa_zeroshot": [(data, m) for data in ZEROSHOT_DATA for m in ZEROSHOT],
     "vqa_finetuned": [
@@ -73,61 +73,67 @@ ROWS: dict[str, list[tuple[str, str]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What the text behind a configuration's name chooses."""
+class PaperRow:
+    """A row of a table.
+
+    Attributes:
+      data: the benchmark.
+      model: the model.
+      roots: directories of "data", "weights" and "runs".
+    """
 
     data: str
     model: str
     roots: dict[str, str]
 
 
-def read_row(table: str, text: str) -> Row:
-    """Read "DATA,MODEL" and any NAME=PATH behind it.
+def parse_row(table: str, text: str) -> PaperRow:
+    """Parse the argument after ":" in `--config`, e.g. `coco,vitg,data=DIR`.
 
     Args:
-      table: of `ROWS`.
-      text: what stands behind the configuration's name.
+      table: a key of `ROWS`.
+      text: "DATA,MODEL", perhaps with further NAME=PATH for names in `ROOTS`.
 
     Raises:
-      ValueError: no such row, or no such path.
+      ValueError: there is no such row, or no such name of a path.
     """
     items = [item for item in text.split(",") if item]
-    chosen = tuple(item for item in items if "=" not in item)
+    row = tuple(item for item in items if "=" not in item)
     roots = dict(item.split("=", 1) for item in items if "=" in item)
-    if chosen not in ROWS[table]:
+    if row not in ROWS[table]:
         known = " ".join(map(",".join, ROWS[table]))
-        raise ValueError(f"no row {','.join(chosen)!r} in {table}; there are {known}")
+        raise ValueError(f"no row {','.join(row)!r} in {table}; there are {known}")
     if unknown := roots.keys() - ROOTS.keys():
         raise ValueError(f"no path {', '.join(unknown)}; there are {', '.join(ROOTS)}")
-    return Row(*chosen, ROOTS | roots)
+    return PaperRow(*row, ROOTS | roots)
 
 
-def vqa_zeroshot(row: Row) -> ConfigDict:
-    """Table 2: a model that was pre-trained only, asked with its family's prompt."""
+def vqa_zeroshot(row: PaperRow) -> ConfigDict:
+    """Return table 2: a model that was only pre-trained, with its zero-shot prompt."""
     config = _begin("vqa", f"Table 2, {row.data}, {row.model}")
     family, vision = _parts(row.model)
     _released(config, row, f"blip2_pretrained_{row.model}.pth", family)
-    # A model that was fine-tuned with its image encoder has it in its own file.
+    # Files of models that were fine-tuned with the image encoder contain it.
     config.beside.vision = f"{row.roots['weights']}/{VISION[vision]}"
-    _ask(config, row)
+    _set_vqa(config, row)
     config.question_prompt = LANGUAGE_MODELS[family][1]
     number = ZEROSHOT[row.model][ZEROSHOT_DATA.index(row.data)]
     config.paper = {"exact_match" if row.data == "gqa" else "vqa_accuracy": number}
     return config.lock()
 
 
-def vqa_finetuned(row: Row) -> ConfigDict:
-    """Table 4: a run of the VQA fine-tune, asked as it was trained."""
+def vqa_finetuned(row: PaperRow) -> ConfigDict:
+    """Return table 4: a run fine-tuned on VQA, with its own prompt."""
     config = _begin("vqa", f"Table 4, {row.data}, {row.model}")
     config.model = f"{row.roots['runs']}/vqa_{row.model.replace('.', '_')}"
-    _ask(config, row)
+    _set_vqa(config, row)
     number = FINETUNED[row.model][("vqav2_testdev", "vqav2_test").index(row.data)]
     config.paper = {"vqa_accuracy": number}
     return config.lock()
 
 
-def captioning(row: Row) -> ConfigDict:
-    """Table 3: a model fine-tuned on COCO."""
+def captioning(row: PaperRow) -> ConfigDict:
+    """Return table 3: a model fine-tuned on COCO captions."""
     config = _begin("captioning", f"Table 3, {row.data}, {row.model}")
     _released(config, row, f"blip2_caption_{row.model}.pth", row.model)
     cider, spice, bleu_4, coco_cider = CAPTIONS[row.model]
@@ -143,10 +149,10 @@ def captioning(row: Row) -> ConfigDict:
     # Lengths as in the original's evaluation files.
     if row.data == "nocaps":
         config.decoding.min_new_tokens, config.decoding.max_new_tokens = 10, 80
-        named = [("cider", cider), ("spice", spice)]
+        scores = [("cider", cider), ("spice", spice)]
         config.paper = {
             f"{name}{domain}": value
-            for name, values in named
+            for name, values in scores
             for domain, value in zip(DOMAINS, values, strict=True)
         }
     else:
@@ -155,8 +161,8 @@ def captioning(row: Row) -> ConfigDict:
     return config.lock()
 
 
-def retrieval(row: Row) -> ConfigDict:
-    """Tables 5 and 6: a model fine-tuned on COCO, on COCO or carried over."""
+def retrieval(row: PaperRow) -> ConfigDict:
+    """Return a row of tables 5 and 6: a model fine-tuned on COCO retrieval."""
     table = "6" if row.model == "vitg_without_itg" else "5"
     config = _begin("retrieval", f"Table {table}, {row.data}, {row.model}")
     roots = row.roots
@@ -183,16 +189,19 @@ def _begin(task: str, title: str) -> ConfigDict:
 
 
 def _parts(model: str) -> tuple[str, str]:
-    """The language model's name, and the ending that names the image encoder."""
+    """Split a model's name into its language model and the suffix of its encoder."""
     family, ending, _ = model.partition("_vitL")
     return family, ending
 
 
-def _released(config: ConfigDict, row: Row, name: str, family: str | None) -> None:
-    """A file of LAVIS, the language model that it leaves out, and tokenizers.
+def _released(config: ConfigDict, row: PaperRow, name: str, family: str | None) -> None:
+    """Set the paths of a LAVIS file, its missing language model, and tokenizers.
 
     Args:
-      family: of `LANGUAGE_MODELS`; None for stage 1.
+      config: changed in place.
+      row: gives the directory of the weights.
+      name: of the LAVIS file.
+      family: a key of `LANGUAGE_MODELS`; None for stage 1.
     """
     weights = row.roots["weights"]
     config.model = f"{weights}/{name}"
@@ -204,8 +213,8 @@ def _released(config: ConfigDict, row: Row, name: str, family: str | None) -> No
     config.beside.language_tokenizer = f"{weights}/{folder}"
 
 
-def _ask(config: ConfigDict, row: Row) -> None:
-    """The questions, and the paper's decoding: five beams, length penalty -1."""
+def _set_vqa(config: ConfigDict, row: PaperRow) -> None:
+    """Set the questions, and the paper's decoding: five beams, length penalty -1."""
     config.data = (_questions(row),)
     config.decoding.num_beams = 5
     config.decoding.length_penalty = -1.0
@@ -214,8 +223,8 @@ def _ask(config: ConfigDict, row: Row) -> None:
     config.result_format = "gqa" if row.data == "gqa" else "vqa"
 
 
-def _questions(row: Row) -> dict[str, Any]:
-    """The source of a benchmark's questions."""
+def _questions(row: PaperRow) -> dict[str, Any]:
+    """Return the source spec of a benchmark's questions."""
     data = row.roots["data"]
     names = {
         "vqav2_val": (
@@ -256,8 +265,8 @@ def _questions(row: Row) -> dict[str, Any]:
     }
 
 
-def every_row() -> Iterable[tuple[str, str]]:
-    """All that can be chosen: (configuration file, text behind its name)."""
+def all_rows() -> Iterable[tuple[str, str]]:
+    """Yield the configuration file and its argument for every row."""
     for table, rows in ROWS.items():
-        for chosen in rows:
-            yield table, ",".join(chosen)
+        for row in rows:
+            yield table, ",".join(row)

@@ -1,6 +1,7 @@
-"""Records of trainings with several seeds as the tables of `small_tables`, in Markdown.
+"""The tables of `small_tables` in Markdown, from the records of several seeds.
 
-Means over seeds, differences paired by seed and by example (`seeds`), and figure 5.
+They show means over seeds and differences paired by seed and by example
+(`blip2_jax.metrics.seed_bootstrap`). Figure 5 is an SVG file.
 """
 
 from __future__ import annotations
@@ -14,28 +15,35 @@ import numpy as np
 from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.data.shapes.world import scene
 from blip2_jax.evaluation.compare import Table
-from blip2_jax.evaluation.examples import Example, read_examples, statistics_of
-from blip2_jax.evaluation.seeds import difference, over_seeds
+from blip2_jax.evaluation.examples import Example, example_statistics, read_examples
 from blip2_jax.evaluation.shapes_exam import common_answers
 from blip2_jax.metrics.bootstrap import Statistic, mean, ratio
-from blip2_jax.paper.small_tables import CURVES, TABLES, Row, Score, SmallTable
-from blip2_jax.reports.pictures import chart
+from blip2_jax.metrics.seed_bootstrap import mean_over_seeds, paired_difference
+from blip2_jax.paper.small_tables import (
+    CURVES,
+    TABLES,
+    RunRow,
+    ScoreColumn,
+    SmallTable,
+)
+from blip2_jax.reports.chart import line_chart
 from blip2_jax.training.metrics_log import read_metrics
 
 
 class Records:
-    """What trainings with `count` seeds wrote: `seed_N/RUN/...` under a directory."""
+    """The records of trainings with `count` seeds, in `seed_N/RUN/` of a directory."""
 
     def __init__(self, directory: pathlib.Path, count: int) -> None:
+        """Remember the directory; records are read on demand."""
         self._directory, self.count = directory, count
 
     def seeds(self, run: str, exam: str) -> list[int]:
-        """The seeds whose record is there."""
+        """Return the seeds whose record exists."""
         seeds = range(self.count)
         return [seed for seed in seeds if self._file(seed, run, exam).exists()]
 
     def statistic(self, seed: int, run: str, exam: str, score: str) -> Statistic:
-        """A score of one exam of one training.
+        """Return a score of one exam of one training.
 
         Raises:
           KeyError: the exam has no such score.
@@ -43,7 +51,7 @@ class Records:
         return _statistics(self._file(seed, run, exam))[score]
 
     def curve(self, seed: int, run: str) -> dict[int, float]:
-        """The share of right answers by step; {} where the run has not begun."""
+        """Return exact match by step; {} if the run has not started."""
         directory = self._run(seed, run)
         if not (directory / "metrics.jsonl").exists():
             return {}
@@ -63,46 +71,46 @@ class Records:
 @functools.cache
 def _statistics(file: pathlib.Path) -> dict[str, Statistic]:
     examples = read_examples(file)
-    found = statistics_of(examples)
+    statistics = example_statistics(examples)
     if any("references" in e and "question" not in e for e in examples):
-        found["things"] = things_right(examples)
+        statistics["things"] = share_naming_all_things(examples)
     if any("question" in e for e in examples):
-        found["guess"] = guessed(examples)
-    return found
+        statistics["guess"] = majority_accuracy(examples)
+    return statistics
 
 
-def things_right(captions: Sequence[Example]) -> Statistic:
-    """The share of captions that name exactly the scene's things, in percent."""
+def share_naming_all_things(captions: Sequence[Example]) -> Statistic:
+    """Return the percentage of captions that name exactly the scene's things."""
     right = []
     for example in captions:
         split, number = example["key"].split("/")
         right.append(
             100.0 * parse_caption(example["said"]).names(scene(split, int(number)))
         )
-    return _share("image", captions, right)
+    return _mean("image", captions, right)
 
 
-def guessed(questions: Sequence[Example]) -> Statistic:
-    """What each kind of question's most common training answer gets, in percent."""
+def majority_accuracy(questions: Sequence[Example]) -> Statistic:
+    """Return the percentage of answers equal to the most common one of their kind."""
     common = common_answers()
     right = [
         100.0 * (common[example["id"].split("/")[1]] == example["references"][0])
         for example in questions
     ]
-    return _share("question", questions, right)
+    return _mean("question", questions, right)
 
 
-def _share(unit: str, examples: Sequence[Example], right: Sequence[float]) -> Statistic:
-    """The mean over all examples."""
-    parts = mean(np.array(right), np.ones(len(right)))
+def _mean(unit: str, examples: Sequence[Example], values: Sequence[float]) -> Statistic:
+    """Return the mean over all examples."""
+    parts = mean(np.array(values), np.ones(len(values)))
     return Statistic(unit, [str(e["id"]) for e in examples], parts, ratio)
 
 
 def make_table(table: SmallTable, records: Records) -> tuple[Table, Table]:
-    """The scores of every row, and the paired differences."""
-    heads = ["", *(score.head for score in table.scores)]
+    """Return the table of scores, and the table of paired differences."""
+    heads = ["", *(column.head for column in table.columns)]
     rows = [
-        [row.label, *(_cell(row, score, records) for score in table.scores)]
+        [row.label, *(_score(row, column, records) for column in table.columns)]
         for row in table.rows
     ]
     by_label = {row.label: row for row in table.rows}
@@ -110,8 +118,8 @@ def make_table(table: SmallTable, records: Records) -> tuple[Table, Table]:
         [
             f"{second} less {first}",
             *(
-                _difference(by_label[first], by_label[second], score, records)
-                for score in table.scores
+                _difference(by_label[first], by_label[second], column, records)
+                for column in table.columns
             ),
         ]
         for first, second in table.pairs
@@ -119,70 +127,78 @@ def make_table(table: SmallTable, records: Records) -> tuple[Table, Table]:
     return Table(heads, rows), Table(heads, paired)
 
 
-def _exam(row: Row, score: Score) -> str:
-    return score.exam + row.ending
+def _statistics_of_seeds(
+    row: RunRow, column: ScoreColumn, records: Records, seeds: Sequence[int]
+) -> list[Statistic]:
+    name = column.name.format(kind=row.kind)
+    exam = _exam(row, column)
+    return [records.statistic(seed, row.run, exam, name) for seed in seeds]
 
 
-def _statistic(row: Row, score: Score, records: Records, seed: int) -> Statistic:
-    name = score.name.format(kind=row.kind)
-    return records.statistic(seed, row.run, _exam(row, score), name)
+def _exam(row: RunRow, column: ScoreColumn) -> str:
+    return column.exam + row.exam_suffix
 
 
-def _cell(row: Row, score: Score, records: Records) -> str:
-    seeds = records.seeds(row.run, _exam(row, score))
+def _score(row: RunRow, column: ScoreColumn, records: Records) -> str:
+    """Format the mean over the seeds with a record; "" without any."""
+    seeds = records.seeds(row.run, _exam(row, column))
     if not seeds:
         return ""
-    return over_seeds([_statistic(row, score, records, s) for s in seeds]).text()
+    return mean_over_seeds(_statistics_of_seeds(row, column, records, seeds)).text()
 
 
-def _difference(first: Row, second: Row, score: Score, records: Records) -> str:
-    there = [records.seeds(row.run, _exam(row, score)) for row in (first, second)]
-    seeds = [seed for seed in there[0] if seed in there[1]]
-    if not seeds:
-        return ""
-    sides = [
-        [_statistic(row, score, records, seed) for seed in seeds]
-        for row in (first, second)
+def _difference(
+    first: RunRow, second: RunRow, column: ScoreColumn, records: Records
+) -> str:
+    """Format the second row minus the first over the seeds of both; "" without any."""
+    seeds_of_rows = [
+        records.seeds(row.run, _exam(row, column)) for row in (first, second)
     ]
-    found = difference(*sides)
-    each = ", ".join(f"{value:+.1f}" for value in found.each)
-    return f"{found.text(signed=True)} ({each})"
+    seeds = [seed for seed in seeds_of_rows[0] if seed in seeds_of_rows[1]]
+    if not seeds:
+        return ""
+    difference = paired_difference(
+        _statistics_of_seeds(first, column, records, seeds),
+        _statistics_of_seeds(second, column, records, seeds),
+    )
+    per_seed = ", ".join(f"{value:+.1f}" for value in difference.per_seed)
+    return f"{difference.text(signed=True)} ({per_seed})"
 
 
-def curves(records: Records) -> dict[str, list[tuple[int, float]]]:
-    """The curves of figure 5: means over the seeds that have the step."""
+def mean_curves(records: Records) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves of figure 5: means over the seeds that have a step."""
     result = {}
     for label, run in CURVES.items():
-        found = [records.curve(seed, run) for seed in range(records.count)]
-        steps = sorted({step for each in found for step in each})
+        curves = [records.curve(seed, run) for seed in range(records.count)]
+        steps = sorted({step for curve in curves for step in curve})
         result[label] = [
-            (step, float(np.mean([each[step] for each in found if step in each])))
+            (step, float(np.mean([curve[step] for curve in curves if step in curve])))
             for step in steps
         ]
     return {label: curve for label, curve in result.items() if curve}
 
 
 def figure5(records: Records) -> str:
-    """The curves as an SVG file."""
-    image = chart("right answers on held-out scenes, %", curves(records))
+    """Draw the curves as an SVG file."""
+    image = line_chart("right answers on held-out scenes, %", mean_curves(records))
     return image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
 def as_markdown(records: Records) -> str:
-    """All tables."""
+    """Format all tables as Markdown."""
     parts = [
         f"Means over seeds 0 to {records.count - 1}; in brackets the interval that "
-        "holds 95 % of draws of seeds and of examples with replacement, and behind a "
+        "holds 95 % of draws of seeds and of examples with replacement, and after a "
         "difference that of each seed. A blank cell has not been measured.",
     ]
     for table in TABLES:
         parts.append(f"### {table.title}\n\n{table.lead}")
         parts += [each.markdown() for each in make_table(table, records)]
-    lines = curves(records)
-    steps = sorted({step for curve in lines.values() for step, _ in curve})
+    curves = {label: dict(curve) for label, curve in mean_curves(records).items()}
+    steps = sorted({step for curve in curves.values() for step in curve})
     rows = [
-        [label, *(f"{dict(curve)[n]:.1f}" if n in dict(curve) else "" for n in steps)]
-        for label, curve in lines.items()
+        [label, *(f"{curve[step]:.1f}" if step in curve else "" for step in steps)]
+        for label, curve in curves.items()
     ]
     head = ["", *(f"step {step}" for step in steps)]
     parts += [

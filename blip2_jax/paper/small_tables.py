@@ -1,7 +1,7 @@
-"""The paper's tables in small: which trainings are compared, and by which scores.
+"""The paper's tables in small: the trainings they compare, and the scores they show.
 
-`launch/tables.py` trains and examines them on the shapes world (names of trainings:
-`configs/shapes_tables.py`), `small_report` writes the tables.
+`launch/tables.py` trains and evaluates these models on the shapes world
+(`configs/shapes_tables.py` names the trainings); `small_report` writes the tables.
 """
 
 from __future__ import annotations
@@ -11,8 +11,14 @@ from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """A column: a score of an exam; "{kind}" in its name is the row's."""
+class ScoreColumn:
+    """A column: a score of an exam.
+
+    Attributes:
+      head: of the column.
+      exam: the exam without the row's suffix.
+      name: of the score; "{kind}" stands for the row's kind.
+    """
 
     head: str
     exam: str
@@ -20,46 +26,55 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A kind of training; `ending` of its exams' names, `kind` of its scores."""
+class RunRow:
+    """A row: a training, evaluated in one way.
+
+    Attributes:
+      label: of the row.
+      run: name of the training.
+      exam_suffix: completes the columns' exams, e.g. "_blank".
+      kind: completes the columns' score names, e.g. "itm".
+    """
 
     label: str
     run: str
-    ending: str = ""
+    exam_suffix: str = ""
     kind: str = "exact_match"
 
 
 @dataclasses.dataclass(frozen=True)
 class SmallTable:
-    """A table, and the differences of rows that the paper draws conclusions from.
+    """A table, and the differences that the paper draws conclusions from.
 
     Attributes:
-      title, lead: what it is, in small.
-      rows, scores: what is compared.
-      pairs: labels of rows: the second less the first.
+      title: of the table.
+      lead: a sentence below the title.
+      rows: trainings.
+      columns: scores.
+      pairs: labels of two rows; the difference is the second minus the first.
     """
 
     title: str
     lead: str
-    rows: tuple[Row, ...]
-    scores: tuple[Score, ...]
+    rows: tuple[RunRow, ...]
+    columns: tuple[ScoreColumn, ...]
     pairs: tuple[tuple[str, str], ...]
 
 
 _QUESTIONS = (
-    Score("held-out", "questions_heldout", "{kind}"),
-    Score("seen things", "questions_validation", "{kind}"),
+    ScoreColumn("held-out", "questions_heldout", "{kind}"),
+    ScoreColumn("seen things", "questions_validation", "{kind}"),
 )
-_GUESS = Row("most common answer to its kind of question", "opt", kind="guess")
+_GUESS = RunRow("most common answer to its kind of question", "opt", kind="guess")
 _BASELINES = (
     _GUESS,
-    Row("OPT, blank pictures", "opt", "_blank"),
-    Row("OPT, other scenes' pictures", "opt", "_shuffled"),
-    Row("T5, blank pictures", "t5", "_blank"),
-    Row("T5, other scenes' pictures", "t5", "_shuffled"),
+    RunRow("OPT, blank pictures", "opt", "_blank"),
+    RunRow("OPT, other scenes' pictures", "opt", "_shuffled"),
+    RunRow("T5, blank pictures", "t5", "_blank"),
+    RunRow("T5, other scenes' pictures", "t5", "_shuffled"),
 )
 _CAPTIONS = tuple(
-    Score(f"{head}, {split}", f"captions_{exam}", name)
+    ScoreColumn(f"{head}, {split}", f"captions_{exam}", name)
     for split, exam in (("held-out", "heldout"), ("seen", "validation"))
     for head, name in (
         ("CIDEr", "cider"),
@@ -68,18 +83,18 @@ _CAPTIONS = tuple(
     )
 )
 _RECALLS = tuple(
-    Score(f"{way}@{k}", "retrieval_heldout", f"{{kind}}_{direction}_r{k}")
-    for way, direction in (("TR", "i2t"), ("IR", "t2i"))
+    ScoreColumn(f"{label}@{k}", "retrieval_heldout", f"{{kind}}_{direction}_r{k}")
+    for label, direction in (("TR", "i2t"), ("IR", "t2i"))
     for k in (1, 5)
 )
 
 
-def _searches(labels: Mapping[str, str]) -> tuple[Row, ...]:
-    """Each kind of training, by contrast alone and re-ranked."""
+def _searches(labels: Mapping[str, str]) -> tuple[RunRow, ...]:
+    """Make two rows for each training: by ITC alone, and re-ranked."""
     return tuple(
-        Row(f"{label}, {how}", run, kind=kind)
+        RunRow(f"{label}, {stage}", run, kind=kind)
         for run, label in labels.items()
-        for how, kind in (("ITC alone", "itc"), ("re-ranked", "itm"))
+        for stage, kind in (("ITC alone", "itc"), ("re-ranked", "itm"))
     )
 
 
@@ -88,12 +103,12 @@ TABLES = (
         "Table 2: questions without training on questions",
         "Stage 2 saw captions alone. Share of right answers, in percent.",
         (
-            Row("OPT small, image encoder small", "small_opt_small"),
-            Row("OPT small, image encoder large", "opt_small"),
-            Row("OPT large, image encoder large", "opt"),
-            Row("T5 small, image encoder small", "small_t5_small"),
-            Row("T5 small, image encoder large", "t5_small"),
-            Row("T5 large, image encoder large", "t5"),
+            RunRow("OPT small, image encoder small", "small_opt_small"),
+            RunRow("OPT small, image encoder large", "opt_small"),
+            RunRow("OPT large, image encoder large", "opt"),
+            RunRow("T5 small, image encoder small", "small_t5_small"),
+            RunRow("T5 small, image encoder large", "t5_small"),
+            RunRow("T5 large, image encoder large", "t5"),
             *_BASELINES,
         ),
         _QUESTIONS,
@@ -109,12 +124,12 @@ TABLES = (
         "Table 3: captions",
         "After a fine-tune on captions with the image encoder, and before it.",
         (
-            Row("OPT small, fine-tuned", "captions_opt_small"),
-            Row("OPT large, fine-tuned", "captions_opt"),
-            Row("T5 large, fine-tuned", "captions_t5"),
-            Row("OPT large", "opt"),
-            Row("T5 large", "t5"),
-            Row("OPT large, fine-tuned, blank pictures", "captions_opt", "_blank"),
+            RunRow("OPT small, fine-tuned", "captions_opt_small"),
+            RunRow("OPT large, fine-tuned", "captions_opt"),
+            RunRow("T5 large, fine-tuned", "captions_t5"),
+            RunRow("OPT large", "opt"),
+            RunRow("T5 large", "t5"),
+            RunRow("OPT large, fine-tuned, blank pictures", "captions_opt", "_blank"),
         ),
         _CAPTIONS,
         (
@@ -128,13 +143,13 @@ TABLES = (
         "Table 4: questions after a fine-tune on questions",
         "The Q-Former reads the question too, the image encoder is trained.",
         (
-            Row("OPT, zero-shot", "opt"),
-            Row("OPT, fine-tuned", "questions_opt"),
-            Row("T5, zero-shot", "t5"),
-            Row("T5, fine-tuned", "questions_t5"),
+            RunRow("OPT, zero-shot", "opt"),
+            RunRow("OPT, fine-tuned", "questions_opt"),
+            RunRow("T5, zero-shot", "t5"),
+            RunRow("T5, fine-tuned", "questions_t5"),
             _GUESS,
-            Row("OPT, fine-tuned, blank pictures", "questions_opt", "_blank"),
-            Row("T5, fine-tuned, blank pictures", "questions_t5", "_blank"),
+            RunRow("OPT, fine-tuned, blank pictures", "questions_opt", "_blank"),
+            RunRow("T5, fine-tuned, blank pictures", "questions_t5", "_blank"),
         ),
         _QUESTIONS,
         (("OPT, zero-shot", "OPT, fine-tuned"), ("T5, zero-shot", "T5, fine-tuned")),
@@ -173,10 +188,10 @@ TABLES = (
         "Figure 5: the last points",
         "As table 2: stage 2 that begins from nothing, and from stage 1.",
         (
-            Row("OPT without stage 1", "opt_without_stage1"),
-            Row("OPT with stage 1", "opt"),
-            Row("T5 without stage 1", "t5_without_stage1"),
-            Row("T5 with stage 1", "t5"),
+            RunRow("OPT without stage 1", "opt_without_stage1"),
+            RunRow("OPT with stage 1", "opt"),
+            RunRow("T5 without stage 1", "t5_without_stage1"),
+            RunRow("T5 with stage 1", "t5"),
         ),
         _QUESTIONS,
         (

@@ -1,0 +1,1 @@
+"""HTML reports: one template and style sheet, images, charts and pages."""

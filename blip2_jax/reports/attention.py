@@ -1,4 +1,4 @@
-"""Where the queries of an evaluated model look, for a report."""
+"""Attention maps of the queries of an evaluated model."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.load import load
 from blip2_jax.models.presets import FeaturesConfig
-from blip2_jax.reports.page import Pictures
+from blip2_jax.reports.record_images import RecordImages
+from blip2_jax.reports.template import AttentionMaps
 from blip2_jax.training.checkpoints import parse_checkpoint
 
-PIXELS = 224  # of the pictures under the maps, where the model itself reads features
+PIXELS = 224  # side of the images under the maps of a model that reads features
 
 
-def attention_of(
-    settings: Mapping[str, Any], pictures: Pictures | None, count: int
-) -> list[tuple[UInt8[Array, "R R 3"], Float[Array, "Q grid grid"]]]:
-    """Pictures and, for each query, a map over their patches.
+def attention_maps_of_record(
+    settings: Mapping[str, Any], images: RecordImages | None, count: int
+) -> list[AttentionMaps]:
+    """Load the model of a record, and compute the maps of its first images.
 
     Args:
-      settings: of a record; its model is opened.
-      pictures: of its data; without them features have nothing to be laid over.
-      count: so many of the first images that can be read.
+      settings: of the record.
+      images: of its data; a model that reads features has no maps without them.
+      count: number of images; those that cannot be read are skipped.
 
     Raises:
-      ValueError, FileNotFoundError: the model or its data is not there any more, or
-        its image tokens are no grid.
+      FileNotFoundError: the model or its data is missing.
+      ValueError: the model cannot be loaded, or its image tokens are no square grid.
     """
     model = load(
         settings["model"],
@@ -42,31 +43,32 @@ def attention_of(
     )
     vision = model.model.config.vision
     has_features = isinstance(vision, FeaturesConfig)
-    size = PIXELS if isinstance(vision, FeaturesConfig) else vision.image_size
-    data = EvaluationSet(settings["data"], size, settings["max_examples"])
-    taken: dict[str, tuple[Array, Array]] = {}
-    for place, record in enumerate(data.records):
-        if len(taken) == count:
+    side = PIXELS if isinstance(vision, FeaturesConfig) else vision.image_size
+    data = EvaluationSet(settings["data"], side, settings["max_examples"])
+    shown: dict[str, Array] = {}
+    inputs: list[Array] = []
+    for index, record in enumerate(data.records):
+        if len(shown) == count:
             break
-        given = data.image(place)
-        pixels = given
+        model_input = pixels = data.image(index)
         if has_features:
-            pixels = pictures.find(record.key) if pictures else None
-        if given is not None and pixels is not None:
-            taken[record.key] = evaluation_image(pixels, size), given
-    if not taken:
+            pixels = images.find(record.key) if images else None
+        if model_input is None or pixels is None or record.key in shown:
+            continue
+        shown[record.key] = evaluation_image(pixels, side)
+        inputs.append(model_input)
+    if not shown:
         return []
-    inputs = np.stack([given for _, given in taken.values()])
-    maps = model.attention_maps(**{"features" if has_features else "images": inputs})
-    grids = _grids(maps)
-    return [(pixels, grids[row]) for row, (pixels, _) in enumerate(taken.values())]
+    name = "features" if has_features else "images"
+    maps = _square_grids(model.attention_maps(**{name: np.stack(inputs)}))
+    return list(zip(shown.values(), maps, strict=True))
 
 
-def _grids(maps: Float[Array, "B Q P"]) -> Float[Array, "B Q grid grid"]:
-    """The patches as a square; a class token before them is left out."""
+def _square_grids(maps: Float[Array, "B Q P"]) -> Float[Array, "B Q grid grid"]:
+    """Reshape the patches to a square, without a class token before them."""
     tokens = maps.shape[-1]
     for patches in (tokens, tokens - 1):
         side = round(patches**0.5)
         if side * side == patches:
             return maps[..., tokens - patches :].reshape(*maps.shape[:-1], side, side)
-    raise ValueError(f"{tokens} image tokens are no square of patches")
+    raise ValueError(f"{tokens} image tokens do not form a square grid of patches")

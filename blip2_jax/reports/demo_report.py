@@ -1,44 +1,38 @@
-"""The demo's table and its page: scenes, words, retrieval, attention, curves."""
+"""The demo's table and its HTML page: scenes, texts, retrieval, attention, curves."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip2_jax.data.shapes.captions import parse_caption
-from blip2_jax.evaluation.shapes_exam import Exam, Retrieval
-from blip2_jax.reports import pictures as pictures
+from blip2_jax.evaluation.shapes_exam import Exam, RetrievalResult
+from blip2_jax.reports.chart import line_chart
+from blip2_jax.reports.images import png_tag
+from blip2_jax.reports.template import (
+    escape,
+    render_attention_maps,
+    render_note,
+    render_page,
+    render_table,
+)
 
 NAMES = {"stage1": "Q-Former", "opt": "OPT", "t5": "T5"}
 SHOWN_SCENES, SHOWN_SEARCHES, SHOWN_MAPS = 12, 8, 8
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto;
-  padding: 0 1em; color: #1d1f24; }
-h2 { margin-top: 2em; } small, .note { color: #667; }
-table { border-collapse: collapse; } th, td { padding: .3em .9em; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-thead { border-bottom: 2px solid #ccd; } tbody tr { border-bottom: 1px solid #eee; }
-td.model { font-weight: 700; }
-img { image-rendering: pixelated; border-radius: 6px; display: block; }
-.cards { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2em; }
-.card { display: flex; gap: 1em; background: #f6f7f9; border-radius: 8px;
-  padding: .8em; }
-.card p, .card ul { margin: 0 0 .35em; } .card ul { padding-left: 1.1em; }
-.right::before { content: "\\2713 "; color: #15803d; font-weight: 700; }
-.wrong::before { content: "\\2717 "; color: #b91c1c; font-weight: 700; }
-.curves { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1em; }
-.maps { display: flex; flex-wrap: wrap; gap: .4em; align-items: center;
-  margin-bottom: .6em; }
-.maps figure { margin: 0; } figcaption { font-size: .75em; color: #667; }
-"""
-
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A score: of a guess that looks at nothing, with wrong pictures, with right."""
+class DemoScore:
+    """A score between 0 and 1.
+
+    Attributes:
+      name: of the score.
+      guess: of a baseline without images; None if there is none.
+      blank: of the model with blank images.
+      shuffled: of the model with the images of other scenes.
+      model: of the model with the right images.
+    """
 
     name: str
     guess: float | None
@@ -47,48 +41,50 @@ class Row:
     model: float
 
 
-def make_table(results: Mapping[str, Any]) -> list[Row]:
-    """The rows of the table, all shares between 0 and 1."""
+def demo_scores(results: Mapping[str, Any]) -> list[DemoScore]:
+    """Collect the scores of the demo's table.
 
-    def row(
-        name: str, key: str, pick: Callable[[Any], float], guess: float | None
-    ) -> Row:
-        values = [pick(results[f"{key}/{p}"]) for p in ("blank", "shuffled", "right")]
-        return Row(name, guess, *values)
+    Args:
+      results: of the exams, by name, as `blip2_jax.cli.demo` collects them.
+    """
+
+    def score(
+        name: str, key: str, select: Callable[[Any], float], guess: float | None
+    ) -> DemoScore:
+        conditions = ("blank", "shuffled", "right")
+        values = [select(results[f"{key}/{condition}"]) for condition in conditions]
+        return DemoScore(name, guess, *values)
 
     count = len(results["retrieval/right"].similarity)
-    rows = [
-        row(
-            f"image to text, first of {count}",
-            "retrieval",
-            lambda r: r.recall,
-            1 / count,
-        ),
-        row("  by contrast alone", "retrieval", lambda r: r.recall_itc, 1 / count),
-        row("matching pairs told apart", "matching", float, 0.5),
+    chance = 1 / count
+    first = f"image to text, first of {count}"
+    scores = [
+        score(first, "retrieval", lambda r: r.recall, chance),
+        score("  by contrast alone", "retrieval", lambda r: r.recall_itc, chance),
+        score("matching pairs told apart", "matching", float, 0.5),
     ]
     for key, name in NAMES.items():
-        captions = f"{key}/captions"
-        rows.append(
-            row(f"{name}: captions, things", captions, lambda c: c.attributes, 0.0)
-        )
-        rows.append(row(f"{name}: and places", captions, lambda c: c.everything, 0.0))
-        if f"{key}/answers/right" in results:
-            guess = results["majority"].accuracy
-            rows.append(
-                row(f"{name}: answers", f"{key}/answers", lambda a: a.accuracy, guess)
+        captions, answers = f"{key}/captions", f"{key}/answers"
+        scores += [
+            score(f"{name}: captions, things", captions, lambda c: c.attributes, 0.0),
+            score(f"{name}: and places", captions, lambda c: c.everything, 0.0),
+        ]
+        if f"{answers}/right" in results:
+            majority = results["majority"].accuracy
+            scores.append(
+                score(f"{name}: answers", answers, lambda a: a.accuracy, majority)
             )
-    return rows
+    return scores
 
 
-def as_text(table: Sequence[Row]) -> str:
-    """The table for a terminal."""
+def scores_as_text(scores: Sequence[DemoScore]) -> str:
+    """Format the table for a terminal."""
     head = f"{'held-out scenes':38}{'guess':>8}{'blank':>8}{'shuffled':>10}{'model':>8}"
     lines = [head, "-" * len(head)]
     lines += [
-        f"{r.name:38}{_percent(r.guess):>8}{_percent(r.blank):>8}"
-        f"{_percent(r.shuffled):>10}{_percent(r.model):>8}"
-        for r in table
+        f"{s.name:38}{_percent(s.guess):>8}{_percent(s.blank):>8}"
+        f"{_percent(s.shuffled):>10}{_percent(s.model):>8}"
+        for s in scores
     ]
     return "\n".join(lines)
 
@@ -97,129 +93,114 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
 
 
-def make_page(
+def demo_page(
     exam: Exam,
     results: Mapping[str, Any],
-    table: Sequence[Row],
+    scores: Sequence[DemoScore],
     curves: Mapping[str, Sequence[Mapping[str, float]]],
-    spent: str,
+    duration: str,
 ) -> str:
-    """The page as one HTML file, pictures included.
+    """Render the page as one HTML file with the images inside.
 
     Args:
       exam: the scenes.
-      results: by name, as `launch/demo.py` collects them.
-      table: from `make_table`.
-      curves: logged numbers of each run.
-      spent: how long it took, in words.
+      results: of the exams, by name, as `blip2_jax.cli.demo` collects them.
+      scores: from `demo_scores`.
+      curves: logged metrics of each run.
+      duration: of the demo, as text.
     """
-    timing = f"<p class=note>{html.escape(spent)}</p>"
+    maps = list(zip(exam.images, results["maps"], strict=False))[:SHOWN_MAPS]
     sections = [
-        ("What was measured", _table(table) + timing),
+        ("What was measured", _score_table(scores) + render_note(duration)),
         ("Captions and answers", _scenes(exam, results)),
         ("Retrieval", _searches(exam, results["retrieval/right"])),
-        ("Where the queries look", _maps(exam, results["maps"])),
+        ("Where the queries look", render_attention_maps(maps, 96, 64)),
         ("Training", _curves(curves)),
     ]
-    body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
-    return (
-        "<!doctype html>\n<html lang=en><meta charset=utf-8>\n"
-        f"<title>blip2_jax on shapes</title>\n<style>{_STYLE}</style>\n"
-        "<h1>BLIP-2 on a world of shapes</h1>\n"
+    lead = (
         "<p>A Q-Former was trained between a frozen image encoder and two frozen "
-        "language models, then asked about scenes that each hold a combination of "
-        "size, colour and shape which <b>no training data contain</b>, neither "
-        "pictures nor texts, those of the frozen models included. Scenes come in "
-        "pairs of near-duplicates.</p>\n"
-        f"{body}\n</html>\n"
+        "language models, then examined on scenes that each hold a combination of "
+        "size, colour and shape which <b>no training data contain</b>, neither images "
+        "nor texts, those of the frozen models included. Scenes come in pairs of "
+        "near-duplicates.</p>"
     )
+    body = [f"<h2>{title}</h2>\n{content}" for title, content in sections]
+    return render_page("BLIP-2 on a world of shapes", [lead, *body])
 
 
-def _table(table: Sequence[Row]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(r.name).replace('  ', '&emsp;')}</td>"
-        f"<td>{_percent(r.guess)}</td><td>{_percent(r.blank)}</td>"
-        f"<td>{_percent(r.shuffled)}</td><td class=model>{_percent(r.model)}</td></tr>"
-        for r in table
+def _score_table(scores: Sequence[DemoScore]) -> str:
+    head = ("", "guess", "blank image", "another scene's", "the model")
+    rows = [
+        (
+            s.name,
+            _percent(s.guess),
+            _percent(s.blank),
+            _percent(s.shuffled),
+            _percent(s.model),
+        )
+        for s in scores
+    ]
+    explanation = (
+        "A guess uses no image: chance, or the most common training answer to each "
+        "kind of question. Retrieval is by contrast, its best re-ranked by the "
+        "matching head; half of the non-matching pairs are near-duplicates."
     )
-    return (
-        "<table><thead><tr><th></th><th>guess</th><th>blank picture</th>"
-        "<th>another scene's</th><th>the model</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
-        "<p class=note>A guess looks at nothing: chance, or each kind of question's "
-        "most common training answer. Retrieval is by contrast, its best re-ranked by "
-        "the matching head; half of the non-matching pairs are near-duplicates.</p>"
-    )
+    return render_table(head, rows, main_column=4) + render_note(explanation)
 
 
-def _marked(text: str, right: bool, lead: str = "") -> str:
+def _marked(text: str, right: bool, label: str = "") -> str:
+    """Render a text with a tick or a cross."""
     kind = "right" if right else "wrong"
-    return f"{html.escape(lead)}<span class={kind}>{html.escape(text)}</span>"
+    return f"{escape(label)}<span class={kind}>{escape(text)}</span>"
 
 
 def _scenes(exam: Exam, results: Mapping[str, Any]) -> str:
-    """Cards: a picture, what each model says of it, questions with answers."""
+    """Render cards: an image, each model's caption, questions with answers."""
     cards = []
     for index in range(min(SHOWN_SCENES, len(exam.scenes))):
-        scene = exam.scenes[index]
-        lines = []
+        captions = []
         for key, name in NAMES.items():
             text = results[f"{key}/captions/right"].texts[index]
-            told = _marked(text, parse_caption(text).describes(scene), f"{name}: ")
-            lines.append(f"<p>{told}</p>")
-        asked = "".join(
-            f"<li>{html.escape(question.text)} "
-            + " ".join(
-                _marked(answer, answer == question.answer, f"{NAMES[name]} ")
-                for name in ("opt", "t5")
-                for answer in [results[f"{name}/answers/right"].texts[index][number]]
+            right = parse_caption(text).describes(exam.scenes[index])
+            captions.append(f"<p>{_marked(text, right, f'{name}: ')}</p>")
+        answers = {
+            NAMES[key]: results[f"{key}/answers/right"].texts[index]
+            for key in ("opt", "t5")
+        }
+        questions = []
+        for number, question in enumerate(exam.questions[index][:4]):
+            marked = " ".join(
+                _marked(texts[number], texts[number] == question.answer, f"{name} ")
+                for name, texts in answers.items()
             )
-            + "</li>"
-            for number, question in enumerate(exam.questions[index][:4])
+            questions.append(f"<li>{escape(question.text)} {marked}</li>")
+        cards.append(
+            f"<div class=card>{png_tag(exam.images[index], 160)}"
+            f"<div>{''.join(captions)}<ul>{''.join(questions)}</ul></div></div>"
         )
-        picture = pictures.image_tag(exam.images[index], 160)
-        words = f"{''.join(lines)}<ul>{asked}</ul>"
-        cards.append(f"<div class=card>{picture}<div>{words}</div></div>")
     return f"<div class=cards>{''.join(cards)}</div>"
 
 
-def _searches(exam: Exam, found: Retrieval) -> str:
-    """Pictures with the three captions that rank first."""
+def _searches(exam: Exam, retrieval: RetrievalResult) -> str:
+    """Render images with the three captions that rank first."""
     cards = []
     step = max(1, len(exam.scenes) // SHOWN_SEARCHES)
     for index in range(0, step * SHOWN_SEARCHES, step)[: len(exam.scenes)]:
         hits = "".join(
             f"<p>{_marked(exam.captions[hit], hit == index)} "
-            f"<small>{found.similarity[index, hit]:.2f}</small></p>"
-            for hit in found.order[index][:3]
+            f"<small>{retrieval.similarity[index, hit]:.2f}</small></p>"
+            for hit in retrieval.order[index][:3]
         )
-        picture = pictures.image_tag(exam.images[index], 120)
-        cards.append(f"<div class=card>{picture}<div>{hits}</div></div>")
+        image = png_tag(exam.images[index], 120)
+        cards.append(f"<div class=card>{image}<div>{hits}</div></div>")
     return (
-        "<p>Each picture's three best captions among all; the number is the cosine of "
-        f"contrast.</p><div class=cards>{''.join(cards)}</div>"
-    )
-
-
-def _maps(exam: Exam, maps: Any) -> str:
-    """Rows of one picture under each query's attention."""
-    rows = []
-    for index in range(min(SHOWN_MAPS, len(maps))):
-        image = exam.images[index]
-        figures = [f"<figure>{pictures.image_tag(image, 96)}</figure>"]
-        figures += [
-            f"<figure>{pictures.image_tag(pictures.overlay(image, one), 64)}"
-            f"<figcaption>{number + 1}</figcaption></figure>"
-            for number, one in enumerate(maps[index])
-        ]
-        rows.append(f"<div class=maps>{''.join(figures)}</div>")
-    return (
-        "<p>Cross-attention of each query, blocks and heads averaged; bright where it "
-        f"looks.</p>{''.join(rows)}"
+        "<p>The three best captions of each image among all captions, with the cosine "
+        f"of the contrastive head.</p><div class=cards>{''.join(cards)}</div>"
     )
 
 
 def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Render a chart of the losses of each run."""
     charts = []
     for name, lines in curves.items():
         losses = sorted({key for line in lines for key in line if "loss_" in key})
@@ -229,5 +210,5 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             ]
             for key in losses
         }
-        charts.append(f"<figure>{pictures.chart(name, series)}</figure>")
+        charts.append(f"<figure>{line_chart(name, series)}</figure>")
     return f"<div class=curves>{''.join(charts)}</div>"

@@ -1,199 +1,180 @@
-"""One HTML page of several evaluations: tables, pictures, searches, attention."""
+"""Report of several evaluations: Markdown tables, and an HTML page with images."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from jaxtyping import Float, UInt8
-from numpy import ndarray as Array
 
 from blip2_jax.evaluation import compare
-from blip2_jax.evaluation.breakdown import aligned, extremes, goodness
+from blip2_jax.evaluation.breakdown import (
+    aligned_examples,
+    best_and_worst,
+    example_score,
+)
 from blip2_jax.evaluation.compare import Group, Table
 from blip2_jax.evaluation.examples import Example
-from blip2_jax.reports.page import Pictures
-from blip2_jax.reports.pictures import image_tag, overlay, photo_tag
+from blip2_jax.reports.images import jpeg_tag
+from blip2_jax.reports.record_images import RecordImages
+from blip2_jax.reports.template import (
+    AttentionMaps,
+    escape,
+    render_attention_maps,
+    render_list,
+    render_note,
+    render_page,
+    render_table,
+)
 
-_STYLE = """
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 76em; margin: 2em auto;
-  padding: 0 1em; color: #1d1f24; }
-h2 { margin-top: 2.2em; border-bottom: 1px solid #dde; } .note { color: #667; }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #eee; }
-th:first-child, td:first-child { text-align: left; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(30em, 1fr));
-  gap: 1em; }
-.card { display: flex; gap: 1em; background: #f6f7f9; border-radius: 8px;
-  padding: .8em; align-items: flex-start; }
-.card p { margin: 0 0 .35em; } .card ul { margin: .3em 0; padding-left: 1.1em;
-  color: #556; font-size: .9em; }
-img { border-radius: 6px; display: block; }
-.name { color: #667; font-size: .85em; } .said { font-weight: 600; }
-.right { outline: 4px solid #15803d; } li.right { outline: none; color: #15803d;
-  font-weight: 600; }
-.row { display: flex; flex-wrap: wrap; gap: .5em; margin: .3em 0 1.2em; }
-.row figure { margin: 0; } figcaption { font-size: .75em; color: #667; }
-"""
+INTERVALS_NOTE = (
+    "In brackets the interval that holds 95 % of draws of as many examples with "
+    "replacement; p is twice the share of draws on the rarer side of zero."
+)
 
-# Of one picture: its pixels as the model saw them, and where each query looks.
-Maps = list[tuple[UInt8[Array, "R R 3"], Float[Array, "Q grid grid"]]]
+
+def record_markdown(groups: Sequence[Group], tables: Mapping[str, Table]) -> str:
+    """Render the report without images as Markdown.
+
+    Args:
+      groups: records to report.
+      tables: further tables by their titles.
+    """
+    parts = ["# Evaluations", INTERVALS_NOTE]
+    for group in groups:
+        parts += [f"## {group.title}", compare.score_table(group).markdown()]
+        paired = compare.difference_table(group)
+        if paired:
+            parts.append(paired if isinstance(paired, str) else paired.markdown())
+        parts.append("\n".join(f"- {line}" for line in compare.group_notes(group)))
+    for title, table in tables.items():
+        parts += [f"## {title}", table.markdown()]
+    return "\n\n".join(parts) + "\n"
 
 
 def record_page(
     groups: Sequence[Group],
-    insights: Mapping[str, Table],
-    pictures: Mapping[int, Pictures],
-    maps: Mapping[str, Maps],
+    tables: Mapping[str, Table],
+    images: Mapping[int, RecordImages],
+    maps: Mapping[str, Sequence[AttentionMaps]],
     count: int,
 ) -> str:
-    """The page as one HTML file, pictures included.
+    """Render the report as one HTML file with the images inside.
 
     Args:
-      groups: what to report.
-      insights: further tables by their titles.
-      pictures: of the data of a group, by its place; those without are shown in words.
-      maps: attention maps by what model they are of.
-      count: how many examples of a kind are shown.
+      groups: records to report.
+      tables: further tables by their titles.
+      images: of the data of a group, by its index; without them names are shown.
+      maps: attention maps by the name of their model.
+      count: number of best examples, and of worst examples.
     """
-    parts = ["<h1>Evaluations</h1>", _note(compare.DRAWN_AGAIN)]
-    for place, group in enumerate(groups):
-        found = pictures.get(place)
-        parts += [f"<h2>{_text(group.title)}</h2>", _table(compare.score_table(group))]
+    parts = [render_note(INTERVALS_NOTE)]
+    for index, group in enumerate(groups):
+        parts += [f"<h2>{escape(group.title)}</h2>", _table(compare.score_table(group))]
         paired = compare.difference_table(group)
         if paired:
-            parts.append(_note(paired) if isinstance(paired, str) else _table(paired))
-        parts += [_note(line) for line in compare.notes_of(group)]
-        show = _searches if group.task == "retrieval" else _said
-        parts.append(show(group, found, count))
-    for title, table in insights.items():
-        parts += [f"<h2>{_text(title)}</h2>", _table(table)]
-    for title, shown in maps.items():
-        parts += [f"<h2>Where the queries look, {_text(title)}</h2>", _maps(shown)]
-    body = "\n".join(parts)
-    return (
-        "<!doctype html>\n<html lang=en><meta charset=utf-8>\n"
-        f"<title>Evaluations</title>\n<style>{_STYLE}</style>\n{body}\n</html>\n"
-    )
-
-
-def _text(words: Any) -> str:
-    return html.escape(str(words))
-
-
-def _note(words: str) -> str:
-    return f"<p class=note>{_text(words)}</p>"
+            parts.append(
+                render_note(paired) if isinstance(paired, str) else _table(paired)
+            )
+        parts += map(render_note, compare.group_notes(group))
+        render_examples = _searches if group.task == "retrieval" else _texts
+        parts.append(render_examples(group, images.get(index), count))
+    for title, table in tables.items():
+        parts += [f"<h2>{escape(title)}</h2>", _table(table)]
+    for name, model_maps in maps.items():
+        parts.append(f"<h2>Where the queries look, {escape(name)}</h2>")
+        parts.append(render_attention_maps(model_maps))
+    return render_page("Evaluations", parts)
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in table.head)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>"
-        for row in table.rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return render_table(table.head, table.rows)
 
 
-def _photo(pictures: Pictures | None, key: str, width: int) -> str:
-    """The picture of a record, or its name where there is none."""
-    pixels = pictures.find(key) if pictures else None
+def _image(images: RecordImages | None, key: str, width: int) -> str:
+    """Render the image of a record, or its name if there is no image."""
+    pixels = images.find(key) if images else None
     if pixels is None:
-        return f"<span class=name>{_text(key)}</span>"
-    return photo_tag(pixels, key, width)
+        return f"<span class=name>{escape(key)}</span>"
+    return jpeg_tag(pixels, key, width)
 
 
-def _said(group: Group, pictures: Pictures | None, count: int) -> str:
-    """Cards of the examples that were captioned or answered best and worst."""
+def _texts(group: Group, images: RecordImages | None, count: int) -> str:
+    """Render cards of the images or questions with the best and worst texts."""
     unit = group.entries[0].examples[0]["unit"] if group.entries[0].examples else ""
-    found = extremes(group, count, unit)
+    selected = best_and_worst(group, count, unit)
     names = [entry.name for entry in group.entries]
     sections = []
-    for title, places in (("Best", found.best), ("Worst", found.worst)):
+    for title, indices in (("Best", selected.best), ("Worst", selected.worst)):
         cards = []
-        for place in places:
-            same = [examples[place] for examples in aligned(group)]
-            words = "".join(map(_line, names, same))
-            photo = _photo(pictures, same[0]["key"], 200)
+        for index in indices:
+            examples = [column[index] for column in aligned_examples(group)]
+            first = examples[0]
+            question = (
+                f"<p>{escape(first['question'])}</p>" if "question" in first else ""
+            )
+            texts = "".join(map(_text, names, examples))
             cards.append(
-                f"<div class=card>{photo}<div>{_asked(same[0])}{words}"
-                f"{_references(same[0])}</div></div>"
+                f"<div class=card>{_image(images, first['key'], 200)}"
+                f"<div>{question}{texts}{_references(first)}</div></div>"
             )
         sections.append(f"<h3>{title}</h3><div class=cards>{''.join(cards)}</div>")
-    return "".join(sections) if found.best else ""
+    return "".join(sections) if selected.best else ""
 
 
-def _asked(example: Example) -> str:
-    return f"<p>{_text(example['question'])}</p>" if "question" in example else ""
-
-
-def _line(name: str, example: Example) -> str:
-    value = goodness(example)
-    score = "" if value is None else f" {value:.0f}"
+def _text(name: str, example: Example) -> str:
+    score = example_score(example)
+    label = name if score is None else f"{name} {score:.0f}"
     return (
-        f"<p><span class=said>{_text(example['said'])}</span> "
-        f"<span class=name>{_text(name)}{score}</span></p>"
+        f"<p><span class=said>{escape(example['said'])}</span> "
+        f"<span class=name>{escape(label)}</span></p>"
     )
 
 
 def _references(example: Example) -> str:
-    """What people said; equal answers once, with how many gave them."""
-    given = example["references"]
-    counted = {text: given.count(text) for text in given}
-    lines = [text if n == 1 else f"{text} ({n})" for text, n in counted.items()]
-    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+    """Render people's texts; equal ones once, with their number."""
+    references = example["references"]
+    counts = {text: references.count(text) for text in references}
+    return render_list(
+        text if n == 1 else f"{text} ({n})" for text, n in counts.items()
+    )
 
 
-def _searches(group: Group, pictures: Pictures | None, count: int) -> str:
-    """Of the first entry: texts with the pictures found, pictures with the texts."""
+def _searches(group: Group, images: RecordImages | None, count: int) -> str:
+    """Render the best and worst searches of the first entry, from texts and images."""
     first = group.entries[0]
-    examples = first.examples
-    sections = [_note(f"Searches of {first.name}; what is right is green.")]
-    for unit, show in (("text", _text_search), ("image", _image_search)):
-        found = extremes(Group(group.task, [first]), count, unit)
-        for title, places in (("best", found.best), ("worst", found.worst)):
-            rows = "".join(show(examples[place], pictures) for place in places)
+    sections = [render_note(f"Searches of {first.name}; right answers are green.")]
+    for unit, render in (("text", _text_search), ("image", _image_search)):
+        selected = best_and_worst(Group(group.task, [first]), count, unit)
+        for title, indices in (("best", selected.best), ("worst", selected.worst)):
+            rows = "".join(render(first.examples[index], images) for index in indices)
             sections.append(f"<h3>From {unit}s, {title}</h3>{rows}")
     return "".join(sections)
 
 
-def _rank(example: Example) -> str:
-    each = (f"{stage} {rank + 1}" for stage, rank in example["ranks"].items())
-    return f"first right one at place: {', '.join(each)}"
+def _ranks(example: Example) -> str:
+    ranks = (f"{stage} {rank + 1}" for stage, rank in example["ranks"].items())
+    return f"rank of the first right answer: {', '.join(ranks)}"
 
 
-def _text_search(example: Example, pictures: Pictures | None) -> str:
+def _hit_class(hit: Mapping[str, object]) -> str:
+    return "right" if hit["right"] else "wrong"
+
+
+def _text_search(example: Example, images: RecordImages | None) -> str:
     figures = "".join(
-        f"<figure class={'right' if hit['right'] else 'wrong'}>"
-        f"{_photo(pictures, hit['key'], 150)}</figure>"
+        f"<figure class={_hit_class(hit)}>{_image(images, hit['key'], 150)}</figure>"
         for hit in example["found"]
     )
     return (
-        f"<p><span class=said>{_text(example['said'])}</span> "
-        f"<span class=name>{_rank(example)}</span></p><div class=row>{figures}</div>"
+        f"<p><span class=said>{escape(example['said'])}</span> "
+        f"<span class=name>{_ranks(example)}</span></p><div class=row>{figures}</div>"
     )
 
 
-def _image_search(example: Example, pictures: Pictures | None) -> str:
+def _image_search(example: Example, images: RecordImages | None) -> str:
     hits = "".join(
-        f"<li class={'right' if hit['right'] else 'wrong'}>{_text(hit['text'])}</li>"
+        f"<li class={_hit_class(hit)}>{escape(hit['text'])}</li>"
         for hit in example["found"]
     )
     return (
-        f"<div class=card>{_photo(pictures, example['key'], 150)}<div>"
-        f"<p class=name>{_rank(example)}</p><ul>{hits}</ul></div></div><br>"
+        f"<div class=card>{_image(images, example['key'], 150)}<div>"
+        f"<p class=name>{_ranks(example)}</p><ul>{hits}</ul></div></div>"
     )
-
-
-def _maps(shown: Maps) -> str:
-    rows = []
-    for image, queries in shown:
-        figures = [f"<figure>{image_tag(image, 130)}</figure>"]
-        figures += [
-            f"<figure>{image_tag(overlay(image, one), 80)}"
-            f"<figcaption>{number + 1}</figcaption></figure>"
-            for number, one in enumerate(queries)
-        ]
-        rows.append(f"<div class=row>{''.join(figures)}</div>")
-    words = "Cross-attention of each query, blocks and heads averaged; bright where it "
-    return _note(words + "looks.") + "".join(rows)

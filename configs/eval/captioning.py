@@ -16,4 +16,4 @@ from blip2_jax.paper import paper_tables
 
 def get_config(row: str = "nocaps,flant5xl") -> ConfigDict:
     """Build the configuration; `row` is "DATA,MODEL" and changed directories."""
-    return paper_tables.captioning(paper_tables.read_row("captioning", row))
+    return paper_tables.captioning(paper_tables.parse_row("captioning", row))

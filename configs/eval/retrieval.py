@@ -16,4 +16,4 @@ from blip2_jax.paper import paper_tables
 
 def get_config(row: str = "coco,vitg") -> ConfigDict:
     """Build the configuration; `row` is "DATA,MODEL" and changed directories."""
-    return paper_tables.retrieval(paper_tables.read_row("retrieval", row))
+    return paper_tables.retrieval(paper_tables.parse_row("retrieval", row))

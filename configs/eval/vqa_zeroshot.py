@@ -17,4 +17,4 @@ from blip2_jax.paper import paper_tables
 
 def get_config(row: str = "vqav2_val,opt2.7b") -> ConfigDict:
     """Build the configuration; `row` is "DATA,MODEL" and changed directories."""
-    return paper_tables.vqa_zeroshot(paper_tables.read_row("vqa_zeroshot", row))
+    return paper_tables.vqa_zeroshot(paper_tables.parse_row("vqa_zeroshot", row))

@@ -7,8 +7,8 @@ import pytest
 from blip2_jax.cli import report
 from blip2_jax.cli.evaluate import main
 from blip2_jax.convert.native_folder import write_folder
-from blip2_jax.evaluation.examples import read_examples, statistics_of
-from blip2_jax.evaluation.stage1_scores import Stage1Scorer
+from blip2_jax.evaluation.examples import example_statistics, read_examples
+from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
 from blip2_jax.inference.load import open_model
 from tests.support.tiny_runs import make_run
 
@@ -71,7 +71,7 @@ def check_examples(record, out):
     """Check that the scores follow from the examples and that all have intervals."""
     examples = read_examples(out.with_suffix(".examples.jsonl"))
     assert len(examples) == record["examples"]
-    statistics = statistics_of(examples)
+    statistics = example_statistics(examples)
     assert set(record["intervals"]) == set(record["scores"]) - {"meteor"}
     for name, (low, high) in record["intervals"].items():
         value = record["scores"][name]
@@ -106,7 +106,7 @@ def test_questions(run, tmp_path, capsys, monkeypatch):
     code, record = evaluate(monkeypatch, run, "vqa", tmp_path / "q.json")
     if run.config.task == "stage1":
         assert (code, record) == (1, None)
-        assert "needs a language model" in capsys.readouterr().err
+        assert "needs a stage-2 model" in capsys.readouterr().err
         return
     assert code == 0
     assert 0 <= record["scores"]["exact_match"] <= 100

@@ -134,7 +134,7 @@ def test_a_report_without_images(folder, capsys):
     record = write(folder, "left", "vqa", questions(range(4)), {"vqa_accuracy": 33.3})
     (folder / "all.json").unlink()
     _, page = report(folder, record)
-    assert "no pictures of vqa: 12 questions" in capsys.readouterr().out
+    assert "no images of vqa: 12 questions" in capsys.readouterr().out
     assert "<img" not in page and "0.png" in page
 
 

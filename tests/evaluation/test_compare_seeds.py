@@ -1,6 +1,6 @@
-"""What is printed of records of repeated trainings."""
+"""Lines that compare trainings with several seeds."""
 
-from blip2_jax.evaluation.compare_seeds import lines, read_scores
+from blip2_jax.evaluation.compare_seeds import compare_seeds, read_statistics
 from blip2_jax.evaluation.examples import write_examples
 
 
@@ -10,16 +10,16 @@ def record(folder, name, right):
         for number, value in enumerate(right)
     ]
     write_examples(folder / f"{name}.examples.jsonl", examples)
-    return read_scores(folder / f"{name}.json")
+    return read_statistics(folder / f"{name}.json")
 
 
 def test_means_and_the_paired_difference(tmp_path):
     first = [record(tmp_path, f"a{seed}", [1, 1, 1, seed]) for seed in (0, 1)]
     other = [record(tmp_path, f"b{seed}", [1, 1, 0, seed]) for seed in (0, 1)]
-    found = [line.strip() for line in lines(first, other)]
-    assert len(found) == 3
-    assert found[0].startswith("exact_match  87.5 [")
-    assert found[1].startswith("exact_match, against  62.5 [")
-    assert found[2].startswith("exact_match, less it  +25.0 [")
-    assert found[2].endswith("(+25.0, +25.0)")
-    assert len(list(lines(first))) == 1
+    lines = [line.strip() for line in compare_seeds(first, other)]
+    assert len(lines) == 3
+    assert lines[0].startswith("exact_match  87.5 [")
+    assert lines[1].startswith("exact_match, against  62.5 [")
+    assert lines[2].startswith("exact_match, less it  +25.0 [")
+    assert lines[2].endswith("(+25.0, +25.0)")
+    assert len(list(compare_seeds(first))) == 1

@@ -1,16 +1,16 @@
-"""Guesses from the training answers alone."""
+"""Most common training answers as a baseline."""
 
 import pytest
 
 from blip2_jax.data.sources.base import Question
-from blip2_jax.evaluation.majority_baseline import answered_questions, guesses
+from blip2_jax.evaluation.majority_baseline import answered_questions, majority_scores
 
 
-def asked(*pairs):
+def make_questions(*pairs):
     return [Question(text, (answer,)) for text, answer in pairs]
 
 
-TRAIN = asked(
+TRAIN = make_questions(
     ("how many chairs?", "two"),
     ("how many beds?", "2"),
     ("how many cups?", "3"),
@@ -23,14 +23,14 @@ TRAIN = asked(
 
 def test_the_commonest_answers_overall_and_by_type():
     """Answers count in their normalised form: "two" is "2", "a chair" is "chair"."""
-    test = asked(
+    test = make_questions(
         ("How many windows?", "2"),
         ("what color is she?", "red"),
         ("what is blue?", "the chair"),
         ("where is it?", "chair"),
         ("what is it?", "x"),
     )
-    scores = guesses(TRAIN, test)
+    scores = majority_scores(TRAIN, test)
     assert scores["the commonest answer"] == pytest.approx(40)
     assert scores["the commonest of the question's type"] == pytest.approx(80)
 

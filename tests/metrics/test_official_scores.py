@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.evaluation.results import caption_results
 from blip2_jax.metrics.bleu import bleu, bleu_counts
 from blip2_jax.metrics.captions import caption_scores
 from blip2_jax.metrics.vqa import AnsweredQuestion, agreement
@@ -45,8 +44,11 @@ def test_captions_score_as_in_the_official_evaluation(photos, tmp_path, monkeypa
 
     references, records, captions = photos
     monkeypatch.setattr(official, "Spice", official.Rouge)  # SPICE's models are large
-    said = [(record, captions[record.image_id]) for record in records]
-    (tmp_path / "results.json").write_text(json.dumps(caption_results(said)))
+    predictions = [
+        {"image_id": record.original_id, "caption": captions[record.image_id]}
+        for record in records
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(predictions))
     truth = COCO(str(references))
     results = truth.loadRes(str(tmp_path / "results.json"))
     evaluation = official.COCOEvalCap(truth, results)
@@ -64,7 +66,7 @@ def test_captions_score_as_in_the_official_evaluation(photos, tmp_path, monkeypa
     )
     for record in records[:50]:
         each = evaluation.imgToEval[record.original_id]
-        mine = ours.each[record.image_id]
+        mine = ours.per_image[record.image_id]
         assert mine["cider"] == pytest.approx(100 * each["CIDEr"])
         assert mine["rouge_l"] == pytest.approx(100 * each["ROUGE_L"])
 
@@ -81,9 +83,9 @@ def test_sums_over_captions_give_the_scores_of_the_set_and_of_its_parts(photos):
         for name, value in alone.scores.items():
             assert whole.scores[f"{name}{part}"] == value
         for name in ("cider", "rouge_l"):
-            values = [whole.each[key][f"{name}{part}"] for key in keys]
+            values = [whole.per_image[key][f"{name}{part}"] for key in keys]
             assert sum(values) / len(values) == pytest.approx(alone.scores[name])
-        sums = sum(map(_array, (whole.bleu[key] for key in keys)))
+        sums = sum(map(_array, (whole.bleu_counts[key] for key in keys)))
         for order in range(1, 5):
             assert bleu(sums, order) == pytest.approx(
                 alone.scores[f"bleu_{order}"], rel=1e-6

@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from blip2_jax.data.evaluation_data import EvaluationSet
-from blip2_jax.evaluation.eval_config import default_evaluation
-from blip2_jax.evaluation.tasks import TASKS, given
+from blip2_jax.evaluation.eval_config import (
+    TASKS,
+    default_evaluation,
+    keys_that_are_set,
+)
 from blip2_jax.generation.decoding_config import ANSWER_DEFAULTS
 from blip2_jax.paper import paper_tables
 
@@ -63,17 +66,17 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("table", "row"), paper_tables.every_row())
+@pytest.mark.parametrize(("table", "row"), paper_tables.all_rows())
 def test_each_row_builds_and_reads_its_benchmark(table, row, data):
     build = importlib.import_module(f"blip2_jax.configs.eval.{table}").get_config
     config = build(f"{row},data={data},weights=W")
     assert set(config) == set(default_evaluation()) and config.is_locked
     assert config.task in TASKS and config.title and config.paper
     assert config.model.startswith(("W/blip2_", "runs/"))
-    ANSWER_DEFAULTS.replace(**given(config.decoding))  # settings that decoding knows
-    found = EvaluationSet(config.data, 9)
-    (record,) = found.records
-    assert found.image(0) is not None and not found.broken
+    ANSWER_DEFAULTS.replace(**keys_that_are_set(config.decoding))  # known settings
+    data_set = EvaluationSet(config.data, 9)
+    (record,) = data_set.records
+    assert data_set.image(0) is not None and not data_set.broken_images
     if config.task == "vqa":
         (question,) = record.questions
         assert (question.answers == ()) == ("test" in row)
@@ -109,4 +112,4 @@ def test_the_paper_asks_each_family_in_its_words():
 )
 def test_what_is_no_row_says_what_there_is(row, message):
     with pytest.raises(ValueError, match=message):
-        paper_tables.read_row("vqa_zeroshot", row)
+        paper_tables.parse_row("vqa_zeroshot", row)

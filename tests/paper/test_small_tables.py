@@ -13,14 +13,14 @@ from blip2_jax.evaluation.shapes_exam import common_answers
 from blip2_jax.paper.small_report import (
     Records,
     as_markdown,
-    curves,
     figure5,
-    guessed,
+    majority_accuracy,
     make_table,
-    things_right,
+    mean_curves,
+    share_naming_all_things,
 )
-from blip2_jax.paper.small_tables import CURVES, TABLES, Row, Score, SmallTable
-from blip2_jax.reports.pictures import chart
+from blip2_jax.paper.small_tables import CURVES, TABLES, RunRow, ScoreColumn, SmallTable
+from blip2_jax.reports.chart import line_chart
 
 
 def write(directory, seed, run, exam, rights):
@@ -45,8 +45,8 @@ def write(directory, seed, run, exam, rights):
 SMALL = SmallTable(
     "a title",
     "a lead",
-    (Row("A", "a"), Row("B", "b"), Row("B, blank", "b", "_blank")),
-    (Score("held-out", "questions_heldout", "{kind}"),),
+    (RunRow("A", "a"), RunRow("B", "b"), RunRow("B, blank", "b", "_blank")),
+    (ScoreColumn("held-out", "questions_heldout", "{kind}"),),
     (("A", "B"),),
 )
 
@@ -58,10 +58,10 @@ def test_every_cell_has_a_training_and_an_exam(table):
     assert {label for pair in table.pairs for label in pair} <= set(labels)
     for row in table.rows:
         made = [exam.replace(",", "_") for exam in shapes_tables.exams(row.run)]
-        for score in table.scores:
-            exam = score.exam + row.ending
-            heldout_alone = row.ending and "validation" in exam
-            assert exam in made or heldout_alone, (row, score)
+        for column in table.columns:
+            exam = column.exam + row.exam_suffix
+            heldout_alone = row.exam_suffix and "validation" in exam
+            assert exam in made or heldout_alone, (row, column)
 
 
 def test_every_training_has_a_place_and_its_exams_build():
@@ -108,7 +108,7 @@ def test_a_caption_is_right_when_it_names_all_things():
     told = captions("heldout", 4, 1)[0]
     example = {"id": 4, "key": "heldout/4", "references": [told]}
     wrong = example | {"id": 5, "said": "a large red ring"}
-    assert things_right([example | {"said": told}, wrong]).value() == 50
+    assert share_naming_all_things([example | {"said": told}, wrong]).value() == 50
 
 
 def test_a_guess_is_the_most_common_answer_to_the_kind_of_question():
@@ -119,7 +119,7 @@ def test_a_guess_is_the_most_common_answer_to_the_kind_of_question():
         {"id": each, "references": [answer]}
         for each, answer in zip(ids, answers, strict=True)
     ]
-    assert guessed(examples).value() == pytest.approx(200 / 3)
+    assert majority_accuracy(examples).value() == pytest.approx(200 / 3)
 
 
 def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
@@ -134,7 +134,7 @@ def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text)
     records = Records(tmp_path, 3)
-    assert curves(records) == {"OPT with stage 1": [(10, 45.0), (20, 70.0)]}
+    assert mean_curves(records) == {"OPT with stage 1": [(10, 45.0), (20, 70.0)]}
     image = figure5(records)
     assert image.startswith("<svg xmlns=") and "OPT with stage 1 70.00" in image
     page = as_markdown(records)
@@ -144,5 +144,5 @@ def test_figure_5_is_the_mean_of_the_seeds(tmp_path):
 
 def test_names_stand_where_no_curve_ends():
     for end, side in ((1, range(20)), (8, range(150, 176))):
-        image = chart("", {"a": [(1, 9), (2, end)]})
+        image = line_chart("", {"a": [(1, 9), (2, end)]})
         assert int(re.search(r'y="([0-9]+)" fill', image)[1]) in side

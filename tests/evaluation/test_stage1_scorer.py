@@ -1,12 +1,12 @@
-"""Two-stage retrieval of a model: the original's scores, ranks and recalls."""
+"""Two-stage retrieval equals the original's scores, ranks and recalls."""
 
 import json
 
 import numpy as np
 import pytest
 
-from blip2_jax.evaluation.retrieval import recalls
-from blip2_jax.evaluation.stage1_scores import Stage1Scorer
+from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
+from blip2_jax.metrics.retrieval import recalls
 from tests.support import golden_stage1 as golden
 from tests.support import tolerances
 
@@ -49,12 +49,12 @@ def test_first_stage(case, first_stage):
 def test_reranked(case, first_stage, k):
     scorer, images, ids, mask, cosine = first_stage
     scores = scorer.rerank(images, ids, mask, cosine, k)
-    for found, name in ((scores.image_to_text, "i2t"), (scores.text_to_image, "t2i")):
+    for actual, name in ((scores.image_to_text, "i2t"), (scores.text_to_image, "t2i")):
         expected = case[f"score_{name}_k{k}"]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-        np.testing.assert_array_equal(np.argsort(found), np.argsort(expected))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(np.argsort(actual), np.argsort(expected))
     texts = json.loads((golden.STAGE1 / "retrieval_texts.json").read_text())
     owner = np.array([texts["txt2img"][str(i)] for i in range(len(ids))])
     result = recalls(scores, owner)
-    found = [result[name] for name in NAMES]
-    np.testing.assert_allclose(found, case[f"metrics_k{k}"][:9], rtol=1e-9)
+    actual = [result[name] for name in NAMES]
+    np.testing.assert_allclose(actual, case[f"metrics_k{k}"][:9], rtol=1e-9)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from blip2_jax.metrics import captions as caption_metrics
 from blip2_jax.metrics.captions import PYTHON_METRICS, caption_scores
 from blip2_jax.metrics.ptb_tokenizer import split_words
 
@@ -39,8 +40,8 @@ def test_words_are_the_official_ones():
             "it's 7:30, and 1,000 people cannot sleep",
         ]
     }
-    official = captions._split_with_java(captions)
-    assert captions._split_with_python(captions) == official
+    official = caption_metrics._split_with_java(captions)
+    assert caption_metrics._split_with_python(captions) == official
 
 
 def test_perfect_captions():

@@ -1,17 +1,17 @@
-"""The losses of an evaluation: means of whole batches, compiled once a run."""
+"""Held-out losses: means over whole batches, compiled once per run."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.evaluation.stage1 import evaluate_losses
+from blip2_jax.evaluation.held_out_loss import mean_losses
 
 
 def test_means_of_whole_batches_compiled_once():
-    traces = []
+    traced_keys = []
 
     def loss(params, batch, key):
-        traces.append(key)
+        traced_keys.append(key)
         value = params * batch["features"].mean()
         return value, {"loss": value, "loss_itc": 2 * value, "temperature": value}
 
@@ -21,8 +21,8 @@ def test_means_of_whole_batches_compiled_once():
             yield {"features": features, "valid": np.array([True, valid]), "_key": []}
 
     for scale in (1.0, 2.0):
-        found = evaluate_losses(loss, jnp.float32(scale), batches())
-        assert found["loss"] == pytest.approx(2 * scale)
-        assert found["loss_itc"] == pytest.approx(4 * scale)
-        assert "temperature" not in found
-    assert traces == [None]  # one trace, without dropout
+        metrics = mean_losses(loss, jnp.float32(scale), batches())
+        assert metrics["loss"] == pytest.approx(2 * scale)
+        assert metrics["loss_itc"] == pytest.approx(4 * scale)
+        assert "temperature" not in metrics
+    assert traced_keys == [None]  # one trace, without dropout

@@ -1,4 +1,4 @@
-"""A stage-1 model as retrieval sees it: compiled passes over chunks of fixed size."""
+"""Compiled passes of a stage-1 model for retrieval, in chunks of fixed size."""
 
 from __future__ import annotations
 
@@ -11,47 +11,38 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.evaluation.rerank_cache import FinishedRows
-from blip2_jax.evaluation.retrieval import Scores, rerank
+from blip2_jax.evaluation.rerank import rerank
+from blip2_jax.evaluation.rerank_cache import RerankCache
 from blip2_jax.inference.inputs import pad_batch
+from blip2_jax.metrics.retrieval import Scores
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer.qformer import ImageKeyValues
 from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel import hosts, sharding
 
-# The original evaluates with texts a little longer than the 32 tokens of its training.
-TEXT_LENGTH = 35
-_TRAINED_LENGTH = 32
-
-
-def text_length(trained_length: int | None) -> int:
-    """Length to cut texts to: the original's, or that of a training with less."""
-    if trained_length is None or trained_length >= _TRAINED_LENGTH:
-        return TEXT_LENGTH
-    return trained_length
-
 
 class EncodedImages(NamedTuple):
-    """Images: frozen features (before ln_vision) and unit vectors of queries."""
+    """Frozen features of images (before ln_vision) and unit vectors of queries."""
 
     features: Shaped[Array, "images P D"]
     queries: Float[Array, "images Q C"]
 
 
 class Stage1Scorer:
-    """Scores images against texts with one model and its parameters.
+    """Score images against texts with one model and its parameters.
 
     Attributes:
       batch_size: rows of every compiled pass; the last chunk is padded.
     """
 
     def __init__(self, model: Blip2Stage1, params: PyTree, batch_size: int = 64):
+        """Make a scorer; nothing is computed yet."""
         self.batch_size = batch_size
         self._model = model
         self._params = params
 
     def encode_images(self, images: Iterable[Shaped[Array, "B ..."]]) -> EncodedImages:
-        """Encode images, or given features, a batch at a time.
+        """Encode images, or features of images, a batch at a time.
 
         Args:
           images: batches of at most `batch_size` rows.
@@ -62,13 +53,13 @@ class Stage1Scorer:
             outputs = hosts.to_host(
                 _encode_images(self._model, self._params, self._padded(batch))
             )
-            parts.append(EncodedImages(*(part[:count] for part in outputs)))
+            parts.append(EncodedImages(*(output[:count] for output in outputs)))
         return EncodedImages(*map(np.concatenate, zip(*parts, strict=True)))
 
     def encode_texts(
         self, ids: Int[Array, "texts T"], mask: Bool[Array, "texts T"]
     ) -> Float[Array, "texts C"]:
-        """Unit vectors of texts."""
+        """Encode texts as unit vectors."""
         vectors = [
             hosts.to_host(
                 _encode_texts(
@@ -88,12 +79,12 @@ class Stage1Scorer:
         ids: Int[Array, "rows T"],
         mask: Bool[Array, "rows T"],
     ) -> Float[Array, "rows 2"]:
-        """Logits of (no match, match) of one image with some texts.
+        """Compute the (no match, match) logits of one image with some texts.
 
         The image's cross-attention keys and values are computed once.
         """
-        placed = sharding.place_rows_like(self._params, features[None])
-        image = _image_keys_values(self._model, self._params, placed)
+        image_features = sharding.place_rows_like(self._params, features[None])
+        image = _image_keys_values(self._model, self._params, image_features)
         logits = [
             hosts.to_host(
                 _match(
@@ -115,16 +106,17 @@ class Stage1Scorer:
         mask: Bool[Array, "texts T"],
         share: hosts.Share | None = None,
     ) -> Float[Array, "images texts"]:
-        """First stage: the ITC similarity of every image with every text.
+        """Compute the ITC similarity of every image with every text (first stage).
 
         Args:
-          images: those of the share.
-          ids, mask: all texts.
-          share: what this process encodes; the others' vectors are gathered.
+          images: the images of the share.
+          ids: token ids of all texts.
+          mask: True at tokens, False at padding.
+          share: the images and texts that this process encodes; by default all.
         """
         share = share or hosts.Share()
-        mine = list(share.indices(len(ids)))
-        texts = hosts.all_gather_rows(self.encode_texts(ids[mine], mask[mine]), share)
+        own = list(share.indices(len(ids)))
+        texts = hosts.all_gather_rows(self.encode_texts(ids[own], mask[own]), share)
         queries = hosts.all_gather_rows(images.queries, share)
         return np.asarray(_max_query_similarity(queries, texts))
 
@@ -136,15 +128,18 @@ class Stage1Scorer:
         cosine: Float[Array, "images texts"],
         k: int,
         share: hosts.Share | None = None,
-        finished: FinishedRows | None = None,
+        cache: RerankCache | None = None,
     ) -> Scores:
-        """Second stage: the k best of each row by the matching head.
+        """Score the k best candidates by the matching head (second stage).
 
         Args:
-          images: those of the share.
-          ids, mask: all texts.
-          cosine, k, finished: as `retrieval.rerank` takes them.
-          share: as in `cosine`.
+          images: the images of the share.
+          ids: token ids of all texts.
+          mask: True at tokens, False at padding.
+          cosine: from the first stage.
+          k: candidates per image and per text.
+          share: the images that this process scores; by default all.
+          cache: finished rows of an interrupted re-ranking.
         """
         share = share or hosts.Share()
         return rerank(
@@ -154,7 +149,7 @@ class Stage1Scorer:
             )[:, 1],
             k,
             share=share,
-            finished=finished,
+            cache=cache,
         )
 
     def _chunks(self, rows: Int[Array, " rows"]) -> Iterator[Int[Array, " B"]]:
@@ -162,7 +157,7 @@ class Stage1Scorer:
             yield rows[start : start + self.batch_size]
 
     def _padded(self, rows: Shaped[Array, "rows ..."]) -> Shaped[Any, "B ..."]:
-        """Up to `batch_size` rows, the last one repeated, where the parameters are."""
+        """Pad to `batch_size` with the last row, and place like the parameters."""
         return sharding.place_rows_like(self._params, pad_batch(rows, self.batch_size))
 
 
@@ -196,7 +191,7 @@ def _image_keys_values(
 def _match(
     model: Blip2Stage1, params: PyTree, image: ImageKeyValues, ids: Any, mask: Any
 ) -> Any:
-    """One image's keys and values [1, ...] against B texts."""
+    """Match one image, keys and values [1, ...], with B texts."""
     bound = model.bind({"params": params})
     queries = bound.qformer.multimodal_pass(
         bound.query_tokens, ids, mask, image, queries_only=True

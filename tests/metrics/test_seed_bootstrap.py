@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from blip2_jax.evaluation.seeds import difference, over_seeds
 from blip2_jax.metrics.bootstrap import Statistic, mean, ratio
+from blip2_jax.metrics.seed_bootstrap import mean_over_seeds, paired_difference
 
 
 def accuracy(values):
@@ -19,7 +19,7 @@ def answers(rng, share, count=400):
 
 def test_one_seed_has_the_interval_of_its_examples():
     values = np.random.default_rng(1).normal(50, 10, 400)
-    found = over_seeds([accuracy(values)])
+    found = mean_over_seeds([accuracy(values)])
     error = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.interval[0] == pytest.approx(values.mean() - error, abs=0.2)
@@ -29,12 +29,12 @@ def test_one_seed_has_the_interval_of_its_examples():
 def test_seeds_that_differ_widen_the_interval():
     rng = np.random.default_rng(0)
     base = answers(rng, 0.5)
-    alike = over_seeds([accuracy(base)] * 3)
-    apart = over_seeds([accuracy(base), accuracy(base + 10), accuracy(base - 10)])
+    alike = mean_over_seeds([accuracy(base)] * 3)
+    apart = mean_over_seeds([accuracy(base), accuracy(base + 10), accuracy(base - 10)])
     assert alike.value == pytest.approx(apart.value)
     width = lambda found: found.interval[1] - found.interval[0]
     assert width(apart) > 1.5 * width(alike)
-    assert apart.each == pytest.approx([base.mean() + d for d in (0, 10, -10)])
+    assert apart.per_seed == pytest.approx([base.mean() + d for d in (0, 10, -10)])
 
 
 def test_what_pairs_share_does_not_widen_a_difference():
@@ -43,10 +43,10 @@ def test_what_pairs_share_does_not_widen_a_difference():
     shared = [rng.normal(50 + 10 * seed, 20, 300) for seed in range(3)]
     first = [accuracy(values) for values in shared]
     second = [accuracy(values + 2) for values in shared]
-    found = difference(first, second)
+    found = paired_difference(first, second)
     assert found.value == pytest.approx(2)
     assert found.interval == pytest.approx((2, 2))
-    assert found.each == pytest.approx((2, 2, 2))
+    assert found.per_seed == pytest.approx((2, 2, 2))
     assert found.text(signed=True) == "+2.0 [+2.0, +2.0]"
 
 
@@ -54,12 +54,12 @@ def test_a_difference_that_changes_its_sign_with_the_seed_includes_zero():
     rng = np.random.default_rng(0)
     base = answers(rng, 0.5)
     first = [accuracy(base)] * 3
-    found = difference(first, [accuracy(base + d) for d in (8, -4, 1)])
+    found = paired_difference(first, [accuracy(base + d) for d in (8, -4, 1)])
     assert found.interval[0] < 0 < found.interval[1]
 
 
 def test_only_the_same_examples_and_seeds_are_compared():
     with pytest.raises(ValueError, match="3 and of 4 questions"):
-        over_seeds([accuracy([1, 2, 3]), accuracy([1, 2, 3, 4])])
+        mean_over_seeds([accuracy([1, 2, 3]), accuracy([1, 2, 3, 4])])
     with pytest.raises(ValueError, match="2 seeds on one side, 1 on the other"):
-        difference([accuracy([1]), accuracy([2])], [accuracy([1])])
+        paired_difference([accuracy([1]), accuracy([2])], [accuracy([1])])

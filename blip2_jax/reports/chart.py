@@ -1,0 +1,53 @@
+"""Line charts as SVG."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+_COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea")
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 340, 200, 40, 24
+
+
+def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw a line chart as an <svg> element; both axes begin at zero.
+
+    Args:
+      title: of the chart.
+      series: by name, the points (step, value) of a line; at most four lines. The names
+        stand at the right border, above or below the ends of the lines.
+    """
+    points = [point for line in series.values() for point in line]
+    right = max([x for x, _ in points], default=1.0)
+    top = 1.05 * max([y for _, y in points], default=1.0)
+    ground = _HEIGHT - _BOTTOM
+    ends = [line[-1][1] for line in series.values()]
+    ends_high = 2 * min(ends, default=0.0) > top
+    first_name_y = ground - 15 * len(ends) + 7 if ends_high else 14
+
+    def coordinates(x: float, y: float) -> str:
+        across = _LEFT + x / right * (_WIDTH - _LEFT - 8)
+        return f"{across:.1f},{ground * (1 - y / top):.1f}"
+
+    parts = [
+        f'<polyline fill="none" stroke="{color}" stroke-width="1.6" points="'
+        + " ".join(coordinates(x, y) for x, y in line)
+        + f'"/><text x="{_WIDTH - 8}" y="{first_name_y + 15 * number}" fill="{color}" '
+        f'text-anchor="end">{html.escape(name)} {line[-1][1]:.2f}</text>'
+        for number, (color, (name, line)) in enumerate(
+            zip(_COLORS, series.items(), strict=False)
+        )
+    ]
+    axes = (
+        f'<path d="M{_LEFT} 0V{ground}H{_WIDTH - 8}" stroke="#99a" fill="none"/>'
+        f'<text x="{_LEFT - 4}" y="12" text-anchor="end">{top:.1f}</text>'
+        f'<text x="{_LEFT - 4}" y="{ground}" text-anchor="end">0</text>'
+        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">'
+        f"{right:.0f} steps</text>"
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}" font-weight="bold">'
+        f"{html.escape(title)}</text>"
+    )
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" '
+        f'font-family="system-ui" font-size="11">{axes}{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,17 @@
+"""Lemmas of answers, and what is said without spaCy."""
+
+import importlib.util
+
+import pytest
+
+from blip2_jax.metrics import lemmas
+
+
+def test_without_spacy_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "spacy is not installed (`pip install spacy`" in lemmas.missing()
+
+
+@pytest.mark.skipif(bool(lemmas.missing()), reason="spaCy or its model is missing")
+def test_nouns_and_verbs_become_lemmas():
+    assert lemmas.lemmatise(["dogs", "running"]) == ["dog", "run"]

@@ -1,0 +1,14 @@
+"""Progress of a long evaluation."""
+
+from blip2_jax.parallel import progress
+
+
+def test_a_log_gets_a_line_now_and_then(capsys):
+    assert list(progress.track_progress(range(3), "re-ranking", quiet_s=0)) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "re-ranking: 1 of 3",
+        "re-ranking: 2 of 3",
+    ]
+    list(progress.track_progress(range(3), "re-ranking"))
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,54 @@
+"""The demo's table and page, from invented results."""
+
+import numpy as np
+import pytest
+
+from blip2_jax.evaluation import shapes_exam
+from blip2_jax.reports import demo_report, images
+
+
+@pytest.fixture(scope="module")
+def exam():
+    return shapes_exam.make_exam("heldout", 12, 4)
+
+
+def fake_results(exam):
+    count = len(exam.scenes)
+    order = np.argsort(-np.eye(count), axis=1, kind="stable")
+    results = {"majority": shapes_exam.majority_exam(exam, count=20)}
+    answers = [
+        [question.answer for question in per_scene] for per_scene in exam.questions
+    ]
+    for condition in shapes_exam.CONDITIONS:
+        found = shapes_exam.RetrievalResult(np.eye(count), order, 1.0, 1.0)
+        results[f"retrieval/{condition}"] = found
+        results[f"matching/{condition}"] = 0.75
+        for name in ("stage1", "opt", "t5"):
+            said = shapes_exam.CaptionResult(exam.captions, 0.5, 0.25)
+            results[f"{name}/captions/{condition}"] = said
+        for name in ("opt", "t5"):
+            results[f"{name}/answers/{condition}"] = shapes_exam.score_answers(
+                exam, answers
+            )
+    return results | {"maps": np.random.default_rng(0).random((8, 3, 4, 4))}
+
+
+def test_table_and_page(exam):
+    results = fake_results(exam)
+    scores = demo_report.demo_scores(results)
+    text = demo_report.scores_as_text(scores)
+    assert "image to text, first of 12" in text
+    assert text.count("100 %") >= 6
+    curves = {"stage1": [{"step": 1, "loss_itc": 2.0}, {"step": 9, "loss_itc": 1.0}]}
+    page = demo_report.demo_page(exam, results, scores, curves, "a minute")
+    assert exam.questions[0][0].text in page
+    assert page.count("data:image/png") == 12 + 8 + 8 * 4
+    assert "<polyline" in page
+
+
+def test_overlay_is_bright_where_the_weight_is():
+    weights = np.zeros((4, 4), np.float32)
+    weights[0, 0] = 0.3
+    seen = images.overlay(np.full((64, 64, 3), 200, np.uint8), weights)
+    assert seen[2, 2].min() > 150
+    assert seen[-3, -3].max() < 60
