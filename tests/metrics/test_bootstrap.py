@@ -39,12 +39,14 @@ def test_paired_differences_are_narrower_than_their_scores():
     rng = np.random.default_rng(0)
     first = rng.normal(50, 20, 300)
     second = first + rng.normal(1, 1, 300)
-    found = differences({"a": accuracy(first)}, {"a": accuracy(second)})["a"]
-    assert found.value == pytest.approx(np.mean(second - first))
-    assert 0.8 < found.interval[0] < found.value < found.interval[1] < 1.2
-    assert found.crossing == 0
+    difference = differences({"a": accuracy(first)}, {"a": accuracy(second)})["a"]
+    assert difference.value == pytest.approx(np.mean(second - first))
+    assert (
+        0.8 < difference.interval[0] < difference.value < difference.interval[1] < 1.2
+    )
+    assert difference.crossing == 0
     low, high = intervals({"a": accuracy(first)})["a"]
-    assert high - low > 10 * (found.interval[1] - found.interval[0])
+    assert high - low > 10 * (difference.interval[1] - difference.interval[0])
     same = differences({"a": accuracy(first)}, {"a": accuracy(first)})["a"]
     assert same == (0, (0, 0), 1)
 

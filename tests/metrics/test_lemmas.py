@@ -1,4 +1,4 @@
-"""Lemmas of answers, and what is said without spaCy."""
+"""Lemmas of answers, and the message without spaCy."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ import pytest
 from blip2_jax.metrics import lemmas
 
 
-def test_without_spacy_it_says_what_to_install(monkeypatch):
+def test_the_message_without_spacy_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "spacy is not installed (`pip install spacy`" in lemmas.missing()
 

@@ -1,4 +1,4 @@
-"""Scores against the official code, and against answers worked out independently."""
+"""Caption and VQA scores equal the official code's and a closed form."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ def photos(testdata, tmp_path_factory):
     spec = {"kind": "annotations", "path": str(references), "images": str(images)}
     source = build_source(spec)
     records = [source.record(index) for index in range(300)]
-    # Plausible captions, right and wrong: words of the image's own and of another's.
+    # Partly right captions: words of the image's own captions and of another image's.
     captions = {}
     for number, record in enumerate(records):
         own, other = record.captions[0].split(), records[number - 1].captions[1].split()
@@ -60,8 +60,8 @@ def test_captions_score_as_in_the_official_evaluation(photos, tmp_path, monkeypa
         metrics=("bleu", "rouge_l", "cider", "meteor"),
         tokenizer="java",
     )
-    found = {name: ours.scores[mine] for name, mine in NAMES.items()}
-    assert found == pytest.approx(
+    actual = {name: ours.scores[mine] for name, mine in NAMES.items()}
+    assert actual == pytest.approx(
         {name: 100 * evaluation.eval[name] for name in NAMES}, abs=1e-9
     )
     for record in records[:50]:
@@ -107,9 +107,9 @@ def test_bleu_counts_by_hand():
     assert bleu(_array([0] * 10), 4) == 0
 
 
-# (rule of visualqa.org/evaluation, what a model says, what people say, official, LAVIS)
-# Ten people, of which seven give the first answer where there are two: with m of ten
-# agreeing the score is m/10 min((m-1)/3, 1) + (10-m)/10 min(m/3, 1).
+# (rule of visualqa.org/evaluation, prediction, references, official score, LAVIS score)
+# Of ten people seven give the first answer if there are two. With m of ten agreeing,
+# the score is m/10 min((m-1)/3, 1) + (10-m)/10 min(m/3, 1).
 CASES = [
     ("capital letters", "Red", ("red", "blue"), 1.0, 1.0),
     ("capital letters of people", "red", ("Red", "blue"), 1.0, 0.0),
@@ -144,35 +144,37 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "said", "people", "official", "lavis"), CASES)
-def test_every_rule_of_normalisation(rule, said, people, official, lavis):
+@pytest.mark.parametrize(("rule", "prediction", "people", "official", "lavis"), CASES)
+def test_every_rule_of_normalisation(rule, prediction, people, official, lavis):
     del rule
     first, last = people[0], people[-1]
-    question = AnsweredQuestion(said, (first,) * 7 + (last,) * 3)
+    question = AnsweredQuestion(prediction, (first,) * 7 + (last,) * 3)
     assert agreement(question, "official") == pytest.approx(official)
     assert agreement(question, "lavis") == pytest.approx(lavis)
 
 
 def closed_form(matches):
-    """VQA accuracy where so many of ten people gave the model's answer."""
+    """VQA accuracy if `matches` of ten people gave the model's answer."""
     m = matches
     return m / 10 * min((m - 1) / 3, 1) + (10 - m) / 10 * min(m / 3, 1) if m else 0.0
 
 
 def test_generated_answers_with_the_originals_normalisation(goldens):
-    """Every pair of texts that the original has normalised, one said by one to ten."""
+    """Every pair of texts that the original normalised, with 1 to 10 people agreeing."""
     original = json.loads((goldens / "misc" / "processors.json").read_text())
     marks, both = original["vqa_punct"], original["vqa_both"]
     texts = [text for text in both if text == text.strip() and "\n" not in text]
     texts = [text for text in texts if "\t" not in text]
     assert len(texts) > 15
-    for number, (said, given) in enumerate(itertools.product(texts, texts)):
+    for number, (prediction, reference) in enumerate(itertools.product(texts, texts)):
         count = number % 10 + 1
-        people = (given,) * count + ("something else",) * (10 - count)
-        question = AnsweredQuestion(said, people)
+        people = (reference,) * count + ("something else",) * (10 - count)
+        question = AnsweredQuestion(prediction, people)
         differ = count < 10
-        official = (both[said], both[given]) if differ else (said, given)
-        lavis = both[said], marks[given] if differ else given
+        official = (
+            (both[prediction], both[reference]) if differ else (prediction, reference)
+        )
+        lavis = both[prediction], marks[reference] if differ else reference
         for variant, (left, right) in (("official", official), ("lavis", lavis)):
             expected = closed_form(count if left == right else 0)
             assert agreement(question, variant) == pytest.approx(expected), question

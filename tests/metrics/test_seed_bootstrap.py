@@ -1,4 +1,4 @@
-"""Scores over seeds, and differences paired by seed and by example."""
+"""Means over seeds, and differences paired by seed and by example."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ def answers(rng, share, count=400):
 
 def test_one_seed_has_the_interval_of_its_examples():
     values = np.random.default_rng(1).normal(50, 10, 400)
-    found = mean_over_seeds([accuracy(values)])
+    estimate = mean_over_seeds([accuracy(values)])
     error = 1.96 * values.std() / 20
-    assert found.value == pytest.approx(values.mean())
-    assert found.interval[0] == pytest.approx(values.mean() - error, abs=0.2)
-    assert found.interval[1] == pytest.approx(values.mean() + error, abs=0.2)
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.interval[0] == pytest.approx(values.mean() - error, abs=0.2)
+    assert estimate.interval[1] == pytest.approx(values.mean() + error, abs=0.2)
 
 
 def test_seeds_that_differ_widen_the_interval():
@@ -32,30 +32,30 @@ def test_seeds_that_differ_widen_the_interval():
     alike = mean_over_seeds([accuracy(base)] * 3)
     apart = mean_over_seeds([accuracy(base), accuracy(base + 10), accuracy(base - 10)])
     assert alike.value == pytest.approx(apart.value)
-    width = lambda found: found.interval[1] - found.interval[0]
+    width = lambda each: each.interval[1] - each.interval[0]
     assert width(apart) > 1.5 * width(alike)
     assert apart.per_seed == pytest.approx([base.mean() + d for d in (0, 10, -10)])
 
 
-def test_what_pairs_share_does_not_widen_a_difference():
+def test_a_shared_difficulty_does_not_widen_a_difference():
     """Every seed and every example is hard or easy for both sides."""
     rng = np.random.default_rng(0)
     shared = [rng.normal(50 + 10 * seed, 20, 300) for seed in range(3)]
     first = [accuracy(values) for values in shared]
     second = [accuracy(values + 2) for values in shared]
-    found = paired_difference(first, second)
-    assert found.value == pytest.approx(2)
-    assert found.interval == pytest.approx((2, 2))
-    assert found.per_seed == pytest.approx((2, 2, 2))
-    assert found.text(signed=True) == "+2.0 [+2.0, +2.0]"
+    estimate = paired_difference(first, second)
+    assert estimate.value == pytest.approx(2)
+    assert estimate.interval == pytest.approx((2, 2))
+    assert estimate.per_seed == pytest.approx((2, 2, 2))
+    assert estimate.text(signed=True) == "+2.0 [+2.0, +2.0]"
 
 
 def test_a_difference_that_changes_its_sign_with_the_seed_includes_zero():
     rng = np.random.default_rng(0)
     base = answers(rng, 0.5)
     first = [accuracy(base)] * 3
-    found = paired_difference(first, [accuracy(base + d) for d in (8, -4, 1)])
-    assert found.interval[0] < 0 < found.interval[1]
+    estimate = paired_difference(first, [accuracy(base + d) for d in (8, -4, 1)])
+    assert estimate.interval[0] < 0 < estimate.interval[1]
 
 
 def test_only_the_same_examples_and_seeds_are_compared():

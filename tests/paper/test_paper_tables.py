@@ -110,6 +110,6 @@ def test_the_paper_asks_each_family_in_its_words():
         ("gqa,opt2.7b,home=/x", "no path home; there are data, weights, runs"),
     ],
 )
-def test_what_is_no_row_says_what_there_is(row, message):
+def test_a_wrong_row_raises_an_error_with_the_known_rows(row, message):
     with pytest.raises(ValueError, match=message):
         paper_tables.parse_row("vqa_zeroshot", row)

@@ -1,4 +1,4 @@
-"""The paper's tables in small: what they need is made, and what they print is right."""
+"""The paper's tables in small: their trainings exist, and their cells are right."""
 
 import json
 import re
@@ -23,8 +23,8 @@ from blip2_jax.paper.small_tables import CURVES, TABLES, RunRow, ScoreColumn, Sm
 from blip2_jax.reports.chart import line_chart
 
 
-def write(directory, seed, run, exam, rights):
-    """Questions that were answered rightly, or not."""
+def write_answers(directory, seed, run, exam, rights):
+    """Write the examples of right and wrong answers."""
     folder = directory / f"seed_{seed}" / run
     folder.mkdir(parents=True, exist_ok=True)
     examples = [
@@ -84,8 +84,8 @@ def test_means_and_paired_differences_over_seeds(tmp_path):
     for seed, (a, b) in enumerate(
         [((1, 0, 0, 0), (1, 1, 0, 0)), ((1, 1, 0, 0), (1, 1, 1, 1))]
     ):
-        write(tmp_path, seed, "a", "questions_heldout", a)
-        write(tmp_path, seed, "b", "questions_heldout", b)
+        write_answers(tmp_path, seed, "a", "questions_heldout", a)
+        write_answers(tmp_path, seed, "b", "questions_heldout", b)
     scores, paired = make_table(SMALL, Records(tmp_path, 2))
     assert [row[0] for row in scores.rows] == ["A", "B", "B, blank"]
     assert scores.rows[0][1].startswith("37.5 [")
@@ -97,18 +97,18 @@ def test_means_and_paired_differences_over_seeds(tmp_path):
 
 
 def test_a_seed_that_one_side_lacks_is_not_compared(tmp_path):
-    write(tmp_path, 0, "a", "questions_heldout", (0, 0))
-    write(tmp_path, 1, "a", "questions_heldout", (0, 1))
-    write(tmp_path, 1, "b", "questions_heldout", (1, 1))
+    write_answers(tmp_path, 0, "a", "questions_heldout", (0, 0))
+    write_answers(tmp_path, 1, "a", "questions_heldout", (0, 1))
+    write_answers(tmp_path, 1, "b", "questions_heldout", (1, 1))
     _, paired = make_table(SMALL, Records(tmp_path, 2))
     assert paired.rows[0][1].endswith("(+50.0)")
 
 
 def test_a_caption_is_right_when_it_names_all_things():
-    told = captions("heldout", 4, 1)[0]
-    example = {"id": 4, "key": "heldout/4", "references": [told]}
+    caption = captions("heldout", 4, 1)[0]
+    example = {"id": 4, "key": "heldout/4", "references": [caption]}
     wrong = example | {"id": 5, "said": "a large red ring"}
-    assert share_naming_all_things([example | {"said": told}, wrong]).value() == 50
+    assert share_naming_all_things([example | {"said": caption}, wrong]).value() == 50
 
 
 def test_a_guess_is_the_most_common_answer_to_the_kind_of_question():

@@ -20,12 +20,12 @@ def fake_results(exam):
         [question.answer for question in per_scene] for per_scene in exam.questions
     ]
     for condition in shapes_exam.CONDITIONS:
-        found = shapes_exam.RetrievalResult(np.eye(count), order, 1.0, 1.0)
-        results[f"retrieval/{condition}"] = found
+        retrieval = shapes_exam.RetrievalResult(np.eye(count), order, 1.0, 1.0)
+        results[f"retrieval/{condition}"] = retrieval
         results[f"matching/{condition}"] = 0.75
         for name in ("stage1", "opt", "t5"):
-            said = shapes_exam.CaptionResult(exam.captions, 0.5, 0.25)
-            results[f"{name}/captions/{condition}"] = said
+            captions = shapes_exam.CaptionResult(exam.captions, 0.5, 0.25)
+            results[f"{name}/captions/{condition}"] = captions
         for name in ("opt", "t5"):
             results[f"{name}/answers/{condition}"] = shapes_exam.score_answers(
                 exam, answers
@@ -46,9 +46,9 @@ def test_table_and_page(exam):
     assert "<polyline" in page
 
 
-def test_overlay_is_bright_where_the_weight_is():
+def test_overlay_is_bright_where_the_weight_is_high():
     weights = np.zeros((4, 4), np.float32)
     weights[0, 0] = 0.3
-    seen = images.overlay(np.full((64, 64, 3), 200, np.uint8), weights)
-    assert seen[2, 2].min() > 150
-    assert seen[-3, -3].max() < 60
+    overlaid = images.overlay(np.full((64, 64, 3), 200, np.uint8), weights)
+    assert overlaid[2, 2].min() > 150
+    assert overlaid[-3, -3].max() < 60
