@@ -160,7 +160,7 @@ def closed_form(matches):
 
 
 def test_generated_answers_with_the_originals_normalisation(goldens):
-    """Every pair of texts that the original normalised, with 1 to 10 people agreeing."""
+    """Every pair of texts that the original normalised, where 1 to 10 people agree."""
     original = json.loads((goldens / "misc" / "processors.json").read_text())
     marks, both = original["vqa_punct"], original["vqa_both"]
     texts = [text for text in both if text == text.strip() and "\n" not in text]
