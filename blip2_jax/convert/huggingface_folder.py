@@ -34,53 +34,10 @@ from blip2_jax.models.presets import (
     ViTConfig,
 )
 
-BUFFERS = (r".*position_ids",)
+BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-
-
-def open_huggingface(
-    source: CheckpointFiles,
-    config: Blip2Config | None = None,
-    *,
-    extra: tuple[Part, ...] = (),
-) -> ModelSource:
-    """Open a Hugging Face folder as a model, its tokenizer included.
-
-    Args:
-      source: the files of the folder.
-      config: sizes; None reads its `config.json`.
-      extra: further parts, such as a text branch.
-
-    Raises:
-      SourceError: weights and sizes do not fit, or this package has no such model.
-    """
-    config = config or huggingface_sizes(source)
-    arrays = ConvertedArrays([huggingface_part(source, config), *extra])
-    absent = RETRIEVAL_LACKS if config.language_model is None else ()
-    arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
-    has_tokenizer = any((source.path / name).exists() for name in TOKENIZER_FILES)
-    tokenizer = str(source.path) if has_tokenizer else ""
-    return ModelSource(
-        config,
-        arrays,
-        "huggingface",
-        absent=tuple(
-            pattern
-            for pattern in absent
-            if not any(re.fullmatch(pattern, path) for path in arrays)
-        ),
-        precision=arrays.precision,
-        qformer_tokenizer=tokenizer if config.language_model is None else "",
-        language_tokenizer=tokenizer if config.language_model else "",
-    )
-
-
-def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
-    """Return the folder with its table; positions fit the image size of `config`."""
-    rules = tie_missing_t5_head(huggingface_rules(config), source)
-    return part_at_size(source, rules, config.vision, BUFFERS)
-
+# A folder with one of these files has a tokenizer.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
 # Patterns of the parameters that `Blip2ForImageTextRetrieval` lacks.
 RETRIEVAL_LACKS = (r"qformer/head/.*", r"temperature")
@@ -107,6 +64,49 @@ RENAMES = (
     ("opt_model.", "language_model."),
     ("t5_model.", "language_model."),
 )
+
+
+def open_huggingface(
+    source: CheckpointFiles,
+    config: Blip2Config | None = None,
+    *,
+    extra: tuple[Part, ...] = (),
+) -> ModelSource:
+    """Open a Hugging Face folder as a model, its tokenizer included.
+
+    Args:
+      source: the files of the folder.
+      config: sizes; None reads its `config.json`.
+      extra: further parts, such as a text branch.
+
+    Raises:
+      SourceError: weights and sizes do not fit, or this package has no such model.
+    """
+    config = config or huggingface_sizes(source)
+    arrays = ConvertedArrays([huggingface_part(source, config), *extra])
+    absent = RETRIEVAL_LACKS if config.language_model is None else ()
+    arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
+    has_tokenizer = any((source.path / name).exists() for name in VOCABULARY_FILES)
+    tokenizer = str(source.path) if has_tokenizer else ""
+    return ModelSource(
+        config,
+        arrays,
+        "huggingface",
+        absent=tuple(
+            pattern
+            for pattern in absent
+            if not any(re.fullmatch(pattern, path) for path in arrays)
+        ),
+        precision=arrays.precision,
+        qformer_tokenizer=tokenizer if config.language_model is None else "",
+        language_tokenizer=tokenizer if config.language_model else "",
+    )
+
+
+def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
+    """Return the folder with its table; positions fit the image size of `config`."""
+    rules = tie_missing_t5_head(huggingface_rules(config), source)
+    return part_at_size(source, rules, config.vision, BUFFERS)
 
 
 def huggingface_rules(config: Blip2Config) -> list[Rule]:
@@ -282,13 +282,15 @@ def _t5_sizes(theirs: Any) -> T5Config:
         raise SourceError(
             "the language model is the first T5; only v1.1 and Flan-T5 are supported"
         )
+    same_depth = theirs.num_decoder_layers == theirs.num_layers
+    end_ids = theirs.eos_token_id  # an id or a list of ids
     return T5Config(
         theirs.d_model,
         theirs.num_layers,
         theirs.num_heads,
         theirs.d_ff,
         head_width=theirs.d_kv,
-        decoder_depth=_unless(theirs.num_decoder_layers, theirs.num_layers),
+        decoder_depth=None if same_depth else theirs.num_decoder_layers,
         vocab_size=theirs.vocab_size,
         activation=_activation(theirs.dense_act_fn, "text_config.dense_act_fn"),
         relative_buckets=theirs.relative_attention_num_buckets,
@@ -296,7 +298,7 @@ def _t5_sizes(theirs: Any) -> T5Config:
         layer_norm_eps=theirs.layer_norm_epsilon,
         dropout=theirs.dropout_rate,
         pad_id=theirs.pad_token_id,
-        eos_id=_first(theirs.eos_token_id),
+        eos_id=end_ids[0] if isinstance(end_ids, list) else end_ids,
         decoder_start_id=theirs.decoder_start_token_id or 0,
     )
 
@@ -313,11 +315,9 @@ def _has_key_bias(source: CheckpointFiles, vision: Any) -> bool:
     return False
 
 
-def _activation(name: str, where: str) -> str:
+def _activation(name: str, key: str) -> str:
     if name not in ACTIVATIONS:
-        raise SourceError(
-            f"{where} is {name!r}; supported are {', '.join(ACTIVATIONS)}"
-        )
+        raise SourceError(f"{key} is {name!r}; supported are {', '.join(ACTIVATIONS)}")
     return name
 
 
@@ -328,11 +328,3 @@ def _require(theirs: Any, **supported: Any) -> None:
             raise SourceError(
                 f"the language model has {name}={actual!r}; only {value!r} is supported"
             )
-
-
-def _unless(value: Any, usual: Any) -> Any:
-    return None if value == usual else value
-
-
-def _first(value: Any) -> int:
-    return value[0] if isinstance(value, list) else value
