@@ -23,13 +23,17 @@ def test_query_by_query_is_the_same_with_its_gradients():
         for key, shape in zip(keys[1:], ((7, 8), (6, 7)), strict=True)
     )
 
-    def of(function):
+    def value_and_gradients(function):
         return jax.value_and_grad(
             lambda q, t: (function(q, t) * weights).sum(), argnums=(0, 1)
         )(queries, texts)
 
     close = lambda ours, plain: np.testing.assert_allclose(ours, plain, 2e-6, 1e-6)
-    jax.tree.map(close, of(scan_query_similarity), of(max_query_similarity))
+    jax.tree.map(
+        close,
+        value_and_gradients(scan_query_similarity),
+        value_and_gradients(max_query_similarity),
+    )
 
 
 def test_scores_of_all_queries_are_not_held(monkeypatch):
