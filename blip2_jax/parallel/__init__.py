@@ -1,0 +1,1 @@
+"""Mesh and sharding, row gather, hosts, host memory and progress."""

@@ -1,4 +1,4 @@
-"""Memory of a host that computes: what compilers leave behind, and programs' order."""
+"""Settings that lower the memory of a host that compiles and runs programs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-_LARGE = 2.0  # seconds of compiling: smaller programs leave little
-_LITTLE_MEMORY = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_MIN_COMPILE_S = 2.0  # shorter compilations leave little memory behind
+_LOW_MEMORY_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 @functools.cache
 def trim_memory_after_compiling() -> None:
-    """From now on, whenever a large program was compiled, unused memory is given back.
+    """Return unused memory to the system after every compilation of a large program.
 
-    A compiler frees about a gigabyte in small pieces, and making parameters leaves
-    holes of their size. glibc keeps both, and a program's own memory, which is one
-    piece, is put beside them. Without glibc nothing happens.
+    The compiler frees about a gigabyte in small pieces, and initialising parameters
+    leaves holes of their size. glibc keeps both, and a program's own memory, which is
+    one piece, is allocated beside them. Without glibc this does nothing.
     """
     try:
         trim = ctypes.CDLL("libc.so.6").malloc_trim
@@ -28,37 +28,39 @@ def trim_memory_after_compiling() -> None:
         return
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED and duration_secs > _LARGE:
+        if event == _COMPILE_EVENT and duration_secs > _MIN_COMPILE_S:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
 
 
 def disable_async_dispatch() -> None:
-    """From now on a program of a CPU is over before the next one begins.
+    """Make JAX on a CPU finish each program before it starts the next one.
 
-    Otherwise jax tells of a result before it has given back what the program had beside
-    it, and a step that follows at once takes a new piece of that size. Call it before
-    jax looks for devices. (jax reads no environment variable for this.)
+    With asynchronous dispatch a result is available before the program's temporary
+    memory is freed, so that the next step allocates the same amount again. Call this
+    before JAX initialises its devices; there is no environment variable for it.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def low_memory_compiler_options(mesh: Mesh) -> dict[str, Any]:
-    """For `jax.jit` of a large program: on a CPU, instructions in a thrifty order.
+    """Return `compiler_options` of `jax.jit` that lower a program's memory on a CPU.
 
-    XLA's usual order there starts whatever could run beside something else, and so
-    keeps more; a training step takes as long in either.
+    XLA's default scheduler on a CPU maximises concurrency, which keeps more arrays
+    alive. A training step takes the same time with either scheduler.
     """
     is_cpu = mesh.devices.flat[0].platform == "cpu"
-    return dict(_LITTLE_MEMORY) if is_cpu and _knows_order() else {}
+    return dict(_LOW_MEMORY_OPTIONS) if is_cpu and _has_scheduler_option() else {}
 
 
 @functools.cache
-def _knows_order() -> bool:
-    """Whether this version of XLA has the option."""
+def _has_scheduler_option() -> bool:
+    """Return True if this version of XLA has the scheduler option."""
     try:
-        jax.jit(lambda x: x + 1, compiler_options=_LITTLE_MEMORY).lower(0).compile()
+        jax.jit(lambda x: x + 1, compiler_options=_LOW_MEMORY_OPTIONS).lower(
+            0
+        ).compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

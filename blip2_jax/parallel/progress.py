@@ -1,4 +1,4 @@
-"""How far a long evaluation is: a bar on a terminal, else a line now and then."""
+"""Progress of long evaluations: a bar on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ from blip2_jax.parallel import hosts
 
 T = TypeVar("T")
 
-QUIET_S = 60.0  # between two lines, where there is no terminal
+LINE_INTERVAL_S = 60.0  # between two lines without a terminal
 
 
 def track_progress(
-    items: Sequence[T], what: str, quiet_s: float = QUIET_S
+    items: Sequence[T], description: str, interval_s: float = LINE_INTERVAL_S
 ) -> Iterator[T]:
-    """The items, one by one; the first process tells on stderr how many are done.
+    """Yield the items while process 0 reports on stderr how many are done.
 
     Args:
-      items: what is worked through.
-      what: what is done, as "re-ranking".
-      quiet_s: seconds between two lines where stderr is no terminal.
+      items: the items to process.
+      description: the name of the work, e.g. "re-ranking".
+      interval_s: seconds between two lines if stderr is not a terminal.
     """
     if not hosts.is_first():
         yield from items
     elif sys.stderr.isatty():
         console = rich.console.Console(file=sys.stderr)
-        yield from rich.progress.track(items, what, console=console, transient=True)
+        yield from rich.progress.track(
+            items, description, console=console, transient=True
+        )
     else:
-        yield from _lines(items, what, quiet_s)
+        yield from _lines(items, description, interval_s)
 
 
-def _lines(items: Sequence[T], what: str, quiet_s: float) -> Iterator[T]:
-    started = told = time.monotonic()
+def _lines(items: Sequence[T], description: str, interval_s: float) -> Iterator[T]:
+    """Yield the items and print a line at most every `interval_s` seconds."""
+    start = last_line = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if done and now - told >= quiet_s:
-            left = (now - started) / done * (len(items) - done)
-            line = f"{what}: {done} of {len(items)}, about {left:.0f} s left"
+        if done and now - last_line >= interval_s:
+            left = (now - start) / done * (len(items) - done)
+            line = f"{description}: {done} of {len(items)}, about {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
-            told = now
+            last_line = now
         yield item

@@ -1,9 +1,9 @@
-"""Rows of a batch that other devices hold: the exchange of sampled negatives.
+"""Gather of rows of the global batch by index, for sampled hard negatives.
 
-Every text is matched against a negative image drawn from the *global* batch, so that
-a device needs a few rows of the others' frozen features. Gathering the whole global
-batch costs its memory on every device (1.2 GB at 1,680 ViT-g images); a ring passes
-one shard at a time and keeps only the rows that were asked for.
+ITM matches every text against a negative image of the *global* batch, so that a device
+needs a few rows of other devices' frozen features. Gathering the whole global batch
+would need its memory on every device (1.2 GB at 1,680 ViT-g images). A ring instead
+passes one shard at a time, and each device keeps only the rows that it needs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def batch_axes() -> tuple[str, ...]:
-    """Axes of the current mesh (`jax.set_mesh`) over which a batch is divided."""
+    """Return the axes of the current mesh (`jax.set_mesh`) that shard a batch."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return ()
@@ -30,14 +30,14 @@ def batch_axes() -> tuple[str, ...]:
 def gather_global_rows(
     rows: Shaped[Array, "B ..."], index: Int[Array | np.ndarray, "B"]
 ) -> Shaped[Array, "B ..."]:
-    """`rows[index]` with memory of one shard per device.
+    """Compute `rows[index]` with the memory of one shard per device.
 
     Args:
-      rows: divided over the batch axes of the current mesh, or whole.
-      index: which global row each row of the result is.
+      rows: rows of the global batch, sharded over the batch axes of the current mesh.
+      index: for each row of the result, its index in the global batch.
 
     Returns:
-      The rows asked for, divided like `rows`. Gradients flow back to their owners.
+      The gathered rows, sharded like `rows`. Gradients flow back to their source rows.
     """
     axes = batch_axes()
     if not axes:
@@ -57,19 +57,20 @@ def gather_global_rows(
 def _ring(
     rows: jax.Array, index: jax.Array, axes: tuple[str, ...], shards: int
 ) -> jax.Array:
-    """Pass shards around; at turn t a device holds the shard of its t-th neighbour."""
-    me = jax.lax.axis_index(axes)
-    held = rows.shape[0]
-    owner, place = index // held, index % held
-    onward = [(device, (device + 1) % shards) for device in range(shards)]
+    """Pass shards around a ring: after t steps a device holds its t-th neighbour's."""
+    device = jax.lax.axis_index(axes)
+    shard_size = rows.shape[0]
+    owner, offset = index // shard_size, index % shard_size
+    to_next = [(source, (source + 1) % shards) for source in range(shards)]
 
-    def turn(carry, t):
-        passing, taken = carry
-        passing = jax.lax.ppermute(passing, axes, onward)
-        mine = (owner == (me - t) % shards).reshape((-1,) + (1,) * (rows.ndim - 1))
-        return (passing, jnp.where(mine, passing[place], taken)), None
+    def step(carry, t):
+        shard, gathered = carry
+        shard = jax.lax.ppermute(shard, axes, to_next)
+        in_shard = owner == (device - t) % shards
+        in_shard = in_shard.reshape((-1,) + (1,) * (rows.ndim - 1))
+        return (shard, jnp.where(in_shard, shard[offset], gathered)), None
 
-    # Rows that others hold take these wrong ones' place when their shard comes by.
-    own = rows[place]
-    (_, taken), _ = jax.lax.scan(turn, (rows, own), jnp.arange(1, shards))
-    return taken
+    # Rows of other shards are wrong here and are overwritten when their shard arrives.
+    initial = rows[offset]
+    (_, gathered), _ = jax.lax.scan(step, (rows, initial), jnp.arange(1, shards))
+    return gathered

@@ -1,7 +1,7 @@
-"""The mesh, and the one table that says where every array lives on it.
+"""The device mesh and the table of shardings of all arrays.
 
-Axes: `data` (copies of the model), `fsdp` (parameters and optimizer state divided,
-batches too) and `tensor` (matrices divided by heads or hidden units). Any may be 1.
+Mesh axes are `data` (replicas of the model), `fsdp` (shards parameters, optimizer state
+and batches) and `tensor` (shards matrices by heads or hidden units). Each may be 1.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ AXES = ("data", "fsdp", "tensor")
 ReadSlice = Callable[[tuple[slice, ...]], np.ndarray]
 P = PartitionSpec
 
-# (path regex, spec); the first full match holds. Blocks of the towers and language
-# models are stacked, so their kernels are [L, in, out]. An axis that does not divide
-# its dimension is left out. Norms, biases and query tokens are whole.
+# (path regex, spec); the first full match applies. Blocks of the towers and language
+# models are stacked, so that their kernels are [L, in, out]. An axis that does not
+# divide its dimension is dropped. Norms, biases and query tokens are replicated.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*blocks/.*(output|down)/kernel", P(None, "tensor", "fsdp")),
     (r".*blocks/.*kernel", P(None, "fsdp", "tensor")),
@@ -42,14 +42,16 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """The mesh of a run.
+    """Make the mesh of a run.
 
     Args:
-      data, fsdp, tensor: sizes; one of them may be -1, "all that is left".
-      devices: all of them where absent.
+      data: size of the axis; -1 stands for all remaining devices, for one axis only.
+      fsdp: see `data`.
+      tensor: see `data`.
+      devices: devices of the mesh; None takes all.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -68,18 +70,18 @@ def make_mesh(
 
 
 def count_slices(devices: Sequence[Any]) -> int:
-    """How many TPU slices they belong to; within one, the network is fast."""
+    """Count the TPU slices of the devices; the network within a slice is fast."""
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
-    """Devices of several slices as [data, fsdp, tensor].
+    """Arrange the devices of several slices as [data, fsdp, tensor].
 
-    The slow network between slices carries `data`, whose traffic is least: gradients,
-    once a step; where `data` is too small, `fsdp`.
+    The slow network between slices gets the axis with the least traffic: `data` (the
+    gradients, once a step) or, if `data` is too small, `fsdp`.
 
     Raises:
-      ValueError: neither is a multiple of the number of slices.
+      ValueError: neither axis is a multiple of the number of slices.
     """
     slices = count_slices(devices)
     axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
@@ -98,56 +100,60 @@ def arrange_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
 def parameter_spec(
     path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """The table's entry for one parameter, less the axes that do not divide it."""
+    """Look up a parameter's spec in `RULES`, without axes that do not divide it."""
     rule = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
     axes = [*rule, *[None] * (len(shape) - len(rule))][: len(shape)]
     sizes = [1 if axis is None else mesh.shape[axis] for axis in axes]
-    placed = zip(axes, sizes, shape, strict=True)
+    dimensions = zip(axes, sizes, shape, strict=True)
     return P(
-        *[axis if size > 1 and dim % size == 0 else None for axis, size, dim in placed]
+        *[
+            axis if size > 1 and dim % size == 0 else None
+            for axis, size, dim in dimensions
+        ]
     )
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf (array or shape) of a tree.
+    """Return a NamedSharding for every leaf (array or shape) of a tree.
 
-    A leaf's path is made of its dictionary keys alone, so that optimizer state is laid
-    out like the parameters that it belongs to.
+    The path of a leaf consists of its dictionary keys only, so that optimizer state is
+    sharded like the parameters it belongs to.
     """
 
-    def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def leaf_sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
         return NamedSharding(mesh, parameter_spec("/".join(names), leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def compute_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Where parameters are while they compute, as `tree_shardings`.
+    """Return the shardings of parameters during computation.
 
-    `fsdp` divides storage. Single matrices are whole when they are used, so that a
-    batch divided over the same axis stays where it is; stacked blocks stay divided, and
-    each layer is gathered where it is used (`gather_layer`).
+    The axis `fsdp` shards storage only. Single matrices are gathered before use, so
+    that a batch sharded over the same axis stays in place. Stacked blocks stay sharded,
+    and each layer is gathered where it is used (`gather_layer`).
     """
 
     def gather(keys: tuple[Any, ...], stored: NamedSharding) -> NamedSharding:
         if any(getattr(key, "key", None) == "blocks" for key in keys):
             return stored
-        return NamedSharding(mesh, _whole(stored.spec))
+        return NamedSharding(mesh, _without_fsdp(stored.spec))
 
     return jax.tree_util.tree_map_with_path(gather, tree_shardings(tree, mesh))
 
 
 def is_parameter_sharded() -> bool:
-    """Whether parameters are stored divided over the current mesh (`jax.set_mesh`)."""
+    """Return True if the current mesh (`jax.set_mesh`) shards parameters."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
 
 
 def gather_layer(weights: Any) -> Any:
-    """One layer of stacked blocks, whole over `fsdp`; nothing without such an axis.
+    """Gather one layer of stacked blocks over `fsdp`; do nothing without that axis.
 
-    Unasked, the compiler leaves the weights divided and gathers the batch instead.
+    Without this constraint the compiler keeps the weights sharded and gathers the
+    batch instead.
 
     Args:
       weights: the block's parameters, without the leading axis L.
@@ -159,97 +165,101 @@ def gather_layer(weights: Any) -> Any:
     def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         path = "/".join(["blocks", *[str(key.key) for key in keys]])
         stored = parameter_spec(path, (1, *leaf.shape), mesh)
-        return jax.lax.with_sharding_constraint(leaf, P(*_whole(stored)[1:]))
+        return jax.lax.with_sharding_constraint(leaf, P(*_without_fsdp(stored)[1:]))
 
     return jax.tree_util.tree_map_with_path(gather, weights)
 
 
-def _whole(spec: PartitionSpec) -> PartitionSpec:
-    """The spec less the axis that divides storage alone."""
+def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    """Drop the axis that shards storage only."""
     return P(*[None if axis == "fsdp" else axis for axis in spec])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Return the sharding of an array that every device holds in full."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows divided over the data axes."""
+    """Return the sharding of rows over the batch axes."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is divided."""
+    """Return the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
-    """Raise a ValueError, naming the nearest sizes that fit, if this one does not."""
+    """Check that a batch size divides over the batch axes and chunks of a mesh.
+
+    Raises:
+      ValueError: it does not; the message names the nearest sizes that do.
+    """
     parts = batch_shards(mesh) * chunks
     if batch_size < 1 or batch_size % parts:
         below = max(batch_size // parts * parts, parts)
-        in_turn = f" in {chunks} chunks each" if chunks > 1 else ""
+        in_chunks = f" in {chunks} chunks each" if chunks > 1 else ""
         raise ValueError(
             f"batch size {batch_size} does not divide over {batch_shards(mesh)} "
-            f"devices{in_turn} (data {mesh.shape['data']} x fsdp "
+            f"devices{in_chunks} (data {mesh.shape['data']} x fsdp "
             f"{mesh.shape['fsdp']}): use {below} or {below + parts}"
         )
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
-    """Which rows of a global batch this process's devices hold, in order.
+    """Return the sorted indices of the global rows that this process's devices hold.
 
-    Not always an equal share: where a `tensor` axis spans processes, several of them
+    Shares of processes may overlap: if a `tensor` axis spans processes, several of them
     read the same rows.
     """
     rows = np.arange(batch_size)
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    return np.unique(np.concatenate([rows[index] for index in places.values()]))
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([rows[index] for index in indices.values()]))
 
 
 def make_global_batch(
     batch: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, jax.Array]:
-    """Arrays of the whole batch from the `local_rows` that this process has read.
+    """Make arrays of the global batch from the `local_rows` that this process has read.
 
-    Host-only entries (`position`, and names that begin with "_") stay behind.
+    Host-only entries (`position`, and names that begin with "_") are left out.
     """
     sharding, shards = batch_sharding(mesh), batch_shards(mesh)
-    held = len(local_rows(shards, mesh))
+    local_shards = len(local_rows(shards, mesh))
 
-    def place(rows: np.ndarray) -> jax.Array:
-        size = len(rows) * shards // held
-        mine = local_rows(size, mesh)
+    def make_global(rows: np.ndarray) -> jax.Array:
+        size = len(rows) * shards // local_shards
+        local = local_rows(size, mesh)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
-            first = np.searchsorted(mine, start)
+            first = np.searchsorted(local, start)
             return rows[first : first + stop - start]
 
-        return make_sharded_array((size, *rows.shape[1:]), sharding, part, rows.dtype)
+        return make_sharded_array((size, *rows.shape[1:]), sharding, read, rows.dtype)
 
     return {
-        name: place(np.asarray(rows))
+        name: make_global(np.asarray(rows))
         for name, rows in batch.items()
         if name != "position" and not name.startswith("_")
     }
 
 
 def place_rows_like(params: Any, rows: Any) -> Any:
-    """Arrays of rows, divided over the mesh where parameters are, to be used with them.
+    """Shard arrays of rows over the mesh of the parameters that they are used with.
 
     Args:
-      params: a tree; where it lies on no mesh, or on one device, rows stay as they are.
-      rows: a tree of host arrays, the same in every process; those whose rows do not
-        divide are put on every device in full.
+      params: a tree of parameters. If they are on no mesh, or on a mesh of one device,
+        the rows are returned unchanged.
+      rows: a tree of host arrays, the same in every process. Arrays whose rows do not
+        divide over the batch axes are replicated.
     """
-    placed = [
-        leaf.sharding for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)
-    ]
-    if not placed or not isinstance(placed[0], NamedSharding):
+    leaves = jax.tree.leaves(params)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    if not arrays or not isinstance(arrays[0].sharding, NamedSharding):
         return rows
-    mesh = placed[0].mesh
+    mesh = arrays[0].sharding.mesh
     if not isinstance(mesh, Mesh) or mesh.size == 1:
         return rows
 
@@ -260,32 +270,35 @@ def place_rows_like(params: Any, rows: Any) -> Any:
     return jax.tree.map(place, rows)
 
 
-def shard_tree(tree: Any, layout: Any) -> Any:
-    """Place arrays that every process holds in full; each device takes its part."""
+def shard_tree(tree: Any, shardings: Any) -> Any:
+    """Shard a tree of host arrays that every process holds in full."""
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
         return make_sharded_array(array.shape, sharding, array.__getitem__, array.dtype)
 
-    return jax.tree.map(place, tree, layout)
+    return jax.tree.map(place, tree, shardings)
 
 
 def make_sharded_array(
-    shape: tuple[int, ...], layout: NamedSharding, read: ReadSlice, dtype: Any
+    shape: tuple[int, ...], sharding: NamedSharding, read: ReadSlice, dtype: Any
 ) -> jax.Array:
-    """Place an array that need not be held in full anywhere.
+    """Make a sharded array without holding it in full anywhere.
 
     Args:
-      read: gives the part at an index; asked once for each part that this process's
+      shape: shape of the whole array.
+      sharding: sharding of the result.
+      read: returns the part at an index; called once for each part that this process's
         devices hold.
-      dtype: to cast parts to.
+      dtype: dtype of the result.
     """
     parts: dict[str, np.ndarray] = {}
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        if (name := str(index)) not in parts:
-            parts[name] = read(index or ()).astype(dtype, copy=False)
-        return parts[name]
+    def read_once(index: tuple[slice, ...] | None) -> np.ndarray:
+        if (key := str(index)) not in parts:
+            parts[key] = read(index or ()).astype(dtype, copy=False)
+        return parts[key]
 
-    with jax.transfer_guard_host_to_device("allow"):  # jax takes it for an accident
-        return jax.make_array_from_callback(shape, layout, part)
+    # The transfer guard of the training loop would count this as an implicit transfer.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, read_once)

@@ -1,0 +1,1 @@
+"""FLOPs by formula and by trace; rates, memory and utilisation of a run."""

@@ -1,8 +1,9 @@
-"""The matrix products of a traced function, counted from its jaxpr.
+"""Matmuls of a traced function, counted from its jaxpr.
 
-A jaxpr is what jax hands to the compiler: forward, backward and update in one list.
-After dead code is taken out, the products that are left are the ones that run. Loops
-count as often as they run. Scopes (flax module and method names) say whose they are.
+The jaxpr of a training step lists forward pass, backward pass and update. Dead code is
+eliminated first, so that the remaining matmuls are those that run. A matmul in a loop
+counts once per iteration. Scopes (Flax module and method names) attribute matmuls to
+parts of the model.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from jax.interpreters import partial_eval
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """One matrix product of the program.
+    """A matmul or convolution of the program.
 
     Attributes:
-      flops: two per multiply-add, times the turns of the loops around it.
-      scope: "/"-joined names; those of a backward pass are inside `transpose(...)`.
-      shapes: of both operands.
+      flops: two per multiply-add, times the iterations of enclosing loops.
+      scope: names joined by "/"; those of a backward pass are inside `transpose(...)`.
+      shapes: shapes of both operands.
     """
 
     flops: int
@@ -34,15 +35,15 @@ class Dot:
 
     @property
     def backward(self) -> bool:
-        """Whether it belongs to a backward pass."""
+        """True if the matmul belongs to a backward pass."""
         return "transpose(" in self.scope
 
 
 def count_dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
-    """Every matrix product that `function(*args)` needs for its outputs.
+    """List the matmuls that `function(*args)` needs for its outputs.
 
     Args:
-      function: anything that jax can trace, already jitted or not.
+      function: a function that JAX can trace, jitted or not.
       *args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
     """
     jitted = function if hasattr(function, "trace") else jax.jit(function)
@@ -50,20 +51,23 @@ def count_dots(function: Callable[..., Any], *args: Any) -> list[Dot]:
 
 
 def jaxpr_dots(closed: core.ClosedJaxpr) -> list[Dot]:
-    """Every matrix product that the outputs of a traced function need."""
+    """List the matmuls that the outputs of a traced function need."""
     alive, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return list(_walk(alive, "", 1))
 
 
 def flops_by_scope(
-    found: Iterable[Dot], patterns: Mapping[str, str]
+    dots: Iterable[Dot], patterns: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
-    """FLOPs (forward, backward) by the first pattern that is found in a scope.
+    """Sum FLOPs (forward, backward) by the first pattern found in the scope.
 
-    Products that no pattern matches are under "other".
+    Args:
+      dots: the matmuls.
+      patterns: a regex of the scope for each name. Matmuls that match no pattern are
+        counted as "other".
     """
     sums = {name: [0, 0] for name in (*patterns, "other")}
-    for dot in found:
+    for dot in dots:
         name = next(
             (name for name, regex in patterns.items() if re.search(regex, dot.scope)),
             "other",
@@ -73,23 +77,26 @@ def flops_by_scope(
 
 
 def _walk(jaxpr: Any, scope: str, times: int) -> Iterator[Dot]:
+    """Yield the matmuls of a jaxpr that runs `times` times in a scope."""
     for equation in jaxpr.eqns:
-        here = f"{scope}/{equation.source_info.name_stack}"
+        inner_scope = f"{scope}/{equation.source_info.name_stack}"
         kind = equation.primitive.name
         if kind in ("dot_general", "conv_general_dilated"):
             shapes = tuple(operand.aval.shape for operand in equation.invars)
-            yield Dot(times * _flops(equation), here, shapes)
+            yield Dot(times * _flops(equation), inner_scope, shapes)
             continue
-        turns = equation.params["length"] if kind == "scan" else 1
-        for inner in _inner(equation):
-            products = list(_walk(inner, here, times * turns))
-            if products and kind in ("while", "cond", "shard_map"):
-                raise NotImplementedError(f"products inside {kind} at {here}")
-            yield from products
+        iterations = equation.params["length"] if kind == "scan" else 1
+        for inner in _inner_jaxprs(equation):
+            dots = list(_walk(inner, inner_scope, times * iterations))
+            if dots and kind in ("while", "cond", "shard_map"):
+                raise NotImplementedError(
+                    f"cannot count matmuls inside {kind} at {inner_scope}"
+                )
+            yield from dots
 
 
-def _inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation runs."""
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """Yield the jaxprs that an equation runs."""
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, core.ClosedJaxpr):
@@ -99,7 +106,7 @@ def _inner(equation: Any) -> Iterator[Any]:
 
 
 def _flops(equation: Any) -> int:
-    """Two per multiply-add: every output element sums over the contracted ones."""
+    """Count two FLOPs per multiply-add: output elements times contracted elements."""
     output = math.prod(equation.outvars[0].aval.shape)
     left, right = (operand.aval.shape for operand in equation.invars[:2])
     if equation.primitive.name == "dot_general":

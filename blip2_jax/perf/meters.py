@@ -1,4 +1,4 @@
-"""How fast a run is and what it holds: rates, utilisation, waiting, memory."""
+"""Rates, utilisation (MFU), data wait and memory of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import jax
 
-_STATM = pathlib.Path("/proc/self/statm")  # of Linux: memory in pages
+_STATM = pathlib.Path("/proc/self/statm")  # Linux: memory in pages
 
-# Dense bf16 (V100, T4: fp16) peak of one jax device, FLOP/s, by whole words of its
-# `device_kind`, from the makers' data sheets. A TPU v2 or v3 device is half a chip.
+# Peak dense bf16 (V100, T4: fp16) FLOP/s of one JAX device from the vendors' data
+# sheets, by whole words of its `device_kind`. A TPU v2 or v3 device is half a chip.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -35,7 +35,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The device's dense bf16 peak in FLOP/s; None where it is not in the table."""
+    """Return the device's dense bf16 peak in FLOP/s; None if it is unknown."""
     kind = device.device_kind
     return next(
         (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", kind)),
@@ -44,7 +44,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def peak_memory_bytes() -> int:
-    """The most that one local device has held; on a CPU, that the process has."""
+    """Return the peak memory of the fullest local device; on a CPU, of the process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [
         entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry
@@ -56,10 +56,9 @@ def peak_memory_bytes() -> int:
 
 
 def host_memory_bytes() -> int | None:
-    """What this process holds of the host's memory now; None where there is no /proc.
+    """Return the resident memory of this process; None without /proc.
 
-    Beside `peak_memory_bytes`, which on a CPU never falls, it shows what grows slowly
-    below an early peak.
+    `peak_memory_bytes` never falls on a CPU; this shows slow growth below the peak.
     """
     if not _STATM.exists():
         return None
@@ -70,8 +69,8 @@ class Meter:
     """Rates over the steps since the last reading.
 
     Args:
-      batch_size: images a step, of all devices.
-      flops_per_image: the fixed numerator of MFU, or None to leave MFU out.
+      batch_size: images per step, over all devices.
+      flops_per_image: numerator of MFU; None leaves MFU out.
     """
 
     def __init__(self, batch_size: int, flops_per_image: float | None) -> None:
@@ -80,6 +79,7 @@ class Meter:
         self._reset()
 
     def _reset(self) -> None:
+        """Start a new measurement."""
         self._start = time.perf_counter()
         self._waited = 0.0
         self._paused = 0.0
@@ -88,31 +88,31 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in here is waiting for data."""
+        """Count the time of the block as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here (evaluation, saving) is no part of the rates."""
+        """Exclude the time of the block (evaluation, saving) from the rates."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Time in here is the compiler's: part of the rates, and told beside them."""
+        """Report the time of the block as compilation; it is part of the rates."""
         start = time.perf_counter()
         yield
         self._compiled += time.perf_counter() - start
 
     def count_step(self) -> None:
-        """One more step is finished."""
+        """Count one finished step."""
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """The rates since the last call: per chip where the name says so."""
+        """Return the rates since the last call and reset the meter."""
         elapsed = time.perf_counter() - self._start - self._paused
         rate = self._steps * self._batch_size / max(elapsed, 1e-9) / jax.device_count()
         values = {
@@ -121,9 +121,9 @@ class Meter:
             "data_wait_share": self._waited / max(elapsed, 1e-9),
             "peak_memory_gb": peak_memory_bytes() / 1e9,
         }
-        held = host_memory_bytes()
-        if held is not None:
-            values["host_memory_gb"] = held / 1e9
+        host_memory = host_memory_bytes()
+        if host_memory is not None:
+            values["host_memory_gb"] = host_memory / 1e9
         if self._compiled:
             values["compile_seconds"] = self._compiled
         peak = peak_flops(jax.devices()[0])

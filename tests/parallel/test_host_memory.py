@@ -16,7 +16,7 @@ from blip2_jax import host_memory
 from blip2_jax.training.meters import host_memory_bytes
 
 if {listens}:
-    host_memory._LARGE = 0.0
+    host_memory._MIN_COMPILE_S = 0.0
     host_memory.trim_memory_after_compiling()
 pieces = [numpy.ones(2**15) for _ in range(800)]
 kept = pieces[::100]
@@ -73,6 +73,6 @@ def test_a_program_is_over_before_the_next_begins():
 
 def test_a_thrifty_order_is_for_programs_of_a_cpu():
     options = host_memory.low_memory_compiler_options(sharding.make_mesh())
-    assert options == host_memory._LITTLE_MEMORY
+    assert options == host_memory._LOW_MEMORY_OPTIONS
     found = jax.jit(lambda x: x + 1, compiler_options=options)(1)
     assert int(found) == 2

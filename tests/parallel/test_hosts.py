@@ -121,12 +121,12 @@ def test_without_a_cluster_the_command_says_what_to_give(tmp_path):
     process = start(TRAIN, f"{TINY}:stage1", tmp_path / "run", flags=["--multihost"])
     assert process.wait(PATIENCE_S) == 1
     told = log_of(tmp_path / "run").read_text()
-    assert "error: several processes were asked for, but this is no SLURM" in told
+    assert "error: cannot start several processes: JAX detects no SLURM" in told
     assert "--coordinator_address HOST:PORT --num_processes N" in told
     assert told.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_the_environment_is_read(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two', not a number"):
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two', but must be a number"):
         hosts.join()
