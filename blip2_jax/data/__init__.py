@@ -1,1 +1,1 @@
-
+"""Data sources, texts, images and batches."""

@@ -1,4 +1,4 @@
-"""What a data pipeline is told: the fields of `config.data`."""
+"""Configuration of a data pipeline: the fields of `config.data`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.images import ImageConfig
 
-# Of a language model's examples, "question_..." adds the question for the Q-Former,
-# "text_..." leaves the images out.
+# "question_..." adds the question for the Q-Former to a language model's examples,
+# "text_..." leaves out the images.
 BatchFormat = Literal[
     "image_text",
     "decoder",
@@ -24,18 +24,18 @@ BATCH_FORMATS: tuple[BatchFormat, ...] = get_args(BatchFormat)
 
 
 def format_family(name: BatchFormat) -> str:
-    """Which rows a format has: "image_text", "decoder" or "encoder_decoder"."""
+    """Return the format's family: "image_text", "decoder" or "encoder_decoder"."""
     return name.removeprefix("text_").removeprefix("question_")
 
 
 def question_format(name: BatchFormat) -> BatchFormat:
-    """The format of a language model's examples with the question for the Q-Former."""
+    """Return the format that adds the question for the Q-Former to `name`."""
     return "question_decoder" if name == "decoder" else "question_encoder_decoder"
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Tokenizer specs (see `text.load_tokenizer`); "" where a task needs none."""
+    """Tokenizer specs (see `text.load_tokenizer`); "" if a task needs none."""
 
     qformer: str = ""
     language_model: str = ""
@@ -43,34 +43,35 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """A data configuration.
+    """Configuration of a data pipeline.
 
     Attributes:
       train: source specs (see `sources.registry`), each with an optional weight.
       image: size and augmentation.
-      tokenizer: of the Q-Former and of the language model.
-      max_text_length: length that texts (and encoder prompts, and the Q-Former's
-        questions) are cut and padded to.
-      max_target_length: of an encoder-decoder's targets; 0: as `max_text_length`.
-      length_buckets: a batch is padded to the smallest of these that holds its
-        longest text (`lengths`); ascending, the last one being the longest text that
-        there can be. (): always that one.
-      prefix_split: captions of an encoder-decoder are split at a random word into
-        prompt and target: "auto" does so for encoder-decoders, "prefix" always,
-        "none" never (the original's code).
-      prompt: written before every caption; no target of a language model.
-      question_share: of records that have both, the share that shows a question and
-        its answer in place of a caption.
+      tokenizer: tokenizers of the Q-Former and of the language model.
+      max_text_length: number of tokens to which texts, encoder prompts and the
+        Q-Former's questions are truncated and padded.
+      max_target_length: the same for targets of an encoder-decoder; 0 takes
+        `max_text_length`.
+      length_buckets: ascending lengths. A batch is padded to the smallest that holds
+        its longest text (see `length_buckets`). The last must be the maximum length.
+        (): always pad to the maximum length.
+      prefix_split: split captions at a random word into prompt and target (prefix LM):
+        "auto" for encoder-decoders only, "prefix" always, "none" never (the original's
+        code).
+      prompt: text before every caption; it is not a target of a language model.
+      question_share: share of steps that show a question with its answer instead of a
+        caption, for records that have both.
       question_prompt: template of a question; "" takes the paper's for the model.
-      context_share: of a language model's own documents, the share that begins with
-        the record's description, or with another of its captions: what follows can
-        be understood from it, as later from the queries.
-      texts_per_document: captions and answers that such a document holds, one after
-        the other (decoder-only) or as blanks to fill, one to so many (T5).
-      keep_end: a caption that is cut keeps its end token (the original: False).
-      workers: processes that load data; 0 loads in threads of this process.
-      prefetch: batches ahead, a worker.
-      max_broken_share: past it a run stops and lists the causes.
+      context_share: share of text-only documents that begin with the record's
+        description or with another caption, so that the texts behind it can be
+        predicted from it, as later from the queries.
+      texts_per_document: number of captions and answers in a text-only document: one
+        behind the other (decoder-only) or as up to so many blanks to fill (T5).
+      keep_end: a truncated caption keeps its end token (the original: False).
+      workers: number of loading processes; 0 loads in threads of this process.
+      prefetch: number of batches each worker loads ahead.
+      max_broken_share: share of broken samples above which a run stops.
     """
 
     train: tuple[Mapping[str, Any], ...]
@@ -91,18 +92,23 @@ class DataConfig:
     max_broken_share: float = 0.01
 
     def __post_init__(self):
+        """Check the values."""
         if self.prefix_split not in ("auto", "prefix", "none"):
             raise ValueError(
-                f"prefix_split {self.prefix_split!r}: auto, prefix or none"
+                f"prefix_split must be auto, prefix or none, not {self.prefix_split!r}"
             )
         for name in ("question_share", "context_share", "max_broken_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not in 0 .. 1")
+                raise ValueError(f"{name} must be in 0 .. 1, not {getattr(self, name)}")
         self._check_buckets()
         if self.texts_per_document < 1:
-            raise ValueError(f"texts_per_document {self.texts_per_document} is below 1")
+            raise ValueError(
+                f"texts_per_document must be at least 1, not {self.texts_per_document}"
+            )
         if self.question_prompt and "{}" not in self.question_prompt:
-            raise ValueError(f"question_prompt {self.question_prompt!r} has no {{}}")
+            raise ValueError(
+                f"question_prompt {self.question_prompt!r} must contain {{}}"
+            )
 
     def _check_buckets(self) -> None:
         buckets = tuple(self.length_buckets)
@@ -110,22 +116,21 @@ class DataConfig:
         ascending = buckets == tuple(sorted({n for n in buckets if n > 0}))
         if buckets and not (ascending and buckets[-1] == longest):
             raise ValueError(
-                f"length_buckets {buckets} must be positive, ascend and end with the "
-                f"longest text's length, {longest} (max_text_length, or "
-                "max_target_length where that is more)"
+                f"length_buckets {buckets} must be positive, ascend and end with "
+                f"{longest}, the larger of max_text_length and max_target_length"
             )
 
 
 def data_config(options: Mapping[str, Any]) -> DataConfig:
-    """A `DataConfig` from a plain or ml_collections dict.
+    """Build a `DataConfig` from a plain or ml_collections dict.
 
     Raises:
-      ValueError: a key that no field has; the message names it and the fields.
+      ValueError: a key is no field, or a value is invalid.
     """
     values = dict(options.items())
     values["train"] = tuple(dict(spec.items()) for spec in values.get("train", ()))
     for name, kind in (("image", ImageConfig), ("tokenizer", TokenizerConfig)):
-        if isinstance(present := values.get(name), kind):
-            continue
-        values[name] = from_options(kind, present or {}, f"data.{name}")
+        options_of_part = values.get(name)
+        if not isinstance(options_of_part, kind):
+            values[name] = from_options(kind, options_of_part or {}, f"data.{name}")
     return from_options(DataConfig, values, "data")

@@ -15,6 +15,9 @@ def check_keys(
     """Check that all keys are allowed and that none of the required keys is missing.
 
     Args:
+      keys: the keys of a mapping.
+      allowed: all keys that it may have.
+      required: the keys that it must have.
       name: name of the mapping in error messages, e.g. "data.image".
 
     Raises:

@@ -1,7 +1,7 @@
-"""Evaluation data: every record once, in order, images as the original evaluates.
+"""Evaluation data: every record once and in order, with the original's image transform.
 
-The last batch is padded to the size of the others; `valid` says which rows count.
-Broken images are not replaced here: their rows are not valid, and are counted.
+The last batch is padded to the size of the others, and `valid` marks the real rows.
+Broken images are not replaced: their rows are not valid, and they are counted.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from blip2_jax.data.mixture import build_mixture
 from blip2_jax.data.rows import BatchRow, image_key, stack_rows
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 
-_THREADS = 2
+_THREADS = 2  # that read ahead
 
 
 class EvaluationSet:
     """All records of some sources, and their images in batches.
 
     Attributes:
-      records: in order; `image_id` is unique across the sources, `original_id` is
-        the data set's own. Records that cannot be read are left out and counted.
-      image_key: the batches' key of images, "image" or "features"; None where the
-        sources hold text alone.
-      blank: zeros in the shape of an image, for rows that do not count.
-      faults: what was broken.
-      broken: cause and key of images that could not be read, by place in `records`.
+      records: the records in order. `image_id` is unique across the sources,
+        `original_id` is the data set's own. Unreadable records are skipped and counted.
+      image_key: key of the images in batches, "image" or "features"; None if the
+        sources hold text only.
+      blank_image: zeros in the shape of an image, for rows that are not valid.
+      broken_stats: counts of broken records and images.
+      broken_images: (cause, key) of unreadable images by index into `records`.
     """
 
     def __init__(
@@ -43,38 +43,41 @@ class EvaluationSet:
         """Open the sources and read the texts of their records.
 
         Args:
-          specs: source specs; weights mean nothing here.
-          max_examples: take only the first so many records; 0: all.
+          specs: source specs; weights are ignored.
+          image_size: side of the images in pixels.
+          max_examples: take only the first `max_examples` records; 0 takes all.
         """
         plain = [{k: v for k, v in spec.items() if k != "weight"} for spec in specs]
         mixture = build_mixture(plain)
         self.broken_stats = BrokenSampleStats()
         self.broken_images: dict[int, tuple[str, str]] = {}
-        holds = {source.image_kind for source in mixture.sources} != {ImageKind.NONE}
-        self.image_key = image_key(mixture.sources, holds)
+        has_images = {s.image_kind for s in mixture.sources} != {ImageKind.NONE}
+        self.image_key = image_key(mixture.sources, has_images)
         self._size = image_size
         self.records: list[Record] = []
-        self._places: list[tuple[Source, int]] = []
+        self._source_indices: list[tuple[Source, int]] = []
         for source, offset in zip(
             mixture.sources, mixture.image_id_offsets, strict=True
         ):
             self._read(source, offset, max_examples)
-        self.blank_image = self._find_blank()
+        self.blank_image = self._make_blank_image()
 
     def _read(self, source: Source, offset: int, max_examples: int) -> None:
+        """Append the records of a source; `offset` makes its image ids unique."""
         for index in range(len(source)):
             if max_examples and len(self.records) == max_examples:
                 return
             try:
                 record = source.record(index)
-            except BrokenSample as fault:
-                self.broken_stats.add(1, [(fault.cause, fault.key)])
+            except BrokenSample as error:
+                self.broken_stats.add(1, [(error.cause, error.key)])
                 continue
             image_id = record.image_id + offset
             self.records.append(dataclasses.replace(record, image_id=image_id))
-            self._places.append((source, index))
+            self._source_indices.append((source, index))
 
-    def _find_blank(self) -> np.ndarray | None:
+    def _make_blank_image(self) -> np.ndarray | None:
+        """Make zeros in the shape of the images; None if there are none."""
         if self.image_key is None:
             return None
         if self.image_key == "image":
@@ -82,28 +85,28 @@ class EvaluationSet:
         for index in range(len(self.records)):
             if (features := self.image(index)) is not None:
                 return np.zeros_like(features)
-        raise ValueError("no record has features")
+        raise ValueError("no record of the sources has readable features")
 
     def image(self, index: int) -> np.ndarray | None:
-        """uint8 [R, R, 3] or features [P, D] of a record; None (noted) if broken."""
-        source, place = self._places[index]
+        """Load an image, uint8 [R, R, 3], or features [P, D]; None if broken."""
+        source, source_index = self._source_indices[index]
         try:
             if self.image_key == "features":
-                return source.load_features(place)
-            return evaluation_image(source.load_image(place), self._size)
-        except BrokenSample as fault:
-            self.mark_broken(index, fault.cause, fault.key)
+                return source.load_features(source_index)
+            return evaluation_image(source.load_image(source_index), self._size)
+        except BrokenSample as error:
+            self.mark_broken(index, error.cause, error.key)
             return None
 
     def mark_broken(self, index: int, cause: str, key: str) -> None:
-        """Count a record's image as broken, once however often it is asked for."""
+        """Count a record's image as broken; repeated calls count once."""
         if index not in self.broken_images:
             self.broken_images[index] = cause, key
             self.broken_stats.add(1, [(cause, key)])
 
     def stack_images(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
-        """Images of this set as one array, `blank` in place of the broken ones."""
-        assert self.blank_image is not None  # sets that hold images have one
+        """Stack images of this set, with `blank_image` in place of None."""
+        assert self.blank_image is not None  # sets with images have one
         return np.stack(
             [self.blank_image if image is None else image for image in images]
         )
@@ -111,13 +114,15 @@ class EvaluationSet:
     def image_batches(
         self, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Images of all records in batches of one shape.
+        """Yield the images of all records in batches of one shape.
 
         Args:
-          batch_size: rows of the global batch; a process gets its equal part.
+          batch_size: rows of the global batch; each process gets an equal part.
+          process_index: index of this process.
+          process_count: number of processes.
 
         Yields:
-          `image` or `features` [B, ...], `index` int32 [B] (into `records`; 0 in
+          `image` or `features` [B, ...], `index` int32 [B] (into `records`; 0 for
           padding), `valid` bool [B].
         """
         yield from _in_order(
@@ -126,7 +131,7 @@ class EvaluationSet:
 
     def _batch(self, indices: Sequence[int | None]) -> dict[str, np.ndarray]:
         if self.image_key is None:
-            raise ValueError("the sources of this evaluation hold no images")
+            raise ValueError("the sources of this evaluation have no images")
         images = [None if i is None else self.image(i) for i in indices]
         return {
             self.image_key: self.stack_images(images),
@@ -143,11 +148,19 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """The arrays of training batches for evaluation: the first text of each record.
+    """Yield batches for evaluation, with the first text of each record.
+
+    Args:
+      options: data configuration; the tokenizers and text options of it are used.
+      evaluation_set: the records.
+      task_format: arrays of the batches.
+      batch_size: rows of the global batch; each process gets an equal part.
+      process_index: index of this process.
+      process_count: number of processes.
 
     Yields:
-      As `training_batches`, without augmentation and random prefix, and with `valid`
-      bool [B] and `index` int32 [B].
+      Batches as of `training_batches`, but without augmentation and random prefix, and
+      with `valid` bool [B] and `index` int32 [B].
     """
     config = options if isinstance(options, DataConfig) else data_config(options)
     text_format = TextFormat(config, task_format)
@@ -171,13 +184,14 @@ def evaluation_batches(
 def _row(
     evaluation_set: EvaluationSet, index: int | None, text_format: TextFormat
 ) -> BatchRow | None:
+    """Make the row of a record; None for padding and for broken records."""
     if index is None:
         return None
     record = evaluation_set.records[index]
     try:
         text = text_format.draw(record, None)
-    except BrokenSample as fault:
-        evaluation_set.broken_stats.add(1, [(fault.cause, fault.key)])
+    except BrokenSample as error:
+        evaluation_set.broken_stats.add(1, [(error.cause, error.key)])
         return None
     image = None
     if text_format.reads_images:
@@ -194,18 +208,18 @@ def _blank_row(evaluation_set: EvaluationSet) -> BatchRow:
 def _in_order(
     batch: Any, count: int, batch_size: int, process_index: int, process_count: int
 ) -> Iterator[Any]:
-    """`batch(indices)` for this process's rows of every global batch, read ahead."""
+    """Yield `batch(indices)` for this process's rows of every global batch."""
     if batch_size % process_count:
         raise ValueError(
-            f"a batch of {batch_size} does not divide over {process_count} processes"
+            f"batch size {batch_size} does not divide over {process_count} processes"
         )
     rows = batch_size // process_count
 
-    def of_number(number: int) -> Any:
+    def make_batch(number: int) -> Any:
         first = number * batch_size + process_index * rows
         indices = range(first, first + rows)
         return batch([index if index < count else None for index in indices])
 
-    numbers = grain.MapDataset.range(-(-count // batch_size)).map(of_number)
+    numbers = grain.MapDataset.range(-(-count // batch_size)).map(make_batch)
     reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2)
     yield from numbers.to_iter_dataset(reading)

@@ -1,4 +1,4 @@
-"""From records to the token arrays of a task: which text is drawn, and how written."""
+"""Token arrays of a task: which text of a record is drawn and how it is written."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ from blip2_jax.data.text.tokenizers import (
 
 @dataclasses.dataclass(frozen=True)
 class DrawnText:
-    """What a model is told and what it shall say: a caption, or an answer.
+    """The text drawn from a record: a prompt and its target, a caption or an answer.
 
-    A document of a language model has a `context` before that, another caption of the
-    same record, and may have `more` texts behind it. `question` is what the Q-Former
-    reads of the prompt, where it reads questions.
+    Attributes:
+      prompt: text that is no target, "" for none.
+      target: the text to predict.
+      context: text before the prompt in a text-only document, "" for none.
+      more: further texts of a text-only document.
+      question: the question as the Q-Former gets it, "" for none.
     """
 
     prompt: str
@@ -40,25 +43,26 @@ class DrawnText:
     question: str = ""
 
     @property
-    def told(self) -> list[tuple[str, str]]:
-        """Every prompt with what follows it."""
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every prompt with its target."""
         return [(each.prompt, each.target) for each in (self, *self.more)]
 
     def __str__(self) -> str:
+        """Join all parts with spaces."""
         parts = (self.context, self.prompt, self.target, *map(str, self.more))
         return " ".join(part for part in parts if part)
 
 
 class TextFormat:
-    """Draws a text of a record and writes batches of texts as a task's arrays."""
+    """Drawing of a record's text, and writing of texts as the arrays of a task."""
 
     def __init__(self, config: DataConfig, name: BatchFormat):
         """Load the tokenizers that the format needs.
 
         Raises:
-          ValueError: unknown format, a tokenizer of the wrong family, or more texts
-            in a document than fit the format or have marks.
-          FileNotFoundError: the tokenizer is not there.
+          ValueError: the format is unknown, a tokenizer has the wrong family, or a
+            document has more texts than the format or the tokenizer allows.
+          FileNotFoundError: a tokenizer does not exist.
         """
         if name not in BATCH_FORMATS:
             raise ValueError(
@@ -76,51 +80,56 @@ class TextFormat:
         decoder = self._family == "decoder"
         if config.texts_per_document > 1 and self.reads_images:
             raise ValueError(
-                f"texts_per_document is {config.texts_per_document}, but an example "
-                f"of {name} has one text; only those without pictures hold several"
+                f"texts_per_document is {config.texts_per_document}, but must be 1 for "
+                f"format {name}: only text-only formats hold several texts"
             )
         if self._family == "encoder_decoder":
-            prompts.check_marks(self._language_model, config.texts_per_document)
+            prompts.check_sentinels(self._language_model, config.texts_per_document)
         self._question_prompt = config.question_prompt or (
             prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
         )
-        self._splits = {"prefix": True, "none": False}.get(
+        self._splits_captions = {"prefix": True, "none": False}.get(
             config.prefix_split, self._family == "encoder_decoder"
         )
 
     def _load_tokenizer(self) -> QFormerTokenizer | LanguageTokenizer:
+        """Load the tokenizer of the texts and check its family."""
         for_language_model = self.name != "image_text"
         spec = self._spec("language_model" if for_language_model else "qformer")
         tokenizer = load_tokenizer(spec, language_model=for_language_model)
         family = getattr(tokenizer, "family", "image_text")
         if family.removesuffix("_only") != self._family:
-            raise ValueError(f"{spec} is a tokenizer for {family}, not {self.name}")
+            raise ValueError(
+                f"tokenizer {spec} is for {family}, not for format {self.name}"
+            )
         return tokenizer
 
     def _spec(self, key: str) -> str:
+        """Return a tokenizer spec of the configuration, which must be set."""
         spec = getattr(self._config.tokenizer, key)
         if not spec:
             raise ValueError(f"format {self.name} needs data.tokenizer.{key}")
         return spec
 
     def draw(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
-        """Choose a caption or a question of the record.
+        """Draw a caption or a question of the record.
 
         Args:
-          rng: None takes the first (evaluation), without a random prefix.
+          record: the record.
+          rng: None takes the first text without a random prefix, as in evaluation.
 
         Raises:
-          BrokenSample: the record has neither.
+          BrokenSample: the record has no usable text.
         """
         if self.reads_images or rng is None:
             return self._text(record, rng)
         return self._document(record, rng)
 
     def _document(self, record: Record, rng: np.random.Generator) -> DrawnText:
-        """Texts of a record, for a share of records behind what they tell of.
+        """Draw a text-only document, for a share of records with a context.
 
-        That is the record's description, which may then come again as a caption
-        (a model learns to read by repeating), or one of its captions, which may not.
+        The context is the record's description, which may be repeated as a caption
+        (repeating teaches a model to read), or one of its captions, which may not.
         """
         context, captions, share = "", list(record.captions), self._config.context_share
         if share and rng.random() < share:
@@ -129,69 +138,75 @@ class TextFormat:
                 captions.append(context)
             elif captions:
                 context = captions.pop(_choice(len(captions), rng))
-            context = self._cleaned(context, record) if context else ""
+            context = self._clean(context, record) if context else ""
             record = dataclasses.replace(
                 record, captions=tuple(captions) or record.captions
             )
         count = self._config.texts_per_document
-        if self._family == "encoder_decoder":  # single texts are unlike several
+        if self._family == "encoder_decoder":  # a single text is written without marks
             count = 1 + int(rng.integers(count))
         first, *more = (self._text(record, rng) for _ in range(count))
         return dataclasses.replace(first, context=context, more=tuple(more))
 
     def _text(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
-        asks = rng is not None and rng.random() < self._config.question_share
-        if record.questions and (asks or not record.captions):
+        """Draw a caption or a question with its answer."""
+        draw_question = rng is not None and rng.random() < self._config.question_share
+        if record.questions and (draw_question or not record.captions):
             return self._question(record, rng)
         return self._caption(record, rng)
 
     def _question(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
+        """Draw a question and one of its answers."""
         question = record.questions[_choice(len(record.questions), rng)]
         if not question.answers:
             raise BrokenSample("no answer", record.key)
         answer = question.answers[_choice(len(question.answers), rng)].strip()
         if not answer:
             raise BrokenSample("empty answer", record.key)
-        asked = clean_question(question.text)
+        text = clean_question(question.text)
         if self.name == "image_text":
-            return DrawnText("", f"{asked} {answer}")
-        return DrawnText(self._question_prompt.format(asked), answer, question=asked)
+            return DrawnText("", f"{text} {answer}")
+        return DrawnText(self._question_prompt.format(text), answer, question=text)
 
     def _caption(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
+        """Draw a caption, and its prefix if captions are split."""
         if not record.captions:
             raise BrokenSample("no text", record.key)
-        drawn = record.captions[_choice(len(record.captions), rng)]
-        caption = self._cleaned(drawn, record)
+        caption = record.captions[_choice(len(record.captions), rng)]
+        caption = self._clean(caption, record)
         prompt = self._config.prompt.strip()
-        if self._splits and rng is not None:
+        if self._splits_captions and rng is not None:
             prefix, caption = prompts.draw_prefix(caption, rng)
             prompt = f"{prompt} {prefix}".strip()
         return DrawnText(prompt, caption)
 
     @staticmethod
-    def _cleaned(caption: str, record: Record) -> str:
+    def _clean(caption: str, record: Record) -> str:
+        """Clean a caption, which must not become empty."""
         cleaned = clean_caption(caption)
         if not cleaned:
             raise BrokenSample("empty caption", record.key)
         return cleaned
 
     def length(self, text: DrawnText) -> int:
-        """Tokens of a text as `arrays` writes it; the longer part of a pair of them."""
+        """Count the tokens of a text; the longer of input and target if it has both."""
         arrays = self.arrays([text])
         return max(int(arrays[name].sum()) for name in arrays if name.endswith("_mask"))
 
     def arrays(
         self, texts: Sequence[DrawnText], width: int | None = None
     ) -> dict[str, np.ndarray]:
-        """The task's token arrays, [B, T] each, padded on the right.
+        """Return the task's token arrays, each [B, T], padded on the right.
 
         Args:
-          width: T is no more than this; what a text has beyond is lost. None: T is
-            `max_text_length` (targets of an encoder-decoder: `max_target_length`).
+          texts: the texts of the rows.
+          width: truncate to this T; None: T is `max_text_length` (targets of an
+            encoder-decoder: `max_target_length`).
         """
         return {name: rows[:, :width] for name, rows in self._padded(texts).items()}
 
     def _padded(self, texts: Sequence[DrawnText]) -> dict[str, np.ndarray]:
+        """Return the token arrays at full length."""
         length = self._config.max_text_length
         if self._family == "image_text":
             ids, mask = self._qformer.encode([str(text) for text in texts], length)
@@ -211,7 +226,7 @@ class TextFormat:
     def _decoder_row(self, text: DrawnText, length: int) -> prompts.DecoderOnlyExample:
         if not self.reads_images:
             return prompts.document_example(
-                self._language_model, text.context, text.told, length
+                self._language_model, text.context, text.pairs, length
             )
         return prompts.decoder_only_example(
             self._language_model,
@@ -227,7 +242,7 @@ class TextFormat:
         return prompts.blanks_example(
             self._language_model,
             text.context,
-            text.told,
+            text.pairs,
             input_length=length,
             target_length=self._config.max_target_length or length,
         )
@@ -244,12 +259,14 @@ class TextFormat:
 
 
 def _choice(count: int, rng: np.random.Generator | None) -> int:
+    """Draw an index below `count`; 0 without a generator."""
     return 0 if rng is None else int(rng.integers(count))
 
 
 def _stack(
     examples: Sequence[prompts.DecoderOnlyExample | prompts.EncoderDecoderExample],
 ) -> dict[str, np.ndarray]:
+    """Stack the fields of examples."""
     names = [field.name for field in dataclasses.fields(examples[0])]
     return {
         name: np.stack([getattr(example, name) for example in examples])

@@ -1,9 +1,9 @@
-"""Decoding of any image file to RGB, and the original's image transforms.
+"""Decoding of image files to RGB, and the original's image transforms.
 
-Pixels stay uint8 until they are on the device. Evaluation decodes and resamples as the
-original, with Pillow; training images take OpenCV's shorter way where it leads to the
-same pixels (decoding) or nearly the same (crops). As in the original, orientation tags
-are ignored and transparency is dropped.
+Pixels stay uint8 until they are on the device. Evaluation decodes and resamples with
+Pillow, as the original does. Training uses the faster OpenCV if it gives the same
+pixels (decoding) or nearly the same (crops). As in the original, orientation tags are
+ignored and transparency is dropped.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from PIL import Image, UnidentifiedImageError
 
 from blip2_jax.data.sources.base import BrokenSample
 
-cv2.setNumThreads(0)  # images are small and loaded by many workers at once
+cv2.setNumThreads(0)  # many workers load small images in parallel
 
 MAX_DECODED_PIXELS = 100_000_000
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_FAR = 3  # shrinking by more is done in two steps
+_MAX_RATIO = 3  # larger reductions take two steps
 _END_OF_JPEG = b"\xff\xd9"
 _JPEG_SCALES = {
     1: cv2.IMREAD_COLOR,
@@ -37,23 +37,22 @@ _JPEG_SCALES = {
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How images are brought to the model's size.
+    """Size and augmentation of images.
 
     Attributes:
-      size: sides of the result.
-      augment: random resized crop and flip in training; False: the evaluation
+      size: side of the result in pixels.
+      augment: random resized crop and flip in training; False: use the evaluation
         transform in training too.
       min_scale: smallest share of the area that a crop keeps.
-      flip: probability of a mirror image.
-      monochrome: probability that a training image loses its colours for shades of
-        one tint, half of them inverted, whatever `augment` says: shapes are then
-        learned for themselves, not colour by colour. Half of these images lose all
-        colour, the others some.
-      pillow: decode and resample training images with Pillow alone and at full size,
-        bit for bit as the original does; what OpenCV resamples differs from that by
-        about half a grey level on the average.
-      reduced_decode: let JPEGs be decoded at half, quarter, ... size while every
-        crop still has `size` pixels a side.
+      flip: probability of a horizontal flip.
+      monochrome: probability that a training image is tinted in one colour, regardless
+        of `augment`, so that shapes are learned independently of colours. Half of these
+        images are inverted; half of them keep a random share of their colours.
+      pillow: decode and resample training images with Pillow only and at full size,
+        bit for bit as the original does; resampling with OpenCV differs by half a grey
+        level on average.
+      reduced_decode: decode JPEGs at 1/2, 1/4 or 1/8 of their size as long as every
+        crop still has `size` pixels per side.
     """
 
     size: int = 224
@@ -66,26 +65,26 @@ class ImageConfig:
 
     @property
     def at_least(self) -> int:
-        """Sides that leave the smallest crop of a training image `size` pixels."""
+        """Image side at which the smallest training crop still has `size` pixels."""
         if self.pillow or not (self.augment and self.reduced_decode):
             return 0
         return math.ceil(self.size / math.sqrt(self.min_scale * _RATIO[0]))
 
 
 _RATIO = (3 / 4, 4 / 3)
-_TINT = 0.5  # of a tint's weakest channel, beside a strongest one of 1
+_TINT = 0.5  # weakest channel of a tint, whose strongest channel is 1
 
 
 def decode_image(
     data: bytes, key: str, at_least: int = 0
 ) -> UInt8[Array, "height width 3"]:
-    """RGB pixels of an encoded image: the first frame, any mode.
+    """Decode the first frame of an image file of any mode to RGB.
 
     Args:
-      data: the file's bytes.
-      key: names the image in errors.
-      at_least: JPEGs may be decoded by OpenCV, at a reduced scale with sides no
-        smaller. 0: Pillow's pixels of the full size.
+      data: the bytes of the file.
+      key: name of the image in errors.
+      at_least: allow OpenCV to decode JPEGs at a reduced scale whose sides are no
+        smaller. 0: decode at full size with Pillow.
 
     Raises:
       BrokenSample: not an image, truncated, too large, or otherwise undecodable.
@@ -111,7 +110,7 @@ def decode_image(
 
 
 def _reduce(image: Image.Image, at_least: int) -> int:
-    """Set the scale, one in so many, that keeps `at_least` pixels; 0: unset."""
+    """Set Pillow's JPEG scale 1/n that keeps `at_least` pixels; return n, 0: unset."""
     if not at_least:
         return 0
     possible = [n for n in _JPEG_SCALES if n * at_least <= min(image.size)]
@@ -122,10 +121,10 @@ def _reduce(image: Image.Image, at_least: int) -> int:
 def _decode_jpeg(
     data: bytes, image: Image.Image, scale: int
 ) -> UInt8[Array, "height width 3"] | None:
-    """What Pillow would decode of a JPEG in RGB, in two thirds of the time.
+    """Decode an RGB JPEG to Pillow's pixels, in two thirds of its time.
 
-    Both decode with libjpeg, but OpenCV fills up what a truncated file lacks. None:
-    leave it to Pillow, which knows colours, and what to say of broken files.
+    Both use libjpeg, but OpenCV silently completes truncated files. Other colour modes
+    and files without an end marker return None and are left to Pillow.
     """
     if image.mode != "RGB" or not data.endswith(_END_OF_JPEG):
         return None
@@ -137,7 +136,7 @@ def _decode_jpeg(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame in RGB; 16-bit values are scaled, not clipped."""
+    """Convert the first frame to RGB; 16-bit values are scaled, not clipped."""
     if image.mode in _SIXTEEN_BIT:  # Pillow would clip at 255
         values = np.asarray(image).astype(np.int64)
         values = values >> 8 if values.max(initial=0) > 255 else values
@@ -150,8 +149,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def evaluation_image(
     pixels: UInt8[Array, "height width 3"], size: int
 ) -> UInt8[Array, "R R 3"]:
-    """Resize to a square, bicubic, the aspect ratio given up as in the original."""
-    if pixels.shape[:2] == (size, size):  # which resizing would copy
+    """Resize to a square with bicubic interpolation, as the original does."""
+    if pixels.shape[:2] == (size, size):  # resizing would copy
         return pixels
     return _resize(Image.fromarray(pixels), size)
 
@@ -161,7 +160,7 @@ def training_image(
     config: ImageConfig,
     rng: np.random.Generator,
 ) -> UInt8[Array, "R R 3"]:
-    """Random resized crop (area min_scale .. 1, aspect 3/4 .. 4/3), flip, tint."""
+    """Apply a random tint, resized crop (aspect ratio 3/4 .. 4/3) and flip."""
     if config.monochrome and rng.random() < config.monochrome:
         pixels = _monochrome(pixels, rng)
     if not config.augment:
@@ -180,10 +179,10 @@ def training_image(
 def crop_box(
     height: int, width: int, min_scale: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop, as torchvision draws it.
+    """Draw the top, left, height and width of a random crop as torchvision does.
 
-    The area is uniform, the aspect ratio log-uniform; after ten boxes that do not
-    fit, the largest central one within the aspect limits.
+    The area is uniform, the aspect ratio log-uniform. After ten boxes that do not fit,
+    the crop is the largest central box within the aspect limits.
     """
     for _ in range(10):
         area = height * width * rng.uniform(min_scale, 1.0)
@@ -202,7 +201,7 @@ def crop_box(
 def _monochrome(
     pixels: UInt8[Array, "height width 3"], rng: np.random.Generator
 ) -> UInt8[Array, "height width 3"]:
-    """Luma, or its inverse, in a tint that no grey picture has; or on the way."""
+    """Blend an image with its luma, or the inverse, in a random tint."""
     luma = np.asarray(Image.fromarray(pixels).convert("L"))
     luma = 255 - luma if rng.integers(2) else luma
     tint = rng.permutation([1.0, _TINT, rng.uniform(_TINT, 1.0)])
@@ -215,47 +214,51 @@ def _monochrome(
 def fast_bicubic(
     pixels: UInt8[Array, "height width 3"], size: int
 ) -> UInt8[Array, "R R 3"]:
-    """Near to Pillow's bicubic, in a fifth to a third of the time.
+    """Resize to a square like Pillow's bicubic, in a fifth to a third of its time.
 
-    OpenCV's bicubic does not smooth what it shrinks; that is done before. What shrinks
-    by more than `_FAR` is brought to twice `size` by means of areas first.
+    OpenCV's bicubic does not smooth before it shrinks, so that this does. Sides that
+    shrink by more than `_MAX_RATIO` are first averaged to twice `size`.
     """
-    if max(pixels.shape[:2]) > _FAR * size:
+    if max(pixels.shape[:2]) > _MAX_RATIO * size:
         width, height = (
-            2 * size if side > _FAR * size else side for side in pixels.shape[1::-1]
+            2 * size if side > _MAX_RATIO * size else side
+            for side in pixels.shape[1::-1]
         )
-        near = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-        pixels = np.asarray(near)
-    down, across = (_smoothing(round(side / size, 2)) for side in pixels.shape[:2])
-    if max(len(down), len(across)) > 1:
-        pixels = np.asarray(cv2.sepFilter2D(pixels, -1, across, down))
+        reduced = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        pixels = np.asarray(reduced)
+    vertical, horizontal = (
+        _smoothing(round(side / size, 2)) for side in pixels.shape[:2]
+    )
+    if max(len(vertical), len(horizontal)) > 1:
+        pixels = np.asarray(cv2.sepFilter2D(pixels, -1, horizontal, vertical))
     result = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.asarray(result, np.uint8)
 
 
 @functools.cache
 def _smoothing(ratio: float) -> Float[Array, " taps"]:
-    """Weights of neighbouring pixels, for a side that shrinks by `ratio`.
+    """Return the smoothing filter for a side that shrinks by `ratio`.
 
-    With them OpenCV's bicubic is nearest to Pillow's, by least squares. Both are
-    Keys's, with a = -0.75 and -0.5, but Pillow's is as much wider as a side shrinks.
+    A least-squares fit, so that the filter followed by OpenCV's bicubic kernel is
+    closest to Pillow's. Both are Keys's kernel, with a = -0.75 and a = -0.5, but Pillow
+    widens its kernel by `ratio`.
     """
     if ratio <= 1:
         return np.ones(1, np.float32)
-    x = np.arange(-2 * _FAR - 2, 2 * _FAR + 2, 1 / 64)
-    wanted, own = _keys(x / ratio, -0.5) / ratio, _keys(x, -0.75)
+    x = np.arange(-2 * _MAX_RATIO - 2, 2 * _MAX_RATIO + 2, 1 / 64)
+    target, kernel = _keys(x / ratio, -0.5) / ratio, _keys(x, -0.75)
     pairs = [
         _keys(x - n, -0.75) + _keys(x + n, -0.75)
         for n in range(1, math.ceil(2 * ratio))
     ]
-    # Their weights' sum is 1, in 256ths too, as OpenCV counts: brightness is kept.
-    fitted = np.linalg.lstsq(np.stack(pairs, 1) - 2 * own[:, None], wanted - own)[0]
-    sides = np.rint(256 * fitted) / 256
+    # Rounded to 256ths, OpenCV's precision, with a sum of 1, which keeps brightness.
+    basis = np.stack(pairs, 1) - 2 * kernel[:, None]
+    sides = np.rint(256 * np.linalg.lstsq(basis, target - kernel)[0]) / 256
     return np.array([*sides[::-1], 1 - 2 * sides.sum(), *sides], np.float32)
 
 
 def _keys(x: Float[Array, " samples"], a: float) -> Float[Array, " samples"]:
-    """The kernel of cubic convolution (R. Keys, 1981)."""
+    """Evaluate the kernel of cubic convolution (R. Keys, 1981)."""
     x = np.abs(x)
     inner = ((a + 2) * x - (a + 3)) * x**2 + 1
     outer = a * (((x - 5) * x + 8) * x - 4)

@@ -1,15 +1,15 @@
-"""Length buckets: how far the texts of a step are padded, known before any image.
+"""Length buckets: the padded length of each step's texts.
 
-A step's bucket is the smallest that holds the longest text of its *global* batch, so
-every process of a run pads alike and runs the same program, and there are no more
-programs than buckets. Encoder-decoder batches have one bucket for input and target,
-the longer of both deciding (each is cut to its own maximum too): no product of two
-numbers of programs.
+The bucket of a step is the smallest that holds the longest text of its *global* batch.
+All processes of a run therefore pad to the same length and run the same program, and
+there are at most as many programs as buckets. An encoder-decoder batch has one bucket
+for input and target, chosen by the longer of both (each is also truncated to its own
+maximum), because two buckets would multiply the number of programs.
 
-The texts are those that records alone tell (`TrainingRows.text`). A row whose image
-turns out broken shows a substitute, of which other processes do not know: its text is
-cut to the bucket, and loses its end where it is longer. So the bucket stays a function
-of (seed, step, batch size), and the row one of (seed, position).
+Lengths are computed from records, before images are read (`TrainingRows.text`). If the
+image of a row turns out to be broken, a substitute takes its place, which the other
+processes do not know; its text is truncated to the bucket. The bucket therefore is a
+function of (seed, step, batch size), and a row is a function of (seed, position).
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ from blip2_jax.data.rows import TrainingRows
 class LengthBuckets:
     """The padded length of every step.
 
-    Each process looks at texts of the whole global batch, drawn and tokenized one by
-    one until one needs the last bucket: about 1/p of them, where a share p of texts
-    does, and never more than the batch. A text costs about 0.5 ms from a tar with
-    BERT's tokenizer (0.15 ms of it tokenization) where reading and cropping its image
-    costs 8 ms.
+    Each process draws and tokenizes texts of the global batch until one needs the last
+    bucket: about 1/p texts if a share p of them does, and at most the whole batch. A
+    text from a tar costs about 0.5 ms with BERT's tokenizer (0.15 ms of it for the
+    tokenizer); reading and cropping an image costs 8 ms.
 
     Attributes:
       batch_size: rows of the global batch.
     """
 
     def __init__(self, rows: TrainingRows, buckets: Sequence[int], batch_size: int):
-        """`buckets` as `DataConfig.length_buckets`; none: always the full length."""
+        """Set the buckets (see `DataConfig.length_buckets`); without, never shorten."""
         self.batch_size = batch_size
         self._rows, self._buckets = rows, tuple(buckets)
 
     def at(self, step: int) -> int | None:
-        """The bucket of a step; None = the full length.
+        """Return the bucket of a step; None stands for the full length.
 
         Raises:
           NoSubstitute: see `TrainingRows.text`.

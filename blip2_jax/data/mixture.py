@@ -1,4 +1,4 @@
-"""A weighted mixture of sources whose every position is a pure function."""
+"""A weighted mixture of sources, random access by position."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from blip2_jax.data.order import shuffled_index
 from blip2_jax.data.sources.base import Source
 from blip2_jax.data.sources.registry import build_source
 
-# Positions repeat their pattern of sources after so many; the finest share.
-_PERIOD = 16384
+_PERIOD = 16384  # positions after which the pattern of sources repeats
 _MAX_IMAGES = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceDraw:
-    """Where a position points: `sources[source]` at its `ordinal`-th draw."""
+    """A draw from a source.
+
+    Attributes:
+      source: index of the source in the mixture.
+      ordinal: number of earlier draws from this source.
+    """
 
     source: int
     ordinal: int
@@ -29,23 +33,32 @@ class Mixture:
     """Sources and their shares.
 
     Attributes:
-      sources: the sources, in the order given.
-      shares: of every position's draws, the share of each source.
-      image_id_offsets: added to a source's image ids, they are unique across sources.
+      sources: the sources.
+      shares: each source's share of all positions.
+      image_id_offsets: offset of each source's image ids that makes them unique.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None):
-        """Weights None: every image of every source equally often."""
+        """Mix sources by weights.
+
+        Args:
+          sources: the sources.
+          weights: relative weights; None weights each source by its size.
+
+        Raises:
+          ValueError: a source is empty, has too small a share, or there are too many
+            images.
+        """
         for source in sources:
             if not len(source):
                 raise ValueError(f"source {source.name} is empty")
         sizes = [source.num_images for source in sources]
         if sum(sizes) >= _MAX_IMAGES:
-            raise ValueError(f"{sum(sizes)} images: ids of 32 bits hold 2^31 - 1")
+            raise ValueError(f"{sum(sizes)} images exceed 32-bit ids (2^31 - 1)")
         self.sources = tuple(sources)
         self.image_id_offsets = tuple(int(n) for n in np.cumsum([0, *sizes[:-1]]))
-        given = [len(source) for source in sources] if weights is None else weights
-        self.shares = tuple(float(weight) / sum(given) for weight in given)
+        weights = [len(source) for source in sources] if weights is None else weights
+        self.shares = tuple(float(weight) / sum(weights) for weight in weights)
         self._pattern, self._counts = _interleave(self.shares)
         for source, per_period in zip(sources, self._counts[-1], strict=True):
             if not per_period:
@@ -55,16 +68,14 @@ class Mixture:
                 )
 
     def locate(self, position: int) -> SourceDraw:
-        """The source of a global position, and how often it was drawn before."""
+        """Return the source of a global position and the ordinal of its draw."""
         period, slot = divmod(position, _PERIOD)
         source = int(self._pattern[slot])
-        before = period * int(self._counts[-1, source]) + int(
-            self._counts[slot, source]
-        )
-        return SourceDraw(source, before)
+        per_period, in_period = self._counts[-1, source], self._counts[slot, source]
+        return SourceDraw(source, period * int(per_period) + int(in_period))
 
     def record_index(self, draw: SourceDraw, seed: int) -> int:
-        """The record that a place shows; a source's groups stay together."""
+        """Return the record index of a draw; groups of a source stay together."""
         source = self.sources[draw.source]
         size = source.group_size
         group, member = divmod(draw.ordinal, size)
@@ -73,7 +84,7 @@ class Mixture:
         return group * size + member
 
     def fingerprint(self) -> list[dict[str, object]]:
-        """What a run writes down of its data."""
+        """Return the fingerprints and shares of the sources, stored with a run."""
         return [
             {**source.fingerprint(), "share": share}
             for source, share in zip(self.sources, self.shares, strict=True)
@@ -84,31 +95,31 @@ def build_mixture(specs: Sequence[Mapping[str, Any]]) -> Mixture:
     """Build sources from their specs; each may have a "weight".
 
     Raises:
-      ValueError: no source, or some have a weight and some have none.
+      ValueError: there is no source, or only some of them have a weight.
     """
     if not specs:
-        raise ValueError("no source of data is named")
+        raise ValueError("the data configuration has no source")
     weights = [spec["weight"] for spec in specs if "weight" in spec]
     if weights and len(weights) != len(specs):
-        raise ValueError("give every source a weight, or none (then by size)")
+        raise ValueError("either all sources need a weight, or none (weights by size)")
     if any(weight <= 0 for weight in weights):
         raise ValueError(f"weights of sources must be positive, not {weights}")
     return Mixture([build_source(spec) for spec in specs], weights or None)
 
 
 def _interleave(shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Spread sources evenly: each slot goes to the source most behind its share.
+    """Interleave sources: each slot goes to the source furthest behind its share.
 
     Returns:
-      The source of every slot [_PERIOD], and counts [_PERIOD + 1, sources] of the
-      slots before each.
+      The source of every slot, [_PERIOD], and each source's number of slots before
+      every slot, [_PERIOD + 1, sources].
     """
-    wanted = np.asarray(shares)
+    target = np.asarray(shares)
     pattern = np.zeros(_PERIOD, np.int32)
-    counts = np.zeros((_PERIOD + 1, len(wanted)), np.int64)
-    if len(wanted) > 1:
+    counts = np.zeros((_PERIOD + 1, len(target)), np.int64)
+    if len(target) > 1:
         for slot in range(_PERIOD):
-            pattern[slot] = np.argmax(wanted * (slot + 1) - counts[slot])
+            pattern[slot] = np.argmax(target * (slot + 1) - counts[slot])
             counts[slot + 1] = counts[slot]
             counts[slot + 1, pattern[slot]] += 1
     else:

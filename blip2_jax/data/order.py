@@ -1,8 +1,8 @@
-"""Which element stands where: pure functions of (seed, position), in O(1) memory.
+"""Order and randomness of the data as pure functions of (seed, position).
 
-An epoch's order is a Feistel network over the next power of four, walked until it
-lands inside the range: a bijection that needs no array of indices, so restarting
-at any position of a hundred million images costs nothing.
+The order of an epoch is a Feistel network over the next power of four, applied until
+the result lies inside the range (cycle walking). This bijection needs no array of
+indices, so that a run restarts at any position of a hundred million images at no cost.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ _MASK64 = (1 << 64) - 1
 
 
 class RngPurpose(enum.IntEnum):
-    """What a position's random numbers are for; each has its own stream."""
+    """Purpose of a position's random numbers; each has its own stream."""
 
     TEXT = 0
     IMAGE = 1
 
 
 def position_rng(seed: int, position: int, purpose: RngPurpose) -> np.random.Generator:
-    """The random numbers of one global position: counter-based, about 20 us."""
+    """Return the random generator of a position and purpose (about 20 us)."""
     key = np.array([seed & _MASK64, position], np.uint64)
     counter = np.array([0, 0, 0, purpose], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def shuffled_index(ordinal: int, count: int, *, seed: int, source: int = 0) -> int:
-    """The element at place `ordinal` of a source's endless sequence of epochs.
+    """Return the element at `ordinal` of a source's endless sequence of epochs.
 
     Args:
-      ordinal: place in the sequence; `ordinal // count` is the epoch.
+      ordinal: position in the sequence; `ordinal // count` is the epoch.
       count: number of elements of the source.
-      seed, source: which sequence.
+      seed: seed of the order.
+      source: index of the source; each source has its own order.
 
     Returns:
-      An index in 0 .. count - 1; each occurs once an epoch.
+      An index in 0 .. count - 1; each occurs once per epoch.
     """
     epoch, offset = divmod(ordinal, count)
     key = _mix(_mix(_mix(seed & _MASK64) ^ source) ^ epoch)
@@ -50,7 +51,7 @@ def shuffled_index(ordinal: int, count: int, *, seed: int, source: int = 0) -> i
 
 
 def _feistel(value: int, half: int, key: int) -> int:
-    """A bijection of 0 .. 4^half - 1."""
+    """Permute 0 .. 4^half - 1."""
     mask = (1 << half) - 1
     left, right = value >> half, value & mask
     for number in range(_ROUNDS):
@@ -59,7 +60,7 @@ def _feistel(value: int, half: int, key: int) -> int:
 
 
 def _mix(value: int) -> int:
-    """SplitMix64's finaliser: every bit of the input moves every bit of the result."""
+    """Hash 64 bits (SplitMix64's finaliser)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK64

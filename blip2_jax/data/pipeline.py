@@ -1,8 +1,8 @@
 """Training batches: an endless, restartable stream on grain.
 
-Element k of the stream is step `start_step + k`, a pure function of the seed and
-the step: workers, prefetch and the number of processes change nothing in it, so a
-checkpoint needs one integer of it.
+Element k of the stream is the batch of step `start_step + k`. It is a pure function of
+the seed and the step, independent of workers, prefetch and the number of processes, so
+that a checkpoint stores only the step.
 """
 
 from __future__ import annotations
@@ -25,64 +25,66 @@ from blip2_jax.data.rows import NoSubstitute, TrainingRows
 
 Batch = dict[str, Any]
 
-# Threads that load batches when there are no worker processes.
-_THREADS = 2
+_THREADS = 2  # that load batches without worker processes
 _ENDLESS = 2**40
 
 
-class _Batches:
-    """The batch of a step, for one process of a run."""
+class _StepBatch:
+    """The function from a step to the batch of one process."""
 
-    def __init__(self, rows: TrainingRows, lengths: LengthBuckets, own: Sequence[int]):
-        self._rows, self._lengths, self._own = rows, lengths, own
+    def __init__(
+        self, rows: TrainingRows, buckets: LengthBuckets, own_rows: Sequence[int]
+    ):
+        self._rows, self._buckets, self._own_rows = rows, buckets, own_rows
 
     def __call__(self, step: int) -> Batch:
-        start = step * self._lengths.batch_size
+        start = step * self._buckets.batch_size
         try:
-            width = self._lengths.at(step)
-            rows = [self._rows.row(start + row) for row in self._own]
-        except NoSubstitute as fault:  # the error is raised where faults are counted
-            return {"_broken": list(fault.broken), "_unusable": True}
+            width = self._buckets.at(step)
+            rows = [self._rows.row(start + row) for row in self._own_rows]
+        except NoSubstitute as error:  # `TrainingBatches` counts and raises
+            return {"_broken": list(error.broken), "_unusable": True}
         batch = self._rows.arrays(rows, width)
         batch["_broken"] = list(itertools.chain(*(row.broken for row in rows)))
         return batch
 
 
 def _prepare_worker(worker: int, workers: int) -> None:
-    """A worker ends with its run, however that ends, and leaves Ctrl-C to it."""
+    """Make a worker exit with its parent process and ignore Ctrl-C."""
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        run = multiprocessing.parent_process()
-        if run is not None:
-            run.join()
-            os._exit(1)  # the main thread may wait for ever on a queue of the run
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # the main thread may block on a queue of the dead parent
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 class TrainingBatches(Iterator[Batch]):
-    """The stream; `close()` ends its workers. `faults` counts broken samples.
+    """The stream of training batches; `close()` ends its workers.
 
     Attributes:
-      faults: what was broken so far, in this process's rows since the start.
-      fingerprint: the sources, to be stored beside a run's checkpoints.
+      broken_stats: counts of broken samples in this process's rows since the start.
+      fingerprint: fingerprint of the sources, stored with a run's checkpoints.
     """
 
     def __init__(
-        self, rows: TrainingRows, batches: _Batches, config: DataConfig, start: int
+        self, rows: TrainingRows, step_batch: _StepBatch, config: DataConfig, start: int
     ):
+        """Start loading; use `training_batches` to make a stream."""
         self.broken_stats = BrokenSampleStats(config.max_broken_share)
         self.fingerprint = rows.mixture.fingerprint()
         if not flags.FLAGS.is_parsed():  # grain's workers read flags
             flags.FLAGS.mark_as_parsed()
-        steps = grain.MapDataset.range(start, start + _ENDLESS).map(batches)
-        reading = grain.ReadOptions(
+        steps = grain.MapDataset.range(start, start + _ENDLESS).map(step_batch)
+        options = grain.ReadOptions(
             num_threads=1 if config.workers else _THREADS,
             prefetch_buffer_size=max(config.prefetch, 1),
         )
-        stream = steps.to_iter_dataset(reading)
+        stream = steps.to_iter_dataset(options)
         if config.workers:
             stream = stream.mp_prefetch(
                 grain.multiprocessing.MultiprocessingOptions(
@@ -93,6 +95,11 @@ class TrainingBatches(Iterator[Batch]):
         self._stream = iter(stream)
 
     def __next__(self) -> Batch:
+        """Return the next batch and count its broken samples.
+
+        Raises:
+          TooManyBrokenSamples: their share exceeds `max_broken_share`.
+        """
         batch = next(self._stream)
         broken = [tuple(item) for item in batch.pop("_broken")]
         self.broken_stats.add(len(batch.get("_key", ())), broken)
@@ -101,7 +108,7 @@ class TrainingBatches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """End worker processes and threads."""
+        """Stop worker processes and threads."""
         self._stream.close()
 
 
@@ -114,28 +121,30 @@ def training_batches(
     start_step: int = 0,
     own_rows: Sequence[int] | None = None,
 ) -> TrainingBatches:
-    """Batches from `start_step` on, for ever.
+    """Make the endless stream of training batches from `start_step` on.
 
     Args:
-      options: see `DataConfig`; ml_collections and plain dicts are checked.
-      task_format: which arrays a batch holds (see `formats`).
-      seed: of order, choices and augmentation.
+      options: a `DataConfig`, or a plain or ml_collections dict of its fields.
+      task_format: arrays of a batch (see `examples`).
+      seed: seed of order, choices and augmentation.
       batch_size: rows of the global batch.
-      own_rows: the rows of every global batch that this process reads; None: all.
+      start_step: step of the first batch.
+      own_rows: indices of the rows of every global batch that this process reads;
+        None: all.
 
     Returns:
       An iterator of dicts of arrays: `image` uint8 [B, R, R, 3] or `features`
-      [B, P, D], the format's token arrays [B, T] (T as `lengths` says), `image_id`
+      [B, P, D], the format's token arrays [B, T] (T as of `length_buckets`), `image_id`
       int32 [B] (equal for equal images), `position` int64 [B]; `_key` and `_text` are
-      lists of str.
+      lists of str. The iterator raises TooManyBrokenSamples.
 
     Raises:
-      ValueError, FileNotFoundError: the configuration cannot be used.
-      TooManyBrokenSamples: while iterating, past `max_broken_share`.
+      ValueError: the configuration is invalid.
+      FileNotFoundError: a file of the configuration does not exist.
     """
     config = options if isinstance(options, DataConfig) else data_config(options)
     rows = TrainingRows(config, task_format, seed)
-    own = range(batch_size) if own_rows is None else own_rows
-    lengths = LengthBuckets(rows, config.length_buckets, batch_size)
-    batches = _Batches(rows, lengths, own)
-    return TrainingBatches(rows, batches, config, start_step)
+    own_rows = range(batch_size) if own_rows is None else own_rows
+    buckets = LengthBuckets(rows, config.length_buckets, batch_size)
+    step_batch = _StepBatch(rows, buckets, own_rows)
+    return TrainingBatches(rows, step_batch, config, start_step)

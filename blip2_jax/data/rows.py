@@ -1,4 +1,4 @@
-"""One row of a batch: its source, its text, its image, or a substitute's."""
+"""Rows of a training batch by global position; substitutes replace broken ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 
 T = TypeVar("T")
 
-# Broken elements in a row after which a source is taken for unusable.
-MAX_SUBSTITUTES = 100
+MAX_SUBSTITUTES = 100  # consecutive broken elements that make a source unusable
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchRow:
-    """A row; `broken` lists (cause, key) of the elements that it stands in for."""
+    """A row of a batch.
+
+    Attributes:
+      position: position in the global stream.
+      key: key of the record.
+      image_id: id of the image, unique across sources.
+      text: the drawn text.
+      image: pixels or features; None in text-only batches.
+      broken: (cause, key) of the broken elements that this row replaces.
+    """
 
     position: int
     key: str
@@ -34,17 +42,29 @@ class BatchRow:
 
 
 class NoSubstitute(Exception):
-    """Every substitute of a position was broken too."""
+    """All substitutes of a position are broken.
+
+    Attributes:
+      broken: (cause, key) of the elements.
+    """
 
     def __init__(self, broken: Sequence[tuple[str, str]]):
+        """Set the broken elements."""
         super().__init__(tuple(broken))
         self.broken = tuple(broken)
 
 
 class TrainingRows:
-    """Rows as a function of their global position; pickles into workers."""
+    """Rows as a function of their global position; can be pickled into workers.
+
+    Attributes:
+      format: writes texts as arrays.
+      mixture: the mixture of sources.
+      image_key: key of the images in batches; None without images.
+    """
 
     def __init__(self, config: DataConfig, name: BatchFormat, seed: int):
+        """Open the sources and load the tokenizers of the format `name`."""
         self.format = TextFormat(config, name)
         self.mixture: Mixture = build_mixture(config.train)
         self.image_key = image_key(self.mixture.sources, self.format.reads_images)
@@ -52,7 +72,7 @@ class TrainingRows:
         self._seed = seed
 
     def row(self, position: int) -> BatchRow:
-        """The row at a position, or its source's next element that is not broken.
+        """Read the row at a position; the source's next elements replace broken ones.
 
         Raises:
           NoSubstitute: all of MAX_SUBSTITUTES elements are broken.
@@ -61,40 +81,41 @@ class TrainingRows:
         return dataclasses.replace(row, broken=tuple(broken))
 
     def text(self, position: int) -> DrawnText:
-        """The text at a position as far as records tell, without reading an image.
+        """Draw the text at a position without reading the image.
 
-        It is the text of the position's row, unless that row's image turns out broken.
+        It is the text of the position's row unless that row's image is broken.
 
         Raises:
           NoSubstitute: none of MAX_SUBSTITUTES elements has a text.
         """
-        return self._unbroken(position, self._drawn)[0][2]
+        return self._unbroken(position, self._draw)[0][2]
 
     def _unbroken(
         self, position: int, read: Callable[[int, SourceDraw], T]
     ) -> tuple[T, list[tuple[str, str]]]:
-        """`read` of the position's element or of the next one that is not broken."""
+        """Read the position's element, or the next one that is not broken."""
         first = self.mixture.locate(position)
         broken: list[tuple[str, str]] = []
         for substitute in range(MAX_SUBSTITUTES):
-            place = SourceDraw(first.source, first.ordinal + substitute)
+            draw = SourceDraw(first.source, first.ordinal + substitute)
             try:
-                return read(position, place), broken
-            except BrokenSample as fault:
-                broken.append((fault.cause, fault.key))
+                return read(position, draw), broken
+            except BrokenSample as error:
+                broken.append((error.cause, error.key))
         raise NoSubstitute(broken)
 
-    def _drawn(self, position: int, place: SourceDraw) -> tuple[int, Record, DrawnText]:
-        """The element's index in its source, its record, the text drawn of it."""
-        index = self.mixture.record_index(place, self._seed)
-        record = self.mixture.sources[place.source].record(index)
+    def _draw(self, position: int, draw: SourceDraw) -> tuple[int, Record, DrawnText]:
+        """Return an element's index in its source, its record and the drawn text."""
+        index = self.mixture.record_index(draw, self._seed)
+        record = self.mixture.sources[draw.source].record(index)
         text = self.format.draw(record, self._rng(position, RngPurpose.TEXT))
         return index, record, text
 
-    def _row(self, position: int, place: SourceDraw) -> BatchRow:
-        index, record, text = self._drawn(position, place)
-        source = self.mixture.sources[place.source]
-        image_id = record.image_id + self.mixture.image_id_offsets[place.source]
+    def _row(self, position: int, draw: SourceDraw) -> BatchRow:
+        """Read a row with its image."""
+        index, record, text = self._draw(position, draw)
+        source = self.mixture.sources[draw.source]
+        image_id = record.image_id + self.mixture.image_id_offsets[draw.source]
         image = None
         if self.image_key == "features":
             image = source.load_features(index)
@@ -105,12 +126,13 @@ class TrainingRows:
         return BatchRow(position, record.key, image_id, text, image)
 
     def _rng(self, position: int, purpose: RngPurpose) -> np.random.Generator:
+        """Return the generator of a position and purpose."""
         return position_rng(self._seed, position, purpose)
 
     def arrays(
         self, rows: Sequence[BatchRow], width: int | None = None
     ) -> dict[str, Any]:
-        """Rows as a batch whose texts have at most `width` columns (`stack_rows`)."""
+        """Stack rows to a batch whose texts have at most `width` tokens."""
         return stack_rows(rows, self.format, self.image_key, width)
 
 
@@ -120,9 +142,12 @@ def stack_rows(
     image_key: str | None,
     width: int | None = None,
 ) -> dict[str, Any]:
-    """Rows as arrays [B, ...]; keys with a leading "_" stay on the host.
+    """Stack rows to arrays [B, ...]; keys with a leading "_" stay on the host.
 
     Args:
+      rows: the rows.
+      text_format: writes the texts as arrays.
+      image_key: key of the images; None leaves them out.
       width: see `TextFormat.arrays`.
     """
     batch: dict[str, Any] = text_format.arrays([row.text for row in rows], width)
@@ -136,20 +161,24 @@ def stack_rows(
 
 
 def _image(row: BatchRow) -> np.ndarray:
-    assert row.image is not None  # every row has one where the batch is to have them
+    assert row.image is not None
     return row.image
 
 
-def image_key(sources: Sequence[Source], wanted: bool) -> str | None:
-    """The batch's key of images: "image", "features", or None without images.
+def image_key(sources: Sequence[Source], required: bool) -> str | None:
+    """Return the key of images in batches: "image", "features", or None.
+
+    Args:
+      sources: the sources of the batches.
+      required: the batches have images.
 
     Raises:
-      ValueError: the sources hold different kinds of images, or none where wanted.
+      ValueError: the sources hold different kinds of images, or a source has none.
     """
-    if not wanted:
+    if not required:
         return None
     kinds = {source.image_kind for source in sources}
     if len(kinds) > 1 or ImageKind.NONE in kinds:
-        held = ", ".join(f"{s.name}: {s.image_kind.value}" for s in sources)
-        raise ValueError(f"sources must all hold pixels or all features ({held})")
+        listing = ", ".join(f"{s.name}: {s.image_kind.value}" for s in sources)
+        raise ValueError(f"sources must all hold pixels or all features ({listing})")
     return "image" if kinds == {ImageKind.PIXELS} else "features"

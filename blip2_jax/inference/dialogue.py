@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.data.text.prompts import dialogue
+from blip2_jax.data.text.prompts import dialogue_prompt
 from blip2_jax.data.text.tokenizers import clean_question
 from blip2_jax.inference import inputs
 
@@ -53,7 +53,9 @@ def question_prompts(
     example_questions = [question for question, _ in examples]
     prompts, qformer_questions = [], []
     for question, row in zip(questions, turns, strict=True):
-        prompts.append(dialogue([*examples, *_clean_turns(row)], question, template))
+        prompts.append(
+            dialogue_prompt([*examples, *_clean_turns(row)], question, template)
+        )
         qformer_questions.append([*example_questions, question])
     return QuestionPrompts(prompts, qformer_questions)
 

@@ -221,7 +221,7 @@ def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
     assert {1 + len(text.more) for text in drawn} == {1, 2, 3}
     blanks = formats.tokenizer.blank_ids
     for text, ids in zip(drawn, formats.arrays(drawn)["input_ids"], strict=True):
-        count = len(text.told)
+        count = len(text.pairs)
         marks = [token for token in ids if token in blanks]
         assert marks == (blanks[:count] if count > 1 else [])
 
@@ -231,7 +231,7 @@ def test_more_texts_than_marks_are_refused_before_training(options):
         "tokenizer": {"language_model": "shapes:t5"},
         "texts_per_document": 9,
     }
-    with pytest.raises(ValueError, match=r"9 texts in a document, but .* 8 marks"):
+    with pytest.raises(ValueError, match=r"9 texts in a document .* tokenizer has 8"):
         TextFormat(data_config(options), "text_encoder_decoder")
 
 
@@ -239,7 +239,7 @@ def test_an_example_with_a_picture_has_one_text(options, tmp_path):
     options = with_language_model(
         options, tmp_path, "stage2_t5_a", texts_per_document=2
     )
-    with pytest.raises(ValueError, match="texts_per_document is 2, but an exa"):
+    with pytest.raises(ValueError, match="texts_per_document is 2, but must be 1"):
         TextFormat(data_config(options), "encoder_decoder")
 
 
@@ -379,7 +379,7 @@ def test_a_weighted_mixture(tmp_path, options):
     batches = take({**options, "train": [first, second]}, count=10, batch_size=8)
     ids = np.concatenate([batch["image_id"] for batch in batches])
     assert (ids >= 20).sum() == 20 and ids.max() == 24  # a fourth; ids do not meet
-    with pytest.raises(ValueError, match="every source a weight, or none"):
+    with pytest.raises(ValueError, match="all sources need a weight, or none"):
         take({**options, "train": [first, options["train"][0]]})
 
 
@@ -412,12 +412,14 @@ def test_configurations_are_checked(options, tmp_path):
         data_config({**options, "prefetches": 3})
     with pytest.raises(ValueError, match=r"data\.image has no key 'sise'"):
         data_config({**options, "image": {"sise": 3}})
-    with pytest.raises(ValueError, match="question_share 2"):
+    with pytest.raises(ValueError, match=r"question_share must be in 0 .. 1, not 2"):
         data_config({**options, "question_share": 2})
     with pytest.raises(ValueError, match=r"needs data\.tokenizer\.language_model"):
         take(options, "decoder")
     t5 = with_language_model(options, tmp_path, "stage2_t5_a")
-    with pytest.raises(ValueError, match="tokenizer for encoder_decoder, not decoder"):
+    with pytest.raises(
+        ValueError, match="is for encoder_decoder, not for format decoder"
+    ):
         take(t5, "decoder")
-    with pytest.raises(ValueError, match="no source of data"):
+    with pytest.raises(ValueError, match="data configuration has no source"):
         take({**options, "train": []})

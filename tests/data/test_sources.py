@@ -126,7 +126,7 @@ def test_unknown_layouts_and_missing_files_are_named(tmp_path, photos):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         annotations(tmp_path, [], tmp_path / "nowhere")
     (tmp_path / "broken.json").write_text("[{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         build_source(
             {
                 "kind": "annotations",
@@ -196,7 +196,7 @@ def test_tar_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tar matches"):
         build_source({"kind": "tars", "paths": str(tmp_path / "*.tar")})
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(ValueError, match="is no readable tar"):
+    with pytest.raises(ValueError, match="is not a readable tar"):
         build_source(
             {
                 "kind": "tars",
@@ -313,7 +313,9 @@ def test_a_tenth_of_a_vqa_set_is_held_out_in_blocks(tmp_path, photos):
     assert list(map(int, rest.keys())) == kept
     assert [rest.record(n).image_id for n in range(44)] == list(range(44))
     assert len(build_source(spec)) == 50
-    with pytest.raises(ValueError, match="part 'half' in blocks of 2: all, tenth"):
+    with pytest.raises(
+        ValueError, match=r"part must be all, tenth or rest .* not 'half' and 2"
+    ):
         build_source({**spec, "part": "half"})
 
 

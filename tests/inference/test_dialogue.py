@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.data.text.prompts import QUESTION_PROMPT, dialogue, generation_prompts
+from blip2_jax.data.text.prompts import (
+    QUESTION_PROMPT,
+    dialogue_prompt,
+    generation_prompts,
+)
 from blip2_jax.inference.dialogue import as_turns, question_prompts
 from blip2_jax.inference.generator import Blip2Generator, prefill_language_model
 from blip2_jax.inference.inputs import as_images
@@ -39,11 +43,11 @@ def question_model():
 
 def test_dialogue_prompt():
     turns = [("what is it?", "a dog."), ("how old?", " two")]
-    assert dialogue(turns, "why?", QUESTION_PROMPT) == (
+    assert dialogue_prompt(turns, "why?", QUESTION_PROMPT) == (
         "Question: what is it? Answer: a dog. Question: how old? Answer: two. "
         "Question: why? Answer:"
     )
-    assert dialogue((), "why?", QUESTION_PROMPT) == "Question: why? Answer:"
+    assert dialogue_prompt((), "why?", QUESTION_PROMPT) == "Question: why? Answer:"
 
 
 def test_question_prompts():
@@ -101,7 +105,7 @@ def test_conversation_equals_single_prompts():
     answers = model.converse(image, QUESTIONS, **SHORT)
     first = model.answer(image, QUESTIONS[0], **SHORT)
     assert answers[:1] == first
-    prompt = dialogue([(QUESTIONS[0], first[0])], QUESTIONS[1], QUESTION_PROMPT)
+    prompt = dialogue_prompt([(QUESTIONS[0], first[0])], QUESTIONS[1], QUESTION_PROMPT)
     second = model.generate(image, prompt, length_penalty=-1.0, **SHORT)
     assert answers[1:] == second
     history = [[(QUESTIONS[0], first[0])], []]
@@ -118,7 +122,9 @@ def test_examples_precede_the_question(make):
     answers = model.answer(images[2], QUESTIONS, examples=examples, **SHORT)
     turns = [("what?", "a cat"), ("who?", "a man")]
     if make is stage2:
-        prompts = [dialogue(turns, question, QUESTION_PROMPT) for question in QUESTIONS]
+        prompts = [
+            dialogue_prompt(turns, question, QUESTION_PROMPT) for question in QUESTIONS
+        ]
         expected = model.generate([images] * 2, prompts, length_penalty=-1.0, **SHORT)
         assert answers == expected
     for row, question in enumerate(QUESTIONS):

@@ -106,15 +106,15 @@ def test_two_processes_train_evaluate_and_are_continued_by_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
-        (("node1", 2, 0), "'node1', not HOST:PORT"),
-        (("node1:1234", 2, 2), "process_id is 2 of num_processes 2"),
+        (("node1", 2, 0), "'node1', but must be HOST:PORT"),
+        (("node1:1234", 2, 2), r"process_id is 2, but must be in 0 .. 1"),
     ],
 )
-def test_what_cannot_meet_says_why(given, message):
+def test_invalid_arguments_of_join(arguments, message):
     with pytest.raises(ValueError, match=message):
-        hosts.join(*given)
+        hosts.join(*arguments)
 
 
 def test_without_a_cluster_the_command_says_what_to_give(tmp_path):
@@ -128,5 +128,5 @@ def test_without_a_cluster_the_command_says_what_to_give(tmp_path):
 
 def test_the_environment_is_read(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two', but must be a number"):
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two', but must"):
         hosts.join()

@@ -1,1 +1,1 @@
-"""The embedded default: a generated world of coloured shapes, in pictures and text."""
+"""The built-in default data: a generated world of coloured shapes."""

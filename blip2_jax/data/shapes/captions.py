@@ -1,7 +1,7 @@
-"""Captions of scenes in several wordings, and the reader that checks them.
+"""Captions of scenes in several wordings, and a parser that checks them.
 
-`caption` writes; `parse_caption` takes any caption apart into the things it names and what it
-says of their places and relations; `CaptionFacts` compares that with a scene.
+`caption` writes a caption. `parse_caption` extracts the things, places and relations of
+any caption as `CaptionFacts`, which can be compared with a scene.
 """
 
 from __future__ import annotations
@@ -35,51 +35,52 @@ WORDINGS = {
     "below": ("below", "under"),
 }
 _RELATION_OF = {word: name for name, words in WORDINGS.items() for word in words}
-# Four things with their places take 23 at least; 28 tokens with the marks.
-_MAX_WORDS = 26
+_MAX_WORDS = 26  # four things and their places take at least 23
 CaptionWriter = Callable[[list[Thing], np.random.Generator], str]
 
 
 def captions(split: str, index: int, count: int = 5) -> list[str]:
-    """The first `count` captions of a scene, each false of its near-duplicates."""
+    """Write captions of a scene, each of them false for its near-duplicates."""
     members = scene_group(split, index // get_split(split).group)
-    this = index % len(members)
+    member_index = index % len(members)
     rng = np.random.default_rng([1, get_split(split).number, index])
-    others = [member for position, member in enumerate(members) if position != this]
-    found: list[str] = []
-    while len(found) < count:
-        text = caption(members[this], rng)
+    others = [member for i, member in enumerate(members) if i != member_index]
+    texts: list[str] = []
+    while len(texts) < count:
+        text = caption(members[member_index], rng)
         facts = parse_caption(text)
         if not any(facts.describes(other) for other in others):
-            found.append(text)
-    return found
+            texts.append(text)
+    return texts
 
 
 def description(split: str, index: int) -> str:
-    """One text that says of every thing of a scene what it is and where it stands.
+    """Describe every thing of a scene and its place, in random order.
 
-    The things come in any order: who reads it has to look things up.
+    The order is random so that a model has to search the text.
     """
     rng = np.random.default_rng([3, get_split(split).number, index])
     writer = (_by_places, _by_places_first)[rng.integers(2)]
     things = scene(split, index).things
-    return _short(writer, [things[i] for i in rng.permutation(len(things))], rng)
+    return _write_short(writer, [things[i] for i in rng.permutation(len(things))], rng)
 
 
-def caption(seen: Scene, rng: np.random.Generator) -> str:
-    """One caption: every thing, with its place or its relation to the one before.
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Write a caption: every thing with its place or its relation to the one before.
 
-    The things come as one reads a page: from the left, the upper row first.
+    The things are in reading order, row by row from the left.
     """
     writers = [_by_places, _by_places_first]
-    if len(seen.things) > 1:
+    if len(scene.things) > 1:
         writers.append(_by_relations)
-    things = sorted(seen.things, key=lambda thing: (thing.row, thing.column))
-    return _short(writers[rng.integers(len(writers))], things, rng)
+    things = sorted(scene.things, key=lambda thing: (thing.row, thing.column))
+    return _write_short(writers[rng.integers(len(writers))], things, rng)
 
 
-def _short(writer: CaptionWriter, things: list[Thing], rng: np.random.Generator) -> str:
-    """What a writer makes of the things in few words."""
+def _write_short(
+    writer: CaptionWriter, things: list[Thing], rng: np.random.Generator
+) -> str:
+    """Write until a text has at most `_MAX_WORDS` words."""
     while True:
         text = writer(things, rng)
         if _count_words(text) <= _MAX_WORDS:
@@ -91,7 +92,7 @@ def _count_words(text: str) -> int:
 
 
 def _by_places(things: list[Thing], rng: np.random.Generator) -> str:
-    """Such as "a small red ring at the top left and a large blue star at ..."."""
+    """Write, e.g., "a small red ring at the top left and a large blue star at ..."."""
     at = (" at the ", " in the ", " ")[rng.integers(3)]
     start = ("there is ", "")[rng.integers(2)]
     article = "a " if start or rng.integers(2) else ""
@@ -99,19 +100,19 @@ def _by_places(things: list[Thing], rng: np.random.Generator) -> str:
 
 
 def _by_places_first(things: list[Thing], rng: np.random.Generator) -> str:
-    """Such as "at the top left a small red ring, at the bottom right ..."."""
+    """Write, e.g., "at the top left a small red ring, at the bottom right ..."."""
     at, article = (("at the ", "a "), ("", "a "), ("", ""))[rng.integers(3)]
     return _join([f"{at}{t.place} {_noun(t, article)}" for t in things], rng)
 
 
 def _by_relations(things: list[Thing], rng: np.random.Generator) -> str:
-    """A chain, such as "a small red ring left of a large blue star above ..."."""
+    """Write, e.g., "a small red ring left of a large blue star above ..."."""
     article = ("a ", "")[rng.integers(2)]
     text = ("there is ", "")[rng.integers(2)] if article else ""
     text += _noun(things[0], article)
     for before, thing in itertools.pairwise(things):
-        true = [name for name in RELATIONS if has_relation(before, name, thing)]
-        words = WORDINGS[true[rng.integers(len(true))]]
+        relations = [r for r in RELATIONS if has_relation(before, r, thing)]
+        words = WORDINGS[relations[rng.integers(len(relations))]]
         text += f" {words[rng.integers(len(words))]} {_noun(thing, article)}"
     return text
 
@@ -121,7 +122,7 @@ def _noun(thing: Thing, article: str) -> str:
 
 
 def _join(parts: list[str], rng: np.random.Generator) -> str:
-    """Commas, or commas and a last "and"."""
+    """Join with commas, or with commas and a last "and"."""
     if len(parts) > 1 and rng.integers(2):
         return ", ".join(parts[:-1]) + " and " + parts[-1]
     return ", ".join(parts)
@@ -129,12 +130,12 @@ def _join(parts: list[str], rng: np.random.Generator) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionFacts:
-    """What a caption says.
+    """The statements of a caption.
 
     Attributes:
-      things: the triples it names, in order.
-      places: what it says stands where.
-      relations: what it says stands how to what.
+      things: the things it names, in order.
+      places: (thing, place) of every stated place.
+      relations: (thing, relation, other thing) of every stated relation.
     """
 
     things: tuple[Triple, ...]
@@ -142,17 +143,18 @@ class CaptionFacts:
     relations: tuple[tuple[Triple, str, Triple], ...] = ()
 
     def names(self, scene: Scene) -> bool:
-        """All attributes right: exactly the scene's things, each named once."""
+        """Return True if it names exactly the scene's things, each of them once."""
         once = len(set(self.things)) == len(self.things)
         return once and frozenset(self.things) == scene.triples
 
     def describes(self, scene: Scene) -> bool:
-        """All attributes, and every place and relation it states, right."""
+        """Return True if its things, places and relations are all correct."""
         if not self.names(scene):
             return False
         at = {thing.triple: thing for thing in scene.things}
         return all(at[one].place == place for one, place in self.places) and all(
-            has_relation(at[one], how, at[other]) for one, how, other in self.relations
+            has_relation(at[one], relation, at[other])
+            for one, relation, other in self.relations
         )
 
 
@@ -168,11 +170,11 @@ _ITEM = re.compile(
 
 
 def parse_caption(text: str) -> CaptionFacts:
-    """Take a caption apart; words that are no thing, place or relation are skipped.
+    """Extract the statements of a caption and skip all other words.
 
-    A place belongs to the thing before it, or to the one after it in a caption that
-    begins with a place. A relation stands between two things; one that does not is
-    dropped. A caption without things gives empty facts, which describe no scene.
+    A place belongs to the thing before it, or to the thing after it if the caption
+    begins with a place. Relations that are not between two things are dropped. A
+    caption without things yields empty facts, which describe no scene.
     """
     items = [
         (str(match.lastgroup), match.group())
@@ -183,15 +185,16 @@ def parse_caption(text: str) -> CaptionFacts:
     step = 1 if kinds[:1] == ["place"] else -1
     places, relations = [], []
     for position, (kind, words) in enumerate(items):
-        near = {
+        neighbours = {
             side: _triple(items[position + side][1])
             for side in (-1, 1)
             if 0 <= position + side < len(items) and kinds[position + side] == "thing"
         }
-        if kind == "place" and step in near:
-            places.append((near[step], words))
-        elif kind == "relation" and len(near) == 2:
-            relations.append((near[-1], _RELATION_OF[words], near[1]))
+        if kind == "place" and step in neighbours:
+            places.append((neighbours[step], words))
+        elif kind == "relation" and len(neighbours) == 2:
+            relation = _RELATION_OF[words]
+            relations.append((neighbours[-1], relation, neighbours[1]))
     return CaptionFacts(things, tuple(places), tuple(relations))
 
 

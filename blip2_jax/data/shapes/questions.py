@@ -1,8 +1,8 @@
-"""Questions about a scene with answers that no majority guess gets right.
+"""Questions about a scene that cannot be answered by the most frequent answer.
 
-Eight kinds take turns. Each asks with a description that fits exactly one thing of
-the scene, and yes/no questions are answered yes half of the time; a "no" question is
-wrong in one attribute only.
+The eight kinds take turns. Each question describes its thing so that exactly one thing
+of the scene matches. Half of the yes/no questions have the answer yes, and a question
+with the answer "no" is wrong in one attribute only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from blip2_jax.data.shapes.world import (
 
 @dataclasses.dataclass(frozen=True)
 class SceneQuestion:
-    """A question, its one right answer, and its kind (a key of `KINDS`)."""
+    """A question, its only correct answer, and its kind (a key of `KINDS`)."""
 
     text: str
     answer: str
@@ -37,21 +37,21 @@ class SceneQuestion:
 
 
 def questions(split: str, index: int, count: int = 8) -> list[SceneQuestion]:
-    """`count` questions on a scene, the kinds in a random order."""
+    """Ask `count` questions about a scene, the kinds in random order."""
     options = get_split(split)
     rng = np.random.default_rng([2, options.number, index])
-    this = scene(split, index)
-    found: list[SceneQuestion] = []
+    around = scene(split, index)
+    result: list[SceneQuestion] = []
     for kind in itertools.cycle(rng.permutation(list(KINDS)).tolist()):
-        asked = KINDS[kind](this, rng, options.held_out)
-        if asked is not None:
-            found.append(SceneQuestion(*asked, kind))
-        if len(found) == count:
-            return found
+        question = KINDS[kind](around, rng, options.held_out)
+        if question is not None:
+            result.append(SceneQuestion(*question, kind))
+        if len(result) == count:
+            return result
     raise AssertionError("unreachable")
 
 
-Asked = tuple[str, str] | None
+QuestionAnswer = tuple[str, str] | None  # None: the scene allows no such question
 
 
 def _pick(things: tuple[Thing, ...], rng: np.random.Generator) -> Thing:
@@ -61,26 +61,28 @@ def _pick(things: tuple[Thing, ...], rng: np.random.Generator) -> Thing:
 def _describe(
     thing: Thing, around: Scene, rng: np.random.Generator, without: str = ""
 ) -> str:
-    """Words that fit this thing alone and do not give `without` away."""
+    """Describe a thing so that only it matches, without its attribute `without`."""
     shape = "thing" if without == "shape" else thing.shape
     size = "" if without == "size" else thing.size + " "
     color = "" if without == "color" else thing.color + " "
     options = [shape, size + shape, color + shape, size + color + shape]
-    fitting = [words for words in options if _fits_once(words, around)]
+    unique = [words for words in options if _matches_once(words, around)]
     if without:
-        fitting.append(f"thing at the {thing.place}")
-    if not fitting:
-        raise AssertionError("a thing's full name fits once")
-    return fitting[rng.integers(len(fitting))]
+        unique.append(f"thing at the {thing.place}")
+    if not unique:
+        raise AssertionError("the full name of a thing matches once")
+    return unique[rng.integers(len(unique))]
 
 
-def _fits_once(words: str, around: Scene) -> bool:
-    wanted = set(words.split()) - {"thing"}
-    return sum(wanted <= set(thing.triple) for thing in around.things) == 1
+def _matches_once(words: str, around: Scene) -> bool:
+    attributes = set(words.split()) - {"thing"}
+    return sum(attributes <= set(thing.triple) for thing in around.things) == 1
 
 
-def _attribute(name: str) -> Callable[[Scene, np.random.Generator, bool], Asked]:
-    def ask(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+def _attribute(
+    name: str,
+) -> Callable[[Scene, np.random.Generator, bool], QuestionAnswer]:
+    def ask(around: Scene, rng: np.random.Generator, held_out: bool) -> QuestionAnswer:
         thing = _pick(around.things, rng)
         words = _describe(thing, around, rng, without=name)
         return f"what {name} is the {words}?", getattr(thing, name)
@@ -88,7 +90,7 @@ def _attribute(name: str) -> Callable[[Scene, np.random.Generator, bool], Asked]
     return ask
 
 
-def _count(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+def _count(around: Scene, rng: np.random.Generator, held_out: bool) -> QuestionAnswer:
     if rng.integers(2):
         return "how many things are there?", str(len(around.things))
     size = SIZES[rng.integers(2)]
@@ -96,7 +98,7 @@ def _count(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
     return f"how many {size} things are there?", str(number)
 
 
-def _exists(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+def _exists(around: Scene, rng: np.random.Generator, held_out: bool) -> QuestionAnswer:
     thing = _pick(around.things, rng)
     if rng.integers(2):
         return f"is there a {thing.name()}?", "yes"
@@ -112,23 +114,31 @@ def _exists(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
     return f"is there a {' '.join(wrong[rng.integers(len(wrong))])}?", "no"
 
 
-def _place(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
+def _place(around: Scene, rng: np.random.Generator, held_out: bool) -> QuestionAnswer:
     thing = _pick(around.things, rng)
     return f"where is the {_describe(thing, around, rng)}?", thing.place
 
 
-def _neighbor(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
-    """What is left of the ...? Only where exactly one thing is."""
+def _neighbor(
+    around: Scene, rng: np.random.Generator, held_out: bool
+) -> QuestionAnswer:
+    """Ask "what is left of the ...?" if exactly one thing is."""
     thing = _pick(around.things, rng)
     relation = RELATIONS[rng.integers(len(RELATIONS))]
-    there = [other for other in around.things if has_relation(other, relation, thing)]
-    if len(there) != 1:
+    neighbors = [
+        other for other in around.things if has_relation(other, relation, thing)
+    ]
+    if len(neighbors) != 1:
         return None
-    return f"what is {relation} the {_describe(thing, around, rng)}?", there[0].name()
+    return f"what is {relation} the {_describe(thing, around, rng)}?", neighbors[
+        0
+    ].name()
 
 
-def _relation(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
-    """Is the ... left of the ...? Only about things in different columns (rows)."""
+def _relation(
+    around: Scene, rng: np.random.Generator, held_out: bool
+) -> QuestionAnswer:
+    """Ask "is the ... left of the ...?" about things in different columns (rows)."""
     if len(around.things) < 2:
         return None
     one, other = (around.things[i] for i in rng.permutation(len(around.things))[:2])
@@ -143,7 +153,7 @@ def _relation(around: Scene, rng: np.random.Generator, held_out: bool) -> Asked:
     return f"is the {words[0]} {relation} the {words[1]}?", answer
 
 
-KINDS: dict[str, Callable[[Scene, np.random.Generator, bool], Asked]] = {
+KINDS: dict[str, Callable[[Scene, np.random.Generator, bool], QuestionAnswer]] = {
     "color": _attribute("color"),
     "shape": _attribute("shape"),
     "size": _attribute("size"),

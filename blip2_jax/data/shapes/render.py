@@ -1,4 +1,4 @@
-"""Pictures of scenes: signed distances, anti-aliased, at any resolution."""
+"""Images of scenes, drawn from signed distances with anti-aliasing at any size."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from jaxtyping import Float, UInt8
 from blip2_jax.data.shapes.world import PLACES, Scene, Thing
 
 IMAGE_SIZE = 64
-_RADIUS = {"small": 7.5 / 64, "large": 12.5 / 64}  # shares of the picture's side
-_SLACK = 1.5 / 64  # how far a centre may leave the middle of its quarter
+_RADIUS = {"small": 7.5 / 64, "large": 12.5 / 64}  # as shares of the image side
+_SLACK = 1.5 / 64  # largest offset of a centre from the middle of its quarter
 _RGB = {
     "red": (215, 35, 35),
     "green": (40, 165, 60),
@@ -20,13 +20,15 @@ _RGB = {
     "black": (20, 20, 20),
     "white": (245, 245, 245),
 }
-_JITTER = 25.0  # levels of 255 by which a colour varies from scene to scene
+_JITTER = 25.0  # levels (of 255) by which colours vary between scenes
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "R R 3"]:
-    """Draw a scene on a grey ground whose tone, like every colour, varies a little.
+    """Draw a scene on grey; colours and background vary slightly between scenes.
 
-    `size` (even) is the picture's side in pixels.
+    Args:
+      scene: the scene.
+      size: side of the image in pixels, an even number.
     """
     rng = np.random.default_rng(scene.look)
     ground = 128.0 + rng.uniform(-15, 15) + rng.uniform(-5, 5, 3)
@@ -44,7 +46,7 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> UInt8[np.ndarray, "R R 3"]:
 
 
 def _coverage(thing: Thing, half: int) -> Float[np.ndarray, "half half"]:
-    """The share of each pixel of its quarter that the thing covers."""
+    """Return the share of each pixel of its quarter that a thing covers."""
     radius = _RADIUS[thing.size]
     axis = (np.arange(half, dtype=np.float32) + 0.5) / (2 * half) - 0.25
     x = (axis[None, :] - _SLACK * thing.dx) / radius

@@ -1,4 +1,4 @@
-"""The shapes world as a data source: pictures, captions, questions, or text alone."""
+"""The shapes world as a data source: images with captions or questions, or text."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class ShapesSource(Source):
     """Scenes of one split; near-duplicates are neighbours (`group_size`).
 
     Args:
-      split: "train", "validation" (unseen scenes of seen things) or "heldout".
-      size: how many scenes, from `start` on; a multiple of the split's group.
+      split: "train", "validation" (new scenes of known things) or "heldout".
+      size: number of scenes; a multiple of the split's group size.
       texts: "captions", "questions" or "both".
-      images: False leaves the pictures out (pre-training of language models); each
-        record then has a description.
-      start: the first scene; a multiple of the split's group.
-      count: how many captions, and how many questions, a scene has.
-      things: only scenes of so many things; 0: one, two, three and four in turn.
+      images: False leaves out the images (pre-training of language models) and adds a
+        description to each record.
+      start: first scene; a multiple of the split's group size.
+      things: number of things per scene; 0: one to four in turn.
+      count: number of captions, and of questions, per scene.
 
     Raises:
-      ValueError: unknown split, kind of texts, or a group that is cut.
+      ValueError: the split or kind of texts is unknown, or a group would be split.
     """
 
     def __init__(
@@ -43,14 +43,16 @@ class ShapesSource(Source):
     ):
         self.group_size = get_split(split).group
         if texts not in ("captions", "questions", "both"):
-            raise ValueError(f"texts is captions, questions or both, not {texts!r}")
+            raise ValueError(
+                f"texts must be captions, questions or both, not {texts!r}"
+            )
         if start % self.group_size or size % self.group_size:
             raise ValueError(
                 f"start {start} and size {size} must be multiples of "
-                f"{self.group_size}, as {split!r} groups its near-duplicates"
+                f"{self.group_size}, the group size of split {split!r}"
             )
         if things not in range(MAX_THINGS + 1):
-            raise ValueError(f"things is 0 to {MAX_THINGS}, not {things}")
+            raise ValueError(f"things must be 0 to {MAX_THINGS}, not {things}")
         self.name = f"shapes:{split}"
         self.image_kind = ImageKind.PIXELS if images else ImageKind.NONE
         self._split, self._size, self._texts = split, size, texts
@@ -60,32 +62,34 @@ class ShapesSource(Source):
         return self._size
 
     def record(self, index: int) -> Record:
+        """Return the texts of a record; see `Source`."""
         number = self._number(index)
-        asked, told = [], []
+        scene_questions, scene_captions = [], []
         if self._texts != "captions":
-            asked = questions(self._split, number, self._count)
+            scene_questions = questions(self._split, number, self._count)
         if self._texts != "questions":
-            told = captions(self._split, number, self._count)
-        sees = self.image_kind is ImageKind.PIXELS
+            scene_captions = captions(self._split, number, self._count)
+        has_image = self.image_kind is ImageKind.PIXELS
         return Record(
             key=f"{self._split}/{number}",
             image_id=index,
-            captions=tuple(told),
+            captions=tuple(scene_captions),
             questions=tuple(
                 Question(q.text, (q.answer,), f"{number}/{q.kind}/{position}")
-                for position, q in enumerate(asked)
+                for position, q in enumerate(scene_questions)
             ),
             original_id=number,
-            description="" if sees else description(self._split, number),
+            description="" if has_image else description(self._split, number),
         )
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[np.ndarray, "height width 3"]:
+        """Load the image of a record; see `Source`."""
         return render(scene(self._split, self._number(index)))
 
     def _number(self, index: int) -> int:
-        """The scene's number in its split: every fourth group has `things` things."""
+        """Return a scene's number in its split: every fourth group has `things`."""
         number = self._start + index
         if not self._things:
             return number

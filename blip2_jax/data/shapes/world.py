@@ -1,14 +1,14 @@
 """The world of coloured shapes: scenes as pure functions of (split, index).
 
-A scene is a grey square cut into four places (top left, top right, bottom left,
-bottom right). One to four of them hold a thing: a size, a colour and a shape. Scenes
-come in groups of near-duplicates: the first of a group is drawn at random, each other
-one differs from it in one attribute or in where two things stand.
+A scene is a grey square divided into four places (top left, top right, bottom left,
+bottom right). One to four of them hold a thing, which has a size, a colour and a shape.
+Scenes form groups of near-duplicates: the first scene of a group is random, the others
+differ from it in one attribute or in the places of two things.
 
-One sixth of the (size, colour, shape) triples is held out. No scene of the splits
-`train` and `validation` holds such a thing, and no text of theirs names one; every
-scene of the split `heldout` has at least one. Each pair of attributes does occur in
-training, so that a model which composes what it has seen can describe them.
+One sixth of the (size, colour, shape) triples is held out. No scene or text of the
+splits `train` and `validation` contains them, and every scene of the split `heldout`
+has at least one. Every pair of attributes occurs in training, so that a model that
+generalises compositionally can describe the held-out things.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Triple = tuple[str, str, str]  # size, colour, shape
 
 
 def _held_out() -> frozenset[Triple]:
-    """A Latin arrangement: a third of the (colour, shape) pairs lacks one size.
+    """Choose the held-out triples: a third of the (colour, shape) pairs in one size.
 
-    Each colour lacks two shapes, one as small and one as large; the sizes of what a
-    shape lacks alternate over the colours.
+    For each colour two shapes are held out, one of them small and one large; for each
+    shape the held-out sizes alternate over the colours.
     """
     return frozenset(
         (SIZES[(s // 3 + c) % 2], color, shape)
@@ -54,12 +54,12 @@ _HELD_OUT_ORDER: tuple[Triple, ...] = tuple(t for t in ALL_TRIPLES if t in HELD_
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How the scenes of a split are drawn.
+    """Parameters of a split.
 
     Attributes:
-      number: tells the random streams of the splits apart.
-      group: how many near-duplicates stand next to each other.
-      held_out: whether every scene holds a held-out triple (else none does).
+      number: seed of the split.
+      group: number of near-duplicates in a group.
+      held_out: True: every scene has a held-out triple; False: no scene has one.
     """
 
     number: int
@@ -76,7 +76,7 @@ SPLITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object; `dx`, `dy` in [-1, 1] place it inside its quarter of the picture."""
+    """An object; `dx` and `dy` in [-1, 1] are its offset inside its quarter."""
 
     size: str
     color: str
@@ -87,39 +87,44 @@ class Thing:
 
     @property
     def triple(self) -> Triple:
+        """Size, colour and shape."""
         return (self.size, self.color, self.shape)
 
     @property
     def column(self) -> int:
+        """0 on the left, 1 on the right."""
         return PLACES.index(self.place) % 2
 
     @property
     def row(self) -> int:
+        """0 at the top, 1 at the bottom."""
         return PLACES.index(self.place) // 2
 
     def name(self) -> str:
+        """Return the full name, e.g. "small red ring"."""
         return f"{self.size} {self.color} {self.shape}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Things, each of another triple in another place; `look` seeds colours."""
+    """Things with different triples and places; `look` is the seed of the colours."""
 
     things: tuple[Thing, ...]
     look: int = 0
 
     @property
     def triples(self) -> frozenset[Triple]:
+        """The triples of all things."""
         return frozenset(thing.triple for thing in self.things)
 
     @property
     def layout(self) -> frozenset[tuple[Triple, str]]:
-        """What stands where; two scenes with the same layout have the same captions."""
+        """Triples with their places; scenes of equal layout have the same captions."""
         return frozenset((thing.triple, thing.place) for thing in self.things)
 
 
 def has_relation(one: Thing, relation: str, other: Thing) -> bool:
-    """Whether `one` stands in `relation` to `other` (columns and rows decide)."""
+    """Return True if `one` stands in `relation` to `other`, by columns or rows."""
     match relation:
         case "left of":
             return one.column < other.column
@@ -133,10 +138,10 @@ def has_relation(one: Thing, relation: str, other: Thing) -> bool:
 
 
 def get_split(name: str) -> Split:
-    """Look a split up.
+    """Look up a split.
 
     Raises:
-      ValueError: no such split; the message lists those there are.
+      ValueError: the split is unknown; the message lists all splits.
     """
     if name not in SPLITS:
         raise ValueError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
@@ -144,14 +149,14 @@ def get_split(name: str) -> Split:
 
 
 def scene(split: str, index: int) -> Scene:
-    """The scene at `index` (>= 0) of `split`; the same on every machine, always."""
+    """Return the scene at `index` (>= 0) of `split`; equal on every machine."""
     members = scene_group(split, index // get_split(split).group)
     return members[index % len(members)]
 
 
 @functools.lru_cache(maxsize=4096)
 def scene_group(split: str, number: int) -> tuple[Scene, ...]:
-    """A base scene and its near-duplicates, all with different layouts."""
+    """Return a base scene and its near-duplicates, all with different layouts."""
     options = get_split(split)
     rng = np.random.default_rng([options.number, number])
     members = [_base_scene(options, number, rng)]
@@ -169,7 +174,7 @@ def _allowed(candidate: Scene, held_out: bool) -> bool:
 
 
 def _base_scene(options: Split, number: int, rng: np.random.Generator) -> Scene:
-    """Counts 1, 2, 3, 4 take turns; so do the held-out triples in their split."""
+    """Draw a scene; counts 1 to 4 take turns, and so do the held-out triples."""
     count = 1 + number % MAX_THINGS
     triples = SEEN
     first: list[Triple] = []
@@ -191,28 +196,28 @@ def _base_scene(options: Split, number: int, rng: np.random.Generator) -> Scene:
 
 
 def _vary(base: Scene, rng: np.random.Generator) -> Scene:
-    """Half of the time another attribute, else an exchange or a move.
+    """Change an attribute (half of the time), swap an attribute, or move a thing.
 
-    Shapes, the hardest to see, change more often than sizes and colours together.
+    Shapes, which are hardest to see, change more often than sizes and colours together.
     """
     things = list(base.things)
-    which = int(rng.integers(len(things)))
+    changed = int(rng.integers(len(things)))
     chance = rng.random()
     if chance < 0.5:
         name, values = _ATTRIBUTES[rng.choice(3, p=(0.2, 0.2, 0.6))]
         value: Any = values[rng.integers(len(values))]
-        things[which] = dataclasses.replace(things[which], **{name: value})
+        things[changed] = dataclasses.replace(things[changed], **{name: value})
     elif chance < 0.75 and len(things) > 1:
-        other = (which + 1 + int(rng.integers(len(things) - 1))) % len(things)
+        other = (changed + 1 + int(rng.integers(len(things) - 1))) % len(things)
         name, _ = _ATTRIBUTES[rng.integers(3)]
-        one, two = getattr(things[which], name), getattr(things[other], name)
-        things[which] = dataclasses.replace(things[which], **{name: two})
+        one, two = getattr(things[changed], name), getattr(things[other], name)
+        things[changed] = dataclasses.replace(things[changed], **{name: two})
         things[other] = dataclasses.replace(things[other], **{name: one})
     else:
         target = PLACES[rng.integers(len(PLACES))]
-        vacated = things[which].place
+        vacated = things[changed].place
         for position, thing in enumerate(things):
             if thing.place == target:
                 things[position] = dataclasses.replace(thing, place=vacated)
-        things[which] = dataclasses.replace(things[which], place=target)
+        things[changed] = dataclasses.replace(things[changed], place=target)
     return dataclasses.replace(base, things=tuple(things))

@@ -1,1 +1,1 @@
-"""Where images and texts come from; `registry.build_source` builds any of them."""
+"""Data sources; `registry.build_source` builds them from their specs."""

@@ -1,16 +1,16 @@
-"""Captions in JSON files, images in a directory.
+"""Captions and questions in JSON files, images in a directory.
 
-Four layouts are known by their shape:
+Four layouts are recognised by their structure:
 
 - LAVIS: `[{"image": path, "caption": str or [str, ...], "image_id": ...}, ...]`,
-  one row a caption or one an image; rows may hold "question" and "answer" instead;
-- the same objects, one a line (`.jsonl`);
+  one row per caption or per image; or rows with "question" and "answer" instead;
+- the same objects, one per line (`.jsonl`);
 - Karpathy: `{"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}`;
 - COCO: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`;
   NoCaps adds each image's "domain".
 
-Rows of one image become one record: an epoch shows every image once, with one of
-its captions.
+All rows of an image become one record: an epoch shows every image once, with one of its
+captions.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class AnnotationsSource(Source):
     """Images with captions or questions from JSON files.
 
     Args:
-      path: a JSON file, or several.
-      images: the directory that image names are relative to.
-      splits: of the Karpathy layout, the splits to take; none: all. The paper's
-        COCO training set is ("train", "restval").
+      path: path of a JSON file, or a list of paths.
+      images: the directory to which image names are relative.
+      splits: splits of the Karpathy layout to take; (): all. The paper's COCO training
+        set is ("train", "restval").
       remap: see `ImageFiles`.
 
     Raises:
-      FileNotFoundError: a file or the directory is missing.
+      FileNotFoundError: a file or the directory does not exist.
       ValueError: a file has none of the layouts.
     """
 
@@ -61,15 +61,18 @@ class AnnotationsSource(Source):
         return len(self._records)
 
     def record(self, index: int) -> Record:
+        """Return the texts of a record; see `Source`."""
         return self._records[index]
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
+        """Load the image of a record; see `Source`."""
         return self._files.load(self._records[index].key, at_least)
 
 
 def _read(path: str, splits: Sequence[str]) -> Iterator[_Row]:
+    """Read the rows of a file in any of the layouts."""
     text = read_text_file(path)
     try:
         if path.endswith(".jsonl"):
@@ -77,7 +80,7 @@ def _read(path: str, splits: Sequence[str]) -> Iterator[_Row]:
         else:
             content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
     try:
         if isinstance(content, list):
             return iter([_lavis_row(row) for row in content])
@@ -92,6 +95,7 @@ def _read(path: str, splits: Sequence[str]) -> Iterator[_Row]:
 
 
 def _lavis_row(row: Mapping[str, Any]) -> _Row:
+    """Convert a row of the LAVIS layout."""
     captions = row.get("caption", [])
     questions = []
     if "question" in row:
@@ -100,11 +104,12 @@ def _lavis_row(row: Mapping[str, Any]) -> _Row:
         questions.append(Question(row["question"], answers, row.get("question_id")))
     if isinstance(captions, str):
         captions = [captions]
-    original = row.get("image_id", row.get("img_id"))  # the latter: NoCaps
+    original = row.get("image_id", row.get("img_id"))  # "img_id" in NoCaps
     return row["image"], original, list(captions), questions, row.get("domain", "")
 
 
 def _karpathy_rows(content: Mapping[str, Any], splits: Sequence[str]) -> Iterable[_Row]:
+    """Yield the rows of a file in the Karpathy layout."""
     for image in content["images"]:
         if not splits or image["split"] in splits:
             folder = image.get("filepath", "")
@@ -114,16 +119,17 @@ def _karpathy_rows(content: Mapping[str, Any], splits: Sequence[str]) -> Iterabl
 
 
 def _coco_rows(content: Mapping[str, Any]) -> Iterable[_Row]:
+    """Yield the rows of a file in the COCO layout."""
     captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         captions[annotation["image_id"]].append(annotation["caption"])
     for image in content["images"]:
-        found = captions[image["id"]]
-        yield image["file_name"], image["id"], found, [], image.get("domain", "")
+        own = captions[image["id"]]
+        yield image["file_name"], image["id"], own, [], image.get("domain", "")
 
 
 def _group(rows: Iterable[_Row]) -> list[Record]:
-    """One record an image, in the order of first appearance."""
+    """Make one record per image, in the order of first appearance."""
     images: dict[str, _Row] = {}
     for name, original, captions, questions, part in rows:
         _, _, all_captions, all_questions, _ = images.setdefault(

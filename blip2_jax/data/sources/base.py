@@ -1,9 +1,8 @@
-"""What a data source offers: random access to records and their images.
+"""The interface of data sources: random access to records and their images.
 
-A source is one collection of images with captions, questions, or both. It is read
-by many threads and pickled into worker processes, so file handles are opened on
-demand. Anything wrong with one element is a `BrokenSample`, never a crash: the
-pipeline counts it and takes the next element instead.
+A source is a collection of images with captions, questions, or both. Many threads read
+it and it is pickled into worker processes, so that file handles are opened on demand. A
+defective element raises `BrokenSample`; the pipeline counts it and takes the next one.
 """
 
 from __future__ import annotations
@@ -17,18 +16,22 @@ from numpy import ndarray as Array
 
 
 class ImageKind(enum.Enum):
-    """What a source holds of an image."""
+    """Kind of a source's images: pixels, precomputed features, or none."""
 
     PIXELS = "pixels"
     FEATURES = "features"
-    NONE = "none"  # text alone
+    NONE = "none"  # text only
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about an image and its answers (one drawn a step in training).
+    """A question about an image and its answers.
 
-    `kind` ("yes/no", "number", "other" in VQA) is for scores apart.
+    Attributes:
+      text: the question.
+      answers: answers, of which training draws one per step.
+      question_id: the data set's id.
+      kind: category with separate scores ("yes/no", "number" or "other" in VQA).
     """
 
     text: str
@@ -39,18 +42,18 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """All that is known of an image before it is read.
+    """The texts of an image and its ids.
 
     Attributes:
-      key: names the record in error reports and joins sources of one image.
-      image_id: which image of the source, in 0 .. source.num_images - 1; equal for
-        records of one image. The pipeline makes it unique across sources.
-      captions: human captions, as stored (not cleaned).
+      key: name of the record in error reports; joins sources of the same images.
+      image_id: index of the image in the source, in 0 .. source.num_images - 1; equal
+        for records of one image. The pipeline makes it unique across sources.
+      captions: captions as stored, not cleaned.
       questions: questions about the image.
-      original_id: the data set's own image id, for scoring against its references.
-      description: a text that tells all there is to see, where the source has one; a
-        language model's own documents begin with it.
-      part: of the data set, where parts are scored apart (the domains of NoCaps).
+      original_id: the data set's own image id, for scores against its references.
+      description: a complete description of the image, if the source has one; used as
+        the context of text-only documents.
+      part: part of the data set with separate scores (the domains of NoCaps).
     """
 
     key: str
@@ -63,25 +66,35 @@ class Record:
 
 
 class BrokenSample(Exception):
-    """One element cannot be used. `cause` is a short class of faults to count by."""
+    """An element cannot be used.
+
+    Attributes:
+      cause: category of the defect, by which broken samples are counted.
+      key: key of the record or file.
+      detail: details of the defect.
+    """
 
     def __init__(self, cause: str, key: str, detail: str = ""):
-        super().__init__(cause, key, detail)  # all three, so that it pickles
+        """Set the attributes."""
+        super().__init__(cause, key, detail)  # all arguments, for pickling
         self.cause = cause
         self.key = key
         self.detail = detail
 
     def __str__(self) -> str:
+        """Format as "cause: key (detail)"."""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.cause}: {self.key}{detail}"
 
 
 class Source(abc.ABC):
-    """A random-access collection. Subclasses set `image_kind` and `name`.
+    """A random-access collection of records. Subclasses set `image_kind` and `name`.
 
     Attributes:
-      group_size: so many neighbouring records (near-duplicates that contrast with
-        each other) are shuffled as one; it divides the number of records.
+      image_kind: kind of the images.
+      name: name in messages; part of the fingerprint.
+      group_size: number of neighbouring records (near-duplicates that contrast with
+        each other) that are shuffled as one; it divides the number of records.
     """
 
     image_kind: ImageKind = ImageKind.PIXELS
@@ -90,29 +103,33 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Number of records."""
+        """Return the number of records."""
 
     @abc.abstractmethod
     def record(self, index: int) -> Record:
-        """The record's texts, without reading its image. Raises BrokenSample."""
+        """Read a record without its image.
+
+        Raises:
+          BrokenSample: the record cannot be read.
+        """
 
     @property
     def num_images(self) -> int:
-        """One more than the largest `image_id`; records may share images."""
+        """Number of images; records may share images."""
         return len(self)
 
     def keys(self) -> list[str]:
-        """The keys of all records, for joining sources; "" where one is broken."""
+        """List the keys of all records; "" for broken ones."""
         return [self._key_or_empty(index) for index in range(len(self))]
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
-        """RGB pixels.
+        """Load the RGB pixels of a record's image.
 
         Args:
-          at_least: the sides that the caller needs; a source may return a reduced
-            image whose sides are no smaller. 0 asks for the full size.
+          index: index of the record.
+          at_least: allow a reduced image whose sides are no smaller; 0: full size.
 
         Raises:
           BrokenSample: the image is missing or cannot be decoded.
@@ -120,11 +137,15 @@ class Source(abc.ABC):
         raise NotImplementedError(f"{self.name} holds no pixels")
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
-        """Precomputed features of a frozen image encoder. Raises BrokenSample."""
+        """Load the precomputed features of a record's image.
+
+        Raises:
+          BrokenSample: the features are missing or not finite.
+        """
         raise NotImplementedError(f"{self.name} holds no features")
 
     def fingerprint(self) -> dict[str, object]:
-        """What a run writes down of its data: enough to notice another data set."""
+        """Return a summary stored with runs, by which another data set is noticed."""
         first = [self._key_or_empty(index) for index in range(min(len(self), 3))]
         return {
             "name": self.name,
@@ -134,6 +155,7 @@ class Source(abc.ABC):
         }
 
     def _key_or_empty(self, index: int) -> str:
+        """Return a record's key, or "" if the record is broken."""
         try:
             return self.record(index).key
         except BrokenSample:

@@ -1,7 +1,7 @@
 """Precomputed features of a frozen image encoder, joined with texts by key.
 
-A directory holds `features.npy` [N, P, D] and `keys.json`, N strings: the keys of
-the source of the texts (for tars, SHARD/KEY).
+A directory holds `features.npy` [images, P, D] and `keys.json`, the images'
+keys in the source of the texts (SHARD/KEY for tars).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class FeaturesSource(Source):
       texts: spec of the source of the texts; None: records have no text.
 
     Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: keys and features do not fit each other, or no key has a text.
+      FileNotFoundError: a file does not exist.
+      ValueError: the numbers of keys and features differ, or no key has a text.
     """
 
     image_kind = ImageKind.FEATURES
@@ -39,7 +39,7 @@ class FeaturesSource(Source):
         self._array: Array | None = None
         for name in ("features.npy", "keys.json"):
             if not (self._path / name).is_file():
-                raise FileNotFoundError(f"there is no {self._path / name}")
+                raise FileNotFoundError(f"{self._path / name} does not exist")
         self._keys: list[str] = json.loads((self._path / "keys.json").read_text())
         if len(self._keys) != len(self._features()):
             raise ValueError(
@@ -49,13 +49,13 @@ class FeaturesSource(Source):
         self._rows = [] if self._texts is None else self._join(self._texts)
 
     def _join(self, texts: Source) -> list[int | None]:
-        """For every feature row the record of its texts, None where there is none."""
-        known = {key: index for index, key in enumerate(texts.keys())}
-        rows = [known.get(key) for key in self._keys]
+        """Return the index of each feature's record in `texts`, or None."""
+        indices = {key: index for index, key in enumerate(texts.keys())}
+        rows = [indices.get(key) for key in self._keys]
         if not any(row is not None for row in rows):
             raise ValueError(
                 f"no key of {self.name} ({self._keys[0]!r}, ...) is in {texts.name} "
-                f"({next(iter(known), None)!r}, ...)"
+                f"({next(iter(indices), None)!r}, ...)"
             )
         return rows
 
@@ -63,16 +63,19 @@ class FeaturesSource(Source):
         return len(self._keys)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_array": None}  # workers map the file themselves
+        return {**self.__dict__, "_array": None}  # each worker maps the file
 
     @property
     def num_images(self) -> int:
+        """Number of images; see `Source`."""
         return len(self) if self._texts is None else self._texts.num_images
 
     def keys(self) -> list[str]:
+        """List the keys of all records."""
         return list(self._keys)
 
     def record(self, index: int) -> Record:
+        """Return the texts of a record; see `Source`."""
         if self._texts is None:
             return Record(self._keys[index], index)
         row = self._rows[index]
@@ -81,6 +84,7 @@ class FeaturesSource(Source):
         return self._texts.record(row)
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
+        """Load the features of a record; see `Source`."""
         features = np.array(self._features()[index])
         if not np.isfinite(features).all():
             raise BrokenSample("non-finite features", self._keys[index])
@@ -90,5 +94,7 @@ class FeaturesSource(Source):
         if self._array is None:
             self._array = np.load(self._path / "features.npy", mmap_mode="r")
             if self._array.ndim != 3:
-                raise ValueError(f"{self.name}: shape {self._array.shape}, not N P D")
+                raise ValueError(
+                    f"{self.name} has shape {self._array.shape}, not [images, P, D]"
+                )
         return self._array

@@ -1,4 +1,4 @@
-"""Image files under a root directory, wherever annotations say they once lay."""
+"""Image files under a root directory, by their names in annotations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from blip2_jax.data.sources.base import BrokenSample
 
 
 class ImageFiles:
-    """Images by the name that an annotation gives them.
+    """Images by their names in annotations.
 
     Args:
-      root: the directory of relative names.
-      remap: prefixes of names and what stands for them, the first that matches:
-        `{"/export/share/vg/": "vg/"}` for annotations with someone's absolute paths.
+      root: the directory to which names are relative.
+      remap: replacements of name prefixes, of which the first match applies, e.g.
+        `{"/export/share/vg/": "vg/"}` for annotations with absolute paths.
 
     Raises:
-      FileNotFoundError: the root is no directory.
+      FileNotFoundError: the root is not a directory.
     """
 
     def __init__(self, root: str, remap: Mapping[str, str] | None = None):
@@ -31,7 +31,7 @@ class ImageFiles:
             raise FileNotFoundError(f"image directory {root!r} does not exist")
 
     def path(self, name: str) -> pathlib.Path:
-        """Where the file should be. An absolute name that no prefix maps stays."""
+        """Return the path of an image; absolute names without a mapping are kept."""
         for prefix, replacement in self._remap.items():
             if name.startswith(prefix):
                 name = replacement + name.removeprefix(prefix)
@@ -39,7 +39,15 @@ class ImageFiles:
         return self._root / name
 
     def load(self, name: str, at_least: int = 0) -> UInt8[Array, "height width 3"]:
-        """Decode an image. Raises BrokenSample ("missing image", ...)."""
+        """Decode an image.
+
+        Args:
+          name: name in the annotations.
+          at_least: see `decode_image`.
+
+        Raises:
+          BrokenSample: the image is missing or cannot be decoded.
+        """
         path = self.path(name)
         try:
             data = path.read_bytes()
@@ -51,7 +59,11 @@ class ImageFiles:
 
 
 def read_text_file(path: str) -> str:
-    """An annotation file's text. Raises FileNotFoundError with a clear sentence."""
+    """Read an annotation file.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+    """
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"annotation file {path!r} does not exist")
     return pathlib.Path(path).read_text(encoding="utf-8")

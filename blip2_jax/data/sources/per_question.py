@@ -1,4 +1,4 @@
-"""Another source with a record for each of its questions."""
+"""A source with one record per question of another source."""
 
 from __future__ import annotations
 
@@ -14,55 +14,60 @@ from blip2_jax.data.sources.registry import build_source
 
 
 class PerQuestion(Source):
-    """One record a question: an epoch shows every question once.
+    """One record per question, so that an epoch shows every question once.
 
-    Sources of questions have a record an image, of whose questions a step shows one: an
-    epoch sees every image once, and questions of images that have many are seen less
-    often. Here all count the same, as in the original's fine-tunes. Captions are left
-    out.
+    Other sources have one record per image, and a step shows one of its questions:
+    questions of images with many questions are seen less often. Here all questions
+    count the same, as in the original's fine-tuning. Captions are dropped.
 
     Args:
-      of: the spec of a source with questions.
+      of: spec of a source with questions.
 
     Raises:
-      ValueError: it has none.
+      ValueError: the source has no questions.
     """
 
     def __init__(self, of: Mapping[str, Any]):
         self._of = build_source(of)
         self.name = f"each question of {self._of.name}"
         self.image_kind = self._of.image_kind
-        self._places = [
-            (index, place)
+        # (record, number of the question) of every question
+        self._indices = [
+            (index, number)
             for index in range(len(self._of))
-            for place in range(self._questions(index))
+            for number in range(self._count_questions(index))
         ]
-        if not self._places:
+        if not self._indices:
             raise ValueError(f"{self._of.name} has no questions")
 
-    def _questions(self, index: int) -> int:
+    def _count_questions(self, index: int) -> int:
+        """Count the questions of a record; 0 if the record is broken."""
         try:
             return len(self._of.record(index).questions)
         except BrokenSample:
             return 0
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     @property
     def num_images(self) -> int:
+        """Number of images; see `Source`."""
         return self._of.num_images
 
     def record(self, index: int) -> Record:
-        place, number = self._places[index]
-        record = self._of.record(place)
-        asked = (record.questions[number],)
-        return dataclasses.replace(record, captions=(), questions=asked)
+        """Return the texts of a record; see `Source`."""
+        record_index, number = self._indices[index]
+        record = self._of.record(record_index)
+        questions = (record.questions[number],)
+        return dataclasses.replace(record, captions=(), questions=questions)
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
-        return self._of.load_image(self._places[index][0], at_least)
+        """Load the image of a record; see `Source`."""
+        return self._of.load_image(self._indices[index][0], at_least)
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
-        return self._of.load_features(self._places[index][0])
+        """Load the features of a record; see `Source`."""
+        return self._of.load_features(self._indices[index][0])

@@ -1,4 +1,4 @@
-"""From a plain description (a dict in a config) to a source."""
+"""Construction of sources from their specs in configurations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from blip2_jax.data.dataclass_options import check_keys
 from blip2_jax.data.sources.base import Source
 
-# A source class is imported when first asked for: TFDS takes seconds to import.
+# Source classes are imported on first use: importing TFDS takes seconds.
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
     "per_question": "blip2_jax.data.sources.per_question:PerQuestion",
@@ -22,16 +22,18 @@ SOURCES = {
     "vqa": "blip2_jax.data.sources.vqa:VqaSource",
 }
 
-# Kinds under their former names, as configurations and stored runs may still have them.
+# Former names of kinds, which configurations and stored runs may contain.
 ALIASES = {"each_question": "per_question", "other_pictures": "wrong_images"}
 
 
 def build_source(spec: Mapping[str, Any]) -> Source:
-    """Build `{"kind": name, **arguments}`; a "weight" is the mixture's, not ours.
+    """Build a source from its spec `{"kind": name, **arguments}`.
+
+    A "weight" in the spec is ignored; it belongs to the mixture.
 
     Raises:
-      ValueError: unknown kind, or an argument that the kind lacks or wants.
-      FileNotFoundError: a path that is not there.
+      ValueError: the kind is unknown, or an argument is unknown or missing.
+      FileNotFoundError: a path does not exist.
     """
     arguments = {key: value for key, value in spec.items() if key != "weight"}
     kind = arguments.pop("kind", None)

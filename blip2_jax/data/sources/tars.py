@@ -1,9 +1,9 @@
-"""img2dataset and webdataset tars, indexed once and then read at random.
+"""img2dataset and webdataset tars with random access through an index.
 
-Members that share a name up to the first dot are one record: an image (jpg, jpeg,
-png, webp), its captions as `.json` ("captions" or "caption", or a plain list) or as
-`.txt`. The index of a tar is kept in a cache directory and is valid for the tar's
-size and time of change.
+Members that share a name up to the first dot form a record: an image (jpg, jpeg, png,
+webp) and its captions as `.json` ("captions" or "caption", or a plain list) or `.txt`.
+The index of a tar is stored in a cache directory, by the tar's size and modification
+time.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _INDEX_VERSION = 1
 class TarsSource(Source):
     """Records of tars, in the order of the sorted paths.
 
-    A record's key is SHARD/KEY: the tar's name without suffix, the member's name.
+    A record's key is SHARD/KEY: the tar's name without suffix and the member's name.
 
     Args:
-      paths: tars or glob patterns, one or several.
-      index_directory: where indices are kept; by default in the user's cache.
+      paths: path or glob pattern of tars, or a list of these.
+      index_directory: cache directory of the indices; "": in the user's cache.
 
     Raises:
-      FileNotFoundError: a pattern matches nothing.
-      ValueError: a file is no tar.
+      FileNotFoundError: a pattern matches no file.
+      ValueError: a file is not a tar.
     """
 
     def __init__(self, paths: str | Sequence[str], index_directory: str = ""):
@@ -58,22 +58,25 @@ class TarsSource(Source):
         return len(self._keys)
 
     def keys(self) -> list[str]:
+        """List the keys of all records."""
         return [self._key(index) for index in range(len(self))]
 
     def record(self, index: int) -> Record:
+        """Return the texts of a record; see `Source`."""
         captions, original = self._texts(index)
         return Record(self._key(index), index, captions, original_id=original)
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
+        """Load the image of a record; see `Source`."""
         data = self._read(index, _IMAGE)
         if data is None:
             raise BrokenSample("missing image", self._key(index))
         return decode_image(data, self._key(index), at_least)
 
     def _texts(self, index: int) -> tuple[tuple[str, ...], int | str | None]:
-        """The record's captions and, where its JSON has one, the image's own id."""
+        """Read a record's captions and, if its JSON has one, the image's own id."""
         captions: list[str] = []
         original = None
         if (data := self._read(index, _JSON)) is not None:
@@ -86,12 +89,15 @@ class TarsSource(Source):
         return tuple(captions), original
 
     def _key(self, index: int) -> str:
+        """Return a record's key."""
         return f"{self._shard(index).stem}/{self._keys[index].decode()}"
 
     def _shard(self, index: int) -> pathlib.Path:
+        """Return the path of a record's tar."""
         return self._paths[int(np.searchsorted(self._starts, index, side="right")) - 1]
 
     def _read(self, index: int, column: int) -> bytes | None:
+        """Read a record's image, text or JSON; None if it is absent."""
         offset, size = (int(n) for n in self._spans[index, column])
         if size < 0:
             return None
@@ -104,32 +110,35 @@ class TarsSource(Source):
 
 
 def _json_captions(content: object) -> tuple[list[str], int | str | None]:
+    """Return the captions and the image id of a record's JSON."""
     if isinstance(content, list):
         return [str(caption) for caption in content], None
     if not isinstance(content, dict):
-        raise TypeError("neither an object nor a list")
+        raise TypeError("the JSON is neither an object nor a list")
     captions = content.get("captions") or content.get("caption") or []
     captions = [captions] if isinstance(captions, str) else list(captions)
     return captions, content.get("image_id")
 
 
 def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:
+    """Return the sorted paths that match the patterns."""
     paths: set[pathlib.Path] = set()
     for pattern in patterns:
-        found = glob.glob(pattern)
-        if not found:
+        matches = glob.glob(pattern)
+        if not matches:
             raise FileNotFoundError(f"no tar matches {pattern!r}")
-        paths.update(pathlib.Path(path) for path in found)
+        paths.update(pathlib.Path(path) for path in matches)
     return sorted(paths)
 
 
 def _default_cache() -> pathlib.Path:
+    """Return the cache directory of the user."""
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(root) / "blip2_jax" / "tars"
 
 
 def _index(path: pathlib.Path, directory: pathlib.Path) -> tuple[Array, Array]:
-    """Keys [N] bytes and spans [N, 3, 2] of a tar, read from the cache or made."""
+    """Return keys [records] and spans [records, 3, 2] of a tar, cached if possible."""
     state = path.stat()
     identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {_INDEX_VERSION}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
@@ -138,13 +147,14 @@ def _index(path: pathlib.Path, directory: pathlib.Path) -> tuple[Array, Array]:
         with np.load(cached) as arrays:
             return arrays["keys"], arrays["spans"]
     keys, spans = _scan(path)
-    with contextlib.suppress(OSError):  # a read-only home: scanned again next time
+    with contextlib.suppress(OSError):  # the cache may be read-only
         _write_index(cached, keys, spans)
     return keys, spans
 
 
 def _scan(path: pathlib.Path) -> tuple[Array, Array]:
-    found: dict[str, Array] = {}
+    """Index a tar; see `_index`."""
+    spans_of_key: dict[str, Array] = {}
     try:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -154,15 +164,18 @@ def _scan(path: pathlib.Path) -> tuple[Array, Array]:
                 if member.isfile() and column is not None:
                     key = f"{folder}/{stem}" if folder else stem
                     key = key.removeprefix("./")
-                    spans = found.setdefault(key, np.full((3, 2), -1, np.int64))
+                    spans = spans_of_key.setdefault(key, np.full((3, 2), -1, np.int64))
                     spans[column] = member.offset_data, member.size
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is no readable tar: {error}") from None
-    keys = np.array([key.encode() for key in found], dtype=np.bytes_)
-    return keys, np.stack(list(found.values())) if found else np.zeros((0, 3, 2), int)
+        raise ValueError(f"{path} is not a readable tar: {error}") from None
+    keys = np.array([key.encode() for key in spans_of_key], dtype=np.bytes_)
+    if not spans_of_key:
+        return keys, np.zeros((0, 3, 2), int)
+    return keys, np.stack(list(spans_of_key.values()))
 
 
 def _write_index(path: pathlib.Path, keys: Array, spans: Array) -> None:
+    """Write an index atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
     np.savez(temporary, keys=keys, spans=spans)

@@ -13,19 +13,20 @@ from blip2_jax.data.sources.base import BrokenSample, Record, Source
 
 
 class TfdsSource(Source):
-    """A prepared data set; nothing is downloaded.
+    """A data set that TFDS has already prepared; nothing is downloaded.
 
     Args:
-      name: name of the data set ("coco_captions"), or the directory of a version of
-        it, the one that holds `dataset_info.json`.
+      name: name of the data set ("coco_captions"), or the directory of one version,
+        which holds `dataset_info.json`.
       split: "train", "train+restval", "val[:100]", ...
-      data_dir: where data sets are kept; TFDS' default otherwise.
-      image, captions, image_id: paths of the features, parts joined by ">"; the
-        captions are one text or several. "" for an image_id that is not there.
+      data_dir: directory of prepared data sets; "": TFDS' default.
+      image: path of the image feature; names are joined by ">".
+      captions: path of the captions, one text or several.
+      image_id: path of the image id; "" if there is none.
 
     Raises:
-      FileNotFoundError: the data set is not prepared there.
-      ValueError: not in ArrayRecord files, or a feature is not there.
+      FileNotFoundError: the data set is not prepared.
+      ValueError: the files are not ArrayRecord, or a feature is missing.
     """
 
     def __init__(
@@ -44,16 +45,17 @@ class TfdsSource(Source):
         self._check_features()
 
     def _check_features(self) -> None:
+        """Check that the data set has the features."""
         features = self._data.dataset_info.features
         for path in (self._open[3], self._captions, self._image_id):
-            present: Any = features
+            node: Any = features
             for part in path.split(">") if path else ():
-                present = getattr(present, "feature", present)  # inside a sequence
-                if part not in present:
+                node = getattr(node, "feature", node)  # the element of a sequence
+                if part not in node:
                     raise ValueError(
                         f"{self.name} has no feature {path!r}: {features!r}"
                     )
-                present = present[part]
+                node = node[part]
 
     def __len__(self) -> int:
         return len(self._data)
@@ -66,42 +68,46 @@ class TfdsSource(Source):
         self._data = _open(*self._open)
 
     def record(self, index: int) -> Record:
+        """Return the texts of a record; see `Source`."""
         example = self._example(index)
         captions = _feature(example, self._captions)
         captions = np.atleast_1d(np.asarray(captions, object))
-        original = None
+        image_id = None
         if self._image_id:
-            original = _plain(_feature(example, self._image_id))
-        key = f"{index}" if original is None else f"{original}"
+            image_id = _plain(_feature(example, self._image_id))
+        key = str(index if image_id is None else image_id)
         texts = tuple(_plain(caption) for caption in captions)
-        return Record(key, index, texts, original_id=original)
+        return Record(key, index, texts, original_id=image_id)
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
+        """Load the image of a record; see `Source`."""
         data = _feature(self._example(index), self._open[3])
         return decode_image(data, f"{self.name}/{index}", at_least)
 
     def _example(self, index: int) -> dict[str, Any]:
+        """Read an example; its image is not decoded."""
         try:
             return self._data[index]
-        except Exception as error:  # whatever a damaged record makes TFDS raise
+        except Exception as error:  # TFDS raises anything for a damaged record
             key = f"{self.name}/{index}"
             raise BrokenSample("unreadable record", key, str(error)) from None
 
 
 def _open(name: str, split: str, data_dir: str, image: str) -> Any:
+    """Open a split as a random-access data source with encoded images."""
     import tensorflow_datasets as tfds  # takes seconds
     from tensorflow_datasets.core import dataset_info, read_only_builder
 
     try:
         if "/" in name:
             builder = tfds.builder_from_directory(name)
-        else:  # from its files alone: the code that prepares it wants TensorFlow
-            where = data_dir or tfds.core.constants.DATA_DIR
-            builder = read_only_builder.builder_from_files(name, data_dir=where)
+        else:  # from files, because the data set's own builder imports TensorFlow
+            root = data_dir or tfds.core.constants.DATA_DIR
+            builder = read_only_builder.builder_from_files(name, data_dir=root)
     except tfds.core.registered.DatasetNotFoundError:
-        raise FileNotFoundError(f"no prepared data set {name!r} in {where}") from None
+        raise FileNotFoundError(f"no prepared data set {name!r} in {root}") from None
     except dataset_info.DatasetInfoFileError:
         raise FileNotFoundError(f"no dataset_info.json in {name!r}") from None
     decoders: Any = tfds.decode.SkipDecoding()
@@ -114,6 +120,7 @@ def _open(name: str, split: str, data_dir: str, image: str) -> Any:
 
 
 def _feature(example: dict[str, Any], path: str) -> Any:
+    """Return the value at a feature path."""
     value: Any = example
     for part in path.split(">"):
         value = value[part]
@@ -121,7 +128,7 @@ def _feature(example: dict[str, Any], path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A str of bytes, an int of a numpy number."""
+    """Convert bytes to str and numpy scalars to Python numbers."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     return value.item() if isinstance(value, np.generic) else value

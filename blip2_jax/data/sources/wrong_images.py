@@ -1,4 +1,4 @@
-"""Another source whose pictures are not the right ones: what texts alone tell."""
+"""A source with wrong images, to measure what a model answers without looking."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from blip2_jax.data.sources.registry import build_source
 
 
 class WrongImages(Source):
-    """The records of a source with other pictures, or features, than theirs.
+    """The records of a source with wrong images or features.
 
-    A model that answers as well then has not looked.
+    A model whose scores stay the same does not use the images.
 
     Args:
-      of: the spec of a source with a record an image.
-      pictures: "shuffled": those of the record half of the source away, or "blank":
-        zeros, which are black pixels, or features of which a model's first
-        normalisation leaves its bias.
+      of: spec of a source with one record per image.
+      pictures: "shuffled" takes the image of the record half the source away; "blank"
+        takes zeros: black pixels, or features that the model's first norm maps to its
+        bias.
 
     Raises:
-      ValueError: other pictures than these, or too few to shuffle.
+      ValueError: `pictures` is unknown, or there are too few images to shuffle.
     """
 
     def __init__(
         self, of: Mapping[str, Any], pictures: Literal["blank", "shuffled"] = "shuffled"
     ):
         if pictures not in ("blank", "shuffled"):
-            raise ValueError(f"pictures is blank or shuffled, not {pictures!r}")
+            raise ValueError(f"pictures must be blank or shuffled, not {pictures!r}")
         self._of = build_source(of)
         if pictures == "shuffled" and len(self._of) < 2:
-            raise ValueError(f"{self._of.name} has one picture: none to show instead")
+            raise ValueError(f"{self._of.name} has too few images to shuffle")
         self.name = f"{pictures} pictures of {self._of.name}"
         self.image_kind = self._of.image_kind
         self.group_size = self._of.group_size
@@ -46,24 +46,31 @@ class WrongImages(Source):
 
     @property
     def num_images(self) -> int:
+        """Number of images; see `Source`."""
         return self._of.num_images
 
     def keys(self) -> list[str]:
+        """List the keys of all records."""
         return self._of.keys()
 
     def record(self, index: int) -> Record:
+        """Return the texts of a record; see `Source`."""
         return self._of.record(index)
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
-        return self._shown(self._of.load_image(self._place(index), at_least))
+        """Load the image of a record; see `Source`."""
+        return self._blanked(self._of.load_image(self._image_index(index), at_least))
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
-        return self._shown(self._of.load_features(self._place(index)))
+        """Load the features of a record; see `Source`."""
+        return self._blanked(self._of.load_features(self._image_index(index)))
 
-    def _place(self, index: int) -> int:
+    def _image_index(self, index: int) -> int:
+        """Return the index of the record whose image is shown."""
         return index if self._blank else (index + len(self) // 2) % len(self)
 
-    def _shown(self, array: Array) -> Array:
+    def _blanked(self, array: Array) -> Array:
+        """Return zeros instead of an image if images are blank."""
         return np.zeros_like(array) if self._blank else array

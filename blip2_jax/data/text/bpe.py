@@ -55,6 +55,8 @@ def save_tokenizer(
     """Write a tokenizer as a directory that transformers loads.
 
     Args:
+      tokenizer: the tokenizer.
+      directory: the directory to write.
       special_tokens: arguments of `PreTrainedTokenizerFast`, e.g. "bos_token".
     """
     from transformers import PreTrainedTokenizerFast

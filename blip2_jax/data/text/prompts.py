@@ -1,7 +1,6 @@
-"""The one place where prompts and token examples are built.
+"""Prompts and token examples for training, evaluation and the public API.
 
-Training, evaluation and the public API all build their inputs here, so a model is
-asked in the words that it was trained with.
+All of them build their inputs here, so that a model gets the prompts of its training.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer, pad_rows
 
-# Section 4.1 of the paper: OPT is asked with the first, FlanT5 with the second.
+# Section 4.1 of the paper: the first is for OPT, the second for FlanT5.
 QUESTION_PROMPT = "Question: {} Answer:"
 SHORT_ANSWER_PROMPT = "Question: {} Short answer:"
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderOnlyExample:
-    """Rows for a decoder-only model; the loss shifts targets by one itself."""
+    """Token row for a decoder-only model; the loss shifts the targets by one."""
 
     text_ids: Int32[Array, " T"]
     text_mask: Bool[Array, " T"]
@@ -31,7 +30,7 @@ class DecoderOnlyExample:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderExample:
-    """Rows for an encoder-decoder model."""
+    """Token rows for an encoder-decoder model."""
 
     input_ids: Int32[Array, " T"]
     input_mask: Bool[Array, " T"]
@@ -47,24 +46,30 @@ def decoder_only_example(
     *,
     keep_end: bool = True,
 ) -> DecoderOnlyExample:
-    """[BOS; prompt; text; newline], padded on the right to `length`.
+    """Build [BOS; prompt; text; newline], padded on the right.
 
-    The prompt (with its BOS) is no target. Without a prompt BOS is one, as in the
-    original: the last query learns to say it.
+    BOS and the prompt are no targets. Without a prompt BOS is a target, as in the
+    original: the last query learns to predict it.
 
     Args:
-      keep_end: a text too long loses words, not its end. False cuts the end as the
-        original does, whose models then do not learn to stop after long captions.
+      tokenizer: tokenizer of a decoder-only model.
+      prompt: "" for none.
+      text: the text to predict.
+      length: length of the row.
+      keep_end: truncate the words of a long text but keep its newline. False truncates
+        the newline as the original does, whose models do not learn to stop after long
+        captions.
 
     Raises:
       ValueError: the prompt alone fills `length`.
     """
-    _need_decoder_only(tokenizer)
+    _check_decoder_only(tokenizer)
     start = _prompt_ids(tokenizer, prompt)
     room = length - len(start) - (1 if keep_end else 0)
     if room < 0 or (prompt and room < 1):
         raise ValueError(
-            f"{prompt!r} is {len(start)} tokens: no room for a text in {length}"
+            f"prompt {prompt!r} has {len(start)} tokens and leaves "
+            f"no room for a text in {length}"
         )
     words = _text_ids(tokenizer, prompt, text)
     row = [*start, *words[:room], tokenizer.end_id][:length]
@@ -78,18 +83,20 @@ def document_example(
     texts: Sequence[tuple[str, str]],
     length: int,
 ) -> DecoderOnlyExample:
-    """[context; BOS; prompt; text; newline; BOS; ...], padded on the right to `length`.
+    """Build [context; BOS; prompt; text; newline; BOS; ...], padded on the right.
 
-    What a decoder-only model reads before it meets pictures: texts of which each can
-    be understood from the context, in the places where queries will stand. Neither
-    context nor prompts are targets, every BOS is. Texts that do not fit whole are left
-    out, but for the first, which is cut.
+    A document for text-only pre-training of a decoder-only model. The context stands
+    where queries will stand later, and each text can be predicted from it. Every BOS is
+    a target; context and prompts are not. The first text is truncated if necessary;
+    later texts that do not fit are left out.
 
     Args:
+      tokenizer: tokenizer of a decoder-only model.
       context: "" for none.
-      texts: prompts ("" for none) with what follows them.
+      texts: (prompt, target) of each text; a prompt of "" stands for none.
+      length: length of the row.
     """
-    _need_decoder_only(tokenizer)
+    _check_decoder_only(tokenizer)
     row = tokenizer.encode_words(context.strip())
     target = [False] * len(row)
     for number, (prompt, text) in enumerate(texts):
@@ -110,10 +117,11 @@ def encoder_decoder_example(
     input_length: int,
     target_length: int,
 ) -> EncoderDecoderExample:
-    """[prompt; end] for the encoder, [target; end] for the decoder, padded right.
+    """Build [prompt; end] for the encoder and [target; end] for the decoder.
 
-    The prompt is a question, a fixed text or the first words of a caption (prefix
-    language model); an empty one leaves the end token alone, as in the original.
+    Both are padded on the right. The prompt is a question, a fixed text or the first
+    words of a caption (prefix LM). Of an empty prompt only the end token remains, as in
+    the original.
     """
     return _encoder_decoder_rows(
         tokenizer,
@@ -132,19 +140,23 @@ def blanks_example(
     input_length: int,
     target_length: int,
 ) -> EncoderDecoderExample:
-    """Several texts of one record, each a blank to fill, as T5 was pre-trained.
+    """Build a span-corruption example from several texts, as in T5's pre-training.
 
-    The encoder reads [context; prompt; <extra_id_0>; prompt; <extra_id_1>; ...; end],
-    the decoder writes [<extra_id_0>; text; <extra_id_1>; text; ...; end] (Raffel et al.
-    2020, section 3.1.4). One text alone has no such marks: it is what the model will
-    be asked for later. Texts that do not fit whole are left out, but for the first.
+    The input is [context; prompt; <extra_id_0>; prompt; <extra_id_1>; ...; end], the
+    target is [<extra_id_0>; text; <extra_id_1>; text; ...; end] (Raffel et al. 2020,
+    section 3.1.4). A single text is written without sentinels, as in stage 2. The first
+    text is truncated if necessary; later texts that do not fit are left out.
 
     Args:
+      tokenizer: tokenizer of an encoder-decoder.
       context: "" for none.
-      texts: prompts ("" for none) with what follows them.
+      texts: (prompt, target) of each text; a prompt of "" stands for none.
+      input_length: length of the encoder's row.
+      target_length: length of the decoder's row.
 
     Raises:
-      ValueError: more texts than the tokenizer has marks, or a decoder-only one.
+      ValueError: there are more texts than sentinels, or the tokenizer is that of a
+        decoder-only model.
     """
     if len(texts) == 1:
         ((prompt, text),) = texts
@@ -155,77 +167,81 @@ def blanks_example(
             input_length=input_length,
             target_length=target_length,
         )
-    check_marks(tokenizer, len(texts))
+    check_sentinels(tokenizer, len(texts))
     inputs, targets = tokenizer.encode_words(context.strip()), list[int]()
-    for mark, (prompt, text) in zip(tokenizer.blank_ids, texts, strict=False):
-        asked = [*tokenizer.encode_words(prompt), mark]
-        answer = [mark, *tokenizer.encode_words(text)]
-        fits = len(inputs) + len(asked) < input_length
-        if targets and not (fits and len(targets) + len(answer) < target_length):
+    for sentinel, (prompt, text) in zip(tokenizer.blank_ids, texts, strict=False):
+        prompt_ids = [*tokenizer.encode_words(prompt), sentinel]
+        text_ids = [sentinel, *tokenizer.encode_words(text)]
+        fits = len(inputs) + len(prompt_ids) < input_length
+        if targets and not (fits and len(targets) + len(text_ids) < target_length):
             continue
-        inputs += asked
-        targets += answer
+        inputs += prompt_ids
+        targets += text_ids
     return _encoder_decoder_rows(
         tokenizer, inputs, targets, input_length, target_length
     )
 
 
-def check_marks(tokenizer: LanguageTokenizer, count: int) -> None:
-    """Each of `count` texts needs a mark of its own; a single one needs none.
+def check_sentinels(tokenizer: LanguageTokenizer, count: int) -> None:
+    """Check that a tokenizer has enough sentinels for `count` texts in a document.
 
     Raises:
-      ValueError: the tokenizer has fewer.
+      ValueError: it has fewer; a single text needs none.
     """
-    marks = len(tokenizer.blank_ids)
-    if count > max(marks, 1):
+    sentinels = len(tokenizer.blank_ids)
+    if count > max(sentinels, 1):
         raise ValueError(
-            f"{count} texts in a document, but the tokenizer has {marks} marks "
-            "<extra_id_0>, <extra_id_1>, ..."
+            f"{count} texts in a document need as many sentinels (<extra_id_0>, ...), "
+            f"but the tokenizer has {sentinels}"
         )
 
 
 def question_rows(
     tokenizer: QFormerTokenizer, questions: Sequence[str], length: int
 ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
-    """Questions for the Q-Former: [CLS] question [SEP], padded on the right.
+    """Encode questions for the Q-Former as [CLS] question [SEP], padded on the right.
 
-    "" is a row without any token: the queries of such a row see each other alone, as
-    in stage 2.
+    The mask of an empty question is False everywhere, so that its queries attend only
+    to each other, as in stage 2.
     """
     ids, mask = tokenizer.encode(questions, length)
-    asked = np.array([bool(question) for question in questions])
-    return ids, mask & asked[:, None]
+    has_question = np.array([bool(question) for question in questions])
+    return ids, mask & has_question[:, None]
 
 
-def dialogue(turns: Sequence[tuple[str, str]], question: str, template: str) -> str:
-    """A question behind others and their answers, all asked in the same words.
+def dialogue_prompt(
+    turns: Sequence[tuple[str, str]], question: str, template: str
+) -> str:
+    """Build the prompt of a question behind earlier questions and their answers.
 
-    "Question: what is it? Answer: a dog. Question: how old? Answer:"; earlier turns of
-    a conversation, or examples of what is wanted.
+    For example "Question: what is it? Answer: a dog. Question: how old? Answer:". The
+    turns are earlier turns of a conversation, or examples.
 
     Args:
-      turns: (question, answer), the first one first.
-      template: with `{}` in the place of a question.
+      turns: (question, answer) in order.
+      question: the last question.
+      template: prompt of a question, with `{}` in its place.
     """
-    told = [
+    earlier = [
         f"{template.format(asked)} {answer.strip().rstrip('.')}."
         for asked, answer in turns
     ]
-    return " ".join([*told, template.format(question)])
+    return " ".join([*earlier, template.format(question)])
 
 
 def generation_prompts(
     tokenizer: LanguageTokenizer, prompts: Sequence[str], length: int | None = None
 ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
-    """Prompts to continue: ids and where they hold tokens.
+    """Encode prompts for generation; return ids and mask.
 
     Decoder-only prompts begin with BOS and are padded on the left, so that the last
-    column is each row's last token; encoder prompts end with the end token and are
-    padded on the right.
+    column is the last token of every row. Encoder prompts end with the end token and
+    are padded on the right.
 
     Args:
-      length: the padded length; the longest prompt's by default. A longer prompt
-        loses its last words.
+      tokenizer: tokenizer of the language model.
+      prompts: the prompts.
+      length: length to pad and truncate to; None: length of the longest prompt.
     """
     if tokenizer.family == "decoder_only":
         rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
@@ -239,24 +255,28 @@ def generation_prompts(
 
 
 def split_prefix(text: str, words: int) -> tuple[str, str]:
-    """The first `words` words of a text, and the rest."""
-    every = text.split()
-    return " ".join(every[:words]), " ".join(every[words:])
+    """Split a text into its first `words` words and the rest."""
+    all_words = text.split()
+    return " ".join(all_words[:words]), " ".join(all_words[words:])
 
 
 def draw_prefix(text: str, rng: np.random.Generator) -> tuple[str, str]:
-    """Split at a word boundary uniform over 0 .. words - 1: never an empty rest."""
+    """Split a text before a uniformly drawn word, so that the rest is not empty."""
     return split_prefix(text, int(rng.integers(max(len(text.split()), 1))))
 
 
-def _need_decoder_only(tokenizer: LanguageTokenizer) -> None:
+def _check_decoder_only(tokenizer: LanguageTokenizer) -> None:
+    """Check that a tokenizer is that of a decoder-only model."""
     if tokenizer.bos_id is None:
-        raise ValueError("decoder-only examples need a decoder-only model's tokenizer")
+        raise ValueError(
+            "decoder-only examples need the tokenizer of a decoder-only model"
+        )
 
 
 def _decoder_only_row(
     tokenizer: LanguageTokenizer, row: list[int], target: list[bool], length: int
 ) -> DecoderOnlyExample:
+    """Pad a row and its target mask."""
     ids, mask = pad_rows([row], length, tokenizer.pad_id)
     target_mask = np.zeros(length, bool)
     target_mask[: len(target)] = target
@@ -270,9 +290,9 @@ def _encoder_decoder_rows(
     input_length: int,
     target_length: int,
 ) -> EncoderDecoderExample:
-    """Both rows with their end token, cut and padded."""
+    """Append end tokens, truncate and pad both rows."""
     if tokenizer.family != "encoder_decoder":
-        raise ValueError("these examples need an encoder-decoder's tokenizer")
+        raise ValueError("these examples need the tokenizer of an encoder-decoder")
     (input_ids, input_mask), (target_ids, target_mask) = (
         pad_rows([[*words[: length - 1], tokenizer.end_id]], length, tokenizer.pad_id)
         for words, length in ((inputs, input_length), (targets, target_length))
@@ -283,10 +303,11 @@ def _encoder_decoder_rows(
 
 
 def _text_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:
-    """A text's tokens; behind a prompt its first word has a space before it."""
+    """Encode a text, with a leading space if it follows a prompt."""
     return tokenizer.encode_words((" " if prompt else "") + text.strip())
 
 
 def _prompt_ids(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
+    """Encode BOS and a prompt."""
     assert tokenizer.bos_id is not None
     return [tokenizer.bos_id, *tokenizer.encode_words(prompt.strip())]

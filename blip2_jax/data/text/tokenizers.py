@@ -1,7 +1,7 @@
 """Tokenizers of the Q-Former and of language models; cleaning of texts.
 
-The wrappers use the fast tokenizers' own encoder without its padding or truncation
-state, so one tokenizer may serve many threads.
+The wrappers use the backend of fast tokenizers without its padding and truncation
+state, so that many threads can share a tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
 
 _MAX_WORDS = 50
-_CAPTION_MARKS = re.compile(r"[.!\"()*#:;~]")
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _VOCABULARY_FILES = (
     ("tokenizer.json",),
     ("vocab.txt",),
@@ -31,38 +31,38 @@ _VOCABULARY_FILES = (
 
 
 def clean_caption(caption: str, prompt: str = "") -> str:
-    """The original's caption processor: lower case, no marks, at most 50 words.
+    """Clean a caption as the original: lower case, no punctuation, at most 50 words.
 
-    The prompt is put before the result as it is and does not count as words.
+    The prompt is prepended unchanged and does not count as words.
     """
-    text = _CAPTION_MARKS.sub(" ", caption.lower())
+    text = _PUNCTUATION.sub(" ", caption.lower())
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     return prompt + " ".join(text.split(" ")[:_MAX_WORDS])
 
 
 def clean_question(question: str) -> str:
-    """The original's question processor: marks vanish, `?` stays, at most 50 words."""
-    text = _CAPTION_MARKS.sub("", question.lower()).rstrip(" ")
+    """Clean a question as the original: no punctuation but `?`, at most 50 words."""
+    text = _PUNCTUATION.sub("", question.lower()).rstrip(" ")
     return " ".join(text.split(" ")[:_MAX_WORDS])
 
 
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, pad_id: int, left: bool = False
 ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
-    """Rows of ids padded to `length`, and where they hold tokens."""
+    """Pad rows of ids to `length`; also return the mask of tokens."""
     ids = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros((len(rows), length), bool)
     for index, row in enumerate(rows):
         if len(row) > length:
-            raise ValueError(f"a row of {len(row)} tokens does not fit in {length}")
-        place = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[index, place] = row
-        mask[index, place] = True
+            raise ValueError(f"a row of {len(row)} tokens is longer than {length}")
+        columns = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[index, columns] = row
+        mask[index, columns] = True
     return ids, mask
 
 
 class _FastTokenizer:
-    """A transformers fast tokenizer reduced to plain encode and decode."""
+    """A fast tokenizer of transformers, reduced to plain encoding and decoding."""
 
     def __init__(self, tokenizer: Any):
         self._backend = tokenizer.backend_tokenizer
@@ -72,37 +72,43 @@ class _FastTokenizer:
         self.pad_id: int = _required(tokenizer, "pad_token_id")
 
     def encode_words(self, text: str) -> list[int]:
-        """Token ids without any special token before or after."""
+        """Encode a text without special tokens."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | Array) -> str:
-        """Text of ids, special tokens left out, stripped of outer spaces."""
+        """Decode ids without special tokens, and strip outer spaces."""
         size = self._backend.get_vocab_size()
         plain = [int(i) for i in ids if i not in self._special_ids and i < size]
         return self._backend.decode(plain).strip()
 
 
 class QFormerTokenizer(_FastTokenizer):
-    """BERT's tokenizer with [DEC], the start of a generated text, as one more id.
+    """BERT's tokenizer with the additional token [DEC], which starts generated texts.
 
-    Attributes: pad_id, cls_id, sep_id, start_id ([DEC]), end_id ([SEP]) and
-    vocab_size (BERT's and one; what stands behind [DEC] does not count).
+    Attributes:
+      pad_id: id of the padding.
+      cls_id: id of [CLS].
+      sep_id: id of [SEP].
+      start_id: id of [DEC].
+      end_id: id of [SEP], which ends generated texts.
+      vocab_size: size of BERT's vocabulary and [DEC]; later ids do not count.
     """
 
     def __init__(self, tokenizer: Any):
+        """Wrap a tokenizer of transformers."""
         super().__init__(tokenizer)
         self.cls_id: int = _required(tokenizer, "cls_token_id")
         self.sep_id: int = _required(tokenizer, "sep_token_id")
-        # Hugging Face's tokenizers of BLIP-2 have [DEC] already.
-        known = tokenizer.get_vocab().get("[DEC]")
-        self.start_id = len(tokenizer) if known is None else known
+        # Hugging Face's tokenizers of BLIP-2 include [DEC].
+        dec_id = tokenizer.get_vocab().get("[DEC]")
+        self.start_id = len(tokenizer) if dec_id is None else dec_id
         self.end_id = self.sep_id
         self.vocab_size = self.start_id + 1
 
     def encode(
         self, texts: Sequence[str], length: int
     ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
-        """[CLS] text [SEP], cut and padded to `length`; mask is True on tokens."""
+        """Encode [CLS] text [SEP], truncated and padded; return ids and mask."""
         rows = [
             [self.cls_id, *self.encode_words(text)[: length - 2], self.sep_id]
             for text in texts
@@ -116,43 +122,48 @@ class LanguageTokenizer(_FastTokenizer):
     Attributes:
       family: "decoder_only" (texts begin with `bos_id` and end with a newline) or
         "encoder_decoder" (texts end with the end-of-sequence token).
-      bos_id: first token of every text, None for encoder-decoders.
-      end_id: the token that ends a generated text.
-      blank_ids: of <extra_id_0>, <extra_id_1>, ..., T5's marks of what is left out;
-        empty for tokenizers that have none.
+      bos_id: id of the first token of every text; None for encoder-decoders.
+      end_id: id of the token that ends a generated text.
+      blank_ids: ids of T5's sentinels <extra_id_0>, <extra_id_1>, ...; empty if the
+        tokenizer has none.
       pad_id: padding token.
       vocab_size: number of tokens.
     """
 
     def __init__(self, tokenizer: Any):
+        """Wrap a tokenizer of transformers and detect its family."""
         super().__init__(tokenizer)
-        framed = tokenizer("a")["input_ids"]
+        example = tokenizer("a")["input_ids"]
         self.vocab_size = len(tokenizer)
         self.bos_id: int | None = None
         self.blank_ids = self._blank_ids()
-        if framed[0] == tokenizer.bos_token_id:
+        if example[0] == tokenizer.bos_token_id:
             self.family: Family = "decoder_only"
-            self.bos_id = framed[0]
+            self.bos_id = example[0]
             self.end_id = self._newline_id(tokenizer)
-        elif framed[-1] == tokenizer.eos_token_id:
+        elif example[-1] == tokenizer.eos_token_id:
             self.family = "encoder_decoder"
-            self.end_id = framed[-1]
+            self.end_id = example[-1]
         else:
             raise ValueError(
-                "a language model's tokenizer must put its begin token before a text "
-                "(decoder-only) or its end token after it (encoder-decoder); "
-                f"'a' became {framed}"
+                "the tokenizer of a language model must put its begin token before a "
+                "text (decoder-only) or its end token after it (encoder-decoder), but "
+                f"it encodes 'a' as {example}"
             )
 
     def _blank_ids(self) -> list[int]:
-        marks = (f"<extra_id_{number}>" for number in itertools.count())
-        found = map(self._backend.token_to_id, marks)
-        return list(itertools.takewhile(lambda token: token is not None, found))
+        """List the ids of the sentinels."""
+        sentinels = (f"<extra_id_{number}>" for number in itertools.count())
+        ids = map(self._backend.token_to_id, sentinels)
+        return list(itertools.takewhile(lambda token_id: token_id is not None, ids))
 
     def _newline_id(self, tokenizer: Any) -> int:
+        """Return the id of the newline, which must be one token."""
         ids = self.encode_words("\n")
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise ValueError(f"the newline must be one known token, not {ids}")
+            raise ValueError(
+                f"the newline must be one known token, but its ids are {ids}"
+            )
         return ids[0]
 
 
@@ -174,46 +185,51 @@ def load_tokenizer(
     """Load a tokenizer.
 
     Args:
-      spec: a directory with a vocabulary, or "shapes:bert", "shapes:opt",
+      spec: a directory with a vocabulary, or "shapes:bert", "shapes:opt" or
         "shapes:t5", which are part of this package.
-      language_model: give a `LanguageTokenizer`, not a `QFormerTokenizer`.
+      language_model: return a `LanguageTokenizer` instead of a `QFormerTokenizer`.
 
     Raises:
-      FileNotFoundError: no such directory, or no vocabulary in it.
-      ValueError: the loaded tokenizer is not the directory's vocabulary.
+      FileNotFoundError: the directory or a vocabulary in it does not exist.
+      ValueError: the loaded tokenizer lacks words of the directory's vocabulary.
     """
-    from transformers import AutoTokenizer  # slow to import, not needed by sources
+    from transformers import AutoTokenizer  # slow to import
 
     directory = tokenizer_directory(spec)
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     expected = _vocabulary_size(directory)
     if len(tokenizer) < expected:
         raise ValueError(
-            f"{directory}: {expected} words in the vocabulary, {len(tokenizer)} loaded"
+            f"the vocabulary in {directory} has {expected} words, but only "
+            f"{len(tokenizer)} were loaded"
         )
     return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
 
 
 def tokenizer_directory(spec: str) -> pathlib.Path:
-    """Where the files of a tokenizer lie.
+    """Return the directory of a tokenizer's files.
 
     Raises:
-      FileNotFoundError: no such directory, or no vocabulary in it.
+      FileNotFoundError: the directory or a vocabulary in it does not exist.
     """
     directory = pathlib.Path(spec)
     if spec.startswith("shapes:"):
         directory = SHAPES_TOKENIZERS / spec.removeprefix("shapes:")
     if not directory.is_dir():
-        raise FileNotFoundError(f"tokenizer {spec!r}: no directory {directory}")
+        raise FileNotFoundError(
+            f"tokenizer {spec!r}: the directory {directory} does not exist"
+        )
     for names in _VOCABULARY_FILES:
         if all((directory / name).is_file() for name in names):
             return directory
-    wanted = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
-    raise FileNotFoundError(f"tokenizer {directory}: no vocabulary there ({wanted})")
+    expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
+    raise FileNotFoundError(
+        f"tokenizer directory {directory} has no vocabulary ({expected})"
+    )
 
 
 def _vocabulary_size(directory: pathlib.Path) -> int:
-    """Words that the directory's own files promise; 1 where they cannot be counted."""
+    """Count the words in the vocabulary files; 1 if they cannot be counted."""
     if (directory / "tokenizer.json").is_file():
         vocabulary = json.loads((directory / "tokenizer.json").read_text())
         return len(vocabulary["model"]["vocab"])
@@ -225,6 +241,7 @@ def _vocabulary_size(directory: pathlib.Path) -> int:
 
 
 def _required(tokenizer: Any, name: str) -> int:
+    """Return a token id of a tokenizer, which must have it."""
     value = getattr(tokenizer, name)
     if value is None:
         raise ValueError(f"the tokenizer has no {name.removesuffix('_id')}")
