@@ -1,4 +1,4 @@
-"""A learned vocabulary is a language model's tokenizer, conventions included."""
+"""A trained vocabulary is a language model's tokenizer with OPT's conventions."""
 
 from blip2_jax.cli.config_options import load_config
 from blip2_jax.data.sources.registry import build_source
@@ -8,7 +8,7 @@ from tests.support.generated_data import captions as captions_of
 from tests.support.generated_data import tars_spec
 
 
-def test_learned_from_tars(tmp_path):
+def test_vocabulary_of_tars(tmp_path):
     spec = tars_spec(tmp_path, count=6)
     found = list(training_texts([spec]))
     assert found[0] == clean_caption(captions_of(0)[0])
@@ -27,7 +27,7 @@ def test_learned_from_tars(tmp_path):
 
 
 def test_questions_of_a_configuration(tmp_path):
-    """Each question as a model is asked it, with its answer."""
+    """Questions are written with their prompt and answer."""
     file = tmp_path / "experiment.py"
     file.write_text(
         "from blip2_jax.training.train_config import default_config\n"

@@ -1,4 +1,4 @@
-"""Evaluation sees every record once, in order, without augmentation."""
+"""Evaluation data: every record once, in order, without augmentation."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_batches_are_in_order_and_padded(spec):
     assert data.records[5].original_id == 1005
 
 
-def test_processes_share_the_batches(spec):
+def test_processes_split_the_batches(spec):
     data = EvaluationSet([spec], image_size=16)
     whole = list(data.image_batches(4))
     parts = [list(data.image_batches(4, i, 2)) for i in range(2)]
@@ -44,7 +44,7 @@ def test_processes_share_the_batches(spec):
             np.testing.assert_array_equal(rows, batch[name])
 
 
-def test_a_limit(spec):
+def test_max_examples(spec):
     assert len(EvaluationSet([spec], 16, max_examples=3).records) == 3
 
 

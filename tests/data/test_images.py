@@ -1,4 +1,4 @@
-"""Any file becomes RGB or is a counted fault; transforms equal Pillow's."""
+"""Every file becomes RGB or a broken sample; transforms equal Pillow's."""
 
 import io
 import struct
@@ -49,7 +49,7 @@ def test_every_mode_becomes_rgb_as_pillow_converts_it(mode, kind):
 
 
 @pytest.mark.parametrize("dtype, kind", [(np.uint16, "PNG"), (np.int32, "TIFF")])
-def test_sixteen_bits_keep_their_high_byte(dtype, kind):
+def test_sixteen_bit_images_keep_the_high_byte(dtype, kind):
     values = (np.arange(20).reshape(4, 5) * 3000).astype(dtype)
     pixels = decode_image(encoded(Image.fromarray(values), kind), "key")
     np.testing.assert_array_equal(pixels[..., 0], values >> 8)
@@ -65,7 +65,7 @@ def test_transparent_palettes_and_first_frames():
 
 
 def _huge_png() -> bytes:
-    """A header that promises 60,000 x 60,000 pixels."""
+    """A file whose header claims 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         sum_ = zlib.crc32(kind + data)
@@ -91,18 +91,18 @@ def test_broken_files_have_a_cause(data, cause):
     assert (caught.value.cause, caught.value.key) == (cause, "the/key.jpg")
 
 
-def test_jpegs_are_decoded_at_reduced_scale_when_that_is_enough():
+def test_jpegs_are_decoded_at_reduced_scale_if_large_enough():
     data = encoded(picture(6, 1600, 1200), "JPEG")
     assert decode_image(data, "key").shape == (1200, 1600, 3)
     assert decode_image(data, "key", at_least=300).shape == (300, 400, 3)
     assert decode_image(data, "key", at_least=301).shape == (600, 800, 3)
     config = ImageConfig(size=224)
-    assert config.at_least == 366  # the smallest crop of it keeps 224 pixels
+    assert config.at_least == 366  # the smallest crop has 224 pixels
     assert ImageConfig(size=224, augment=False).at_least == 0
     assert ImageConfig(size=224, pillow=True).at_least == 0
 
 
-def test_reduced_decoding_hardly_changes_what_is_seen():
+def test_reduced_decoding_hardly_changes_the_result():
     data = encoded(picture(6, 1600, 1200), "JPEG", quality=95)
     full = evaluation_image(decode_image(data, "key"), 64).astype(int)
     reduced = evaluation_image(decode_image(data, "key", 300), 64).astype(int)
@@ -129,7 +129,7 @@ def test_training_crops_and_flips():
     np.testing.assert_array_equal(plain, evaluation_image(pixels, 32))
 
 
-def test_a_crop_is_pillows_crop_resized_and_mirrored():
+def test_crops_equal_pillows_resized_and_mirrored_crops():
     pixels = np.asarray(picture(8, 160, 120))
     config = ImageConfig(size=32, flip=1.0, pillow=True)
     result = training_image(pixels, config, np.random.default_rng(3))
@@ -141,7 +141,7 @@ def test_a_crop_is_pillows_crop_resized_and_mirrored():
 
 
 def _encodings() -> list[bytes]:
-    """JPEGs of odd and even sides, all samplings of colours, orders, orientations."""
+    """JPEGs of odd and even sides with all chroma subsamplings and orientations."""
     turned = Image.Exif()
     turned[0x112] = 6
     options = [{"subsampling": kind} for kind in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")]
@@ -164,7 +164,7 @@ def test_opencv_decodes_as_pillow_does(at_least):
 
 
 @pytest.mark.parametrize("damage", ["cut", "cut and closed", "zeros", "flipped"])
-def test_broken_jpegs_are_the_same_faults_for_training_and_evaluation(damage):
+def test_broken_jpegs_have_the_same_cause_in_training_and_evaluation(damage):
     whole = encoded(picture(5, 200, 150), "JPEG", progressive=damage == "flipped")
     for place in range(700, len(whole) - 60, 400):
         data = {
@@ -186,8 +186,8 @@ def _outcome(data: bytes, at_least: int) -> tuple[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("width, height", [(70, 64), (96, 80), (127, 100), (300, 130)])
-def test_fast_resampling_smooths_what_it_shrinks(width, height):
-    """On the finest stripes there are, which plain bicubic turns into new patterns."""
+def test_fast_resampling_has_no_aliasing(width, height):
+    """The finest stripes, on which plain bicubic interpolation creates patterns."""
     rows, columns = np.mgrid[:height, :width]
     stripes = np.stack([columns % 2, rows % 2, (rows + columns) % 2], -1) * 60 + 98
     stripes = stripes.astype(np.uint8)
@@ -206,8 +206,8 @@ def test_fast_resampling_keeps_the_brightness():
 
 
 @pytest.mark.parametrize("width", [48, 90, 160, 640])
-def test_fast_resampling_is_near_to_pillows(width):
-    """Enlarged, shrunk a little, shrunk a lot: the same crop, hardly other pixels."""
+def test_fast_resampling_is_close_to_pillows(width):
+    """The same crop, enlarged, reduced slightly and reduced strongly."""
     pixels = np.asarray(picture(8, width, width))
     fast, exact = (
         training_image(
@@ -222,7 +222,7 @@ def test_fast_resampling_is_near_to_pillows(width):
 
 
 @pytest.mark.parametrize("height, width", [(100, 100), (60, 200), (1, 500), (7, 1)])
-def test_crops_keep_their_promises(height, width):
+def test_crops_fit_and_keep_their_limits(height, width):
     rng = np.random.default_rng(1)
     areas = []
     for _ in range(300):
@@ -236,7 +236,7 @@ def test_crops_keep_their_promises(height, width):
         assert 0.65 < np.mean(areas) < 0.8
 
 
-def test_half_of_monochrome_images_are_shades_of_one_tint_and_half_are_inverted():
+def test_half_of_the_monochrome_images_have_one_tint_and_half_are_inverted():
     pixels = np.asarray(picture(3).resize((32, 32)))
     luma = np.asarray(Image.fromarray(pixels).convert("L"), float).ravel()
     config = ImageConfig(size=len(pixels), augment=False, monochrome=1.0)

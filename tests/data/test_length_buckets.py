@@ -1,4 +1,4 @@
-"""Length buckets: the same on every process, and nothing but padding is left out."""
+"""Length buckets: equal in all processes, and only padding is removed."""
 
 import itertools
 
@@ -65,7 +65,7 @@ def test_a_batch_has_the_smallest_bucket_that_holds_its_longest_text(task_format
     assert len(seen) > 2
 
 
-def test_targets_are_never_wider_than_their_own_maximum():
+def test_targets_have_their_own_maximum():
     given = options("encoder_decoder", max_target_length=9)
     pairs = {
         (batch["input_ids"].shape[1], batch["target_ids"].shape[1])
@@ -90,7 +90,7 @@ def test_processes_workers_and_restarts_agree():
 
 @pytest.fixture
 def half_broken(tmp_path):
-    """Twenty photos: those of short captions are broken, those of long ones are not."""
+    """Twenty images: those with short captions are broken."""
     members = {}
     for number in range(20):
         short = number % 2
@@ -110,7 +110,7 @@ def half_broken(tmp_path):
     }
 
 
-def test_a_substitute_is_cut_to_the_bucket_that_other_processes_expect(half_broken):
+def test_a_substitute_is_truncated_to_the_common_bucket(half_broken):
     parts = [take(half_broken, own_rows=[row]) for row in range(2)]
     assert widths(parts[0]) == widths(parts[1])
     full = take({**half_broken, "length_buckets": ()})
@@ -120,12 +120,12 @@ def test_a_substitute_is_cut_to_the_bucket_that_other_processes_expect(half_brok
         np.testing.assert_array_equal(ids, batch["text_ids"][:, : ids.shape[1]])
         texts = [text for part in parts for text in part[step]["_text"]]
         assert batch["_text"] == texts
-        assert (batch["text_mask"].sum(1) == 12).all()  # only long ones have a photo
+        assert (batch["text_mask"].sum(1) == 12).all()  # long captions
         cut += ids.shape[1] == 4
     assert 0 < cut < STEPS
 
 
-def test_no_more_texts_are_read_than_it_takes():
+def test_texts_are_read_only_until_the_last_bucket_is_needed():
     config = data_config(options("image_text"))
     rows = TrainingRows(config, "image_text", seed=0)
     read = []
@@ -139,6 +139,6 @@ def test_no_more_texts_are_read_than_it_takes():
 @pytest.mark.parametrize(
     "buckets", [(12, 8, 16), (8, 8, 16), (0, 16), (8, 12), (8, 24)]
 )
-def test_buckets_that_cannot_be_are_refused(buckets):
+def test_invalid_buckets_are_refused(buckets):
     with pytest.raises(ValueError, match=r"length_buckets .* ascend .* with 16, "):
         data_config(options("image_text", length_buckets=buckets))

@@ -1,4 +1,4 @@
-"""Orders are permutations, differ where they should, and cost no memory."""
+"""Orders are permutations, depend on seed, source and epoch, and need no memory."""
 
 import numpy as np
 import pytest
@@ -42,13 +42,13 @@ def test_the_order_looks_random():
     assert np.bincount(first, minlength=10).min() > 140
 
 
-def test_huge_sources_need_no_table():
+def test_large_sources_need_no_table():
     count = 129_000_000
     drawn = {shuffled_index(i, count, seed=1) for i in range(1000)}
     assert len(drawn) == 1000 and max(drawn) < count
 
 
-def test_random_numbers_belong_to_a_position():
+def test_random_numbers_depend_on_position_and_purpose():
     def draw(*args):
         return position_rng(*args).random()
 
@@ -62,7 +62,7 @@ def test_random_numbers_belong_to_a_position():
     assert len(others) == 4
 
 
-def test_shares_are_kept_from_the_start():
+def test_shares_hold_from_the_start():
     mixture = Mixture([Numbers("a", 7), Numbers("b", 5)], [3, 1])
     sources = [mixture.locate(position).source for position in range(40_000)]
     for window in (8, 100, 40_000):
@@ -87,7 +87,7 @@ def test_each_source_runs_through_its_own_epochs():
     assert ordinals == list(range(ordinals[0], ordinals[0] + 6))
 
 
-def test_image_ids_do_not_meet():
+def test_image_ids_are_unique_across_sources():
     mixture = Mixture([Numbers("a", 7), Numbers("b", 5)], None)
     assert mixture.image_id_offsets == (0, 7)
 

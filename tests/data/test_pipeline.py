@@ -1,4 +1,4 @@
-"""The stream is a pure function of seed and position; faults are replaced, counted."""
+"""The stream is a pure function of seed and step; broken samples are replaced."""
 
 import itertools
 import json
@@ -113,7 +113,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_a_run_that_is_killed(tmp_path):
+def test_workers_end_if_the_run_is_killed(tmp_path):
     (tmp_path / "loads.py").write_text(LOADS)
     run = subprocess.Popen(
         [sys.executable, str(tmp_path / "loads.py")],
@@ -134,7 +134,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path):
         time.sleep(0.1)
 
 
-def test_processes_share_the_global_batch(options):
+def test_processes_split_the_global_batch(options):
     whole = take(options)
     shares = ([0, 1], [2, 3], [4, 5])
     parts = [take(options, own_rows=rows) for rows in shares]
@@ -163,11 +163,11 @@ def test_decoder_batches(options, tmp_path):
     batch = take(options, "decoder", count=1)[0]
     np.testing.assert_array_equal(batch["text_ids"][:, :4], [[2, 5, 6, 7]] * 6)
     assert not batch["target_mask"][:, :4].any() and batch["target_mask"].any(1).all()
-    assert (batch["text_ids"][batch["text_mask"]] == 4).sum() == 6  # every end is there
+    assert (batch["text_ids"][batch["text_mask"]] == 4).sum() == 6  # all ends
     alone = take(options, "text_decoder", count=1)[0]
     assert "image" not in alone
     np.testing.assert_array_equal(alone["text_ids"], batch["text_ids"])
-    # The first token is a target where something stands before it.
+    # The first token is a target if a context precedes it.
     np.testing.assert_array_equal(
         alone["target_mask"][:, 1:], batch["target_mask"][:, 1:]
     )
@@ -201,7 +201,7 @@ def test_documents_begin_with_another_caption(
     assert first[: len(context)].tolist() == context
 
 
-def test_a_record_with_questions_alone_has_no_context(options, tmp_path):
+def test_a_record_with_only_questions_has_no_context(options, tmp_path):
     options = with_language_model(options, tmp_path, "stage2_opt_a", context_share=1.0)
     formats = TextFormat(data_config(options), "text_decoder")
     record = Record("key", 0, questions=(Question("a cat ?", ("yes",), "1"),))
@@ -209,7 +209,7 @@ def test_a_record_with_questions_alone_has_no_context(options, tmp_path):
     assert (drawn.context, drawn.target) == ("", "yes")
 
 
-def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
+def test_encoder_decoder_documents_have_a_random_number_of_texts(options):
     options |= {
         "tokenizer": {"language_model": "shapes:t5"},
         "texts_per_document": 3,
@@ -226,7 +226,7 @@ def test_an_encoder_decoder_has_one_to_so_many_texts_in_a_document(options):
         assert marks == (blanks[:count] if count > 1 else [])
 
 
-def test_more_texts_than_marks_are_refused_before_training(options):
+def test_more_texts_than_sentinels_are_refused(options):
     options |= {
         "tokenizer": {"language_model": "shapes:t5"},
         "texts_per_document": 9,
@@ -235,7 +235,7 @@ def test_more_texts_than_marks_are_refused_before_training(options):
         TextFormat(data_config(options), "text_encoder_decoder")
 
 
-def test_an_example_with_a_picture_has_one_text(options, tmp_path):
+def test_an_example_with_an_image_has_one_text(options, tmp_path):
     options = with_language_model(
         options, tmp_path, "stage2_t5_a", texts_per_document=2
     )
@@ -250,14 +250,14 @@ def test_encoder_decoder_batches(options, tmp_path, split, prefixes):
     inputs = np.concatenate([batch["input_mask"].sum(1) for batch in batches])
     targets = np.concatenate([batch["target_mask"].sum(1) for batch in batches])
     assert (inputs.max() > 1) == prefixes and inputs.min() == 1
-    assert targets.min() >= 2  # a word and the end
+    assert targets.min() >= 2  # a word and the end token
     names = {"input_ids", "input_mask", "target_ids", "target_mask"}
     assert names <= batches[0].keys()
     assert "image" not in take(options, "text_encoder_decoder", count=1)[0]
 
 
 def annotated(folder, rows):
-    """A source of these annotations, with a picture for each."""
+    """Write annotations with an image each and return the source spec."""
     for n in range(len(rows)):
         (folder / f"{n}.png").write_bytes(encoded(picture(n)))
     (folder / "rows.json").write_text(json.dumps(rows))
@@ -286,7 +286,7 @@ def test_questions_are_mixed_in(tmp_path, options):
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
-def test_the_question_is_there_for_the_qformer_too(tmp_path, options, family):
+def test_question_formats_include_the_qformers_question(tmp_path, options, family):
     rows = [
         {"image": "0.png", "question": "What is it (there)?", "answer": "red"},
         {"image": "1.png", "caption": "a thing"},
@@ -313,8 +313,8 @@ def test_the_question_is_there_for_the_qformer_too(tmp_path, options, family):
         np.testing.assert_array_equal(value, batch[name], err_msg=name)
 
 
-def test_answers_are_drawn_by_how_many_annotators_gave_them(options, tmp_path):
-    """Each of ten answers is as likely: a distinct one by its share of the ten."""
+def test_answers_are_drawn_by_frequency(options, tmp_path):
+    """Each of the ten annotators' answers is equally likely."""
     options = with_language_model(options, tmp_path, "stage2_opt_a")
     answers = ("red",) * 7 + ("green",) * 2 + ("blue",)
     record = Record("key", 0, questions=(Question("which colour?", answers),))
@@ -327,7 +327,7 @@ def test_answers_are_drawn_by_how_many_annotators_gave_them(options, tmp_path):
         assert drawn.count(answer) / 3000 == pytest.approx(weight, abs=0.03)
 
 
-def test_a_broken_sample_gives_way_to_the_next_of_its_source(tmp_path, options):
+def test_a_broken_sample_is_replaced_by_the_next_of_its_source(tmp_path, options):
     members = tar_members(range(20))
     del members["00003.jpg"]
     members["00007.jpg"] = b"no image"
@@ -339,7 +339,7 @@ def test_a_broken_sample_gives_way_to_the_next_of_its_source(tmp_path, options):
     stream = training_batches(options, "image_text", seed=1, batch_size=20)
     batches = list(itertools.islice(stream, 3))
     stream.close()
-    # Three epochs: each is met thrice, and again as the substitute of another.
+    # In three epochs each occurs three times, and again as a substitute.
     assert set(stream.broken_stats.counts) == {
         "missing image",
         "not an image",
@@ -378,12 +378,12 @@ def test_a_weighted_mixture(tmp_path, options):
     second = {**first, "paths": str(tmp_path / "b.tar"), "weight": 1}
     batches = take({**options, "train": [first, second]}, count=10, batch_size=8)
     ids = np.concatenate([batch["image_id"] for batch in batches])
-    assert (ids >= 20).sum() == 20 and ids.max() == 24  # a fourth; ids do not meet
+    assert (ids >= 20).sum() == 20 and ids.max() == 24  # a quarter; ids are unique
     with pytest.raises(ValueError, match="all sources need a weight, or none"):
         take({**options, "train": [first, options["train"][0]]})
 
 
-def test_features_take_the_place_of_images(tmp_path, options):
+def test_features_replace_images(tmp_path, options):
     (tmp_path / "features").mkdir()
     array = np.random.default_rng(0).normal(size=(6, 4, 8)).astype(np.float16)
     np.save(tmp_path / "features" / "features.npy", array)

@@ -1,4 +1,4 @@
-"""Examples equal those that the original handed to its language models."""
+"""Token examples equal the original's inputs of its language models."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_a_long_text_keeps_its_end(opt):
     )
     np.testing.assert_array_equal(kept.text_ids, [2, 5, 9, 7, opt.end_id])
     np.testing.assert_array_equal(cut.text_ids, [2, 5, 9, 7, 8])
-    assert kept.target_mask.all()  # BOS too, as there is no prompt
+    assert kept.target_mask.all()  # including BOS, because there is no prompt
 
 
 def test_a_prompt_must_leave_room(opt):
@@ -92,7 +92,7 @@ def test_encoder_decoder_examples_equal_the_original(goldens, t5):
             )
 
 
-def test_several_texts_are_blanks_to_fill():
+def test_several_texts_become_blanks():
     tokenizer = load_tokenizer("shapes:t5", language_model=True)
     texts = [("what color is the star ?", "red"), ("a small", "red star"), ("", "a")]
 
@@ -120,21 +120,21 @@ def test_several_texts_are_blanks_to_fill():
     )
     assert filled == "<extra_id_0> red<extra_id_1> red star<extra_id_2> a</s>"
     assert rows(texts[:1]) == ["a red star what color is the star ?</s>", "red</s>"]
-    # The second does not fit the decoder, the third does.
+    # The second text does not fit the decoder, the third does.
     assert rows(texts, target_length=5)[1] == "<extra_id_0> red<extra_id_2> a</s>"
     assert rows(texts, input_length=13)[1] == "<extra_id_0> red<extra_id_2> a</s>"
     with pytest.raises(ValueError, match="9 texts in a document need"):
         rows([("", "a")] * 9)
 
 
-def test_families_are_not_mixed_up(opt, t5):
+def test_tokenizers_of_the_other_family_are_refused(opt, t5):
     with pytest.raises(ValueError, match="decoder-only"):
         prompts.decoder_only_example(t5, "", "a", 5)
     with pytest.raises(ValueError, match="encoder-decoder"):
         prompts.encoder_decoder_example(opt, "", "a", input_length=5, target_length=5)
 
 
-def test_prompts_to_continue(opt, t5):
+def test_generation_prompts(opt, t5):
     ids, mask = prompts.generation_prompts(opt, ["a photo of", "a"])
     np.testing.assert_array_equal(ids, [[2, 5, 6, 7], [1, 1, 2, 5]])
     np.testing.assert_array_equal(mask, ids != 1)

@@ -1,4 +1,4 @@
-"""Real photos and captions, where they are at hand."""
+"""Real photos and captions, if the test data is available."""
 
 import itertools
 import tarfile
@@ -84,8 +84,8 @@ def test_coco_evaluation_images_equal_pillow(data, tmp_path):
             np.testing.assert_array_equal(batch["image"][row], expected)
 
 
-def test_what_training_takes_from_opencv_is_what_pillow_makes(data, tmp_path):
-    """The same pixels decoded, and resampled hardly others."""
+def test_opencv_decodes_and_resamples_like_pillow(data, tmp_path):
+    """Equal pixels after decoding, nearly equal pixels after resampling."""
     source = build_source(tars(data, tmp_path, "coco_mini/val-*.tar"))
     apart = []
     for index in range(40):
@@ -115,8 +115,8 @@ def test_daquar_questions(data, tmp_path):
     assert source.load_image(0).shape[2] == 3
 
 
-def test_daquar_has_a_part_to_choose_by(data):
-    """Two parts of the training photos, none in both; the test photos are others."""
+def test_daquar_has_a_validation_part(data):
+    """The parts of the training photos and the test photos are disjoint."""
     path = daquar_vqa.parse_paths(f"data={data / 'daquar_vqa'}")
     tenth, rest, test = (
         build_source(daquar_vqa.questions(path, split, part, features=False))
@@ -135,7 +135,7 @@ def test_daquar_has_a_part_to_choose_by(data):
     assert tenth.load_image(0).shape[2] == 3
 
 
-def test_daquar_asked_without_its_photos():
+def test_daquar_without_images():
     given = "blank,data=D,features=F,vqa=runs/x"
     config = daquar_exam.get_config(given)
     (wrong,) = config.data

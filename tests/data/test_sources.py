@@ -1,4 +1,4 @@
-"""Sources read the layouts that users bring; faults and mistakes are named."""
+"""Sources read all documented layouts; errors name the defect."""
 
 import json
 import pickle
@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from blip2_jax.data.sources import registry
 from blip2_jax.data.sources.base import BrokenSample, ImageKind
 from blip2_jax.data.sources.registry import build_source
 from tests.support.generated_data import (
@@ -151,13 +152,13 @@ def test_tars_are_indexed_once(tmp_path):
     times = [path.stat().st_mtime_ns for path in indices]
     build_source(spec)
     assert [path.stat().st_mtime_ns for path in indices] == times
-    write_tar(tmp_path / "00001.tar", tar_members(range(3)))  # another file now
+    write_tar(tmp_path / "00001.tar", tar_members(range(3)))  # the file has changed
     assert len(build_source(spec)) == 13
     copy = pickle.loads(pickle.dumps(source))
     assert copy.record(3) == source.record(3)
 
 
-def test_tars_of_other_makes(tmp_path):
+def test_tars_with_other_members(tmp_path):
     image = encoded(picture(1))
     write_tar(
         tmp_path / "x.tar",
@@ -192,7 +193,7 @@ def test_tars_of_other_makes(tmp_path):
     assert source.load_image(1).shape == (30, 40, 3)
 
 
-def test_tar_mistakes_are_named(tmp_path):
+def test_tar_errors_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no tar matches"):
         build_source({"kind": "tars", "paths": str(tmp_path / "*.tar")})
     (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
@@ -231,7 +232,7 @@ def test_features_are_joined_with_texts_by_key(tmp_path):
     assert copy.load_features(0).dtype == np.float16
 
 
-def test_feature_mistakes_are_named(tmp_path):
+def test_feature_errors_are_named(tmp_path):
     texts = tars_spec(tmp_path)
     write_features(tmp_path / "features", ["a/b"])
     spec = {"kind": "features", "path": str(tmp_path / "features")}
@@ -291,7 +292,7 @@ def test_vqa_files(tmp_path, photos):
 
 
 def vqa_spec(folder, images, ids, **options):
-    """A question an image."""
+    """Write a VQA data set with one question per image."""
     questions = [{"question_id": i, "image_id": i, "question": f"{i}?"} for i in ids]
     (folder / "q.json").write_text(json.dumps({"questions": questions}))
     return {
@@ -303,7 +304,7 @@ def vqa_spec(folder, images, ids, **options):
 
 
 def test_a_tenth_of_a_vqa_set_is_held_out_in_blocks(tmp_path, photos):
-    """By id, whatever the order of the file; the parts share no image."""
+    """Parts depend on ids, not on the order of the file, and are disjoint."""
     ids = [*range(25, 50), *range(25)]
     spec = vqa_spec(tmp_path, str(photos), ids, image_name="{}", block=2)
     tenth, rest = (build_source({**spec, "part": part}) for part in ("tenth", "rest"))
@@ -349,10 +350,17 @@ def test_wrong_images_of_pixels(tmp_path):
     np.testing.assert_array_equal(shuffled.load_image(3), right.load_image(1))
 
 
-def test_the_registry_names_mistakes():
+def test_registry_errors_are_named():
     with pytest.raises(ValueError, match="unknown source kind 'tar'; there are anno"):
         build_source({"kind": "tar"})
     with pytest.raises(ValueError, match="no key 'path'; its keys are paths, index"):
         build_source({"kind": "tars", "path": "x"})
     with pytest.raises(ValueError, match="needs the key 'paths'"):
         build_source({"kind": "tars"})
+
+
+def test_former_kinds_are_aliases():
+    questions = {"kind": "shapes", "split": "train", "size": 8, "texts": "questions"}
+    for former, kind in registry.ALIASES.items():
+        old, new = ({"kind": name, "of": questions} for name in (former, kind))
+        assert build_source(old).fingerprint() == build_source(new).fingerprint()

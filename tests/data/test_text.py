@@ -1,4 +1,4 @@
-"""Cleaning equals the original's; tokens equal those of the goldens' runs."""
+"""Cleaning and tokens equal the original's."""
 
 import json
 import pickle
@@ -46,7 +46,7 @@ def test_qformer_tokens_equal_the_original(goldens, bert, case):
     assert bert.decode(ids[0]) == texts[0]
 
 
-def test_language_conventions_are_found(tmp_path):
+def test_conventions_of_language_models_are_detected(tmp_path):
     opt = load_tokenizer(
         language_directory(tmp_path / "opt", "stage2_opt_a"), language_model=True
     )
@@ -90,7 +90,7 @@ def test_padding():
         pad_rows([[1, 2]], 1, pad_id=9)
 
 
-def test_one_tokenizer_serves_many_threads(bert):
+def test_threads_can_share_a_tokenizer(bert):
     texts = [f"book white bottle {'small ' * n}" for n in range(12)]
     expected = [bert.encode([text], 8 + n)[0] for n, text in enumerate(texts)]
     failures = []

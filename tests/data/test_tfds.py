@@ -1,4 +1,4 @@
-"""TFDS in ArrayRecord files, without TensorFlow."""
+"""TFDS data sets in ArrayRecord files, without TensorFlow."""
 
 import gzip
 import pathlib
@@ -14,7 +14,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """The fixture with its shard unpacked."""
+    """Copy the fixture and unpack its shard."""
     directory = tmp_path_factory.mktemp("tfds")
     shutil.copytree(FIXTURES, directory, dirs_exist_ok=True)
     for path in directory.rglob("*.gz"):
@@ -38,7 +38,7 @@ def test_records(data_dir):
     assert [part.record(i).key for i in range(len(part))] == ["101", "102"]
 
 
-def test_mistakes_are_named(data_dir):
+def test_errors_are_named(data_dir):
     directory = str(data_dir / "tiny_captions" / "1.0.0")
     spec = {"kind": "tfds", "name": directory, "split": "train"}
     assert len(build_source(spec)) == 4

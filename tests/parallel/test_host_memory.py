@@ -1,4 +1,4 @@
-"""Tests of host_memory: freed memory really goes back, and the option is known here."""
+"""Host memory: freed memory is returned, dispatch is synchronous, the option exists."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from blip2_jax.parallel import host_memory, sharding
 
-# A process that keeps what it frees, as a Makefile's MALLOC_... asks, in many pieces.
+# A process that frees memory in many pieces and keeps it (Makefile's MALLOC_...).
 HOLDING = """
 import jax, numpy
 from blip2_jax import host_memory
@@ -26,7 +26,7 @@ jax.jit(lambda x: x * 3)(2.0).block_until_ready()
 print(before - host_memory_bytes())
 """
 
-# Says whether a program that takes a while is over when its call returns.
+# Prints whether a long program has finished when its call returns.
 CALLING = """
 import jax
 from blip2_jax import host_memory
@@ -41,7 +41,7 @@ print(power(x).is_ready())
 
 
 def printed(code: str, **environment: str) -> str:
-    """What a process of its own says."""
+    """Return the output of a new process."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,
@@ -53,7 +53,7 @@ def printed(code: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of Linux")
-def test_what_was_freed_goes_back_after_compiling():
+def test_freed_memory_is_returned_after_compilation():
     keeps = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
     def given_back(listens: bool) -> int:
@@ -65,13 +65,13 @@ def test_what_was_freed_goes_back_after_compiling():
     assert given_back(listens=True) > 0.7 * freed
 
 
-def test_a_program_is_over_before_the_next_begins():
+def test_a_program_finishes_before_the_next_starts():
     for waits in (True, False):
         code = CALLING.format(waits=waits)
         assert printed(code, JAX_PLATFORMS="cpu") == str(waits)
 
 
-def test_a_thrifty_order_is_for_programs_of_a_cpu():
+def test_low_memory_options_apply_to_cpus_only():
     options = host_memory.low_memory_compiler_options(sharding.make_mesh())
     assert options == host_memory._LOW_MEMORY_OPTIONS
     found = jax.jit(lambda x: x + 1, compiler_options=options)(1)

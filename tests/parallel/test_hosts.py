@@ -1,4 +1,4 @@
-"""Runs of two processes: found, stopped together, continued elsewhere."""
+"""Runs of two processes: start, joint stop, continuation on other meshes."""
 
 import signal
 
@@ -9,22 +9,24 @@ from benchmarks.soak import TRAIN, last_step, log_of, losses, run, start, wait_f
 from blip2_jax.parallel import hosts
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.metrics_log import read_metrics
-from tests.support.processes import DEVICES, SUPPORT, meeting, run_together
+from tests.support.processes import DEVICES, SUPPORT, coordinator_flags, run_together
 
 TOY = SUPPORT / "toy_task.py"
 TINY = SUPPORT / "tiny_experiment.py"
 MEET = SUPPORT / "hosts_script.py"
-PATIENCE_S = 300
+TIMEOUT_S = 300
 
 
 def start_two(*arguments):
-    return [start(*arguments, devices=DEVICES, flags=flags) for flags in meeting()]
+    return [
+        start(*arguments, devices=DEVICES, flags=flags) for flags in coordinator_flags()
+    ]
 
 
 def codes_of(processes, run_dir):
-    """Exit codes; a process that does not end is killed."""
+    """Return the exit codes; kill processes that do not end."""
     try:
-        return [process.wait(PATIENCE_S) for process in processes]
+        return [process.wait(TIMEOUT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -40,12 +42,12 @@ def assert_same_losses(left, right, steps):
     np.testing.assert_allclose(*values, rtol=1e-5)
 
 
-def test_processes_agree_and_share_a_batch():
+def test_processes_communicate_and_share_a_batch():
     run_together(MEET)
 
 
 def test_two_processes_stop_together_and_one_continues(tmp_path):
-    """SIGTERM of one process is that of both; the losses are those of one process."""
+    """SIGTERM to one process stops both; losses equal those of a single process."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     steps = 60
     common = (TOY, TOY)
@@ -62,12 +64,12 @@ def test_two_processes_stop_together_and_one_continues(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_says_why_and_takes_the_other_along(tmp_path):
+def test_a_failing_process_reports_why_and_ends_the_other(tmp_path):
     run_dir = tmp_path / "run"
     changes = ((), ("frozen_sources.vision=/no/such",))
     processes = [
         start(TOY, TOY, run_dir, *change, devices=DEVICES, flags=flags)
-        for change, flags in zip(changes, meeting(), strict=True)
+        for change, flags in zip(changes, coordinator_flags(), strict=True)
     ]
     assert codes_of(processes, run_dir) == [1, 1]
     assert "error: no file or folder '/no/such'" in log_of(run_dir).read_text()
@@ -75,8 +77,8 @@ def test_a_process_that_fails_says_why_and_takes_the_other_along(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_evaluate_and_are_continued_by_one(tmp_path):
-    """Both are killed with -9; hard negatives are replayed, dropout is on."""
+def test_one_process_continues_the_run_of_two(tmp_path):
+    """Both are killed by SIGKILL; with replayed hard negatives and dropout."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     common, steps, middle = (TRAIN, f"{TINY}:stage1"), 24, 12
     changes = [
@@ -117,16 +119,16 @@ def test_invalid_arguments_of_join(arguments, message):
         hosts.join(*arguments)
 
 
-def test_without_a_cluster_the_command_says_what_to_give(tmp_path):
+def test_without_a_cluster_the_error_names_the_flags(tmp_path):
     process = start(TRAIN, f"{TINY}:stage1", tmp_path / "run", flags=["--multihost"])
-    assert process.wait(PATIENCE_S) == 1
+    assert process.wait(TIMEOUT_S) == 1
     told = log_of(tmp_path / "run").read_text()
     assert "error: cannot start several processes: JAX detects no SLURM" in told
     assert "--coordinator_address HOST:PORT --num_processes N" in told
     assert told.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_the_environment_is_read(monkeypatch):
+def test_arguments_from_the_environment(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two', but must"):
         hosts.join()

@@ -1,4 +1,4 @@
-"""Rows fetched around the ring are the rows of the global batch."""
+"""The ring gather equals indexing of the global batch, with bounded memory."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_ring_equals_indexing(shape):
     np.testing.assert_array_equal(fetched, rows[index])
 
 
-def test_gradient_returns_to_the_owner():
+def test_gradients_flow_to_the_source_rows():
     rows = jnp.arange(8.0)[:, None]
     index = jnp.asarray([1, 1, 0, 3, 3, 3, 7, 0])
     weight = jnp.arange(1.0, 9.0)[:, None]
@@ -49,8 +49,8 @@ def test_gradient_returns_to_the_owner():
 
 
 @pytest.mark.parametrize("shards", [2, 4, 8])
-def test_memory_is_that_of_shards_however_many_there_are(shards):
-    """Beside what is given and returned: the shard that is passed, and its copy."""
+def test_memory_does_not_depend_on_the_number_of_shards(shards):
+    """Temporary memory is the passed shard and its copy."""
     mesh = _mesh(shards, 1, 1)
     spec = NamedSharding(mesh, PartitionSpec("data"))
     rows = jax.ShapeDtypeStruct((8 * shards, 1024), jnp.float32, sharding=spec)
@@ -66,7 +66,7 @@ def test_memory_is_that_of_shards_however_many_there_are(shards):
     assert "all-gather" not in compiled.as_text()
 
 
-def test_without_a_mesh_it_is_indexing():
+def test_without_a_mesh_rows_are_indexed():
     rows = jnp.arange(6.0)
     index = jnp.asarray([5, 0, 0, 1, 2, 2])
     np.testing.assert_array_equal(

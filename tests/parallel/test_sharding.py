@@ -1,4 +1,4 @@
-"""The mesh, the table of places, the rows of a global batch."""
+"""The mesh, the table of shardings, the rows of a global batch."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from blip2_jax.parallel import sharding
 
 
-def test_mesh_takes_what_is_left():
+def test_mesh_size_of_minus_one_takes_the_remaining_devices():
     assert sharding.make_mesh().shape == {"data": 8, "fsdp": 1, "tensor": 1}
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
     assert mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
@@ -27,7 +27,7 @@ def test_mesh_that_does_not_cover_the_devices_is_an_error(sizes):
 
 @dataclasses.dataclass(frozen=True)
 class SliceDevice:
-    """As much of a device as its place in a mesh depends on."""
+    """A device with the attributes that mesh construction uses."""
 
     id: int
     slice_index: int
@@ -36,7 +36,7 @@ class SliceDevice:
 
 
 @pytest.mark.parametrize(("sizes", "axis"), [((4, 2, 1), 0), ((1, 4, 2), 1)])
-def test_slices_meet_along_the_axis_with_the_least_traffic(sizes, axis):
+def test_slices_are_joined_by_the_axis_with_the_least_traffic(sizes, axis):
     devices = [SliceDevice(number, number % 2) for number in range(8)]
     placed = np.moveaxis(sharding.arrange_slices(sizes, devices), axis, 0)
     for half, index in zip(np.split(placed, 2), (0, 1), strict=True):
@@ -74,7 +74,7 @@ def test_table(path, shape, spec):
     assert sharding.parameter_spec(path, shape, mesh) == spec
 
 
-def test_optimizer_state_lies_like_its_parameters():
+def test_optimizer_state_is_sharded_like_its_parameters():
     params = {"qformer": {"head": {"dense": {"kernel": jnp.ones((8, 4))}}}}
     mesh = sharding.make_mesh(fsdp=8)
     state = jax.eval_shape(optax.adam(1.0).init, params)
@@ -83,7 +83,7 @@ def test_optimizer_state_lies_like_its_parameters():
 
 
 @pytest.mark.parametrize(("size", "fits"), [(12, "8 or 16"), (3, "8 or 16")])
-def test_batch_that_does_not_divide_names_two_that_do(size, fits):
+def test_indivisible_batch_size_suggests_two_others(size, fits):
     mesh = sharding.make_mesh(data=4, fsdp=2)
     with pytest.raises(ValueError, match=f"batch size {size}.*use {fits}"):
         sharding.check_batch_size(size, mesh)
@@ -92,7 +92,7 @@ def test_batch_that_does_not_divide_names_two_that_do(size, fits):
         sharding.check_batch_size(32, mesh, chunks=3)
 
 
-def test_global_batch_keeps_host_entries_at_home():
+def test_global_batch_leaves_out_host_entries():
     mesh = sharding.make_mesh(data=2, fsdp=4)
     batch = sharding.make_global_batch(
         {
@@ -107,7 +107,7 @@ def test_global_batch_keeps_host_entries_at_home():
     np.testing.assert_array_equal(batch["text_ids"], np.arange(16).reshape(8, 2))
 
 
-def test_put_divides_host_arrays():
+def test_shard_tree_shards_host_arrays():
     mesh = sharding.make_mesh(fsdp=8)
     tree = {"qformer": {"kernel": np.arange(32.0, dtype=np.float32).reshape(8, 4)}}
     placed = sharding.shard_tree(tree, sharding.tree_shardings(tree, mesh))
@@ -116,7 +116,7 @@ def test_put_divides_host_arrays():
     np.testing.assert_array_equal(kernel, tree["qformer"]["kernel"])
 
 
-def test_rows_are_placed_beside_parameters():
+def test_rows_are_placed_like_parameters():
     mesh = sharding.make_mesh(data=4, fsdp=2)
     params = {"kernel": sharding.shard_tree(np.ones((8, 4)), sharding.replicated(mesh))}
     rows = {"ids": np.arange(16).reshape(16, 1), "few": np.arange(3)}

@@ -1,4 +1,4 @@
-"""Counting matrix products: loops, dead code, scopes, forward and backward."""
+"""Matmul counts: loops, dead code, scopes, forward and backward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ def total(function, *args):
     return sum(dot.flops for dot in dot_count.count_dots(function, *args))
 
 
-def test_one_product():
+def test_one_matmul():
     (dot,) = dot_count.count_dots(lambda x, w: x @ w, X, W)
     assert dot.flops == ONE
     assert dot.shapes == ((3, 4), (4, 4))
     assert not dot.backward
 
 
-def test_products_that_nothing_reads_do_not_count():
+def test_unused_matmuls_do_not_count():
     def function(x, w):
         _ = x @ w
         return jax.jit(lambda x: (x @ w, x))(x)[1]
@@ -31,7 +31,7 @@ def test_products_that_nothing_reads_do_not_count():
 
 
 @pytest.mark.parametrize("turns", [1, 5])
-def test_a_loop_counts_its_turns(turns):
+def test_a_loop_counts_its_iterations(turns):
     def function(x, w):
         return jax.lax.scan(lambda x, _: (x @ w, None), x, length=turns)[0]
 
@@ -55,7 +55,7 @@ def test_a_convolution_counts_its_window():
     assert total(convolve, image, kernel) == 2 * (4 * 4 * 5) * (2 * 2 * 3)
 
 
-def test_backward_products_and_scopes():
+def test_backward_matmuls_and_scopes():
     def loss(x, w):
         with jax.named_scope("first"):
             x = x @ w
@@ -64,7 +64,7 @@ def test_backward_products_and_scopes():
 
     found = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
     sums = dot_count.flops_by_scope(found, {"first": "first", "second": "second"})
-    # The last product's output is only summed, so that it need not run itself.
+    # The output of the last matmul is only summed, so that it is not needed.
     assert sums == {"first": (ONE, 2 * ONE), "second": (0, 2 * ONE), "other": (0, 0)}
 
 

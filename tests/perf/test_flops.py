@@ -1,4 +1,4 @@
-"""Model FLOPs: the formulas against published figures, the compiled step against both.
+"""Model FLOPs: formulas against published figures, the compiled step against both.
 
 The step is counted as it is compiled (`TrainStep.jitted`, optimizer included) from its
 dead-code-eliminated jaxpr, at full size with abstract arrays.
@@ -64,11 +64,11 @@ TINY_OPT = {
     "max_positions": 64,
 }
 ROWS = 4
-QUESTION = 5  # tokens that the Q-Former reads
+QUESTION = 5  # question tokens of the Q-Former
 
 
 def stage(name):
-    """Which stage a preset's model is of; 0 for those that no paper has."""
+    """Return the stage of a preset's model; 0 for presets that are not in the paper."""
     config = presets.PRESETS[name]
     if name.startswith("shapes"):
         return 0
@@ -76,7 +76,7 @@ def stage(name):
 
 
 def count(config, text, target=0, devices=1):
-    """FLOPs an image of the step by term, (forward, backward), and the sizes."""
+    """Count the step's FLOPs per image by term (forward, backward); also the sizes."""
     task = make_task(config)
     shapes = parameter_shapes(config, task)
     frozen = jax.tree.map(
@@ -98,7 +98,7 @@ def count(config, text, target=0, devices=1):
 
 
 def batch(task, text, target):
-    """Shapes of a batch of `ROWS`."""
+    """Return the shapes of a batch of `ROWS`."""
     size = task.model.config.vision.image_size
     rows = lambda dtype, *shape: jax.ShapeDtypeStruct((ROWS, *shape), dtype)
     tokens = {"image": rows(jnp.uint8, size, size, 3)}
@@ -125,9 +125,9 @@ def tiny(task, **objective):
 
 
 def check_stage1(sums, terms):
-    """Forward as the formula; what is trained x3; the image tower x1.
+    """Check forward FLOPs by formula; trained parts x3, the frozen image encoder x1.
 
-    The image's keys and values x2: no gradient goes to the frozen features.
+    The image's keys and values count x2: frozen features need no gradient.
     """
     terms = dict(terms)
     terms["joint"] = sum(terms.pop(name) for name in JOINT)
@@ -137,11 +137,10 @@ def check_stage1(sums, terms):
 
 
 def check_stage2(sums, terms):
-    """Frozen weights of the language model have no gradient: x2, not x3.
+    """Check that frozen weights of the language model have no gradient: x2, not x3.
 
-    So do, of the image's keys and values, the frozen features. The products of the
-    language model's attention have two operands that depend on the queries; they are
-    no weights, and so x3.
+    The same holds for the image's keys and values, whose features are frozen. Both
+    operands of the language model's attention depend on the queries, hence x3.
     """
     half = ("language_weights", "language_head", "kv")
     for name, forward in terms.items():
@@ -198,7 +197,7 @@ def test_stage2_formula(name, text, expected):
     assert found == pytest.approx(expected, abs=0.5)
 
 
-def test_text_that_nobody_reads_is_left_out_of_the_last_block_and_the_head():
+def test_unused_text_is_skipped_in_the_last_block_and_the_head():
     """Compare with a count by hand for one block of 768 with a feed-forward of 3072.
 
     Per row: 2 matmuls of 768 x 768 (query, output), 2 of 768 x 3072, and attention to
@@ -215,14 +214,14 @@ def test_text_that_nobody_reads_is_left_out_of_the_last_block_and_the_head():
 
 
 OF_STAGE1 = [n for n in presets.PRESETS if stage(n) == 1]
-AT_MOST = {1: 701, 2: 721}  # GF an image of ViT-g, by devices
+AT_MOST = {1: 701, 2: 721}  # GFLOPs per image of ViT-g by number of devices
 
 
 def at_full_width(name, depth=None):
-    """The configuration of a preset, with fewer layers where a depth is given.
+    """Return the configuration of a preset, with another depth if one is given.
 
-    The formulas are linear in the depth, so that two layers show what a preset's sizes
-    do; tracing all layers takes a minute a preset.
+    The formulas are linear in the depth, so that two layers test a preset's sizes;
+    tracing all layers takes a minute per preset.
     """
     config = default_config("stage1" if stage(name) == 1 else "stage2").unlock()
     config.model.preset = name
@@ -241,9 +240,9 @@ def at_full_width(name, depth=None):
     ],
 )
 def test_stage1_step_at_full_width(name, depth, devices):
-    """Every released size, 32 tokens, every term exact.
+    """Every released size with 32 tokens; every term is exact.
 
-    ViT-g: 701 - 4.7 - 6.7 GF; several devices project the exchanged images once more,
+    ViT-g: 701 - 4.7 - 6.7 GFLOPs; several devices project gathered images once more,
     forward and backward: 690 + 2 x 6.7.
     """
     config = at_full_width(name, depth)
@@ -255,8 +254,8 @@ def test_stage1_step_at_full_width(name, depth, devices):
     qformer = task.model.config.qformer
     itm_head = 3 * 2 * qformer.num_queries * qformer.width * 2
     assert sums["itm_head"] == (itm_head, 2 * itm_head)
-    # Similarities with all texts of the batch, in both directions of ITC, each with
-    # one operand that is a constant: nothing beside the rest.
+    # Similarities with all texts of the batch, in both directions of ITC, each with one
+    # constant operand: negligible.
     one = 2 * ROWS * qformer.num_queries * qformer.projection_dim
     assert sums["other"] == (2 * one, 2 * one)
     total = sum(map(sum, sums.values()))
@@ -278,7 +277,7 @@ def test_stage1_step_at_full_width(name, depth, devices):
     ],
 )
 def test_stage2_step_at_full_width(name, depth):
-    """Every released size, 24 tokens (an encoder-decoder: half before, half after)."""
+    """Every released size with 24 tokens (encoder-decoder: half input, half target)."""
     config = at_full_width(name, depth)
     decoder_only = isinstance(presets.PRESETS[name].language_model, presets.OPTConfig)
     text, target = (24, 0) if decoder_only else (12, 12)
@@ -313,7 +312,7 @@ def test_a_fine_tune_reads_the_question_and_trains_the_image_encoder():
     config.model.question_in_qformer = True
     sums, task = count(config, text=6)
     terms = flops.stage2(task.model.config, 6, question=QUESTION)
-    patches = 2 * 16 * 3 * 14**2 * 32  # of bytes: no gradient goes into the image
+    patches = 2 * 16 * 3 * 14**2 * 32  # pixels need no gradient
     assert sums.pop("vit") == (terms["vit"], 2 * terms.pop("vit") - patches)
     assert sums.pop("kv") == (terms["kv"], 2 * terms.pop("kv"))
     check_stage2(sums, terms)
@@ -325,7 +324,7 @@ def test_the_original_algorithm_projects_keys_and_values_four_times():
 
 
 @pytest.mark.parametrize("task", ["stage1", "stage2"])
-def test_unrolled_towers_run_the_same_products(task):
+def test_unrolled_towers_run_the_same_matmuls(task):
     scanned = tiny(task)
     unrolled = tiny(task)
     unrolled.model.scan = False
@@ -344,8 +343,8 @@ def test_stage2_tiny():
         ("stage2", "language_model/blocks/attention/query/kernel", "language_weights"),
     ],
 )
-def test_the_gradient_of_one_frozen_matrix_is_noticed(task, matrix, term):
-    """The checks above can fail: unfreeze one matrix and they do."""
+def test_the_gradient_of_one_frozen_matrix_is_detected(task, matrix, term):
+    """The checks above fail if one matrix is not frozen."""
     config = tiny(task)
     below = matrix.split("/", 1)[1]
     config.frozen = tuple(f"{rule}(?!{below})" for rule in config.frozen)
@@ -360,7 +359,7 @@ def test_the_gradient_of_one_frozen_matrix_is_noticed(task, matrix, term):
             check_stage2(sums, flops.stage2(sizes, 6))
 
 
-def test_features_have_no_tower():
+def test_features_need_no_image_encoder():
     config = presets.Blip2Config(
         presets.FeaturesConfig(49, 1280), dataclasses.replace(presets.QFORMER_BASE)
     )

@@ -1,4 +1,4 @@
-"""Rates, utilisation, memory."""
+"""Rates, peak FLOP/s, data wait and memory."""
 
 import dataclasses
 import sys
@@ -33,7 +33,7 @@ def test_peaks_by_device(kind, peak):
     assert meters.peak_flops(Device(kind)) == peak
 
 
-def test_waiting_is_a_share_and_pauses_do_not_count(monkeypatch):
+def test_waiting_counts_and_pauses_do_not(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(meters, "peak_flops", lambda device: 1e6)
@@ -59,7 +59,7 @@ def test_waiting_is_a_share_and_pauses_do_not_count(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of Linux")
-def test_memory_held_now_rises_and_falls():
+def test_host_memory_rises_and_falls():
     before = meters.host_memory_bytes()
     held = np.ones(2**26, np.uint8)
     during = meters.host_memory_bytes()
@@ -70,6 +70,6 @@ def test_memory_held_now_rises_and_falls():
     assert logged == pytest.approx(before / 1e9, rel=0.1)
 
 
-def test_memory_held_now_is_left_out_where_nothing_tells_it(monkeypatch, tmp_path):
+def test_host_memory_is_left_out_without_proc(monkeypatch, tmp_path):
     monkeypatch.setattr(meters, "_STATM", tmp_path / "statm")
     assert "host_memory_gb" not in meters.Meter(16, None).read()

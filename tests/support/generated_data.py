@@ -1,4 +1,4 @@
-"""Tiny data sets and vocabularies, written where a test wants them."""
+"""Writers of tiny data sets and vocabularies."""
 
 import io
 import json
@@ -15,24 +15,27 @@ COLORS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange"
 
 
 def picture(number: int, width: int = 40, height: int = 30) -> Image.Image:
-    """A smooth colourful image, another for every number."""
+    """Make a smooth colourful image from a number."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    """Encode an image as a file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def captions(number: int) -> list[str]:
+    """Return the two captions of a picture."""
     color = COLORS[number % len(COLORS)]
     return [f"A {color} thing, number {number}.", f"Something {color} ({number})"]
 
 
 def write_tar(path: pathlib.Path, members: dict[str, bytes]) -> None:
+    """Write a tar from its members."""
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -41,7 +44,7 @@ def write_tar(path: pathlib.Path, members: dict[str, bytes]) -> None:
 
 
 def tar_members(numbers, first: int = 0) -> dict[str, bytes]:
-    """img2dataset's members: KEY.jpg, KEY.txt, KEY.json."""
+    """Make members as of img2dataset: KEY.jpg, KEY.txt, KEY.json."""
     members = {}
     for number in numbers:
         key = f"{number - first:05d}"
@@ -54,7 +57,7 @@ def tar_members(numbers, first: int = 0) -> dict[str, bytes]:
 
 
 def tars_spec(directory: pathlib.Path, count: int = 20) -> dict:
-    """Two tars of generated pictures and the spec of their source."""
+    """Write two tars of generated pictures and return the source spec."""
     half = count // 2
     write_tar(directory / "00000.tar", tar_members(range(half)))
     write_tar(directory / "00001.tar", tar_members(range(half, count), half))
@@ -66,7 +69,7 @@ def tars_spec(directory: pathlib.Path, count: int = 20) -> dict:
 
 
 def bert_directory(directory: pathlib.Path) -> str:
-    """The golden models' BERT vocabulary as a tokenizer directory."""
+    """Write a tokenizer directory with the golden models' BERT vocabulary."""
     directory.mkdir(exist_ok=True)
     words = (GOLDENS / "stage1_a" / "vocab.txt").read_text()
     (directory / "vocab.txt").write_text(words)
@@ -76,7 +79,7 @@ def bert_directory(directory: pathlib.Path) -> str:
 
 
 def language_directory(directory: pathlib.Path, golden: str) -> str:
-    """The goldens' white-space vocabulary: "stage2_opt_a" or "stage2_t5_a"."""
+    """Write a tokenizer directory of a golden: "stage2_opt_a" or "stage2_t5_a"."""
     words = json.loads((GOLDENS / golden / "llm_vocab.json").read_text())
     opt = "opt" in golden
     tokenizer = Tokenizer(

@@ -1,4 +1,4 @@
-"""What processes tell each other, checked in each of them (`test_hosts.py`)."""
+"""Checks of the communication between processes, run in each (`test_hosts.py`)."""
 
 import jax
 import numpy as np
@@ -8,25 +8,25 @@ from blip2_jax.parallel import hosts, sharding
 B = 16
 
 
-def check_rows(axes, own):
-    """A batch that is read in parts is whole, whichever rows a process holds."""
+def check_rows(axes, count):
+    """Check that a batch read in parts is complete for any mesh."""
     mesh = sharding.make_mesh(*axes)
     rows = sharding.local_rows(B, mesh)
-    assert len(rows) == own, (axes, rows)
+    assert len(rows) == count, (axes, rows)
     batch = sharding.make_global_batch({"x": np.arange(B)[rows]}, mesh)
     np.testing.assert_array_equal(hosts.to_host(batch)["x"], np.arange(B))
 
 
 def check_shares(total):
-    """Lists that are worked on in parts are whole, in order, in every process."""
+    """Check that gathered shares are complete and in order in every process."""
     share = hosts.own_share()
-    mine = np.arange(total, dtype=np.float32)[list(share.indices(total))]
-    rows = np.stack([mine, -mine], axis=1)
+    own = np.arange(total, dtype=np.float32)[list(share.indices(total))]
+    rows = np.stack([own, -own], axis=1)
     np.testing.assert_array_equal(
         hosts.all_gather_rows(rows, share)[:, 1], -np.arange(total, dtype=np.float32)
     )
-    told = hosts.all_gather({"é": mine.tolist()}, share)
-    assert sorted(x for each in told for x in each["é"]) == list(range(total))
+    values = hosts.all_gather({"é": own.tolist()}, share)
+    assert sorted(x for value in values for x in value["é"]) == list(range(total))
 
 
 if __name__ == "__main__":
@@ -39,5 +39,5 @@ if __name__ == "__main__":
     check_rows((2, 2, 2), B // 2)
     check_rows((1, 1, 8), B)
     check_shares(5)
-    check_shares(1)  # one of the two has nothing
-    hosts.barrier("all is checked")
+    check_shares(1)  # one process has no item
+    hosts.barrier("end of checks")

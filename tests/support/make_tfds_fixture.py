@@ -1,8 +1,8 @@
-"""Write the TFDS fixture: `python tests/data/make_tfds_fixture.py`.
+"""Write the TFDS fixture: `python tests/support/make_tfds_fixture.py`.
 
-Four drawn images with two captions each in the layout of TFDS' `coco_captions`, as
-an ArrayRecord of hand-made protos: TFDS itself writes images only with TensorFlow.
-The shard is packed, as its blocks of 64 kB are mostly zeros.
+Four drawn images with two captions each in the layout of TFDS' `coco_captions`. The
+ArrayRecord is written from protos, because TFDS needs TensorFlow to write images. The
+shard is compressed, because its blocks of 64 kB are mostly zeros.
 """
 
 import gzip
@@ -23,6 +23,7 @@ COLORS = ("red", "green", "blue", "yellow")
 
 
 def picture(color: str) -> bytes:
+    """Draw a disc as a PNG file."""
     image = Image.new("RGB", (48, 32), "white")
     ImageDraw.Draw(image).ellipse((10, 4, 34, 28), fill=color)
     file = io.BytesIO()
@@ -31,6 +32,7 @@ def picture(color: str) -> bytes:
 
 
 def example(number: int) -> bytes:
+    """Serialise an example."""
     color = COLORS[number]
     captions = [f"A {color} disc.", f"a round {color} thing on white"]
     integers = {"image/id": [100 + number], "captions/id": [2 * number, 2 * number + 1]}
@@ -50,6 +52,7 @@ def example(number: int) -> bytes:
 
 
 def main() -> None:
+    """Write the fixture."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir(parents=True)
     structure = features.FeaturesDict(

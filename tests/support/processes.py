@@ -1,4 +1,4 @@
-"""Several processes of one run, on this machine."""
+"""Start several processes of a run on this machine."""
 
 import os
 import pathlib
@@ -8,19 +8,19 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 SUPPORT = pathlib.Path(__file__).parent
-PATIENCE_S = 900
+TIMEOUT_S = 900
 COUNT, DEVICES = 2, 4
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
-def meeting() -> list[tuple[str, ...]]:
-    """Flags by which the processes of a run find each other, for each of them."""
+def coordinator_flags() -> list[tuple[str, ...]]:
+    """Return the flags of each process by which they connect."""
     address = f"--coordinator_address=localhost:{free_port()}"
     return [
         (address, f"--num_processes={COUNT}", f"--process_id={index}")
@@ -29,7 +29,7 @@ def meeting() -> list[tuple[str, ...]]:
 
 
 def run_together(script, *arguments, count=COUNT) -> None:
-    """A script in `count` processes of `DEVICES` devices, which all must succeed."""
+    """Run a script in `count` processes with `DEVICES` devices; all must succeed."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
@@ -49,7 +49,7 @@ def run_together(script, *arguments, count=COUNT) -> None:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=PATIENCE_S)
+            _, errors = process.communicate(timeout=TIMEOUT_S)
             assert process.returncode == 0, (process.returncode, errors[-2000:])
     finally:
         for process in processes:

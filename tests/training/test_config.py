@@ -137,6 +137,14 @@ def test_a_continued_run_may_change_only_keys_that_do_not_change_losses():
         assert part in message
 
 
+def test_former_source_kinds_are_the_same_run():
+    config = changed(
+        default_config("stage1"), **{"data.train": ({"kind": "per_question"},)}
+    )
+    former = changed(config, **{"data.train": ({"kind": "each_question"},)})
+    configuration.check_same_run(former, config)
+
+
 def experiment(name, text=""):
     module = load(CONFIGS / f"{name}.py")
     return module.get_config(text) if text else module.get_config()

@@ -1,4 +1,4 @@
-"""The reader of captions: what it takes from a text, and what it calls right."""
+"""The caption parser: extracted statements and their truth for a scene."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_true_captions(text):
         "top right a small red ring, top left a large blue star",
     ],
 )
-def test_right_things_in_wrong_places(text):
+def test_correct_things_in_wrong_places(text):
     assert parse_caption(text).names(SCENE)
     assert not parse_caption(text).describes(SCENE)
 
@@ -53,7 +53,7 @@ def test_wrong_things(text):
     assert not parse_caption(text).names(SCENE)
 
 
-def test_facts_of_both_orders_of_places():
+def test_places_before_and_after_things():
     after = parse_caption("a small red ring at the top left, large blue star top right")
     before = parse_caption(
         "top left a small red ring and at the top right a large blue star"

@@ -1,4 +1,4 @@
-"""The world: scenes are functions of their number, and what is held out stays out."""
+"""The shapes world: scenes are pure functions, held-out things never leak."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ NAME = re.compile(
 
 
 def texts(split, index):
-    """All words of a scene: captions, questions and answers."""
+    """Return all texts of a scene: captions, questions and answers."""
     asked = questions(split, index)
     return captions(split, index) + [f"{q.text} {q.answer}" for q in asked]
 
@@ -37,7 +37,7 @@ def test_a_sixth_of_the_triples_is_held_out_and_every_pair_is_seen():
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_training_shows_and_names_nothing_that_is_held_out(split):
+def test_training_has_no_held_out_things(split):
     for index in range(COUNT):
         assert not world.scene(split, index).triples & world.HELD_OUT
         for text in texts(split, index):
@@ -49,13 +49,13 @@ def test_every_pair_of_attributes_occurs_in_training_scenes():
     assert seen == set(world.SEEN)
 
 
-def test_every_held_out_scene_holds_a_held_out_thing():
+def test_every_held_out_scene_has_a_held_out_thing():
     for index in range(COUNT):
         assert world.scene("heldout", index).triples & world.HELD_OUT
 
 
 @pytest.mark.parametrize("split", list(world.SPLITS))
-def test_near_duplicates_stand_together_and_captions_tell_them_apart(split):
+def test_captions_distinguish_neighbouring_near_duplicates(split):
     size = world.SPLITS[split].group
     for number in range(40):
         members = world.scene_group(split, number)
@@ -69,7 +69,7 @@ def test_near_duplicates_stand_together_and_captions_tell_them_apart(split):
                 assert not any(facts.describes(other) for other in others), text
 
 
-def test_scenes_and_words_are_functions_of_their_number():
+def test_scenes_and_texts_are_functions_of_their_number():
     world.scene_group.cache_clear()
     first = [world.scene("train", i) for i in range(20)], texts("train", 7)
     world.scene_group.cache_clear()
@@ -84,7 +84,7 @@ def test_the_splits_differ():
     assert layouts[0] != layouts[1] != layouts[2]
 
 
-def test_captions_among_a_hundred_held_out_scenes_fit_one_scene_only():
+def test_captions_match_one_of_a_hundred_held_out_scenes():
     scenes = [world.scene("heldout", i) for i in range(100)]
     for index in range(100):
         facts = parse_caption(captions("heldout", index, 1)[0])
@@ -104,7 +104,7 @@ def test_answers_are_balanced():
         assert most < 1.5 / options, kind
 
 
-def test_pictures_show_the_difference_between_near_duplicates():
+def test_images_of_near_duplicates_differ():
     for number in range(20):
         drawn = [render(member) for member in world.scene_group("train", number)]
         assert all(d.shape == (64, 64, 3) and d.dtype == np.uint8 for d in drawn)
@@ -112,13 +112,13 @@ def test_pictures_show_the_difference_between_near_duplicates():
             assert (np.abs(one.astype(int) - other) > 30).any(axis=-1).sum() >= 8
 
 
-def test_a_picture_can_be_drawn_at_any_size():
+def test_images_can_have_any_size():
     small, big = (render(world.scene("train", 3), size) for size in (64, 128))
     halved = big.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.abs(halved - small).mean() < 1.5
 
 
-def test_source_groups_and_refuses_cut_groups():
+def test_source_refuses_incomplete_groups():
     source = ShapesSource("train", 40, "both", things=1)
     assert source.group_size == 4
     for index in range(40):
