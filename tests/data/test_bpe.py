@@ -10,10 +10,10 @@ from tests.support.generated_data import tars_spec
 
 def test_vocabulary_of_tars(tmp_path):
     spec = tars_spec(tmp_path, count=6)
-    found = list(training_texts([spec]))
-    assert found[0] == clean_caption(captions_of(0)[0])
-    assert found[1] == f" {found[0]}" and len(found) == 24
-    save_tokenizer(train_byte_level_bpe(found, 300), tmp_path / "words")
+    texts = list(training_texts([spec]))
+    assert texts[0] == clean_caption(captions_of(0)[0])
+    assert texts[1] == f" {texts[0]}" and len(texts) == 24
+    save_tokenizer(train_byte_level_bpe(texts, 300), tmp_path / "words")
     tokenizer = load_tokenizer(str(tmp_path / "words"), language_model=True)
     assert (tokenizer.family, tokenizer.bos_id, tokenizer.pad_id) == (
         "decoder_only",
@@ -39,8 +39,8 @@ def test_questions_of_a_configuration(tmp_path):
     )
     assert load_config(str(file)).data.train[0]["size"] == 4
     sources = load_config(f"{file}:8").data.train
-    found = list(training_texts(sources))
-    assert len(found) == 16
+    texts = list(training_texts(sources))
+    assert len(texts) == 16
     record = build_source(sources[0]).record(0)
-    asked, answer = record.questions[0].text, record.questions[0].answers[0]
-    assert found[0] == f"Question: {clean_question(asked)} Answer: {answer}"
+    question, answer = record.questions[0].text, record.questions[0].answers[0]
+    assert texts[0] == f"Question: {clean_question(question)} Answer: {answer}"

@@ -166,12 +166,12 @@ def test_opencv_decodes_as_pillow_does(at_least):
 @pytest.mark.parametrize("damage", ["cut", "cut and closed", "zeros", "flipped"])
 def test_broken_jpegs_have_the_same_cause_in_training_and_evaluation(damage):
     whole = encoded(picture(5, 200, 150), "JPEG", progressive=damage == "flipped")
-    for place in range(700, len(whole) - 60, 400):
+    for cut in range(700, len(whole) - 60, 400):
         data = {
-            "cut": whole[:place],
-            "cut and closed": whole[:place] + whole[-2:],
-            "zeros": whole[:place] + bytes(50) + whole[place + 50 :],
-            "flipped": whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :],
+            "cut": whole[:cut],
+            "cut and closed": whole[:cut] + whole[-2:],
+            "zeros": whole[:cut] + bytes(50) + whole[cut + 50 :],
+            "flipped": whole[:cut] + bytes([whole[cut] ^ 16]) + whole[cut + 1 :],
         }[damage]
         full, training = _outcome(data, 0), _outcome(data, 140)
         assert full[0] == training[0]

@@ -51,9 +51,9 @@ def widths(batches, name="text_ids"):
 @pytest.mark.parametrize("task_format", FAMILIES)
 def test_a_batch_has_the_smallest_bucket_that_holds_its_longest_text(task_format):
     whole = take(options(task_format, length_buckets=()), task_format)
-    found = take(options(task_format), task_format)
+    bucketed = take(options(task_format), task_format)
     seen = set()
-    for full, batch in zip(whole, found, strict=True):
+    for full, batch in zip(whole, bucketed, strict=True):
         arrays = token_arrays(full)
         longest = max(a.sum(1).max() for n, a in arrays.items() if n.endswith("_mask"))
         width = min(bucket for bucket in BUCKETS if bucket >= longest)
@@ -66,10 +66,10 @@ def test_a_batch_has_the_smallest_bucket_that_holds_its_longest_text(task_format
 
 
 def test_targets_have_their_own_maximum():
-    given = options("encoder_decoder", max_target_length=9)
+    data_options = options("encoder_decoder", max_target_length=9)
     pairs = {
         (batch["input_ids"].shape[1], batch["target_ids"].shape[1])
-        for batch in take(given, "encoder_decoder", count=30)
+        for batch in take(data_options, "encoder_decoder", count=30)
     }
     assert {target for _, target in pairs} == {8, 9}
     assert len(pairs) <= len(BUCKETS)

@@ -74,16 +74,16 @@ def test_without_weights_every_image_is_shown_equally_often():
     mixture = Mixture([Numbers("a", 300), Numbers("b", 100)], None)
     counts: dict[tuple[int, int], int] = {}
     for position in range(4000):
-        place = mixture.locate(position)
-        drawn = place.source, mixture.record_index(place, seed=0)
+        draw = mixture.locate(position)
+        drawn = draw.source, mixture.record_index(draw, seed=0)
         counts[drawn] = counts.get(drawn, 0) + 1
     assert len(counts) == 400 and set(counts.values()) == {10}
 
 
 def test_each_source_runs_through_its_own_epochs():
     mixture = Mixture([Numbers("a", 6), Numbers("b", 6)], [1, 1])
-    places = [mixture.locate(position) for position in range(40_000, 40_012)]
-    ordinals = [place.ordinal for place in places if place.source == 0]
+    draws = [mixture.locate(position) for position in range(40_000, 40_012)]
+    ordinals = [draw.ordinal for draw in draws if draw.source == 0]
     assert ordinals == list(range(ordinals[0], ordinals[0] + 6))
 
 

@@ -280,9 +280,9 @@ def test_questions_are_mixed_in(tmp_path, options):
         options, tmp_path, "stage2_opt_a", train=[source], question_share=0.3
     )
     texts = [t for b in take(options, "decoder", 20, 10) for t in b["_text"]]
-    asked = [text for text in texts if text.startswith("Question: what ")]
-    assert all(text.endswith("? Answer: red") for text in asked)
-    assert 0.2 < len(asked) / len(texts) < 0.4
+    questions = [text for text in texts if text.startswith("Question: what ")]
+    assert all(text.endswith("? Answer: red") for text in questions)
+    assert 0.2 < len(questions) / len(texts) < 0.4
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])

@@ -41,13 +41,13 @@ def test_decoder_only_examples_equal_the_original(goldens, opt, case, prompt):
 
 
 def test_a_long_text_keeps_its_end(opt):
-    kept = prompts.decoder_only_example(opt, "", "a cat of the dog a cat", 5)
+    example = prompts.decoder_only_example(opt, "", "a cat of the dog a cat", 5)
     cut = prompts.decoder_only_example(
         opt, "", "a cat of the dog a cat", 5, keep_end=False
     )
-    np.testing.assert_array_equal(kept.text_ids, [2, 5, 9, 7, opt.end_id])
+    np.testing.assert_array_equal(example.text_ids, [2, 5, 9, 7, opt.end_id])
     np.testing.assert_array_equal(cut.text_ids, [2, 5, 9, 7, 8])
-    assert kept.target_mask.all()  # including BOS, because there is no prompt
+    assert example.target_mask.all()  # including BOS, because there is no prompt
 
 
 def test_a_prompt_must_leave_room(opt):
@@ -113,8 +113,8 @@ def test_several_texts_become_blanks():
             )
         ]
 
-    told, filled = rows(texts)
-    assert told == (
+    inputs, filled = rows(texts)
+    assert inputs == (
         "a red star what color is the star ?<extra_id_0> a small<extra_id_1>"
         "<extra_id_2></s>"
     )

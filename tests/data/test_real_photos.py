@@ -122,9 +122,9 @@ def test_daquar_has_a_validation_part(data):
         build_source(daquar_vqa.questions(path, split, part, features=False))
         for split, part in (("train", "tenth"), ("train", "rest"), ("test", "all"))
     )
-    held_out, kept = set(tenth.keys()), set(rest.keys())
-    assert (len(held_out), len(kept), len(test)) == (80, 714, 653)
-    assert not held_out & kept
+    tenth_keys, rest_keys = set(tenth.keys()), set(rest.keys())
+    assert (len(tenth_keys), len(rest_keys), len(test)) == (80, 714, 653)
+    assert not tenth_keys & rest_keys
     counted = [
         sum(len(source.record(index).questions) for index in range(len(source)))
         for source in (tenth, rest, test)
@@ -136,8 +136,8 @@ def test_daquar_has_a_validation_part(data):
 
 
 def test_daquar_without_images():
-    given = "blank,data=D,features=F,vqa=runs/x"
-    config = daquar_exam.get_config(given)
+    argument = "blank,data=D,features=F,vqa=runs/x"
+    config = daquar_exam.get_config(argument)
     (wrong,) = config.data
     assert (wrong["kind"], wrong["pictures"]) == ("wrong_images", "blank")
     assert config.out == "runs/x/evaluation_vqa_blank.json"

@@ -276,14 +276,14 @@ def test_vqa_files(tmp_path, photos):
     assert source.load_image(1).shape == (30, 40, 3)
     each = build_source({"kind": "per_question", "of": spec})
     assert [len(each), each.num_images] == [4, 2]
-    asked = [each.record(row) for row in range(4)]
-    assert [r.questions[0].text for r in asked] == [
+    records = [each.record(row) for row in range(4)]
+    assert [r.questions[0].text for r in records] == [
         "what 0?",
         "what 2?",
         "what 1?",
         "what 3?",
     ]
-    assert [r.image_id for r in asked] == [0, 0, 1, 1]
+    assert [r.image_id for r in records] == [0, 0, 1, 1]
     np.testing.assert_array_equal(each.load_image(2), source.load_image(1))
     agreed = build_source({**spec, "answer": "multiple_choice_answer"})
     assert agreed.record(0).questions[0].answers == ("both",)
@@ -310,8 +310,8 @@ def test_a_tenth_of_a_vqa_set_is_held_out_in_blocks(tmp_path, photos):
     tenth, rest = (build_source({**spec, "part": part}) for part in ("tenth", "rest"))
     held_out = [0, 1, 20, 21, 40, 41]
     assert sorted(map(int, tenth.keys())) == held_out
-    kept = [number for number in ids if number not in held_out]
-    assert list(map(int, rest.keys())) == kept
+    expected = [number for number in ids if number not in held_out]
+    assert list(map(int, rest.keys())) == expected
     assert [rest.record(n).image_id for n in range(44)] == list(range(44))
     assert len(build_source(spec)) == 50
     with pytest.raises(

@@ -74,5 +74,5 @@ def test_a_program_finishes_before_the_next_starts():
 def test_low_memory_options_apply_to_cpus_only():
     options = host_memory.low_memory_compiler_options(sharding.make_mesh())
     assert options == host_memory._LOW_MEMORY_OPTIONS
-    found = jax.jit(lambda x: x + 1, compiler_options=options)(1)
-    assert int(found) == 2
+    result = jax.jit(lambda x: x + 1, compiler_options=options)(1)
+    assert int(result) == 2

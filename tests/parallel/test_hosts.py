@@ -122,10 +122,10 @@ def test_invalid_arguments_of_join(arguments, message):
 def test_without_a_cluster_the_error_names_the_flags(tmp_path):
     process = start(TRAIN, f"{TINY}:stage1", tmp_path / "run", flags=["--multihost"])
     assert process.wait(TIMEOUT_S) == 1
-    told = log_of(tmp_path / "run").read_text()
-    assert "error: cannot start several processes: JAX detects no SLURM" in told
-    assert "--coordinator_address HOST:PORT --num_processes N" in told
-    assert told.count("\n") == 1 and not (tmp_path / "run").exists()
+    log = log_of(tmp_path / "run").read_text()
+    assert "error: cannot start several processes: JAX detects no SLURM" in log
+    assert "--coordinator_address HOST:PORT --num_processes N" in log
+    assert log.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_arguments_from_the_environment(monkeypatch):

@@ -62,13 +62,13 @@ def test_backward_matmuls_and_scopes():
         with jax.named_scope("second"):
             return (x @ w).sum()
 
-    found = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
-    sums = dot_count.flops_by_scope(found, {"first": "first", "second": "second"})
+    dots = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
+    sums = dot_count.flops_by_scope(dots, {"first": "first", "second": "second"})
     # The output of the last matmul is only summed, so that it is not needed.
     assert sums == {"first": (ONE, 2 * ONE), "second": (0, 2 * ONE), "other": (0, 0)}
 
 
 def test_a_constant_has_no_gradient():
     loss = lambda x, w: jnp.square(x @ jax.lax.stop_gradient(w)).sum()
-    found = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
-    assert sum(dot.flops for dot in found if dot.backward) == ONE
+    dots = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
+    assert sum(dot.flops for dot in dots if dot.backward) == ONE

@@ -88,11 +88,11 @@ def count(config, text, target=0, devices=1):
     state = jax.eval_shape(lambda t: create_state(t, optimizer), shapes.trainable)
     step = make_train_step(task, optimizer, schedule, mesh, state, frozen, seed=0)
     with jax.set_mesh(mesh):
-        found = dot_count.count_dots(
+        dots = dot_count.count_dots(
             step.jitted, state, frozen, batch(task, text, target), None
         )
     terms = STAGE1 if config.task == "stage1" else STAGE2
-    sums = dot_count.flops_by_scope(found, terms)
+    sums = dot_count.flops_by_scope(dots, terms)
     assert all(value % ROWS == 0 for pair in sums.values() for value in pair)
     return {name: (f // ROWS, b // ROWS) for name, (f, b) in sums.items()}, task
 
@@ -160,8 +160,8 @@ def check_stage2(sums, terms):
     ],
 )
 def test_vit_formula(vision, size, expected):
-    found = flops.vit(presets.at_resolution(vision, size)) / GIGA
-    assert found == pytest.approx(expected, rel=5e-4)
+    flops_of_image = flops.vit(presets.at_resolution(vision, size)) / GIGA
+    assert flops_of_image == pytest.approx(expected, rel=5e-4)
 
 
 def test_stage1_formula():
@@ -193,8 +193,8 @@ def test_stage1_formula():
     ],
 )
 def test_stage2_formula(name, text, expected):
-    found = flops.mfu_numerator(presets.PRESETS[name], *text) / GIGA
-    assert found == pytest.approx(expected, abs=0.5)
+    numerator = flops.mfu_numerator(presets.PRESETS[name], *text) / GIGA
+    assert numerator == pytest.approx(expected, abs=0.5)
 
 
 def test_unused_text_is_skipped_in_the_last_block_and_the_head():
@@ -302,8 +302,8 @@ def test_fine_tunes_with_a_trained_image_encoder(preset, size, text, published):
     config = presets.PRESETS[preset]
     vision = presets.at_resolution(config.vision, size)
     config = dataclasses.replace(config, vision=vision)
-    found = flops.mfu_numerator(config, text, trained_vision=True) / GIGA
-    assert found == pytest.approx(published, abs=1)
+    numerator = flops.mfu_numerator(config, text, trained_vision=True) / GIGA
+    assert numerator == pytest.approx(published, abs=1)
 
 
 def test_a_fine_tune_reads_the_question_and_trains_the_image_encoder():

@@ -61,10 +61,10 @@ def test_waiting_counts_and_pauses_do_not(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of Linux")
 def test_host_memory_rises_and_falls():
     before = meters.host_memory_bytes()
-    held = np.ones(2**26, np.uint8)
+    array = np.ones(2**26, np.uint8)
     during = meters.host_memory_bytes()
-    assert during - before == pytest.approx(held.nbytes, rel=0.1)
-    del held
+    assert during - before == pytest.approx(array.nbytes, rel=0.1)
+    del array
     assert meters.host_memory_bytes() - before < 2**26 / 10
     logged = meters.Meter(16, None).read()["host_memory_gb"]
     assert logged == pytest.approx(before / 1e9, rel=0.1)

@@ -21,16 +21,16 @@ NAME = re.compile(
 
 def texts(split, index):
     """Return all texts of a scene: captions, questions and answers."""
-    asked = questions(split, index)
-    return captions(split, index) + [f"{q.text} {q.answer}" for q in asked]
+    all_questions = questions(split, index)
+    return captions(split, index) + [f"{q.text} {q.answer}" for q in all_questions]
 
 
 def test_a_sixth_of_the_triples_is_held_out_and_every_pair_is_seen():
     assert len(world.HELD_OUT) == 16
     assert len(world.ALL_TRIPLES) == 96
-    for places in itertools.combinations(range(3), 2):
+    for attributes in itertools.combinations(range(3), 2):
         pairs = [
-            {tuple(t[p] for p in places) for t in ts}
+            {tuple(t[p] for p in attributes) for t in ts}
             for ts in (world.SEEN, world.ALL_TRIPLES)
         ]
         assert pairs[0] == pairs[1]
@@ -94,11 +94,11 @@ def test_captions_match_one_of_a_hundred_held_out_scenes():
 
 
 def test_answers_are_balanced():
-    given = {kind: [] for kind in KINDS}
+    answers_by_kind = {kind: [] for kind in KINDS}
     for index in range(COUNT):
         for question in questions("train", index):
-            given[question.kind].append(question.answer)
-    for kind, answers in given.items():
+            answers_by_kind[question.kind].append(question.answer)
+    for kind, answers in answers_by_kind.items():
         most = max(answers.count(a) for a in set(answers)) / len(answers)
         options = {"size": 2, "exists": 2, "relation": 2, "count": 4}.get(kind, 4)
         assert most < 1.5 / options, kind
