@@ -3,8 +3,8 @@
 from blip2_jax.parallel import progress
 
 
-def test_a_log_gets_a_line_now_and_then(capsys):
-    assert list(progress.track_progress(range(3), "re-ranking", quiet_s=0)) == [0, 1, 2]
+def test_lines_without_a_terminal(capsys):
+    assert list(progress.track_progress(range(3), "re-ranking", interval_s=0)) == [0, 1, 2]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [
         "re-ranking: 1 of 3",
