@@ -4,7 +4,8 @@ from blip2_jax.parallel import progress
 
 
 def test_lines_without_a_terminal(capsys):
-    assert list(progress.track_progress(range(3), "re-ranking", interval_s=0)) == [0, 1, 2]
+    items = progress.track_progress(range(3), "re-ranking", interval_s=0)
+    assert list(items) == [0, 1, 2]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [
         "re-ranking: 1 of 3",
