@@ -62,7 +62,7 @@ def test_one_real_step_from_the_command_line(tmp_path, monkeypatch, capsys):
     command = [f"--config={SUPPORT / 'toy_task.py'}", f"--workdir={run}"]
     assert train.main([*command, "--config.steps=3"]) == 0
     assert (run / "checkpoints" / "3").is_dir()
-    assert "done: 3 steps" in capsys.readouterr().err
+    assert "finished 3 steps" in capsys.readouterr().err
     assert train.main([*command, "--config.steps=4"]) == 1
     assert "steps (was 3, is 4)" in capsys.readouterr().err
 
