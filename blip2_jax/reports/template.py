@@ -26,10 +26,10 @@ img { border-radius: 6px; display: block; max-width: 100%; height: auto; }
 img.pixels { image-rendering: pixelated; }
 .cards { display: grid; gap: 1em;
   grid-template-columns: repeat(auto-fill, minmax(min(30em, 100%), 1fr)); }
-.card { display: flex; gap: 1em; align-items: flex-start; background: #f6f7f9;
-  border-radius: 8px; padding: .8em; margin-bottom: 1em; }
+.card { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start;
+  background: #f6f7f9; border-radius: 8px; padding: .8em; margin-bottom: 1em; }
 .cards .card { margin: 0; }
-.card > img, .card figure { flex: none; }
+.card > div { flex: 1 1 12em; }
 .card p { margin: 0 0 .35em; }
 .card ul { margin: .3em 0; padding-left: 1.1em; color: #556; font-size: .9em; }
 .said { font-weight: 600; }
