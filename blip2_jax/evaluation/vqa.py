@@ -16,15 +16,12 @@ from blip2_jax.metrics.vqa import (
     AnsweredQuestion,
     Variant,
     agreement,
-    exact_match,
+    answer_scores,
+    has_ten_answers,
     matches_exactly,
-    vqa_accuracy,
 )
 
 RESULT_FORMATS = ("vqa", "gqa")
-
-# VQA accuracy is defined for ten answers per question.
-VQA_ANSWERS = 10
 
 
 class AnsweringModel(Protocol):
@@ -140,33 +137,6 @@ class VqaTask:
             Reply(number, *questions[number], answer)
             for (number, _), answer in zip(texts, answers, strict=True)
         ]
-
-
-def answer_scores(
-    questions: Sequence[AnsweredQuestion], variant: Variant = "official"
-) -> dict[str, float]:
-    """Compute exact match, and VQA accuracy where every question has ten answers.
-
-    Returns:
-      "exact_match" in percent, with either "vqa_accuracy" and "vqa_accuracy_KIND", or
-      "exact_match_KIND"; {} without questions.
-    """
-    if not questions:
-        return {}
-    scores = {"exact_match": exact_match(questions)}
-    if has_ten_answers(questions):
-        accuracies = vqa_accuracy(questions, variant)
-        return scores | {f"vqa_{name}": value for name, value in accuracies.items()}
-    for kind in dict.fromkeys(question.kind for question in questions):
-        if kind:
-            own = [question for question in questions if question.kind == kind]
-            scores[f"exact_match_{kind}"] = exact_match(own)
-    return scores
-
-
-def has_ten_answers(questions: Sequence[AnsweredQuestion]) -> bool:
-    """Return True if VQA accuracy is defined for all questions."""
-    return all(len(question.references) >= VQA_ANSWERS for question in questions)
 
 
 def server_answers(

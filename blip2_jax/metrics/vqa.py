@@ -17,6 +17,7 @@ Variant = Literal["official", "lavis"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 _FULL_AGREEMENT = 3
+_NUM_ANSWERS = 10  # per question, for which VQA accuracy is defined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,33 @@ def matches_exactly(question: AnsweredQuestion) -> bool:
     return normalise_answer(question.prediction) in map(
         normalise_answer, question.references
     )
+
+
+def answer_scores(
+    questions: Sequence[AnsweredQuestion], variant: Variant = "official"
+) -> dict[str, float]:
+    """Compute exact match, and VQA accuracy where every question has ten answers.
+
+    Returns:
+      "exact_match" in percent, with either "vqa_accuracy" and "vqa_accuracy_KIND", or
+      "exact_match_KIND"; {} without questions.
+    """
+    if not questions:
+        return {}
+    scores = {"exact_match": exact_match(questions)}
+    if has_ten_answers(questions):
+        accuracies = vqa_accuracy(questions, variant)
+        return scores | {f"vqa_{name}": value for name, value in accuracies.items()}
+    for kind in dict.fromkeys(question.kind for question in questions):
+        if kind:
+            own = [question for question in questions if question.kind == kind]
+            scores[f"exact_match_{kind}"] = exact_match(own)
+    return scores
+
+
+def has_ten_answers(questions: Sequence[AnsweredQuestion]) -> bool:
+    """Return True if VQA accuracy is defined for all questions."""
+    return all(len(question.references) >= _NUM_ANSWERS for question in questions)
 
 
 def _normalised(question: AnsweredQuestion, variant: Variant) -> tuple[str, list[str]]:

@@ -8,8 +8,7 @@ from blip2_jax.data.sources.base import Question, Record
 from blip2_jax.evaluation.captioning import CaptioningTask
 from blip2_jax.evaluation.evaluators import combine_tasks, text_tasks
 from blip2_jax.evaluation.tasks import EvaluationBatches
-from blip2_jax.evaluation.vqa import VqaTask, answer_scores, server_answers
-from blip2_jax.metrics.vqa import AnsweredQuestion
+from blip2_jax.evaluation.vqa import VqaTask, server_answers
 
 CAPTIONS = ("a red dog runs on grass", "two men play ball", "a girl climbs a wall")
 
@@ -95,20 +94,6 @@ def test_questions_without_answers_are_asked_and_not_scored():
         {"question_id": "a", "answer": CAPTIONS[0]},
         {"question_id": "b", "answer": CAPTIONS[0]},
     ]
-
-
-def test_answers_by_kind():
-    questions = [
-        AnsweredQuestion("yes", ("yes",) * 10, "yes/no"),
-        AnsweredQuestion("3", ("2",) * 10, "number"),
-    ]
-    assert answer_scores(questions) == {
-        "exact_match": 50,
-        "vqa_accuracy": 50,
-        "vqa_accuracy_yes/no": 100,
-        "vqa_accuracy_number": 0,
-    }
-    assert answer_scores([AnsweredQuestion("a", ("a",))]) == {"exact_match": 100}
 
 
 def test_answers_for_the_servers():

@@ -2,7 +2,12 @@
 
 import pytest
 
-from blip2_jax.metrics.vqa import AnsweredQuestion, exact_match, vqa_accuracy
+from blip2_jax.metrics.vqa import (
+    AnsweredQuestion,
+    answer_scores,
+    exact_match,
+    vqa_accuracy,
+)
 
 
 def people(**counts):
@@ -51,6 +56,20 @@ def test_by_kind():
 def test_exact_match():
     questions = [AnsweredQuestion("A red Cup!", ("red cup", "mug"))]
     assert exact_match([*questions, AnsweredQuestion("b", ("c",))]) == 50
+
+
+def test_answer_scores_depend_on_the_number_of_answers():
+    questions = [
+        AnsweredQuestion("yes", ("yes",) * 10, "yes/no"),
+        AnsweredQuestion("3", ("2",) * 10, "number"),
+    ]
+    assert answer_scores(questions) == {
+        "exact_match": 50,
+        "vqa_accuracy": 50,
+        "vqa_accuracy_yes/no": 100,
+        "vqa_accuracy_number": 0,
+    }
+    assert answer_scores([AnsweredQuestion("a", ("a",))]) == {"exact_match": 100}
 
 
 def test_errors():
