@@ -100,9 +100,9 @@ def _searches(labels: Mapping[str, str]) -> tuple[RunRow, ...]:
 
 TABLES = (
     SmallTable(
-        "Table 2: questions without training on questions",
-        "Stage 2 saw captions alone. Share of right answers, in percent.",
-        (
+        title="Table 2: questions without training on questions",
+        lead="Stage 2 saw captions alone. Share of right answers, in percent.",
+        rows=(
             RunRow("OPT small, image encoder small", "small_opt_small"),
             RunRow("OPT small, image encoder large", "opt_small"),
             RunRow("OPT large, image encoder large", "opt"),
@@ -111,8 +111,8 @@ TABLES = (
             RunRow("T5 large, image encoder large", "t5"),
             *_BASELINES,
         ),
-        _QUESTIONS,
-        (
+        columns=_QUESTIONS,
+        pairs=(
             ("OPT small, image encoder small", "OPT small, image encoder large"),
             ("OPT small, image encoder large", "OPT large, image encoder large"),
             ("T5 small, image encoder small", "T5 small, image encoder large"),
@@ -121,9 +121,9 @@ TABLES = (
         ),
     ),
     SmallTable(
-        "Table 3: captions",
-        "After a fine-tune on captions with the image encoder, and before it.",
-        (
+        title="Table 3: captions",
+        lead="After a fine-tune on captions with the image encoder, and before it.",
+        rows=(
             RunRow("OPT small, fine-tuned", "captions_opt_small"),
             RunRow("OPT large, fine-tuned", "captions_opt"),
             RunRow("T5 large, fine-tuned", "captions_t5"),
@@ -131,8 +131,8 @@ TABLES = (
             RunRow("T5 large", "t5"),
             RunRow("OPT large, fine-tuned, blank pictures", "captions_opt", "_blank"),
         ),
-        _CAPTIONS,
-        (
+        columns=_CAPTIONS,
+        pairs=(
             ("OPT large", "OPT large, fine-tuned"),
             ("T5 large", "T5 large, fine-tuned"),
             ("OPT small, fine-tuned", "OPT large, fine-tuned"),
@@ -140,9 +140,9 @@ TABLES = (
         ),
     ),
     SmallTable(
-        "Table 4: questions after a fine-tune on questions",
-        "The Q-Former reads the question too, the image encoder is trained.",
-        (
+        title="Table 4: questions after a fine-tune on questions",
+        lead="The Q-Former reads the question too, the image encoder is trained.",
+        rows=(
             RunRow("OPT, zero-shot", "opt"),
             RunRow("OPT, fine-tuned", "questions_opt"),
             RunRow("T5, zero-shot", "t5"),
@@ -151,22 +151,27 @@ TABLES = (
             RunRow("OPT, fine-tuned, blank pictures", "questions_opt", "_blank"),
             RunRow("T5, fine-tuned, blank pictures", "questions_t5", "_blank"),
         ),
-        _QUESTIONS,
-        (("OPT, zero-shot", "OPT, fine-tuned"), ("T5, zero-shot", "T5, fine-tuned")),
+        columns=_QUESTIONS,
+        pairs=(
+            ("OPT, zero-shot", "OPT, fine-tuned"),
+            ("T5, zero-shot", "T5, fine-tuned"),
+        ),
     ),
     SmallTable(
-        "Table 5: retrieval, with and without re-ranking",
-        "TR: texts of an image, IR: images of a text; 200 held-out scenes with their "
-        "near-duplicates, one caption each; the best 16 are re-ranked.",
-        _searches(
+        title="Table 5: retrieval, with and without re-ranking",
+        lead=(
+            "TR: texts of an image, IR: images of a text; 200 held-out scenes with "
+            "their near-duplicates, one caption each; the best 16 are re-ranked."
+        ),
+        rows=_searches(
             {
                 "stage1_small": "image encoder small",
                 "stage1": "image encoder large",
                 "retrieval": "large, fine-tuned",
             }
         ),
-        _RECALLS,
-        (
+        columns=_RECALLS,
+        pairs=(
             ("image encoder small, ITC alone", "image encoder small, re-ranked"),
             ("image encoder large, ITC alone", "image encoder large, re-ranked"),
             ("large, fine-tuned, ITC alone", "large, fine-tuned, re-ranked"),
@@ -175,26 +180,28 @@ TABLES = (
         ),
     ),
     SmallTable(
-        "Table 6: the fine-tune for retrieval with and without ITG",
-        "As table 5.",
-        _searches({"retrieval_without_itg": "without ITG", "retrieval": "with ITG"}),
-        _RECALLS,
-        (
+        title="Table 6: the fine-tune for retrieval with and without ITG",
+        lead="As table 5.",
+        rows=_searches(
+            {"retrieval_without_itg": "without ITG", "retrieval": "with ITG"}
+        ),
+        columns=_RECALLS,
+        pairs=(
             ("without ITG, ITC alone", "with ITG, ITC alone"),
             ("without ITG, re-ranked", "with ITG, re-ranked"),
         ),
     ),
     SmallTable(
-        "Figure 5: the last points",
-        "As table 2: stage 2 that begins from nothing, and from stage 1.",
-        (
+        title="Figure 5: the last points",
+        lead="As table 2: stage 2 that begins from nothing, and from stage 1.",
+        rows=(
             RunRow("OPT without stage 1", "opt_without_stage1"),
             RunRow("OPT with stage 1", "opt"),
             RunRow("T5 without stage 1", "t5_without_stage1"),
             RunRow("T5 with stage 1", "t5"),
         ),
-        _QUESTIONS,
-        (
+        columns=_QUESTIONS,
+        pairs=(
             ("OPT without stage 1", "OPT with stage 1"),
             ("T5 without stage 1", "T5 with stage 1"),
         ),
