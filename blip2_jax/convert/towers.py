@@ -49,6 +49,7 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
     if config.pre_norm == (kind == "eva"):
         family = "CLIP" if config.pre_norm else "EVA-CLIP"
         raise SourceError(f"{source.path} is no {family} image encoder")
+    leftovers: tuple[str, ...]
     if kind == "clip_huggingface":
         unused_block = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
         rules = towers.clip_huggingface_rules(config, "visual_encoder/")
@@ -65,6 +66,7 @@ def _visual_rules(
 
     A checkpoint that holds a text tower too has the prefix "visual.".
     """
+    unused: tuple[str, ...]
     if config.pre_norm:
         table, blocks, unused = (
             towers.clip_rules,
