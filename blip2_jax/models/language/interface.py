@@ -8,6 +8,11 @@ only to read embeddings instead of ids. A new family consists of
 - one table of parameter names in `convert/tables`;
 - its preset: a config class and sizes in `models/presets.py`, listed in `PARTS`.
 
+Code that chooses between decoder-only and encoder-decoder models by their config class
+must know the new class: `training/tasks.py`, `inference/generator.py`,
+`losses/language_model.py` and the readers and writers in `convert`. To find it, search
+for `OPTConfig` and `T5Config`.
+
 Conventions of batches and tokenizers:
 
 - Decoder-only (OPT): the text is `[BOS; prompt; caption; "\n"]`, padded on the right
