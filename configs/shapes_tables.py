@@ -26,7 +26,7 @@ CURVE_SCENES = {"kind": "shapes", "split": "heldout", "texts": "questions", "cou
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TableRun:
     """A run of the tables.
 
     Attributes:
@@ -38,7 +38,7 @@ class Run:
     source: str = ""
 
 
-def stage1(vision: str = "") -> Run:
+def stage1(vision: str = "") -> TableRun:
     """Return a run of stage 1; `vision` is "" or "_small"."""
 
     def make(source: str) -> ConfigDict:
@@ -47,12 +47,12 @@ def stage1(vision: str = "") -> Run:
         _set_models(config, vision)
         return config
 
-    return Run(make)
+    return TableRun(make)
 
 
 def stage2(
     family: str, size: str = "", vision: str = "", from_stage1: bool = True
-) -> Run:
+) -> TableRun:
     """Return a run of stage 2 on captions alone, so that questions are zero-shot.
 
     Args:
@@ -78,10 +78,10 @@ def stage2(
             config.evaluation.max_new_tokens = 6
         return config
 
-    return Run(make, f"stage1{vision}" if from_stage1 else "")
+    return TableRun(make, f"stage1{vision}" if from_stage1 else "")
 
 
-def captions(family: str, size: str = "") -> Run:
+def captions(family: str, size: str = "") -> TableRun:
     """Return a fine-tune on captions that trains the image encoder (table 3)."""
 
     def make(source: str) -> ConfigDict:
@@ -90,10 +90,10 @@ def captions(family: str, size: str = "") -> Run:
         _fine_tune(config, source)
         return config
 
-    return Run(make, f"{family}{size}")
+    return TableRun(make, f"{family}{size}")
 
 
-def questions(family: str) -> Run:
+def questions(family: str) -> TableRun:
     """Return a fine-tune on questions, which the Q-Former reads too (table 4)."""
 
     def make(source: str) -> ConfigDict:
@@ -102,10 +102,10 @@ def questions(family: str) -> Run:
         _fine_tune(config, source)
         return config
 
-    return Run(make, family)
+    return TableRun(make, family)
 
 
-def retrieval(itg: bool = True) -> Run:
+def retrieval(itg: bool = True) -> TableRun:
     """Return a fine-tune for retrieval that trains the image encoder (tables 5, 6)."""
 
     def make(source: str) -> ConfigDict:
@@ -114,7 +114,7 @@ def retrieval(itg: bool = True) -> Run:
         config.objective.itg_weight = 1.0 if itg else 0.0
         return config
 
-    return Run(make, "stage1")
+    return TableRun(make, "stage1")
 
 
 def _set_models(config: ConfigDict, vision: str, language: str = "") -> None:
@@ -134,7 +134,7 @@ def _fine_tune(config: ConfigDict, source: str) -> None:
     config.optimizer.rate_factors = (("visual_encoder/.*", 0.1),)
 
 
-RUNS: dict[str, Run] = {
+RUNS: dict[str, TableRun] = {
     "stage1": stage1(),
     "stage1_small": stage1("_small"),
     "opt": stage2("opt"),
