@@ -12,8 +12,8 @@ from blip2_jax.parallel import host_memory, sharding
 # A process that frees memory in many pieces and keeps it (Makefile's MALLOC_...).
 HOLDING = """
 import jax, numpy
-from blip2_jax import host_memory
-from blip2_jax.training.meters import host_memory_bytes
+from blip2_jax.parallel import host_memory
+from blip2_jax.perf.meters import host_memory_bytes
 
 if {listens}:
     host_memory._MIN_COMPILE_S = 0.0
@@ -29,7 +29,7 @@ print(before - host_memory_bytes())
 # Prints whether a long program has finished when its call returns.
 CALLING = """
 import jax
-from blip2_jax import host_memory
+from blip2_jax.parallel import host_memory
 
 if {waits}:
     host_memory.disable_async_dispatch()

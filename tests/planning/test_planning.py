@@ -98,7 +98,7 @@ def test_activations_are_counted_once(plan):
     assert plan.to_plain()["memory"]["activations"] == memory.activations > 0
     without = dataclasses.replace(memory, activations=None)
     assert without.total == memory.total
-    line = "of which kept for the backward pass, by the trace"
+    line = "of which stored for the backward pass, from the trace"
     assert report.report(plan).count(line) == 1
     assert line not in report.report(dataclasses.replace(plan, memory=without))
     refused = dataclasses.replace(plan, refusal=Refusal(None, 1, "too large"))
