@@ -143,5 +143,5 @@ def test_daquar_without_images():
     assert config.out == "runs/x/evaluation_vqa_blank.json"
     plain = daquar_exam.get_config("data=D,features=F,vqa=runs/x")
     assert (dict(plain.data[0]), plain.out) == (dict(wrong["of"]), "")
-    with pytest.raises(ValueError, match="grey= after .* a NAME of data, features"):
+    with pytest.raises(ValueError, match=r"grey= after .* a NAME of data, features"):
         daquar_exam.get_config("grey,vqa=runs/x")

@@ -247,7 +247,8 @@ def test_an_unknown_argument_after_the_name():
 
 FAST = ("vqa_v2:flant5xl", "retrieval_coco")
 # At tiny sizes these repeat a step that another experiment takes: OPT-2.7B's,
-# FlanT5-XL's, "vitl,original", `stage1_vitl`, the standard sizes of the small towers.
+# FlanT5-XL's, "vitl,original", `stage1_vitl`, the standard sizes of the small towers,
+# another number of queries, other data.
 TWINS = (
     "opt6_7b",
     "opt6.7b",
@@ -255,10 +256,16 @@ TWINS = (
     "flant5xl:original",
     "flant5xl:vitl",
     "stage1_vitl:original",
+    "stage2_opt2_7b:original",
     "retrieval_coco:vitl",
-    "num_queries=16",
+    "ablation_stage1:",
+    "num_queries=",
+    "qformer_real_size",
+    "vqa_v2:opt2.7b,train",
     ":small",
+    ":t5_without_stage1",
 )
+REPEATED = (("stage2_opt2_7b", "vitl"), ("shapes_tables", ""), ("shapes_tables", "opt"))
 DEMO = ("shapes_stage1", "shapes_stage2_opt", "shapes_stage2_t5")  # `make demo`
 
 
@@ -273,7 +280,7 @@ DEMO = ("shapes_stage1", "shapes_stage2_opt", "shapes_stage2_t5")  # `make demo`
         )
         for path, text in EXPERIMENTS
         if not any(twin in f"{path.stem}:{text}" for twin in TWINS)
-        and f"{path.stem}:{text}" != "stage2_opt2_7b:vitl"
+        and (path.stem, text) not in REPEATED
         and path.stem not in DEMO
     ],
 )

@@ -26,7 +26,9 @@ def unpack(task: str, directory: pathlib.Path) -> pathlib.Path:
     return directory / task
 
 
-@pytest.mark.parametrize("task", EXPECTED)
+@pytest.mark.parametrize(
+    "task", ["stage1", pytest.param("opt", marks=pytest.mark.slow)]
+)
 def test_a_run_continues(tmp_path, task):
     directory, expected = unpack(task, tmp_path), EXPECTED[task]
     changes = ("steps=12", "checkpoint.every=4", "data.workers=0")
