@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(folder: pathlib.Path, options: argparse.Namespace) -> str:
-    """Random weights under Hugging Face's names, made array by array."""
+    """Write random weights under Hugging Face's names, array by array."""
     from blip2_jax.convert.huggingface_export import write_huggingface
     from blip2_jax.convert.model_source import ModelSource, expected_shapes
     from blip2_jax.models import presets

@@ -28,7 +28,7 @@ TITLE = "Generation, OPT-125m's size"
 
 
 def main() -> int:
-    """Greedy, then beams."""
+    """Time greedy decoding, then beam search."""
     parser = harness.arguments(__doc__ or "", rounds=5)
     parser.add_argument("--mode", choices=BEAMS, action="append")
     options = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> int:
 def contestants(
     options: Any, beams: int, stack: contextlib.ExitStack
 ) -> list[harness.Worker]:
-    """Us, and the peers whose interpreters are named."""
+    """Start our worker and the peers whose interpreters are given."""
     tiny = options.tiny
     config = presets.Blip2Config(
         (TINY_VISIONS if tiny else VISIONS)["features"],
@@ -110,7 +110,7 @@ def measure(workers: list[harness.Worker], rounds: int, mode: str) -> list[list[
 
 
 def of_bandwidth(ours: harness.Worker, rounds: int) -> str:
-    """How much of the memory's bandwidth greedy decoding uses."""
+    """Report the share of the memory bandwidth that greedy decoding uses."""
     times = harness.take_turns([ours], "decoding", rounds)
     token = times[ours.name] / (TOKENS - 1)
     size, most = ours.ask("gigabytes"), ours.ask("bandwidth")

@@ -221,12 +221,12 @@ def peak() -> float:
 
 
 def device_peak(allocated: int) -> float:
-    """GB of the bytes allocated on a device; the process's where there are none."""
+    """Return the GB allocated on a device, or the peak of the process if it is 0."""
     return allocated / GB if allocated else peak()
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long `work()` takes, and what it returns."""
+    """Return the seconds that `work()` takes, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -235,12 +235,11 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 def take_turns(
     workers: Sequence[Worker], method: str, rounds: int, **arguments: Any
 ) -> dict[str, float]:
-    """Median seconds of a method of every worker, called in turn after one untimed.
+    """Call a method of every worker in turn; returns the median seconds of each.
 
-    A turn is two calls, of which the second counts, as in a loop of them: in the first
-    a process gets back what it lost while the others ran. Of memory that it had freed
-    a virtual machine's host takes hold within seconds; having it anew took our steps a
-    second of system time.
+    The first call is not timed. A turn is two calls, and only the second counts: while
+    the others ran, the host of a virtual machine reclaimed memory that the process had
+    freed, and getting it back cost our first call about a second of system time.
     """
     times: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for turn in range(rounds + 1):
@@ -254,7 +253,7 @@ def take_turns(
 
 
 def photos(tars: Sequence[str], count: int) -> list[tuple[str, bytes]]:
-    """Names and bytes of the first JPEGs of tar files."""
+    """Read the names and bytes of the first JPEGs of tar files."""
     files: list[tuple[str, bytes]] = []
     for path in tars:
         with tarfile.open(path) as tar:
@@ -267,7 +266,7 @@ def photos(tars: Sequence[str], count: int) -> list[tuple[str, bytes]]:
 
 
 def machine() -> str:
-    """Processor, cores and memory in one line."""
+    """Describe processor, cores and memory in one line."""
     text = pathlib.Path("/proc/cpuinfo").read_text()
     names = re.findall(r"model name\s*: (.*)", text) or [platform.machine()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
@@ -277,7 +276,7 @@ def machine() -> str:
 
 
 def versions(*modules: str) -> str:
-    """Versions of imported libraries, in words."""
+    """List the versions of imported libraries."""
     return ", ".join(f"{name} {sys.modules[name].__version__}" for name in modules)
 
 

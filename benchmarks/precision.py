@@ -127,7 +127,7 @@ def examine(directory: pathlib.Path, hundreds: int) -> dict[str, float]:
 
 
 def print_table(scores: dict[str, list[dict[str, float]]]) -> None:
-    """Means over seeds, their spread, and the difference of the two precisions."""
+    """Print means over seeds, their spread, and the difference of both precisions."""
     full, half = (scores[precision] for precision in PRECISIONS)
     print(f"{'in percent':44}{'float32':>16}{'bfloat16':>16}{'difference':>12}")
     for name in full[0]:

@@ -38,7 +38,7 @@ COMPILED = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What one process of this run has compiled, the others take.
+    """Share compiled programs among the processes of this run.
 
     The first makes the folder, whose name workers and commands under test inherit.
     """
@@ -54,14 +54,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The compiled programs of this run are of no use to the next."""
+    """Delete the compiled programs of this run."""
     if COMPILED in config.stash:
         shutil.rmtree(config.stash[COMPILED], ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """A file's compiled programs end with it.
+    """Drop the compiled programs of a file after its last test.
 
     Each takes memory maps, of which Linux allows a process 65,530: the compiler crashes
     where there are no more, and the whole suite would come close.

@@ -16,7 +16,7 @@ ROOMS = (
 
 
 def imported_modules(path: pathlib.Path) -> set[str]:
-    """Every module that a file imports, lazily or for type checking included."""
+    """List the modules that a file imports, also lazily or for type checking."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -27,12 +27,12 @@ def imported_modules(path: pathlib.Path) -> set[str]:
 
 
 def rooms_of(modules: set[str]) -> set[str]:
-    """The rooms of this package that modules belong to."""
+    """Return the rooms of this package that modules belong to."""
     return {name.split(".")[1] for name in modules if name.startswith("blip2_jax.")}
 
 
 def files_of(room: str) -> list[pathlib.Path]:
-    """The Python files of a room."""
+    """List the Python files of a room."""
     return sorted((ROOT / "blip2_jax" / room).rglob("*.py"))
 
 

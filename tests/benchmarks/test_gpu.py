@@ -17,7 +17,7 @@ def command(monkeypatch):
 
 
 def row(table, name):
-    """The cells of a row, by the head of their column."""
+    """Return the cells of a row by the head of their column."""
     line = next(line for line in table.splitlines() if line.startswith(f"| {name}"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     return dict(zip(gpu.HEAD, cells, strict=True))

@@ -42,7 +42,7 @@ def build_wheel(directory):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A directory with an environment that has the wheel and these dependencies."""
+    """Install the wheel into a new environment; returns its directory."""
     directory = tmp_path_factory.mktemp("installed")
     wheel = build_wheel(directory)
     environment = directory / "environment"
@@ -59,7 +59,7 @@ def installed(tmp_path_factory):
 
 
 def run(installed, *arguments):
-    """The output of `blip2-jax` with these arguments, started outside the checkout."""
+    """Return the output of `blip2-jax`, started outside the checkout."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [installed / "environment" / "bin" / "blip2-jax", *arguments],

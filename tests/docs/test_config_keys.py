@@ -25,7 +25,7 @@ OPTIONS = (Stage1Options, Stage2Options, ContrastOptions, LanguageModelOptions)
 
 
 def known(key: str) -> bool:
-    """Whether a training run or an evaluation has this key."""
+    """Test if a training run or an evaluation has this key."""
     section, _, name = key.partition(".")
     if section == "objective" and name:
         return any(name in options.__dataclass_fields__ for options in OPTIONS)
@@ -34,7 +34,7 @@ def known(key: str) -> bool:
 
 
 def has_key(config: ConfigDict, key: str) -> bool:
-    """Whether a configuration has a dotted key."""
+    """Test if a configuration has a dotted key."""
     for part in key.split("."):
         if not isinstance(config, ConfigDict) or part not in config:
             return False

@@ -86,7 +86,7 @@ def read_blocks(page: pathlib.Path) -> list[Block]:
 
 
 def in_list(lines: list[str], number: int) -> bool:
-    """Whether an indented line continues an item of a list."""
+    """Test if an indented line continues an item of a list."""
     for line in reversed(lines[: number - 1]):
         if line.strip() and not line.startswith(" "):
             return bool(re.match(r"[-*+] |\d+\. ", line))
@@ -96,7 +96,7 @@ def in_list(lines: list[str], number: int) -> bool:
 
 
 def is_command(line: str) -> bool:
-    """Whether a line starts with a program that the documentation uses."""
+    """Test if a line starts with a program that the documentation uses."""
     words = [word for word in line.split() if not VARIABLE.match(word)]
     return bool(words) and words[0].startswith(PROGRAMS)
 

@@ -53,7 +53,7 @@ def tiny_config(task: str) -> ConfigDict:
 
 
 def make_run(directory: pathlib.Path, task: str, factor: float = 1.0) -> TrainingRun:
-    """A run with a checkpoint of its first parameters.
+    """Make a run with a checkpoint of its first parameters.
 
     Args:
       directory: directory of the run.
