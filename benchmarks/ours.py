@@ -50,13 +50,13 @@ class Generation(Machine):
         from blip2_jax.generation.decoding_config import DecodingConfig
         from blip2_jax.inference import generator
         from blip2_jax.models import presets
-        from blip2_jax.models.blip2 import init_params
+        from blip2_jax.models.blip2 import parameter_shapes
         from blip2_jax.models.blip2_stage2 import Blip2Stage2
 
         self.config = presets.from_plain(sizes)
         dtype = jnp.dtype(precision)
         model = Blip2Stage2(self.config, dtype, scan=scan)
-        shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+        shapes = parameter_shapes(model)
         params = parameters(self.config, shapes)
         self.params = jax.tree.map(lambda a: jnp.asarray(a, dtype), params)
         decoding = DecodingConfig(
@@ -141,12 +141,12 @@ class Reranking(Machine):
 
         from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
         from blip2_jax.models import presets
-        from blip2_jax.models.blip2 import init_params
+        from blip2_jax.models.blip2 import parameter_shapes
         from blip2_jax.models.blip2_stage1 import Blip2Stage1
 
         config = presets.from_plain(sizes)
         model = Blip2Stage1(config)
-        shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+        shapes = parameter_shapes(model)
         params = jax.tree.map(jax.numpy.asarray, parameters(config, shapes))
         self._scorer = Stage1Scorer(model, params, batch_size=texts)
         vision = config.vision

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2 import parameter_shapes
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config
@@ -88,9 +87,7 @@ def expected_shapes(
     config: Blip2Config, question_in_qformer: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shape of every parameter of a model by path, without allocation."""
-    model = build_model(config, question_in_qformer)
-    shapes: Any = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return flatten(shapes)
+    return flatten(parameter_shapes(build_model(config, question_in_qformer)))
 
 
 def build_model(

@@ -15,7 +15,7 @@ normalised and projected again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,15 +55,13 @@ class _Totals(NamedTuple):
     tokens: Float[Array, ""]
 
 
-def check_encoder(
-    count: int, init_params: Callable[[jax.Array], PyTree], frozen: Sequence[str]
-) -> None:
+def check_encoder(count: int, shapes: PyTree, frozen: Sequence[str]) -> None:
     """Check that the image encoder is frozen, because its features are computed once.
 
     Raises:
       ValueError: a parameter of the image encoder matches no pattern of `frozen`.
     """
-    for path in flatten(jax.eval_shape(init_params, jax.random.key(0))):
+    for path in flatten(shapes):
         if path.startswith("visual_encoder/") and not matches(frozen, path):
             raise ValueError(
                 f"config.optimizer.accumulate is {count}, which in stage 1 needs a "

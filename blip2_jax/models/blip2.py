@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -98,6 +100,15 @@ def init_params(model: Blip2Base, key: PRNGKeyArray) -> PyTree:
     params = model.init(key, images)["params"]
     std = model.config.qformer.initial_std
     return params if std == INITIAL_STD else _rescale(params, std / INITIAL_STD)
+
+
+@functools.cache
+def parameter_shapes(model: Blip2Base) -> PyTree:
+    """Return the shape of every parameter, traced once per model without allocation.
+
+    The tree is shared by all callers; do not change it.
+    """
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def _rescale(params: PyTree, factor: float) -> PyTree:

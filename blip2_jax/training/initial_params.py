@@ -57,8 +57,7 @@ def parameter_shapes(config: ConfigDict, task: Task) -> trees.Partition:
     Raises:
       ValueError: a pattern of `config.frozen` matches nothing.
     """
-    shapes = jax.eval_shape(task.init_params, jax.random.key(0))
-    return trees.split(shapes, config.frozen)
+    return trees.split(task.parameter_shapes(), config.frozen)
 
 
 def load_frozen_parameters(
@@ -170,7 +169,7 @@ def _from_sources(
 ) -> InitialParams:
     """Replace fresh values by those of the sources; the first source has priority."""
     params = flatten(fresh)
-    model_paths = flatten(jax.eval_shape(task.init_params, jax.random.key(0))).keys()
+    model_paths = flatten(task.parameter_shapes()).keys()
     shardings = flatten(sharding.tree_shardings(fresh, mesh))
     carried: dict[str, np.ndarray] = {}
     taken: set[str] = set()

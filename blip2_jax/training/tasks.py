@@ -28,7 +28,7 @@ from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
 from blip2_jax.losses.stage1_chunks import check_encoder, stage1_in_chunks
 from blip2_jax.losses.stage2 import Stage2Options, stage2_loss
 from blip2_jax.models import presets
-from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2 import Blip2Base, init_params, parameter_shapes
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.language.interface import build_language_model
@@ -87,6 +87,12 @@ class Task:
     batch_format: BatchFormat
     tokenizers: tuple[str, ...]
     gradients: Gradients | None = None
+
+    def parameter_shapes(self) -> Params:
+        """Return the shape of every parameter, without allocation."""
+        if isinstance(self.model, Blip2Base):
+            return parameter_shapes(self.model)  # traced once per model
+        return jax.eval_shape(self.init_params, jax.random.key(0))
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -155,7 +161,6 @@ def _stage1(config: ConfigDict) -> Task:
     """Build the task of stage 1."""
     model = Blip2Stage1(model_config(config.model), **module_kwargs(config))
     options = _options(Stage1Options, config.objective)
-    init = lambda key: init_params(model, key)
     count = config.optimizer.accumulate
     check_options(
         count,
@@ -164,11 +169,11 @@ def _stage1(config: ConfigDict) -> Task:
         num_shards=options.num_shards,
     )
     if count > 1:
-        check_encoder(count, init, config.frozen)
+        check_encoder(count, parameter_shapes(model), config.frozen)
     return Task(
         name="stage1",
         model=model,
-        init_params=init,
+        init_params=functools.partial(init_params, model),
         loss=functools.partial(stage1_loss, model, options=options),
         batch_format="image_text",
         tokenizers=("qformer",),
@@ -194,7 +199,7 @@ def _stage2(config: ConfigDict) -> Task:
     return Task(
         name="stage2",
         model=model,
-        init_params=lambda key: init_params(model, key),
+        init_params=functools.partial(init_params, model),
         loss=loss,
         batch_format=question_format(family) if question_in_qformer else family,
         tokenizers=(

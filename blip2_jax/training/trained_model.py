@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +14,8 @@ import numpy as np
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
 from blip2_jax.convert.model_source import TOWERS, ModelSource, build_model
 from blip2_jax.convert.native_folder import Manifest, manifest_entry
-from blip2_jax.models.blip2 import init_params
-from blip2_jax.nn.trees import Tree, flatten, split
+from blip2_jax.models.blip2 import init_params, parameter_shapes
+from blip2_jax.nn.trees import flatten, split
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.frozen import (
     WeightsError,
@@ -64,15 +65,15 @@ def open_run(
     # Runs of earlier versions do not have the key.
     question_in_qformer = stage2 and config.model.get("question_in_qformer", False)
 
-    def init(key: jax.Array) -> Tree:
-        return init_params(build_model(sizes, question_in_qformer), key)
-
-    shapes = split(jax.eval_shape(init, jax.random.key(0)), config.frozen)
+    model = build_model(sizes, question_in_qformer)
+    shapes = split(parameter_shapes(model), config.frozen)
     trained = _read_trained(
         directory, which, config.evaluation.mode, flatten(shapes.trainable)
     )
     frozen = flatten(shapes.frozen)
-    sources = frozen_sources(config, init, list(frozen))
+    sources = frozen_sources(
+        config, functools.partial(init_params, model), list(frozen)
+    )
     arrays = RunArrays(
         trained,
         sources,
