@@ -291,9 +291,10 @@ def converse(
 
 def match(model: Blip2Retriever, inputs: Inputs, texts: list[str]) -> Iterator[str]:
     """Yield a line for each score: every text with every image."""
-    scores = model.match(texts=texts * len(inputs.names), **inputs.repeated(len(texts)))
+    scores = model.match(texts=texts, pairs="all", **inputs.repeated(1))
     pairs = itertools.product(inputs.names, texts)
-    for (name, text), itc, itm in zip(pairs, scores.itc, scores.itm, strict=True):
+    values = zip(pairs, scores.itc.ravel(), scores.itm.ravel(), strict=True)
+    for (name, text), itc, itm in values:
         yield f"{name}: {text}: cosine {itc:.3f}, match probability {itm:.3f}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -21,13 +22,16 @@ def check_keys(
       name: name of the mapping in error messages, e.g. "data.image".
 
     Raises:
-      ValueError: a key is unknown or missing; the message lists the allowed keys.
+      ValueError: a key is unknown or missing; the message lists the allowed keys and
+        the one nearest to an unknown key.
     """
     keys, allowed = list(keys), list(allowed)
     known = ", ".join(allowed)
     for key in keys:
         if key not in allowed:
-            raise ValueError(f"{name} has no key {key!r}; its keys are {known}")
+            nearest = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise ValueError(f"{name} has no key {key!r}; its keys are {known}{hint}")
     for key in required:
         if key not in keys:
             raise ValueError(f"{name} needs the key {key!r}; its keys are {known}")

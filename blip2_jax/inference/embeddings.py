@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
+from blip2_jax.models.qformer.qformer import ImageKeyValues
 from blip2_jax.nn.similarity import max_query_similarity
 
 _compile = functools.partial(jax.jit, static_argnums=0)
@@ -84,6 +85,30 @@ def multimodal_features(
 
 
 @_compile
+def text_vectors(
+    model: Blip2Stage1, params: PyTree, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> dict[str, Float[Array, "B C"]]:
+    """Compute `vectors`: the unit vector of each text in the contrastive space."""
+    bound = model.bind({"params": params})
+    text = bound.qformer.text_pass(ids, mask, first_only=True)
+    return {"vectors": bound.project_text(text)[:, 0]}
+
+
+@_compile
+def matching_scores(
+    model: Blip2Stage1,
+    params: PyTree,
+    images: Shaped[Array, "B ..."],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> dict[str, Float[Array, " B"]]:
+    """Score pairs by the matching head alone: `itm`, P(match)."""
+    bound = model.bind({"params": params})
+    image = bound.image_keys_values(bound.encode_image(images))
+    return {"itm": _match_probability(bound, image, ids, mask)}
+
+
+@_compile
 def match_scores(
     model: Blip2Stage1,
     params: PyTree,
@@ -100,8 +125,17 @@ def match_scores(
     similarity = jax.vmap(max_query_similarity)(
         bound.project_queries(queries)[:, None], bound.project_text(text)
     )
+    itm = _match_probability(bound, image, ids, mask)
+    return {"itc": similarity[:, 0, 0], "itm": itm}
+
+
+def _match_probability(
+    bound: Blip2Stage1,
+    image: ImageKeyValues,
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, " B"]:
     matched = bound.qformer.multimodal_pass(
         bound.query_tokens, ids, mask, image, queries_only=True
     )
-    itm = jax.nn.softmax(bound.itm_logits(matched), axis=-1)[:, 1]
-    return {"itc": similarity[:, 0, 0], "itm": itm}
+    return jax.nn.softmax(bound.itm_logits(matched), axis=-1)[:, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from blip2_jax.convert.model_source import (
 )
 from blip2_jax.convert.positions import config_at_size
 from blip2_jax.convert.weights import text_branch_part
-from blip2_jax.data.dataclass_options import from_options
+from blip2_jax.data.dataclass_options import check_keys, from_options
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
@@ -108,9 +109,22 @@ def load(
         WeightsError say what is wrong.
       CheckpointError: the run has no such checkpoint, or it is damaged.
     """
+    check_keys(extra_weights, load_options(), (), "load")
     extra = from_options(ExtraWeights, extra_weights, "load")
     source = open_model(path, extra, which)
-    return load_source(source, precision, batch_size, mesh, devices)
+    model = load_source(source, precision, batch_size, mesh, devices)
+    model.origin = f"{path} ({source.origin})"
+    return model
+
+
+def load_options() -> list[str]:
+    """List the names of all options of `load`."""
+    options = [
+        name
+        for name, option in inspect.signature(load).parameters.items()
+        if option.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    return [*options, *(field.name for field in dataclasses.fields(ExtraWeights))]
 
 
 def open_model(

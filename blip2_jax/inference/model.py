@@ -35,6 +35,7 @@ from blip2_jax.generation.decoding_config import (
 )
 from blip2_jax.generation.lavis_defaults import lavis_defaults
 from blip2_jax.inference import embeddings, inputs
+from blip2_jax.inference.describe import describe_model
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.parallel import hosts, sharding
 
@@ -53,6 +54,7 @@ class Blip2(abc.ABC):
       prompt: default start of captions.
       batch_size: number of rows of the largest compiled program; larger inputs are
         processed in several batches.
+      origin: where the model comes from, for `repr`; "" if it was built from parts.
     """
 
     model: Blip2Base
@@ -66,10 +68,20 @@ class Blip2(abc.ABC):
         prompt: str,
         batch_size: int,
     ):
-        """Set the attributes that both stages share."""
+        """Set the attributes that both stages share.
+
+        Raises:
+          ValueError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: expected at least 1")
         self.model, self.params = model, params
         self.prompt, self.batch_size = prompt, batch_size
+        self.origin = ""
         self._qformer_tokenizer = qformer_tokenizer
+
+    def __repr__(self) -> str:
+        return describe_model(type(self).__name__, self.origin, self.model, self.params)
 
     def caption(
         self,

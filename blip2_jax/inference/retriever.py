@@ -19,21 +19,23 @@ from blip2_jax.inference import embeddings, inputs
 from blip2_jax.inference.model import Blip2, PromptArrays, Questions
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
+from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel import sharding
 
 MODES = ("image", "text", "multimodal")
+PAIRS = ("rows", "all")
 
 
 class Match(NamedTuple):
-    """Scores of image-text pairs, one per row.
+    """Scores of image-text pairs, [B], or [images, texts] for all pairs.
 
     Attributes:
       itc: cosine between the text and its nearest query (contrastive head).
       itm: probability that image and text match (matching head).
     """
 
-    itc: Float[Array, " B"]
-    itm: Float[Array, " B"]
+    itc: Float[Array, "..."]
+    itm: Float[Array, "..."]
 
 
 class Blip2Retriever(Blip2):
@@ -70,22 +72,65 @@ class Blip2Retriever(Blip2):
         images: Any = None,
         texts: str | Sequence[str] = (),
         *,
+        pairs: str = "rows",
         features: Any = None,
     ) -> Match:
         """Score image-text pairs.
 
         Args:
-          images: one for all texts, or one per text.
-          texts: one for all images, or one per image.
+          images: images as described in the module docstring of
+            `blip2_jax.inference.model`.
+          texts: one text or several.
+          pairs: "rows" scores image i with text i; one image goes with all texts, and
+            one text with all images. "all" scores every image with every text.
           features: as in `caption`.
+
+        Returns:
+          One score per pair: [B], or with `pairs="all"` a matrix [images, texts].
         """
+        if pairs not in PAIRS:
+            raise ValueError(f"pairs {pairs!r}: there are {', '.join(PAIRS)}")
         rows = self._image_arrays(images, features)
         texts = inputs.as_texts(texts, "texts")
+        if pairs == "all":
+            return self._match_all(rows, *self._text_arrays(texts))
         rows, texts = inputs.align(images=rows, texts=texts)
         scores = self._run_batches(
             embeddings.match_scores, rows, *self._text_arrays(texts)
         )
         return Match(scores["itc"], scores["itm"])
+
+    def _match_all(
+        self,
+        images: Shaped[Array, "B ..."],
+        ids: Int[Array, "texts T"],
+        mask: Bool[Array, "texts T"],
+    ) -> Match:
+        """Score every image with every text.
+
+        Each image and each text is encoded once. Features are held for one batch of
+        images at a time.
+        """
+        vectors = self._run_batches(embeddings.text_vectors, ids, mask)["vectors"]
+        itc, itm = [], []
+        for batch, _ in inputs.batches(len(images), self.batch_size):
+            rows = self._encode_images(images[batch])
+            queries = self._run_batches(embeddings.image_features, rows)
+            itc.append(
+                np.asarray(max_query_similarity(queries["image_embeds_proj"], vectors))
+            )
+            itm.append(np.stack([self._match_texts(row, ids, mask) for row in rows]))
+        return Match(np.concatenate(itc), np.concatenate(itm))
+
+    def _match_texts(
+        self,
+        features: Float[Array, "P D"],
+        ids: Int[Array, "texts T"],
+        mask: Bool[Array, "texts T"],
+    ) -> Float[Array, " texts"]:
+        """Score one image with all texts by the matching head."""
+        rows = np.broadcast_to(features, (len(ids), *features.shape))
+        return self._run_batches(embeddings.matching_scores, rows, ids, mask)["itm"]
 
     def features(
         self,
