@@ -26,8 +26,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from blip2_jax.cli.options import (
     CommandParser,
     UsageError,
@@ -35,6 +33,7 @@ from blip2_jax.cli.options import (
     extra_weights,
     run_command,
 )
+from blip2_jax.parallel.files import read_array
 
 if TYPE_CHECKING:
     from blip2_jax.inference.generator import Blip2Generator
@@ -221,7 +220,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 def read_inputs(arguments: argparse.Namespace) -> Inputs:
     """Decode the images, or read the features, before the model is loaded."""
     if arguments.features:
-        rows = np.load(arguments.features, allow_pickle=False)
+        rows = read_array(arguments.features)
         rows = rows if rows.ndim > 2 else rows[None]
         names = [f"{arguments.features}[{index}]" for index in range(len(rows))]
         inputs = Inputs(names, rows, "features")
@@ -235,7 +234,7 @@ def read_inputs(arguments: argparse.Namespace) -> Inputs:
 
 def _example_image(inputs: Inputs, name: str) -> Any:
     """Return an example's image, or its features, in the form of the inputs."""
-    return np.load(name, allow_pickle=False) if inputs.keyword == "features" else name
+    return read_array(name) if inputs.keyword == "features" else name
 
 
 def decoding_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,8 +15,6 @@ benchmark's server expects. Several processes share the examples.
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +22,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
-from blip2_jax.cli.options import UsageError, run_command
+from blip2_jax.cli.options import run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
+from blip2_jax.parallel.files import parse_json, read_json
 
 # Options that set the configuration key of the same name.
 SHORT_OPTIONS = {
@@ -89,13 +88,10 @@ def read_specs(text: str) -> tuple[dict[str, Any], ...]:
     """Read specifications of data sources from JSON or from a JSON file.
 
     Raises:
-      UsageError: the text is not JSON.
+      FileFormatError: the text or the file is not JSON.
     """
     is_json = text.lstrip()[:1] in ("{", "[")
-    try:
-        specs = json.loads(text if is_json else pathlib.Path(text).read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"--data is not JSON: {error}") from error
+    specs = parse_json(text, "--data") if is_json else read_json(text)
     return tuple(specs) if isinstance(specs, list) else (specs,)
 
 

@@ -11,7 +11,6 @@ trusted afterwards, so that a run which reads this folder does not hash its weig
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from blip2_jax.convert.files.output import (
 )
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.models import presets
+from blip2_jax.parallel.files import FileFormatError, read_json
 
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
@@ -68,7 +68,7 @@ class FolderArrays(LazyArrays):
         """
         self._source = CheckpointFiles(path)
         super().__init__(self._source)
-        self.manifest: Manifest = json.loads((path / MANIFEST).read_text())
+        self.manifest: Manifest = read_json(path / MANIFEST)
         if self.manifest.keys() != self._source.keys():
             differing = sorted(self.manifest.keys() ^ self._source.keys())
             raise SourceError(
@@ -103,7 +103,7 @@ def read_folder(path: pathlib.Path) -> ModelSource:
       SourceError: the folder is damaged or was written by a later version.
     """
     try:
-        fields = json.loads((path / MODEL).read_text())
+        fields = read_json(path / MODEL)
         if fields.pop("format") != FORMAT:
             raise SourceError(f"{path} was written by a later version of this package")
         config = presets.from_plain(fields.pop("sizes"))
@@ -113,7 +113,7 @@ def read_folder(path: pathlib.Path) -> ModelSource:
         for name in ("absent", "elsewhere"):
             fields[name] = tuple(fields[name])
         return ModelSource(config, FolderArrays(path), **fields)
-    except (json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
+    except (FileFormatError, KeyError, TypeError, FileNotFoundError) as error:
         raise SourceError(f"{path} is a damaged folder of weights: {error}") from error
 
 

@@ -7,13 +7,13 @@ are compared with its first.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from blip2_jax.evaluation.examples import Example, example_statistics, read_examples
 from blip2_jax.metrics.bootstrap import Difference, differences
+from blip2_jax.parallel.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,7 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
     for file in (path, path.with_suffix(".examples.jsonl")):
         if not file.is_file():
             raise FileNotFoundError(f"no file {str(file)!r}")
-    try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    record = read_json(path)
     required = {"title", "scores", "digests"}
     if not isinstance(record, dict) or not required <= set(record):
         raise ValueError(f"{path} is no record of launch/evaluate.py")

@@ -33,6 +33,7 @@ from blip2_jax.data.sources.base import Record
 from blip2_jax.metrics.bleu import ORDERS, bleu
 from blip2_jax.metrics.bootstrap import Statistic, mean, ratio
 from blip2_jax.metrics.retrieval import RECALL_AT
+from blip2_jax.parallel.files import read_json_lines
 
 Example = dict[str, Any]
 
@@ -57,7 +58,7 @@ def write_examples(path: pathlib.Path, examples: Iterable[Example]) -> None:
 
 def read_examples(path: pathlib.Path) -> list[Example]:
     """Read a file that `write_examples` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_json_lines(path)
 
 
 def example_statistics(examples: Sequence[Example]) -> dict[str, Statistic]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,6 +41,7 @@ from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.nn.trees import Tree, unflatten
 from blip2_jax.parallel import sharding
+from blip2_jax.parallel.files import read_json
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.trained_model import open_run
 
@@ -221,8 +221,8 @@ def _sizes(extra: ExtraWeights) -> Blip2Config | None:
             f"{', '.join(presets.PRESETS)}"
         )
     try:
-        return presets.from_plain(json.loads(file.read_text()))
-    except (json.JSONDecodeError, ValueError) as error:
+        return presets.from_plain(read_json(file))
+    except ValueError as error:
         raise SourceError(f"{file}: {error}") from error
 
 

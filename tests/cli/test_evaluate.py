@@ -120,7 +120,7 @@ def test_questions(run, tmp_path, capsys, monkeypatch):
     [
         (["--task", "wups"], "there are retrieval, captioning, vqa"),
         (["--model", "no/such/run"], "no file or folder 'no/such/run'"),
-        (["--data", "{broken"], "--data is not JSON"),
+        (["--data", "{broken"], "--data is not valid JSON"),
         (["--data", "no_such.json"], "no_such.json"),
         (["--config.rerunk=3"], "rerunk"),
         (["--config.variant=mine"], "variant 'mine': there are official, lavis"),

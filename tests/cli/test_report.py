@@ -142,7 +142,7 @@ def test_a_report_without_images(folder, capsys):
     ("content", "message"),
     [
         (None, "no file"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "is no record"),
     ],
 )

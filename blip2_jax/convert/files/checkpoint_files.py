@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import functools
 import hashlib
-import json
 import pathlib
 import pickle
 import zipfile
@@ -21,6 +20,8 @@ from typing import Any
 import ml_dtypes  # registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from blip2_jax.parallel.files import FileFormatError, read_json
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pth", ".pt")
@@ -288,8 +289,8 @@ def _open(path: pathlib.Path) -> ArrayFile:
 def _indexed(index: pathlib.Path) -> dict[str, ArrayFile]:
     """Open the shards that an index names and check that none lacks an array."""
     try:
-        shard_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        shard_of: dict[str, str] = read_json(index)["weight_map"]
+    except (FileFormatError, KeyError, TypeError) as error:
         raise SourceError(f"{index} is not an index of shards: {error}") from error
     shards = sorted(set(shard_of.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
@@ -309,4 +310,4 @@ def _indexed(index: pathlib.Path) -> dict[str, ArrayFile]:
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
     file = path / "config.json"
-    return json.loads(file.read_text()) if path.is_dir() and file.is_file() else {}
+    return read_json(file) if path.is_dir() and file.is_file() else {}

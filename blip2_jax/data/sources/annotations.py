@@ -15,7 +15,6 @@ captions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import Question, Record, Source
-from blip2_jax.data.sources.files import ImageFiles, read_text_file
+from blip2_jax.data.sources.files import ImageFiles, read_annotations
 
 # (image name, original id, captions, questions, part of the data set)
 _Row = tuple[str, int | str | None, list[str], list[Question], str]
@@ -73,14 +72,7 @@ class AnnotationsSource(Source):
 
 def _read(path: str, splits: Sequence[str]) -> Iterator[_Row]:
     """Read the rows of a file in any of the layouts."""
-    text = read_text_file(path)
-    try:
-        if path.endswith(".jsonl"):
-            content: Any = [json.loads(line) for line in text.splitlines() if line]
-        else:
-            content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    content = read_annotations(path)
     try:
         if isinstance(content, list):
             return iter([_lavis_row(row) for row in content])

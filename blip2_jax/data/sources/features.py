@@ -6,7 +6,6 @@ keys in the source of the texts (SHARD/KEY for tars).
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 from blip2_jax.data.sources.registry import build_source
+from blip2_jax.parallel.files import read_array, read_json
 
 
 class FeaturesSource(Source):
@@ -40,7 +40,7 @@ class FeaturesSource(Source):
         for name in ("features.npy", "keys.json"):
             if not (self._path / name).is_file():
                 raise FileNotFoundError(f"{self._path / name} does not exist")
-        self._keys: list[str] = json.loads((self._path / "keys.json").read_text())
+        self._keys: list[str] = read_json(self._path / "keys.json")
         if len(self._keys) != len(self._features()):
             raise ValueError(
                 f"{path}: {len(self._keys)} keys for {len(self._features())} features"
@@ -92,7 +92,7 @@ class FeaturesSource(Source):
 
     def _features(self) -> Float[Array, "images P D"]:
         if self._array is None:
-            self._array = np.load(self._path / "features.npy", mmap_mode="r")
+            self._array = read_array(self._path / "features.npy", "r")
             if self._array.ndim != 3:
                 raise ValueError(
                     f"{self.name} has shape {self._array.shape}, not [images, P, D]"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample
+from blip2_jax.parallel.files import read_json, read_json_lines
 
 
 class ImageFiles:
@@ -58,12 +60,13 @@ class ImageFiles:
         return decode_image(data, name, at_least)
 
 
-def read_text_file(path: str) -> str:
-    """Read an annotation file.
+def read_annotations(path: str) -> Any:
+    """Read an annotation file: JSON, or a list of JSON lines from a `.jsonl` file.
 
     Raises:
       FileNotFoundError: the file does not exist.
+      FileFormatError: it is not valid JSON.
     """
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"annotation file {path!r} does not exist")
-    return pathlib.Path(path).read_text(encoding="utf-8")
+    return read_json_lines(path) if path.endswith(".jsonl") else read_json(path)

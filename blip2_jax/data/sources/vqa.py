@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,7 +15,7 @@ from blip2_jax.data.sources.base import (
     Record,
     Source,
 )
-from blip2_jax.data.sources.files import ImageFiles, read_text_file
+from blip2_jax.data.sources.files import ImageFiles, read_annotations
 from blip2_jax.data.sources.registry import build_source
 
 ByImage = dict[int | str, list[Question]]
@@ -116,7 +115,7 @@ def _answers(path: str, field: str) -> dict[int | str, _Answers]:
             f"answer must be answers or multiple_choice_answer, not {field!r}"
         )
     answers = {}
-    for row in _rows(json.loads(read_text_file(path)), path, "annotations"):
+    for row in _rows(read_annotations(path), path, "annotations"):
         agreed = field == "multiple_choice_answer"
         texts = [row[field]] if agreed else [item["answer"] for item in row[field]]
         kind = row.get("answer_type", "")
@@ -126,7 +125,7 @@ def _answers(path: str, field: str) -> dict[int | str, _Answers]:
 
 def _by_image(path: str, answers: Mapping[int | str, _Answers]) -> ByImage:
     """Group the questions of a file by image, in the order of the file."""
-    content = json.loads(read_text_file(path))
+    content = read_annotations(path)
     if _is_gqa(content):
         questions = [_gqa_question(name, row) for name, row in content.items()]
     else:

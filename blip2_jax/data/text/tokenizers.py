@@ -7,7 +7,6 @@ state, so that many threads can share a tokenizer.
 from __future__ import annotations
 
 import itertools
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from typing import Any, Literal, overload
 import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
+
+from blip2_jax.parallel.files import read_json
 
 SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
@@ -231,12 +232,12 @@ def tokenizer_directory(spec: str) -> pathlib.Path:
 def _vocabulary_size(directory: pathlib.Path) -> int:
     """Count the words in the vocabulary files; 1 if they cannot be counted."""
     if (directory / "tokenizer.json").is_file():
-        vocabulary = json.loads((directory / "tokenizer.json").read_text())
+        vocabulary = read_json(directory / "tokenizer.json")
         return len(vocabulary["model"]["vocab"])
     if (directory / "vocab.txt").is_file():
         return len((directory / "vocab.txt").read_text().splitlines())
     if (directory / "vocab.json").is_file():
-        return len(json.loads((directory / "vocab.json").read_text()))
+        return len(read_json(directory / "vocab.json"))
     return 1
 
 
