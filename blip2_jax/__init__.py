@@ -13,9 +13,9 @@ Dimension letters have the same meaning in every annotation, comment and einsum:
 A dimension with a lower-case name is local, as in "height width 3". `einsum` subscripts
 use the same letters in lower case.
 
-Public: `load`, `presets`, and the classes `Blip2`, `Blip2Retriever` (stage 1) and
-`Blip2Generator` (stage 2). They are imported on first use, so that `import blip2_jax`
-is fast.
+Public: `load`, `example_image`, `presets`, and the classes `Blip2`, `Blip2Retriever`
+(stage 1) and `Blip2Generator` (stage 2). They are imported on first use, so that
+`import blip2_jax` is fast.
 """
 
 import importlib
@@ -27,6 +27,7 @@ __all__ = [
     "Blip2Generator",
     "Blip2Retriever",
     "__version__",
+    "example_image",
     "load",
     "presets",
 ]
@@ -35,6 +36,7 @@ _MODULES = {
     "Blip2": "blip2_jax.inference.model",
     "Blip2Generator": "blip2_jax.inference.generator",
     "Blip2Retriever": "blip2_jax.inference.retriever",
+    "example_image": "blip2_jax.inference.example_images",
     "load": "blip2_jax.inference.load",
 }
 

@@ -89,7 +89,9 @@ def make_parser() -> CommandParser:
 
 def _add_input_options(parser: CommandParser) -> None:
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--image", nargs="+", metavar="FILE", help="image files")
+    images.add_argument(
+        "--image", nargs="+", metavar="FILE", help="image files or URLs"
+    )
     images.add_argument(
         "--features", metavar="FILE.npy", help="features, [P, D] or [B, P, D]"
     )

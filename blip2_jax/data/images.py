@@ -15,7 +15,7 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from numpy import ndarray as Array
 from PIL import Image, UnidentifiedImageError
 
@@ -24,7 +24,10 @@ from blip2_jax.data.sources.base import BrokenSample
 cv2.setNumThreads(0)  # many workers load small images in parallel
 
 MAX_DECODED_PIXELS = 100_000_000
-_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # grey, of 16 or 32 bits
+# Modes that Pillow converts to RGB only through another one. Palettes may have a
+# transparent entry.
+_THROUGH = {"P": "RGBA", "RGBa": "RGBA", "La": "LA"}
 _MAX_RATIO = 3  # larger reductions take two steps
 _END_OF_JPEG = b"\xff\xd9"
 _JPEG_SCALES = {
@@ -92,10 +95,9 @@ def decode_image(
     try:
         with Image.open(io.BytesIO(data)) as image:
             scale = _reduce(image, at_least) if image.format == "JPEG" else 0
-            if image.width * image.height > MAX_DECODED_PIXELS:
-                raise BrokenSample("huge image", key, f"{image.width}x{image.height}")
+            _check_size(image, key)
             pixels = _decode_jpeg(data, image, scale) if scale else None
-            return np.asarray(to_rgb(image)) if pixels is None else pixels
+            return rgb_pixels(image, key) if pixels is None else pixels
     except BrokenSample:
         raise
     except Image.DecompressionBombError as error:
@@ -104,9 +106,35 @@ def decode_image(
         cause = "not an image" if data else "empty image file"
         raise BrokenSample(cause, key) from None
     except Exception as error:  # decoders of broken files raise almost anything
-        truncated = "truncated" in str(error) or "incomplete" in str(error)
-        cause = "truncated image" if truncated else "undecodable image"
-        raise BrokenSample(cause, key, str(error)) from None
+        raise _undecodable(key, error) from None
+
+
+def rgb_pixels(image: Image.Image, key: str) -> UInt8[Array, "height width 3"]:
+    """Decode the first frame of an opened image of any mode to RGB.
+
+    Args:
+      image: the image.
+      key: name of the image in errors.
+
+    Raises:
+      BrokenSample: the image is too large, truncated, or otherwise undecodable.
+    """
+    _check_size(image, key)
+    try:
+        return np.asarray(to_rgb(image))
+    except Exception as error:  # decoders of broken files raise almost anything
+        raise _undecodable(key, error) from None
+
+
+def _check_size(image: Image.Image, key: str) -> None:
+    if image.width * image.height > MAX_DECODED_PIXELS:
+        raise BrokenSample("huge image", key, f"{image.width}x{image.height}")
+
+
+def _undecodable(key: str, error: Exception) -> BrokenSample:
+    truncated = "truncated" in str(error) or "incomplete" in str(error)
+    cause = "truncated image" if truncated else "undecodable image"
+    return BrokenSample(cause, key, str(error))
 
 
 def _reduce(image: Image.Image, at_least: int) -> int:
@@ -136,14 +164,38 @@ def _decode_jpeg(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert the first frame to RGB; 16-bit values are scaled, not clipped."""
-    if image.mode in _SIXTEEN_BIT:  # Pillow would clip at 255
-        values = np.asarray(image).astype(np.int64)
-        values = values >> 8 if values.max(initial=0) > 255 else values
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8), "L")
-    elif image.mode == "P":
-        image = image.convert("RGBA")  # palettes with a transparent entry
+    """Convert the first frame to RGB; wide values are scaled, not clipped.
+
+    Integers of more than 8 bits give their high byte if one of them exceeds 255. Floats
+    in 0 ... 1 are multiplied by 255; those in 0 ... 255 are rounded.
+
+    Raises:
+      ValueError: grey values are negative, not finite, or exceed 16 bits (integers) or
+        255 (floats), so that their range is unknown.
+    """
+    if image.mode in _WIDE:  # Pillow would clip at 255
+        return Image.fromarray(_grey_bytes(np.asarray(image)), "L").convert("RGB")
+    if image.mode in _THROUGH:
+        image = image.convert(_THROUGH[image.mode])
     return image.convert("RGB")
+
+
+def _grey_bytes(
+    values: Shaped[Array, "height width"],
+) -> UInt8[Array, "height width"]:
+    """Scale grey values of 16 or 32 bits to 8 bits; see `to_rgb`."""
+    is_float = np.issubdtype(values.dtype, np.floating)
+    lowest, highest = values.min(initial=0), values.max(initial=0)
+    limit = 255 if is_float else 65535
+    if not 0 <= lowest <= highest <= limit:  # also if one of them is not a number
+        raise ValueError(
+            f"grey values from {lowest:g} to {highest:g}: expected 0 to {limit}"
+        )
+    if is_float:
+        values = np.rint(values * 255 if highest <= 1 else values)
+    elif highest > 255:
+        values = values >> 8
+    return values.astype(np.uint8)
 
 
 def evaluation_image(

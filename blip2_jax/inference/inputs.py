@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from numpy import ndarray as Array
-from PIL import Image
 
-from blip2_jax.data.images import decode_image, evaluation_image, to_rgb
-from blip2_jax.data.sources.base import BrokenSample
+from blip2_jax.data.images import evaluation_image
+from blip2_jax.inference.user_images import as_numpy, as_pixels
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 
 LENGTH_STEP = 8  # token arrays are padded to multiples of this
 T = TypeVar("T")
-
-
-def as_pixels(image: Any) -> UInt8[Array, "height width 3"]:
-    """Convert one image to uint8 RGB.
-
-    Args:
-      image: a path, a PIL image or a uint8 array [height, width, 3].
-
-    Raises:
-      FileNotFoundError: the file does not exist.
-      TypeError: `image` has another type.
-      ValueError: the file is not an image, or the array has another shape or dtype.
-    """
-    if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"no image file {str(path)!r}")
-        try:
-            return decode_image(path.read_bytes(), str(path))
-        except BrokenSample as error:
-            raise ValueError(str(error)) from None
-    if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
-    if not hasattr(image, "__array__"):
-        raise TypeError(
-            "an image is a path, a PIL image or an array [height, width, 3] of uint8, "
-            f"not {type(image).__name__}"
-        )
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ValueError(
-            "an image array is [height, width, 3] of uint8, not "
-            f"{list(pixels.shape)} of {pixels.dtype}"
-        )
-    return pixels
 
 
 def as_images(images: Any, size: int) -> UInt8[Array, "B height width 3"]:
@@ -78,7 +40,7 @@ def as_features(features: Any, num_tokens: int, width: int) -> Float[Array, "B P
     Raises:
       ValueError: the shape is not [`num_tokens`, `width`] per image.
     """
-    rows = [np.asarray(row) for row in _as_list(features, 2)]
+    rows = [as_numpy(row) for row in _as_list(features, 2)]
     shapes = {row.shape for row in rows}
     if shapes != {(num_tokens, width)}:
         actual = ", ".join(str(list(shape)) for shape in sorted(shapes)) or "nothing"

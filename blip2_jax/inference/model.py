@@ -8,10 +8,11 @@ The classes are named after their uses, as in Hugging Face transformers
 (`ForImageTextRetrieval`, `ForConditionalGeneration`). `Blip2Stage1` and `Blip2Stage2`
 are the Flax modules inside them.
 
-An image is a path, a PIL image or a uint8 array [height, width, 3]. Methods take one
-image or several, as a list or an array, and return a list or an array with one row per
-image. Inputs are padded to a few sizes to limit the number of compiled programs. A
-row's result does not depend on the other rows.
+An image is a path, a URL, the bytes of a file, an open binary file, a PIL image or a
+uint8 array [height, width, 3]; see `user_images.as_pixels`. Methods take one image or
+several, as a list or an array, and return a list or an array with one row per image.
+Inputs are padded to a few sizes to limit the number of compiled programs. A row's
+result does not depend on the other rows.
 """
 
 from __future__ import annotations
