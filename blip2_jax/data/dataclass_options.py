@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def is_integer(value: Any) -> bool:
+    """Return True for whole numbers of Python and NumPy, but not for booleans."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_keys(

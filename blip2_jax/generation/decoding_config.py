@@ -20,11 +20,24 @@ start; see `repetition_history` in `blip2_jax/inference/generator.py`.
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
+from collections.abc import Iterator
 from typing import Any
 
-from blip2_jax.data.dataclass_options import replace_options
+import numpy as np
+
+from blip2_jax.data.dataclass_options import is_integer, replace_options
 
 CONVENTIONS = ("transformers5", "original")
+_INTEGERS = (
+    "num_beams",
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_return_sequences",
+    "top_k",
+)
+_NUMBERS = ("length_penalty", "repetition_penalty", "temperature", "top_p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +84,24 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        for name, expected in self._wrong_types():
+            raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
         for name, is_wrong, expected in self._checks():
             if is_wrong:
                 value = getattr(self, name)
                 raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    def _wrong_types(self) -> Iterator[tuple[str, str]]:
+        """Yield the fields of another type, or that are not finite, and the type."""
+        if not isinstance(self.sample, bool | np.bool_):
+            yield "sample", "True or False"
+        for name in _INTEGERS:
+            if not is_integer(getattr(self, name)):
+                yield name, "a whole number"
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+                yield name, "a finite number"
 
     def _checks(self) -> tuple[tuple[str, bool, str], ...]:
         """List the checks as (field, value is wrong, expected value)."""

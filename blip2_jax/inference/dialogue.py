@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.data.text.prompts import dialogue_prompt
+from blip2_jax.data.text.prompts import QUESTION_PROMPT, dialogue_prompt
 from blip2_jax.data.text.tokenizers import clean_question
 from blip2_jax.inference import inputs
 
 Turn = tuple[str, str]  # a question and its answer
+_MARK = "\0"  # stands for a question; no template contains it
 
 
 class QuestionPrompts(NamedTuple):
@@ -45,8 +46,10 @@ def question_prompts(
 
     Raises:
       TypeError: a question is not a string, or `history` has another form.
-      ValueError: there are no questions, or their number differs from `history`'s.
+      ValueError: there are no questions, their number differs from `history`'s, or the
+        template has no place for the question.
     """
+    check_template(template)
     questions = [clean_question(q) for q in inputs.as_texts(questions, "questions")]
     questions, turns = inputs.align(questions=questions, history=as_turns(history))
     examples = _clean_turns(example_turns)
@@ -58,6 +61,23 @@ def question_prompts(
         )
         qformer_questions.append([*example_questions, question])
     return QuestionPrompts(prompts, qformer_questions)
+
+
+def check_template(template: str) -> None:
+    """Check that a template of questions has one place, `{}`, for the question.
+
+    Raises:
+      ValueError: it has none, or another one.
+    """
+    try:
+        filled = template.format(_MARK)
+    except (LookupError, ValueError, AttributeError):
+        filled = ""
+    if _MARK not in filled:
+        raise ValueError(
+            f"question_prompt={template!r}: expected a text with {{}} in place of the "
+            f"question, such as {QUESTION_PROMPT!r}"
+        )
 
 
 def _clean_turns(turns: Sequence[Turn]) -> list[Turn]:
@@ -73,9 +93,9 @@ def as_turns(history: Any) -> list[list[Turn]]:
     Raises:
       TypeError: `history` has another form.
     """
-    items = list(history)
+    items = list(history or ())
     is_shared = all(_is_turn(item) for item in items)
-    rows = [items] if is_shared else [list(row) for row in items]
+    rows = [items] if is_shared else [_as_list(row) for row in items]
     for turn in (turn for row in rows for turn in row):
         if not _is_turn(turn):
             raise TypeError(
@@ -83,6 +103,30 @@ def as_turns(history: Any) -> list[list[Turn]]:
                 f"{turn!r}"
             )
     return [[(question, answer) for question, answer in row] for row in rows]
+
+
+def _as_list(row: Any) -> list[Any]:
+    return list(row) if isinstance(row, list | tuple) else [row]
+
+
+def split_examples(examples: Any) -> tuple[list[Any], list[Turn]]:
+    """Split in-context examples into their images and their turns.
+
+    Args:
+      examples: (image or features, question, answer) each.
+
+    Raises:
+      TypeError: an example has another form.
+    """
+    examples = list(examples or ())
+    for example in examples:
+        is_triple = isinstance(example, list | tuple) and len(example) == 3
+        if not is_triple or not _is_turn(example[1:]):
+            raise TypeError(
+                "examples are triples (image or features, question, answer), not "
+                f"{type(example).__name__}: {example!r:.80}"
+            )
+    return [image for image, *_ in examples], [(q, a) for _, q, a in examples]
 
 
 def _is_turn(value: Any) -> bool:

@@ -105,16 +105,16 @@ class Blip2Generator(Blip2):
         Returns:
           As `caption`.
         """
+        example_images, example_turns = dialogue.split_examples(examples)
         prompts, qformer_questions = dialogue.question_prompts(
             questions,
             history,
-            [(question, answer) for _, question, answer in examples],
+            example_turns,
             question_prompt or self._question_template(),
         )
         config = self._decoding_config(decoding, "answer", settings)
         rows = self._image_arrays(images, features, several=True)
-        if examples:
-            example_images = [image for image, *_ in examples]
+        if example_images:
             is_features = isinstance(self.model.config.vision, FeaturesConfig)
             rows = dialogue.prepend_images(
                 self._image_arrays(None, example_images)
@@ -137,11 +137,19 @@ class Blip2Generator(Blip2):
           images: as in `answer`.
           questions: questions in order.
           **options: other arguments of `answer`.
+
+        Raises:
+          ValueError: there are several rows of images.
         """
         turns: list[dialogue.Turn] = []
         for question in inputs.as_texts(questions, "questions"):
-            (answer,) = self.answer(images, question, history=turns, **options)
-            turns.append((question, answer))
+            answers = self.answer(images, question, history=turns, **options)
+            if len(answers) != 1:
+                raise ValueError(
+                    f"a conversation is about one image, or several in one row "
+                    f"([[a, b]]), not {len(answers)} rows"
+                )
+            turns.append((question, answers[0]))
         return [answer for _, answer in turns]
 
     def generate(

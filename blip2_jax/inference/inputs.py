@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from numpy import ndarray as Array
 
+from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.user_images import as_numpy, as_pixels
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
@@ -141,16 +142,34 @@ def as_texts(texts: str | Sequence[str], name: str) -> list[str]:
       name: name of the argument, for error messages.
 
     Raises:
-      TypeError: an item is not a string.
-      ValueError: the sequence is empty.
+      TypeError: an item is not a string, or there is no sequence. Sets and mappings are
+        refused, because their order is not that of the results.
+      ValueError: the sequence is empty, or a text is no valid Unicode.
     """
-    items = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, Set | Mapping | bytes):
+        raise TypeError(
+            f"{name} are a string or a list of strings, not {type(texts).__name__}"
+        )
+    items = list(texts)
     for item in items:
         if not isinstance(item, str):
             raise TypeError(f"{name} are strings, not {type(item).__name__}")
+        _check_unicode(item, name)
     if not items:
         raise ValueError(f"no {name} were given")
     return items
+
+
+def _check_unicode(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} contain {text!r}, whose character {error.start} is half of a "
+            "surrogate pair and no text"
+        ) from None
 
 
 def align(**arguments: Sequence[T] | Shaped[Array, "..."]) -> tuple[Any, ...]:
@@ -178,11 +197,15 @@ def image_indices(image_of: Sequence[int] | None, num_images: int) -> list[int]:
     """Return the image index of each row; None: row i is about image i.
 
     Raises:
-      ValueError: an index is out of range.
+      ValueError: an index is no whole number, or out of range.
     """
     if image_of is None:
         return list(range(num_images))
-    wrong = [index for index in image_of if not 0 <= index < num_images]
+    wrong = [
+        index
+        for index in image_of
+        if not (is_integer(index) and 0 <= index < num_images)
+    ]
     if wrong:
         raise ValueError(f"image_of names image {wrong[0]}, and there are {num_images}")
     return list(image_of)

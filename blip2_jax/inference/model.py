@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import (
@@ -74,7 +75,7 @@ class Blip2(abc.ABC):
         Raises:
           ValueError: `batch_size` is below 1.
         """
-        if batch_size < 1:
+        if not is_integer(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}: expected at least 1")
         self.model, self.params = model, params
         self.prompt, self.batch_size = prompt, batch_size
@@ -236,6 +237,7 @@ class Blip2(abc.ABC):
           questions: see `Questions`.
           image_of: index of each row's image; None pairs rows with images.
         """
+        check_seed(seed)
         rows: dict[str, Any] = {
             "images": inputs.image_indices(image_of, len(images)),
             "prompts": inputs.as_texts(prompts, "prompts"),
@@ -286,6 +288,16 @@ class Blip2(abc.ABC):
             outputs.append({name: array[:rows] for name, array in output.items()})
         names = outputs[0]
         return {name: np.concatenate([o[name] for o in outputs]) for name in names}
+
+
+def check_seed(seed: int) -> None:
+    """Check a seed of sampling.
+
+    Raises:
+      ValueError: it is no whole number of 64 bits.
+    """
+    if not is_integer(seed) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: expected a whole number of 64 bits")
 
 
 def _row_keys(seed: int, start: int, count: int) -> Key[jax.Array, " B"]:
