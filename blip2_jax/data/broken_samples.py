@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
+MAX_BROKEN_SHARE = 0.01  # default limit of training and evaluation
 _MIN_SAMPLES = 500  # the share of broken samples is too noisy below this
 _MAX_KEYS = 3  # keys in messages, per cause
 

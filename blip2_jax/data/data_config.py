@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from blip2_jax.data.broken_samples import MAX_BROKEN_SHARE
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.images import ImageConfig
 
@@ -89,7 +90,7 @@ class DataConfig:
     keep_end: bool = True
     workers: int = 0
     prefetch: int = 2
-    max_broken_share: float = 0.01
+    max_broken_share: float = MAX_BROKEN_SHARE
 
     def __post_init__(self):
         """Check the values."""

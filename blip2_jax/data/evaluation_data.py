@@ -1,7 +1,8 @@
 """Evaluation data: every record once and in order, with the original's image transform.
 
 The last batch is padded to the size of the others, and `valid` marks the real rows.
-Broken images are not replaced: their rows are not valid, and they are counted.
+Broken records and images are not replaced, because nothing else may be scored in their
+place: they are counted, and too many of them are an error.
 """
 
 from __future__ import annotations
@@ -13,13 +14,23 @@ from typing import Any
 import grain
 import numpy as np
 
-from blip2_jax.data.broken_samples import BrokenSampleStats
+from blip2_jax.data.broken_samples import (
+    MAX_BROKEN_SHARE,
+    BrokenSampleStats,
+    TooManyBrokenSamples,
+)
 from blip2_jax.data.data_config import BatchFormat, DataConfig, data_config
 from blip2_jax.data.examples import DrawnText, TextFormat
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.data.mixture import build_mixture
 from blip2_jax.data.rows import BatchRow, image_key, stack_rows
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
+from blip2_jax.data.sources.reading import (
+    broken_on_error,
+    read_features,
+    read_pixels,
+    read_record,
+)
 
 _THREADS = 2  # that read ahead
 
@@ -34,23 +45,38 @@ class EvaluationSet:
         sources hold text only.
       blank_image: zeros in the shape of an image, for rows that are not valid.
       broken_stats: counts of broken records and images.
-      broken_images: (cause, key) of unreadable images by index into `records`.
+      broken_images: (cause, place) of broken images by index into `records`.
+      left_out: elements that the sources leave out, by reason (see `Source`).
+      max_broken_share: share of broken records and images above which an error is
+        raised.
     """
 
+    max_broken_share = MAX_BROKEN_SHARE
+
     def __init__(
-        self, specs: Sequence[Mapping[str, Any]], image_size: int, max_examples: int = 0
+        self,
+        specs: Sequence[Mapping[str, Any]],
+        image_size: int,
+        max_examples: int = 0,
+        max_broken_share: float = MAX_BROKEN_SHARE,
     ):
-        """Open the sources and read the texts of their records.
+        """Open the sources, read the texts of their records and look for their images.
 
         Args:
           specs: source specs; weights are ignored.
           image_size: side of the images in pixels.
           max_examples: take only the first `max_examples` records; 0 takes all.
+          max_broken_share: see above.
+
+        Raises:
+          TooManyBrokenSamples: too many records are malformed or have no image.
         """
+        self.max_broken_share = max_broken_share
         plain = [{k: v for k, v in spec.items() if k != "weight"} for spec in specs]
         mixture = build_mixture(plain)
         self.broken_stats = BrokenSampleStats()
         self.broken_images: dict[int, tuple[str, str]] = {}
+        self._broken_records = 0
         has_images = {s.image_kind for s in mixture.sources} != {ImageKind.NONE}
         self.image_key = image_key(mixture.sources, has_images)
         self._size = image_size
@@ -60,6 +86,13 @@ class EvaluationSet:
             mixture.sources, mixture.image_id_offsets, strict=True
         ):
             self._read(source, offset, max_examples)
+        self.left_out: dict[str, int] = {}
+        for source in mixture.sources:
+            for reason, count in source.left_out.items():
+                self.left_out[reason] = self.left_out.get(reason, 0) + count
+        if has_images:
+            self._find_missing_images()
+        self._check_share()
         self.blank_image = self._make_blank_image()
 
     def _read(self, source: Source, offset: int, max_examples: int) -> None:
@@ -68,13 +101,34 @@ class EvaluationSet:
             if max_examples and len(self.records) == max_examples:
                 return
             try:
-                record = source.record(index)
+                record = read_record(source, index)
             except BrokenSample as error:
-                self.broken_stats.add(1, [(error.cause, error.key)])
+                self.broken_stats.add(1, [(error.cause, error.place)])
+                self._broken_records += 1
                 continue
             image_id = record.image_id + offset
             self.records.append(dataclasses.replace(record, image_id=image_id))
             self._source_indices.append((source, index))
+
+    def _find_missing_images(self) -> None:
+        """Count the images that are known to be missing before any is read."""
+        for index, (source, source_index) in enumerate(self._source_indices):
+            try:
+                with broken_on_error("unreadable image", self.records[index].key):
+                    source.check_image(source_index)
+            except BrokenSample as error:
+                self._count_image(index, error.cause, error.place)
+
+    def _check_share(self) -> None:
+        """Raise TooManyBrokenSamples if too many records or images are broken."""
+        broken = self._broken_records + len(self.broken_images)
+        total = self._broken_records + len(self.records)
+        if broken > self.max_broken_share * total:
+            raise TooManyBrokenSamples(
+                f"{broken} of {total} records of the evaluation are broken, the limit "
+                f"is a share of {self.max_broken_share:g} (max_broken_share): "
+                f"{self.broken_stats}"
+            )
 
     def _make_blank_image(self) -> np.ndarray | None:
         """Make zeros in the shape of the images; None if there are none."""
@@ -90,19 +144,31 @@ class EvaluationSet:
     def image(self, index: int) -> np.ndarray | None:
         """Load an image, uint8 [R, R, 3], or features [P, D]; None if broken."""
         source, source_index = self._source_indices[index]
+        key = self.records[index].key
         try:
             if self.image_key == "features":
-                return source.load_features(source_index)
-            return evaluation_image(source.load_image(source_index), self._size)
+                return read_features(source, source_index, key)
+            with broken_on_error("unusable image", key):
+                pixels = read_pixels(source, source_index, key)
+                return evaluation_image(pixels, self._size)
         except BrokenSample as error:
-            self.mark_broken(index, error.cause, error.key)
+            self.mark_broken(index, error.cause, error.place)
             return None
 
-    def mark_broken(self, index: int, cause: str, key: str) -> None:
-        """Count a record's image as broken; repeated calls count once."""
+    def mark_broken(self, index: int, cause: str, place: str) -> None:
+        """Count a record's image as broken; repeated calls count once.
+
+        Raises:
+          TooManyBrokenSamples: the share of broken records and images is too large.
+        """
+        self._count_image(index, cause, place)
+        self._check_share()
+
+    def _count_image(self, index: int, cause: str, place: str) -> None:
+        """Count a record's image as broken, once."""
         if index not in self.broken_images:
-            self.broken_images[index] = cause, key
-            self.broken_stats.add(1, [(cause, key)])
+            self.broken_images[index] = cause, place
+            self.broken_stats.add(1, [(cause, place)])
 
     def stack_images(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
         """Stack images of this set, with `blank_image` in place of None."""
@@ -189,9 +255,9 @@ def _row(
         return None
     record = evaluation_set.records[index]
     try:
-        text = text_format.draw(record, None)
-    except BrokenSample as error:
-        evaluation_set.broken_stats.add(1, [(error.cause, error.key)])
+        with broken_on_error("unusable text", record.key):
+            text = text_format.draw(record, None)
+    except BrokenSample:
         return None
     image = None
     if text_format.reads_images:

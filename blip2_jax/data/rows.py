@@ -14,6 +14,12 @@ from blip2_jax.data.images import training_image
 from blip2_jax.data.mixture import Mixture, SourceDraw, build_mixture
 from blip2_jax.data.order import RngPurpose, position_rng
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
+from blip2_jax.data.sources.reading import (
+    broken_on_error,
+    read_features,
+    read_pixels,
+    read_record,
+)
 
 T = TypeVar("T")
 
@@ -30,7 +36,7 @@ class BatchRow:
       image_id: id of the image, unique across sources.
       text: the drawn text.
       image: pixels or features; None in text-only batches.
-      broken: (cause, key) of the broken elements that this row replaces.
+      broken: (cause, place) of the broken elements that this row replaces.
     """
 
     position: int
@@ -45,7 +51,7 @@ class NoSubstitute(Exception):
     """All substitutes of a position are broken.
 
     Attributes:
-      broken: (cause, key) of the elements.
+      broken: (cause, place) of the elements.
     """
 
     def __init__(self, broken: Sequence[tuple[str, str]]):
@@ -101,14 +107,15 @@ class TrainingRows:
             try:
                 return read(position, draw), broken
             except BrokenSample as error:
-                broken.append((error.cause, error.key))
+                broken.append((error.cause, error.place))
         raise NoSubstitute(broken)
 
     def _draw(self, position: int, draw: SourceDraw) -> tuple[int, Record, DrawnText]:
         """Return an element's index in its source, its record and the drawn text."""
         index = self.mixture.record_index(draw, self._seed)
-        record = self.mixture.sources[draw.source].record(index)
-        text = self.format.draw(record, self._rng(position, RngPurpose.TEXT))
+        record = read_record(self.mixture.sources[draw.source], index)
+        with broken_on_error("unusable text", record.key):
+            text = self.format.draw(record, self._rng(position, RngPurpose.TEXT))
         return index, record, text
 
     def _row(self, position: int, draw: SourceDraw) -> BatchRow:
@@ -118,11 +125,12 @@ class TrainingRows:
         image_id = record.image_id + self.mixture.image_id_offsets[draw.source]
         image = None
         if self.image_key == "features":
-            image = source.load_features(index)
+            image = read_features(source, index, record.key)
         elif self.image_key == "image":
-            pixels = source.load_image(index, self._image.at_least)
+            pixels = read_pixels(source, index, record.key, self._image.at_least)
             rng = self._rng(position, RngPurpose.IMAGE)
-            image = training_image(pixels, self._image, rng)
+            with broken_on_error("unusable image", record.key):
+                image = training_image(pixels, self._image, rng)
         return BatchRow(position, record.key, image_id, text, image)
 
     def _rng(self, position: int, purpose: RngPurpose) -> np.random.Generator:

@@ -1,21 +1,99 @@
-"""Reading and writing of JSON and `.npy` files with errors that name the file."""
+"""Reading and writing of text, JSON and `.npy` files with errors that name the file.
+
+All text is UTF-8; a byte order mark at the start, which editors on Windows write, is
+dropped. Lines end where the format of the file says: `str.splitlines` also splits at
+characters such as U+2028, U+0085 and vertical tab, which JSON strings and vocabularies
+may contain.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pathlib
 import pickle
+import re
 import zipfile
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
 Path = str | pathlib.Path
 
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+# A string in JSON holds none of these characters unescaped.
+_JSON_LINE_END = re.compile(r"\r\n|\n|\r")
+
 
 class FileFormatError(ValueError):
     """The content of a file is not what its format demands; the message names it."""
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, without its byte order mark.
+
+    Returns:
+      The text, with the line ends of the file.
+
+    Raises:
+      FileFormatError: the file is not in UTF-8; the message has the line and the byte.
+      OSError: it does not exist, is no regular file, or cannot be read.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():  # a named pipe would block for ever
+        raise FileNotFoundError(f"{str(path)!r} is not a regular file")
+    return decode_text(path.read_bytes(), path)
+
+
+def decode_text(data: bytes, name: object) -> str:
+    """Decode the content of a text file; see `read_text`.
+
+    Args:
+      data: the content.
+      name: where it comes from, for the error.
+
+    Raises:
+      FileFormatError: the content is not in UTF-8.
+    """
+    for mark, encoding in _OTHER_MARKS.items():
+        if data.startswith(mark):
+            raise FileFormatError(
+                f"{name} is in {encoding} (its byte order mark, line 1, byte 1); "
+                f"convert it: iconv -f {encoding} -t UTF-8"
+            )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(
+            f"{name} is not in UTF-8: {_place(data, error.start)} is "
+            f"0x{data[error.start]:02x}; convert it, e.g. iconv -f LATIN1 -t UTF-8"
+        ) from None
+    if (position := data.find(b"\0")) >= 0:
+        raise FileFormatError(
+            f"{name} is not in UTF-8: {_place(data, position)} is 0x00, as in UTF-16 "
+            "without a byte order mark"
+        )
+    return text
+
+
+def _place(data: bytes, position: int) -> str:
+    """Describe a position by line and byte, both counted from 1."""
+    line = data.count(b"\n", 0, position) + 1
+    return f"line {line}, byte {position + 1}"
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Split a text at "\n" only, as vocabularies are; the last line may lack it."""
+    lines = text.split("\n")
+    return lines[:-1] if not lines[-1] else lines
 
 
 def parse_json(text: str | bytes, name: object) -> Any:
@@ -39,10 +117,20 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-      FileFormatError: it is empty, truncated or not JSON.
+      FileFormatError: it is empty, truncated, not JSON or not in UTF-8.
       OSError: it cannot be read.
     """
-    return parse_json(pathlib.Path(path).read_bytes(), path)
+    return parse_json(read_text(path), path)
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield number, from 1, and text of every line of a JSON-lines file.
+
+    Blank lines are left out.
+    """
+    for number, line in enumerate(_JSON_LINE_END.split(text), 1):
+        if line.strip(" \t"):
+            yield number, line
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -52,12 +140,9 @@ def read_json_lines(path: Path) -> list[Any]:
       FileFormatError: a line is not JSON; the message has its number.
       OSError: the file cannot be read.
     """
-    # `splitlines` would also split at characters that a JSON string may contain.
-    lines = pathlib.Path(path).read_bytes().split(b"\n")
     return [
         parse_json(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
+        for number, line in json_lines(read_text(path))
     ]
 
 

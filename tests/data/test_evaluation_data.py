@@ -53,7 +53,8 @@ def test_broken_images_are_not_valid(tmp_path, spec):
     members["00002.jpg"] = b"x"
     members["00003.json"] = b"{"
     write_tar(tmp_path / "00000.tar", members)
-    data = EvaluationSet([{**spec, "paths": str(tmp_path / "00000.tar")}], 16)
+    spec = {**spec, "paths": str(tmp_path / "00000.tar")}
+    data = EvaluationSet([spec], 16, max_broken_share=0.5)
     assert [record.key[-1] for record in data.records] == ["0", "1", "2", "4"]
     batch = next(data.image_batches(4))
     assert batch["valid"].tolist() == [True, True, False, True]

@@ -126,6 +126,8 @@ def test_unknown_layouts_and_missing_files_are_named(tmp_path, photos):
         annotations(tmp_path, {"data": []}, photos)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         annotations(tmp_path, [], tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="none of the known"):
+        annotations(tmp_path, 5, photos)
     (tmp_path / "broken.json").write_text("[{")
     with pytest.raises(ValueError, match="is not valid JSON"):
         build_source(

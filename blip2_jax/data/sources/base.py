@@ -3,6 +3,7 @@
 A source is a collection of images with captions, questions, or both. Many threads read
 it and it is pickled into worker processes, so that file handles are opened on demand. A
 defective element raises `BrokenSample`; the pipeline counts it and takes the next one.
+The pipeline reads through `blip2_jax.data.sources.reading`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import types
+from collections.abc import Mapping
 
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
@@ -81,10 +84,14 @@ class BrokenSample(Exception):
         self.key = key
         self.detail = detail
 
+    @property
+    def place(self) -> str:
+        """The key and the details: "key (detail)"."""
+        return f"{self.key} ({self.detail})" if self.detail else self.key
+
     def __str__(self) -> str:
         """Format as "cause: key (detail)"."""
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.cause}: {self.key}{detail}"
+        return f"{self.cause}: {self.place}"
 
 
 class Source(abc.ABC):
@@ -95,11 +102,14 @@ class Source(abc.ABC):
       name: name in messages; part of the fingerprint.
       group_size: number of neighbouring records (near-duplicates that contrast with
         each other) that are shuffled as one; it divides the number of records.
+      left_out: number of elements that the files of the source hold and that are not
+        among its records, by reason.
     """
 
     image_kind: ImageKind = ImageKind.PIXELS
     name: str = "source"
     group_size: int = 1
+    left_out: Mapping[str, int] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -136,6 +146,14 @@ class Source(abc.ABC):
         """
         raise NotImplementedError(f"{self.name} holds no pixels")
 
+    def check_image(self, index: int) -> None:
+        """Check, without reading it, that a record's image is there.
+
+        Raises:
+          BrokenSample: the image is known to be missing.
+        """
+        del index  # nothing is known
+
     def load_features(self, index: int) -> Float[Array, "P D"]:
         """Load the precomputed features of a record's image.
 
@@ -158,5 +176,5 @@ class Source(abc.ABC):
         """Return a record's key, or "" if the record is broken."""
         try:
             return self.record(index).key
-        except BrokenSample:
+        except Exception:  # counted when the record is read (`reading.read_record`)
             return ""

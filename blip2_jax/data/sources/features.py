@@ -15,8 +15,11 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
+from blip2_jax.data.sources.checked_rows import take_texts
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.files import read_array, read_json
+
+NO_TEXT = "no text for features"  # cause of broken samples
 
 
 class FeaturesSource(Source):
@@ -28,7 +31,8 @@ class FeaturesSource(Source):
 
     Raises:
       FileNotFoundError: a file does not exist.
-      ValueError: the numbers of keys and features differ, or no key has a text.
+      ValueError: a file is damaged, the numbers of keys and features differ, or no key
+        has a text.
     """
 
     image_kind = ImageKind.FEATURES
@@ -40,13 +44,15 @@ class FeaturesSource(Source):
         for name in ("features.npy", "keys.json"):
             if not (self._path / name).is_file():
                 raise FileNotFoundError(f"{self._path / name} does not exist")
-        self._keys: list[str] = read_json(self._path / "keys.json")
+        self._keys = _read_keys(self._path / "keys.json")
         if len(self._keys) != len(self._features()):
             raise ValueError(
                 f"{path}: {len(self._keys)} keys for {len(self._features())} features"
             )
         self._texts = None if texts is None else build_source(texts)
         self._rows = [] if self._texts is None else self._join(self._texts)
+        if self._texts is not None:
+            self.left_out = dict(self._texts.left_out)
 
     def _join(self, texts: Source) -> list[int | None]:
         """Return the index of each feature's record in `texts`, or None."""
@@ -80,7 +86,7 @@ class FeaturesSource(Source):
             return Record(self._keys[index], index)
         row = self._rows[index]
         if row is None:
-            raise BrokenSample("no text for features", self._keys[index])
+            raise BrokenSample(NO_TEXT, self._keys[index])
         return self._texts.record(row)
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
@@ -98,3 +104,14 @@ class FeaturesSource(Source):
                     f"{self.name} has shape {self._array.shape}, not [images, P, D]"
                 )
         return self._array
+
+
+def _read_keys(path: pathlib.Path) -> list[str]:
+    """Read the list of keys, which must be texts."""
+    keys = read_json(path)
+    if not isinstance(keys, list):
+        raise ValueError(f"{path} holds no list of keys")
+    try:
+        return list(take_texts(keys, "keys"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import stat
 from collections.abc import Mapping
-from typing import Any
 
 from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample
-from blip2_jax.parallel.files import read_json, read_json_lines
 
 
 class ImageFiles:
@@ -50,23 +49,28 @@ class ImageFiles:
         Raises:
           BrokenSample: the image is missing or cannot be decoded.
         """
-        path = self.path(name)
+        path = self.check(name)
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            raise BrokenSample("missing image", name, str(path)) from None
         except OSError as error:
             raise BrokenSample("unreadable image", name, str(error)) from None
         return decode_image(data, name, at_least)
 
+    def check(self, name: str) -> pathlib.Path:
+        """Check that an image is a file, and return its path.
 
-def read_annotations(path: str) -> Any:
-    """Read an annotation file: JSON, or a list of JSON lines from a `.jsonl` file.
+        A named pipe, a device or a socket would block its reader for ever.
 
-    Raises:
-      FileNotFoundError: the file does not exist.
-      FileFormatError: it is not valid JSON.
-    """
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"annotation file {path!r} does not exist")
-    return read_json_lines(path) if path.endswith(".jsonl") else read_json(path)
+        Raises:
+          BrokenSample: the image is missing or is no regular file.
+        """
+        path = self.path(name)
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise BrokenSample("missing image", name, str(path)) from None
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL
+            raise BrokenSample("unreadable image", name, str(error)) from None
+        if not stat.S_ISREG(mode):
+            raise BrokenSample("image is no regular file", name, str(path))
+        return path

@@ -10,6 +10,8 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.features import NO_TEXT
+from blip2_jax.data.sources.reading import read_record
 from blip2_jax.data.sources.registry import build_source
 
 
@@ -31,6 +33,7 @@ class PerQuestion(Source):
         self._of = build_source(of)
         self.name = f"each question of {self._of.name}"
         self.image_kind = self._of.image_kind
+        self.left_out = dict(self._of.left_out)
         # (record, number of the question) of every question
         self._indices = [
             (index, number)
@@ -41,11 +44,11 @@ class PerQuestion(Source):
             raise ValueError(f"{self._of.name} has no questions")
 
     def _count_questions(self, index: int) -> int:
-        """Count the questions of a record; 0 if the record is broken."""
+        """Count the questions of a record; a broken record stays one element."""
         try:
-            return len(self._of.record(index).questions)
-        except BrokenSample:
-            return 0
+            return len(read_record(self._of, index).questions)
+        except BrokenSample as error:
+            return 0 if error.cause == NO_TEXT else 1
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -58,9 +61,13 @@ class PerQuestion(Source):
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
         record_index, number = self._indices[index]
-        record = self._of.record(record_index)
+        record = read_record(self._of, record_index)
         questions = (record.questions[number],)
         return dataclasses.replace(record, captions=(), questions=questions)
+
+    def check_image(self, index: int) -> None:
+        """Check that the image is there; see `Source`."""
+        self._of.check_image(self._indices[index][0])
 
     def load_image(
         self, index: int, at_least: int = 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import json
 import os
 import pathlib
 import tarfile
@@ -23,6 +22,12 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.checked_rows import (
+    describe_problem,
+    take_id,
+    take_texts,
+)
+from blip2_jax.parallel.files import parse_json
 
 _COLUMNS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
 _IMAGE, _TEXT, _JSON = range(3)
@@ -81,9 +86,10 @@ class TarsSource(Source):
         original = None
         if (data := self._read(index, _JSON)) is not None:
             try:
-                captions, original = _json_captions(json.loads(data))
-            except (ValueError, TypeError, AttributeError):
-                raise BrokenSample("broken json", self._key(index)) from None
+                captions, original = _json_captions(parse_json(data, "the JSON"))
+            except Exception as error:
+                reason = describe_problem(error)
+                raise BrokenSample("broken json", self._key(index), reason) from None
         if not captions and (data := self._read(index, _TEXT)) is not None:
             captions = [data.decode("utf-8", errors="replace")]
         return tuple(captions), original
@@ -112,12 +118,12 @@ class TarsSource(Source):
 def _json_captions(content: object) -> tuple[list[str], int | str | None]:
     """Return the captions and the image id of a record's JSON."""
     if isinstance(content, list):
-        return [str(caption) for caption in content], None
+        return list(take_texts(content, "captions")), None
     if not isinstance(content, dict):
-        raise TypeError("the JSON is neither an object nor a list")
+        raise ValueError("the JSON is neither an object nor a list")
     captions = content.get("captions") or content.get("caption") or []
-    captions = [captions] if isinstance(captions, str) else list(captions)
-    return captions, content.get("image_id")
+    original = take_id(content.get("image_id"), "image_id")
+    return list(take_texts(captions, "captions")), original
 
 
 def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Float, UInt8
@@ -15,15 +15,26 @@ from blip2_jax.data.sources.base import (
     Record,
     Source,
 )
-from blip2_jax.data.sources.files import ImageFiles, read_annotations
+from blip2_jax.data.sources.checked_rows import (
+    RecordsSource,
+    check_usable,
+    parse_rows,
+    take_id,
+    take_mapping,
+    take_name,
+    take_text,
+    take_texts,
+)
+from blip2_jax.data.sources.files import ImageFiles
 from blip2_jax.data.sources.registry import build_source
+from blip2_jax.parallel.files import read_json
 
 ByImage = dict[int | str, list[Question]]
 Part = Literal["all", "tenth", "rest"]
 
 
-class VqaSource(Source):
-    """One record per image, with all of its questions.
+class VqaSource(RecordsSource):
+    """One record per image, with all of its questions; malformed questions follow.
 
     Args:
       questions: path of `OpenEnded_..._questions.json`, or of GQA's
@@ -58,11 +69,15 @@ class VqaSource(Source):
     ):
         self.name = f"vqa:{questions}" + (f" ({part})" if part != "all" else "")
         answers = _answers(annotations, answer) if annotations else {}
-        by_image = _select_part(_by_image(questions, answers), part, block)
-        self._records = [
+        all_images, broken = _group_by_image(_questions(questions, answers))
+        left_out = _check_answers(all_images, answers, annotations)
+        by_image = _select_part(all_images, part, block)
+        records: list[Record | BrokenSample] = [
             Record(image_name.format(image), index, (), tuple(image_questions), image)
             for index, (image, image_questions) in enumerate(by_image.items())
         ]
+        super().__init__(records + broken)
+        self.left_out = left_out
         self._files: ImageFiles | None = None
         self._images: Source | None = None
         if isinstance(images, str):
@@ -71,22 +86,24 @@ class VqaSource(Source):
             self._images = build_source(images)
             self.image_kind: ImageKind = self._images.image_kind
             self._rows = {key: row for row, key in enumerate(self._images.keys())}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def record(self, index: int) -> Record:
-        """Return the texts of a record; see `Source`."""
-        return self._records[index]
+            self.left_out = {**self._images.left_out, **left_out}
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
         if self._files is not None:
-            return self._files.load(self._records[index].key, at_least)
+            return self._files.load(self.record(index).key, at_least)
         source, row = self._image_row(index)
         return source.load_image(row, at_least)
+
+    def check_image(self, index: int) -> None:
+        """Check that the image is there; see `Source`."""
+        if self._files is not None:
+            self._files.check(self.record(index).key)
+        else:
+            source, row = self._image_row(index)
+            source.check_image(row)
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
@@ -95,7 +112,7 @@ class VqaSource(Source):
 
     def _image_row(self, index: int) -> tuple[Source, int]:
         """Return the source of a record's image and the index in it."""
-        key = self._records[index].key
+        key = self.record(index).key
         if self._images is None or key not in self._rows:
             raise BrokenSample("missing image", key)
         return self._images, self._rows[key]
@@ -108,35 +125,77 @@ class _Answers(NamedTuple):
     kind: str = ""
 
 
-def _answers(path: str, field: str) -> dict[int | str, _Answers]:
-    """Read the answers of an annotations file by question id."""
+def _answers(path: str, field: str) -> dict[int | str | None, _Answers]:
+    """Read the answers of an annotations file by question id.
+
+    A malformed row leaves its question without answers, which counts there.
+    """
     if field not in ("answers", "multiple_choice_answer"):
         raise ValueError(
             f"answer must be answers or multiple_choice_answer, not {field!r}"
         )
-    answers = {}
-    for row in _rows(read_annotations(path), path, "annotations"):
-        agreed = field == "multiple_choice_answer"
-        texts = [row[field]] if agreed else [item["answer"] for item in row[field]]
-        kind = row.get("answer_type", "")
-        answers[row["question_id"]] = _Answers(tuple(texts), kind)
-    return answers
+
+    def parse(item: Any) -> tuple[int | str | None, _Answers]:
+        row = take_mapping(item)
+        if field == "answers":
+            texts = [take_mapping(each)["answer"] for each in row["answers"]]
+        else:
+            texts = [row[field]]
+        kind = take_text(row.get("answer_type") or "", "answer_type")
+        question_id = take_id(row["question_id"], "question_id")
+        return question_id, _Answers(take_texts(texts, field), kind)
+
+    content = _list_under(read_json(path), path, "annotations")
+    rows = parse_rows(path, enumerate(content, 1), parse, "annotation")
+    check_usable(rows, f"{path} is not a VQA file")
+    return dict(row for row in rows if not isinstance(row, BrokenSample))
 
 
-def _by_image(path: str, answers: Mapping[int | str, _Answers]) -> ByImage:
-    """Group the questions of a file by image, in the order of the file."""
-    content = read_annotations(path)
+def _questions(
+    path: str, answers: Mapping[int | str | None, _Answers]
+) -> list[tuple[int | str, Question] | BrokenSample]:
+    """Read the questions of a file, each with its image id."""
+    content = read_json(path)
     if _is_gqa(content):
-        questions = [_gqa_question(name, row) for name, row in content.items()]
+        items = enumerate(content.items(), 1)
+        rows = parse_rows(path, items, lambda item: _gqa_question(*item), "question")
     else:
-        questions = [
-            (row["image_id"], _question(row, answers))
-            for row in _rows(content, path, "questions")
-        ]
+        listed = enumerate(_list_under(content, path, "questions"), 1)
+        rows = parse_rows(path, listed, lambda row: _question(row, answers), "question")
+    check_usable(rows, f"{path} is not a VQA file")
+    return rows
+
+
+def _group_by_image(
+    rows: Iterable[tuple[int | str, Question] | BrokenSample],
+) -> tuple[ByImage, list[BrokenSample]]:
+    """Group questions by image, in the order of the file; also return broken ones."""
     images: ByImage = {}
-    for image, question in questions:
-        images.setdefault(image, []).append(question)
-    return images
+    broken = []
+    for row in rows:
+        if isinstance(row, BrokenSample):
+            broken.append(row)
+        else:
+            images.setdefault(row[0], []).append(row[1])
+    return images, broken
+
+
+def _check_answers(
+    by_image: ByImage, answers: Mapping[int | str | None, _Answers], path: str
+) -> dict[str, int]:
+    """Count the answers to questions that are not asked.
+
+    Raises:
+      ValueError: there are answers, but none of them is to one of the questions.
+    """
+    asked = {q.question_id for questions in by_image.values() for q in questions}
+    unknown = sum(question_id not in asked for question_id in answers)
+    if answers and unknown == len(answers):
+        raise ValueError(
+            f"{path} answers none of the questions: its first question_id is "
+            f"{next(iter(answers))!r}, that of the questions {next(iter(asked))!r}"
+        )
+    return {"answers to unknown questions": unknown} if unknown else {}
 
 
 def _select_part(by_image: ByImage, part: Part, block: int) -> ByImage:
@@ -148,7 +207,12 @@ def _select_part(by_image: ByImage, part: Part, block: int) -> ByImage:
         )
     if part == "all":
         return by_image
-    ids: list[Any] = list(by_image)  # all numbers or all strings
+    ids: list[Any] = list(by_image)
+    if len({isinstance(image, str) for image in ids}) > 1:
+        raise ValueError(
+            f"part {part!r} needs image ids of one type, but some are numbers and "
+            "some are texts"
+        )
     tenth = {image for i, image in enumerate(sorted(ids)) if i // block % 10 == 0}
     return {
         image: questions
@@ -158,11 +222,16 @@ def _select_part(by_image: ByImage, part: Part, block: int) -> ByImage:
 
 
 def _question(
-    row: Mapping[str, Any], answers: Mapping[int | str, _Answers]
-) -> Question:
-    """Convert a question of the VQA layout."""
-    texts, kind = answers.get(row["question_id"], _Answers())
-    return Question(row["question"], texts, row["question_id"], kind)
+    item: Any, answers: Mapping[int | str | None, _Answers]
+) -> tuple[int | str, Question]:
+    """Convert a question of the VQA layout; also return its image id."""
+    row = take_mapping(item)
+    question_id = take_id(row["question_id"], "question_id")
+    texts, kind = answers.get(question_id, _Answers())
+    question = Question(
+        take_text(row["question"], "question"), texts, question_id, kind
+    )
+    return _image_id(row["image_id"], "image_id"), question
 
 
 def _is_gqa(content: Any) -> bool:
@@ -171,15 +240,34 @@ def _is_gqa(content: Any) -> bool:
     return isinstance(first, dict) and "imageId" in first
 
 
-def _gqa_question(name: str, row: Mapping[str, Any]) -> tuple[str, Question]:
+def _gqa_question(name: str, item: Any) -> tuple[int | str, Question]:
     """Convert a question of GQA's layout; also return its image id."""
-    answers = (row["answer"],) if "answer" in row else ()
-    kind = row.get("types", {}).get("structural", "")
-    return row["imageId"], Question(row["question"], answers, name, kind or "")
+    row = take_mapping(item)
+    answers = take_texts((row["answer"],), "answer") if "answer" in row else ()
+    kind = (row.get("types") or {}).get("structural") or ""
+    question = Question(
+        take_text(row["question"], "question"),
+        answers,
+        take_text(name, "question id"),
+        take_text(kind, "types.structural"),
+    )
+    return _image_id(row["imageId"], "imageId"), question
 
 
-def _rows(content: Any, path: str, field: str) -> list[dict[str, Any]]:
+def _image_id(value: Any, field: str) -> int | str:
+    """Return the id of an image, which must be there.
+
+    Raises:
+      ValueError: it is null or of another type.
+    """
+    image_id = take_id(value, field)
+    if image_id is None or image_id == "":
+        raise ValueError(f"{field} is empty")
+    return take_name(image_id, field) if isinstance(image_id, str) else image_id
+
+
+def _list_under(content: Any, path: str, field: str) -> list[Any]:
     """Return the list under a key of a VQA file."""
-    if not isinstance(content, dict) or field not in content:
-        raise ValueError(f"{path} has no key {field!r}, so it is not a VQA file")
+    if not isinstance(content, dict) or not isinstance(content.get(field), list):
+        raise ValueError(f"{path} has no list {field!r}, so it is not a VQA file")
     return content[field]

@@ -39,6 +39,7 @@ class WrongImages(Source):
         self.name = f"{pictures} pictures of {self._of.name}"
         self.image_kind = self._of.image_kind
         self.group_size = self._of.group_size
+        self.left_out = dict(self._of.left_out)
         self._blank = pictures == "blank"
 
     def __len__(self) -> int:
@@ -56,6 +57,10 @@ class WrongImages(Source):
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
         return self._of.record(index)
+
+    def check_image(self, index: int) -> None:
+        """Check that the image that is shown is there; see `Source`."""
+        self._of.check_image(self._image_index(index))
 
     def load_image(
         self, index: int, at_least: int = 0

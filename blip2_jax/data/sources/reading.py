@@ -1,0 +1,97 @@
+"""Reading of single elements of any source: what goes wrong is a broken sample.
+
+A source is expected to raise `BrokenSample` for a defective element. These functions
+turn every other exception into one too, so that one element never ends a run, and they
+check the types of records, so that texts and ids are what the code behind expects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from jaxtyping import Shaped
+from numpy import ndarray as Array
+
+from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.checked_rows import (
+    describe_problem,
+    take_id,
+    take_text,
+    take_texts,
+)
+
+
+@contextlib.contextmanager
+def broken_on_error(cause: str, key: str) -> Iterator[None]:
+    """Raise `BrokenSample(cause, key)` for any exception of the block.
+
+    A `BrokenSample` passes unchanged.
+    """
+    try:
+        yield
+    except BrokenSample:
+        raise
+    except Exception as error:
+        raise BrokenSample(cause, key, describe_problem(error)) from error
+
+
+def read_record(source: Source, index: int) -> Record:
+    """Read a record and check the types of its fields.
+
+    Raises:
+      BrokenSample: the record cannot be read, or a field has a wrong type.
+    """
+    with broken_on_error("unreadable record", f"{source.name} record {index}"):
+        record = source.record(index)
+        _check(record)
+    return record
+
+
+def _check(record: Record) -> None:
+    """Check the fields of a record.
+
+    Raises:
+      ValueError: a field has a wrong type.
+    """
+    take_text(record.key, "key")
+    take_texts(record.captions, "captions")
+    take_id(record.original_id, "original_id")
+    take_text(record.description, "description")
+    for question in record.questions:
+        take_text(question.text, "question")
+        take_texts(question.answers, "answers")
+        take_id(question.question_id, "question_id")
+
+
+def read_pixels(
+    source: Source, index: int, key: str, at_least: int = 0
+) -> Shaped[Array, "height width 3"]:
+    """Load the pixels of a record's image.
+
+    Args:
+      source: a source of pixels.
+      index: index of the record.
+      key: key of the record, for messages.
+      at_least: see `Source.load_image`.
+
+    Raises:
+      BrokenSample: the image cannot be read.
+    """
+    with broken_on_error("unreadable image", key):
+        return source.load_image(index, at_least)
+
+
+def read_features(source: Source, index: int, key: str) -> Shaped[Array, "P D"]:
+    """Load the features of a record's image.
+
+    Args:
+      source: a source of features.
+      index: index of the record.
+      key: key of the record, for messages.
+
+    Raises:
+      BrokenSample: the features cannot be read.
+    """
+    with broken_on_error("unreadable features", key):
+        return source.load_features(index)
