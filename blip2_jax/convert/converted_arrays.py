@@ -153,7 +153,7 @@ class ConvertedArrays(LazyArrays):
 
     def origin(self, path: str) -> str:
         """Return the file or folder that provides a parameter."""
-        return str(self._rule_of[path][0].source.path)
+        return self._rule_of[path][0].source.spec
 
     def dtype(self, path: str) -> np.dtype:
         """Return the dtype of a parameter without reading it."""
@@ -236,7 +236,7 @@ def _check_unused(part: Part) -> None:
     ]
     if unknown:
         raise SourceError(
-            f"{part.source.path} holds {len(unknown)} arrays that this model does not "
+            f"{part.source.name} holds {len(unknown)} arrays that this model does not "
             f"have: {shorten(unknown)}"
         )
 

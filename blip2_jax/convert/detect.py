@@ -45,7 +45,7 @@ def kind_of(source: CheckpointFiles) -> str:
         if any(re.match(pattern, name) for name in source):
             return kind
     raise SourceError(
-        f"{source.path} is none of: {', '.join(DESCRIPTIONS.values())}; it holds "
+        f"{source.name} is none of: {', '.join(DESCRIPTIONS.values())}; it holds "
         f"{len(source)} arrays such as {', '.join(list(source)[:3])}"
     )
 
@@ -65,6 +65,6 @@ def expect_kind(source: CheckpointFiles, kinds: Iterable[str], purpose: str) -> 
     if kind not in kinds:
         expected = " or ".join(DESCRIPTIONS[name] for name in kinds)
         raise SourceError(
-            f"{source.path} is {DESCRIPTIONS[kind]}; {purpose} needs {expected}"
+            f"{source.name} is {DESCRIPTIONS[kind]}; {purpose} needs {expected}"
         )
     return kind

@@ -87,7 +87,7 @@ def open_huggingface(
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
     has_tokenizer = any((source.path / name).exists() for name in VOCABULARY_FILES)
-    tokenizer = str(source.path) if has_tokenizer else ""
+    tokenizer = source.spec if has_tokenizer else ""
     return ModelSource(
         config,
         arrays,
@@ -199,7 +199,7 @@ def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
         model_type = source.config.get("model_type")
         content = f"model_type {model_type!r}" if source.config else "no config.json"
         raise SourceError(
-            f"{source.path}: a folder of Hugging Face's BLIP-2 has a config.json with "
+            f"{source.name}: a folder of Hugging Face's BLIP-2 has a config.json with "
             f"model_type 'blip-2'; this folder has {content}"
         )
     from transformers import Blip2Config as TheirConfig

@@ -67,7 +67,7 @@ def open_lavis(
         parts.append(vision_part(vision, config.vision))
     if language_model is not None:
         if config.language_model is None:
-            raise SourceError(f"{source.path} is of stage 1: it has no language model")
+            raise SourceError(f"{source.name} is of stage 1: it has no language model")
         parts.append(language_part(language_model, config.language_model))
     arrays = ConvertedArrays([*parts, *extra])
     _check_towers(arrays, config, source)
@@ -117,7 +117,7 @@ def _check_towers(
     for prefix, name, option in towers:
         if not any(path.startswith(prefix) for path in arrays):
             raise SourceError(
-                f"{source.path} holds no {name}, because LAVIS does not save frozen "
+                f"{source.name} holds no {name}, because LAVIS does not save frozen "
                 f"towers: name its file ({option})"
             )
 
@@ -138,7 +138,7 @@ def released_sizes(source: CheckpointFiles) -> Blip2Config:
         if shapes_fit and stage_fits:
             return PRESETS[name]
     raise SourceError(
-        f"{source.path} has the sizes of no released model "
+        f"{source.name} has the sizes of no released model "
         f"({', '.join(RELEASED)}): name its sizes (--sizes)"
     )
 

@@ -33,22 +33,14 @@ from blip2_jax.convert.files.output import (
     write_json,
 )
 from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.data.hub import TOKENIZER_FILES
+from blip2_jax.data.text.tokenizers import tokenizer_directory
 from blip2_jax.models import presets
 from blip2_jax.parallel.files import FileFormatError, read_json
 
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
 TOKENIZERS = ("qformer_tokenizer", "language_tokenizer")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
 # For each path "source", "digest", "shape" and "dtype" of the array in its source.
 Manifest = dict[str, dict[str, Any]]
 
@@ -197,7 +189,7 @@ def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
     if not spec or spec.startswith("shapes:"):
         return spec
     target.mkdir()
-    for file in sorted(pathlib.Path(spec).iterdir()):
+    for file in sorted(tokenizer_directory(spec).iterdir()):
         if file.is_file() and file.name in TOKENIZER_FILES:
             shutil.copy(file, target / file.name)
     return target.name

@@ -43,12 +43,12 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
     """
     if not isinstance(config, ViTConfig):
         raise SourceError(
-            f"{source.path}: this model reads features and has no image encoder"
+            f"{source.name}: this model reads features and has no image encoder"
         )
     kind = expect_kind(source, VISION, "the image encoder")
     if config.pre_norm == (kind == "eva"):
         family = "CLIP" if config.pre_norm else "EVA-CLIP"
-        raise SourceError(f"{source.path} is no {family} image encoder")
+        raise SourceError(f"{source.name} is no {family} image encoder")
     leftovers: tuple[str, ...]
     if kind == "clip_huggingface":
         unused_block = rf"vision_model\.encoder\.layers\.{config.depth}\..*"

@@ -21,6 +21,7 @@ from blip2_jax.convert.model_source import is_text_branch
 from blip2_jax.convert.native_folder import FolderArrays, is_native_folder
 from blip2_jax.convert.positions import arrays_at_size
 from blip2_jax.convert.towers import bert_part, language_part, vision_part
+from blip2_jax.data import hub
 from blip2_jax.models.presets import Blip2Config
 
 Arrays = Mapping[str, np.ndarray]
@@ -30,16 +31,16 @@ def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
     """Open weights as parameters by path, read on access.
 
     Args:
-      path: a file or folder of any kind in `detect.KINDS`, or a folder that a
-        conversion wrote.
+      path: a file, a folder or a name of the hub with weights of any kind in
+        `detect.KINDS`, or of a folder that a conversion wrote.
       config: sizes of the model; position embeddings fit its image size.
 
     Raises:
       SourceError: the path holds no weights, or weights of another kind of model.
     """
-    path = pathlib.Path(path)
-    if is_native_folder(path):
-        return arrays_at_size(FolderArrays(path), config.vision)
+    folder = hub.local_path(path)
+    if is_native_folder(folder):
+        return arrays_at_size(FolderArrays(folder), config.vision)
     source = CheckpointFiles(path)
     kind = kind_of(source)
     if kind == "blip2_jax":
@@ -65,7 +66,7 @@ def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
     if kind in LANGUAGE:
         if config.language_model is None:
             raise SourceError(
-                f"{source.path} is {DESCRIPTIONS[kind]}, but this model has no "
+                f"{source.name} is {DESCRIPTIONS[kind]}, but this model has no "
                 "language model"
             )
         return language_part(source, config.language_model)

@@ -3,29 +3,33 @@
 Supported formats are safetensors and torch pickles (`.pth`, `.pt`, `.bin`), as a single
 file or in shards. A folder is read by its index, or all files in it if it has none.
 Pickles need torch, which memory-maps them and refuses files that hold more than arrays.
+Of a repository of the hub, a shard is downloaded when an array in it is read.
 """
 
 from __future__ import annotations
 
-import abc
 import functools
 import hashlib
 import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import EllipsisType
 from typing import Any
 
 import ml_dtypes  # registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from blip2_jax.convert.files.array_file import ArrayFile, Index, RemoteFile
+from blip2_jax.data import hub
+
 from blip2_jax.parallel.files import FileFormatError, read_json
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pth", ".pt")
+FORMATS: tuple[tuple[str, ...], ...] = ((SAFETENSORS,), PICKLES)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 # Keys under which LAVIS, EVA and others nest the arrays inside a pickle.
 WRAPPERS = ("model", "state_dict", "module")
 DTYPES = {
@@ -40,10 +44,6 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-
-# A part of an array: one slice per axis, or all of it.
-Index = tuple[slice, ...] | EllipsisType
-
 
 class SourceError(ValueError):
     """A file that cannot be read as weights, or holds other weights than expected."""
@@ -73,17 +73,26 @@ class CheckpointFiles(LazyArrays):
 
     Attributes:
       path: of the file or folder.
+      name: what the user calls it: the path, or a name of the hub.
+      spec: what to record: the path, or a name of the hub with its commit.
       config: content of the folder's `config.json`; {} if there is none.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
         """Open the files and read the names of their arrays.
 
+        Args:
+          path: of a file or folder, or a name of the hub.
+
         Raises:
           SourceError: there are no weights, a shard is missing, or a file is damaged.
+          HubError: a file of the hub cannot be fetched.
         """
-        self.path = pathlib.Path(path)
-        self._file_of = _files(self.path)
+        self.path = hub.local_path(path)
+        repository = hub.repository_at(self.path)
+        self.name = repository.name.typed if repository else str(path)
+        self.spec = repository.pinned if repository else hub.pinned(str(path))
+        self._file_of = _remote_files(repository) if repository else _files(self.path)
         super().__init__(self._file_of)
         self.config = _config(self.path)
 
@@ -122,22 +131,6 @@ def digest(array: np.ndarray) -> str:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     return hashlib.sha256(array.view(np.uint8).data).hexdigest()
-
-
-class ArrayFile(abc.ABC):
-    """One file of arrays."""
-
-    @abc.abstractmethod
-    def names(self) -> list[str]:
-        """Return the names of its arrays."""
-
-    @abc.abstractmethod
-    def read(self, name: str, index: Index = ...) -> np.ndarray:
-        """Read an array, or its part at `index`; the result may view the file."""
-
-    @abc.abstractmethod
-    def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Return shape and dtype of an array without reading it."""
 
 
 class SafetensorsFile(ArrayFile):
@@ -263,8 +256,7 @@ def _files(path: pathlib.Path) -> dict[str, ArrayFile]:
     for name in INDEXES:
         if (path / name).is_file():
             return _indexed(path / name)
-    formats: tuple[tuple[str, ...], ...] = ((SAFETENSORS,), PICKLES)
-    for suffixes in formats:
+    for suffixes in FORMATS:
         files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
         if files:
             return _by_name(files)
@@ -306,6 +298,64 @@ def _indexed(index: pathlib.Path) -> dict[str, ArrayFile]:
             file = index.parent / shard
             raise SourceError(f"{file} lacks {name}, which {index.name} names")
     return {name: files[shard] for name, shard in shard_of.items()}
+
+
+def _remote_files(repository: hub.Repository) -> dict[str, ArrayFile]:
+    """Return the file of every array of a repository; of weights nothing is read yet.
+
+    Safetensors come before pickles. A pickle without an index is downloaded, because
+    its names cannot be read otherwise.
+    """
+    for suffixes, index, single in zip(FORMATS, INDEXES, SINGLE_FILES, strict=True):
+        if index in repository.files:
+            return _remote_shards(repository, index)
+        weights = [
+            file
+            for file in repository.files
+            if file.endswith(suffixes) and "/" not in file
+        ]
+        if weights:
+            chosen = [single] if single in weights else weights
+            files = [_remote_file(repository, file) for file in chosen]
+            return {name: file for file in files for name in file.names()}
+    raise SourceError(
+        f"{repository.name.typed} has no weights that this package reads "
+        f"({', '.join(map(' '.join, FORMATS))}); its files are "
+        f"{', '.join(repository.files[:10])}"
+    )
+
+
+def _remote_shards(repository: hub.Repository, index: str) -> dict[str, ArrayFile]:
+    (path,) = repository.fetch(index)
+    shard_of: dict[str, str] = json.loads(path.read_text())["weight_map"]
+    names_in: dict[str, list[str]] = {}
+    for name, shard in shard_of.items():
+        names_in.setdefault(shard, []).append(name)
+    if missing := sorted(names_in.keys() - set(repository.files)):
+        raise SourceError(
+            f"{repository.name.typed} lacks {len(missing)} of the {len(names_in)} "
+            f"shards that its {index} names: {', '.join(missing[:5])}"
+        )
+    shards = {s: _remote_file(repository, s, names) for s, names in names_in.items()}
+    return {name: shards[shard] for name, shard in shard_of.items()}
+
+
+def _remote_file(
+    repository: hub.Repository, file: str, names: list[str] | None = None
+) -> ArrayFile:
+    """Return a file of a repository; `names` are those of its index."""
+
+    def fetch() -> ArrayFile:
+        (path,) = repository.fetch(file)
+        return _open(path)
+
+    def specs() -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        tensors = repository.tensors(file)
+        return {n: (shape, np.dtype(DTYPES[t])) for n, (shape, t) in tensors.items()}
+
+    if (repository.folder / file).is_file():
+        return fetch()
+    return RemoteFile(fetch, specs if file.endswith(SAFETENSORS) else None, names)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

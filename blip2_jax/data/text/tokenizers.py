@@ -186,8 +186,8 @@ def load_tokenizer(
     """Load a tokenizer.
 
     Args:
-      spec: a directory with a vocabulary, or "shapes:bert", "shapes:opt" or
-        "shapes:t5", which are part of this package.
+      spec: a directory with a vocabulary, a name of the hub (`data.hub`), or
+        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package.
       language_model: return a `LanguageTokenizer` instead of a `QFormerTokenizer`.
 
     Raises:
@@ -208,24 +208,27 @@ def load_tokenizer(
 
 
 def tokenizer_directory(spec: str) -> pathlib.Path:
-    """Return the directory of a tokenizer's files.
+    """Return the directory of a tokenizer's files, fetched if they are of the hub.
 
     Raises:
       FileNotFoundError: the directory or a vocabulary in it does not exist.
+      HubError: the files cannot be fetched.
     """
-    directory = pathlib.Path(spec)
     if spec.startswith("shapes:"):
         directory = SHAPES_TOKENIZERS / spec.removeprefix("shapes:")
+    else:
+        directory = hub.local_path(spec, *hub.TOKENIZER_FILES)
     if not directory.is_dir():
         raise FileNotFoundError(
-            f"tokenizer {spec!r}: the directory {directory} does not exist"
+            f"tokenizer {spec!r}: the directory {directory} does not exist (a tokenizer "
+            "of the hub has a name of the form ORG/NAME)"
         )
     for names in _VOCABULARY_FILES:
         if all((directory / name).is_file() for name in names):
             return directory
     expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
     raise FileNotFoundError(
-        f"tokenizer directory {directory} has no vocabulary ({expected})"
+        f"tokenizer {spec!r} has no vocabulary ({expected})"
     )
 
 

@@ -1,0 +1,341 @@
+"""Files of the Hugging Face hub, named where a path is taken.
+
+    ORG/NAME                                  a model
+    hf://ORG/NAME@REVISION                    at a branch, tag or commit
+    hf://ORG/NAME/FILE                        one file of it
+    hf://datasets/ORG/NAME@REVISION/FOLDER    data
+
+A local file or folder of the same name comes first. `huggingface_hub` downloads into
+its cache and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. A repository
+whose files are in the cache is used as it is, without a request to the hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import functools
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model.safetensors.index.json",
+    "model.json",  # of this package's folders, as is the next
+    "manifest.json",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
+TOKENIZER_FOLDERS = ("qformer_tokenizer/*", "language_tokenizer/*")
+# A name with one of these suffixes is a file's.
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".json", ".npz")
+_REVISION = r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/@]+))?"
+_REPOSITORY = r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)"
+_NAME = re.compile(_REPOSITORY + _REVISION)
+# `pathlib` writes `hf://` as `hf:/`.
+_URI = re.compile(
+    rf"hf:/+(?P<kind>(?:models|datasets)/)?{_REPOSITORY}{_REVISION}(?:/(?P<path>.+))?"
+)
+
+
+class HubError(FileNotFoundError):
+    """A name of the hub whose files cannot be had; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HubName:
+    """The name of a repository, or of a file or folder in it.
+
+    Attributes:
+      repository: ORG/NAME.
+      revision: branch, tag or commit; None: the default branch.
+      path: of a file or folder in the repository; "" for all.
+      kind: "model" or "dataset".
+      typed: what the user wrote, for messages.
+    """
+
+    repository: str
+    revision: str | None = None
+    path: str = ""
+    kind: str = "model"
+    typed: str = dataclasses.field(default="", compare=False)
+
+    def at(self, commit: str) -> str:
+        """Return the name with a commit as its revision."""
+        prefix = "datasets/" if self.kind == "dataset" else ""
+        path = f"/{self.path}" if self.path else ""
+        return f"hf://{prefix}{self.repository}@{commit}{path}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """A repository at one commit; its files are fetched when they are needed.
+
+    Attributes:
+      name: its name.
+      folder: its folder in the cache, which holds the files fetched so far.
+      files: paths of all its files.
+    """
+
+    name: HubName
+    folder: pathlib.Path
+    files: tuple[str, ...]
+
+    @property
+    def pinned(self) -> str:
+        """Return the name at this commit, which stands for the same files forever."""
+        return self.name.at(self.folder.name)
+
+    def fetch(self, *patterns: str) -> list[pathlib.Path]:
+        """Fetch the files that match any of the patterns; return their paths.
+
+        Raises:
+          HubError: a file cannot be fetched.
+        """
+        from huggingface_hub import hf_hub_download
+
+        matching = [
+            file
+            for file in self.files
+            if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
+        ]
+        for file in matching:
+            if not (self.folder / file).is_file():
+                with _explained(self.name):
+                    hf_hub_download(file, **self._where())
+        return [self.folder / file for file in matching]
+
+    def fetch_path(self, path: str) -> pathlib.Path:
+        """Fetch a file, all files of a folder, or all that match a pattern.
+
+        Args:
+          path: in the repository; "" fetches all files.
+
+        Returns:
+          Its path in the cache; a pattern is kept.
+
+        Raises:
+          HubError: the repository has no such file, or it cannot be fetched.
+        """
+        path = path.strip("/")
+        if not self.fetch(path, f"{path}/*" if path else "*"):
+            some = ", ".join(self.files[:5]) or "nothing"
+            raise HubError(
+                f"{self.name.typed}: the repository has no {path!r}; it has "
+                f"{len(self.files)} files: {some}{', ...' * (len(self.files) > 5)}"
+            )
+        return self.folder / path
+
+    def tensors(self, file: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Read shapes and safetensors' dtypes by name from the header of a remote file.
+
+        Raises:
+          HubError: the header cannot be fetched, or the file is damaged.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        where = self._where()
+        try:
+            with _explained(self.name):
+                header = HfApi().parse_safetensors_file_metadata(filename=file, **where)
+        except SafetensorsParsingError as error:
+            raise HubError(
+                f"{self.name.typed}: {file} is not a safetensors file: {error}"
+            ) from error
+        return {
+            name: (tuple(tensor.shape), tensor.dtype)
+            for name, tensor in header.tensors.items()
+        }
+
+    def _where(self) -> dict[str, Any]:
+        return {
+            "repo_id": self.name.repository,
+            "repo_type": self.name.kind,
+            "revision": self.folder.name,
+        }
+
+
+def parse_name(spec: str | pathlib.Path) -> HubName | None:
+    """Parse a name of the hub; None if `spec` is a local path.
+
+    `A/B` is a name of the hub if there is neither a file or folder `A/B` nor a folder
+    `A`; with the prefix `hf://` it always is.
+
+    Raises:
+      HubError: `spec` begins with `hf:` and is no name.
+    """
+    text = str(spec)
+    if text.startswith("hf:"):
+        match = _URI.fullmatch(text)
+        if match is None:
+            raise HubError(
+                f"{text!r} is no name of the hub; it has the form "
+                "hf://ORG/NAME[@REVISION][/FILE] or hf://datasets/ORG/NAME..."
+            )
+        kind = (match["kind"] or "models/").removesuffix("s/")
+        path = match["path"] or ""
+        return HubName(match["repository"], match["revision"], path, kind, text)
+    path = pathlib.Path(text)
+    match = _NAME.fullmatch(text)
+    if match is None or path.suffix in FILE_SUFFIXES or path.exists():
+        return None
+    if path.parent.is_dir():
+        return None
+    return HubName(match["repository"], match["revision"], typed=text)
+
+
+def local_path(spec: str | pathlib.Path, *patterns: str) -> pathlib.Path:
+    """Return the local path of a file or folder, and fetch it if it is of the hub.
+
+    Args:
+      spec: a path, or a name of the hub (see the module).
+      *patterns: of the files to fetch of a repository, besides `CONFIG_FILES`. Weights
+        are fetched when an array of them is read (`convert.files.checkpoint_files`).
+
+    Raises:
+      HubError: the hub has no such files, or they cannot be fetched.
+    """
+    name = parse_name(spec)
+    if name is None:
+        return pathlib.Path(spec)
+    repository = open_repository(name)
+    if name.path:
+        return repository.fetch_path(name.path)
+    repository.fetch(*patterns)
+    return repository.folder
+
+
+def pinned(spec: str) -> str:
+    """Return a name of the hub with its present commit, and a local path as it is.
+
+    Raises:
+      HubError: the hub has no such repository, or it cannot be reached.
+    """
+    name = parse_name(spec)
+    return name.at(open_repository(name).folder.name) if name else spec
+
+
+def repository_at(folder: pathlib.Path) -> Repository | None:
+    """Return the repository that `local_path` opened at a folder; None if none."""
+    return _OPENED.get(folder)
+
+
+_OPENED: dict[pathlib.Path, Repository] = {}
+
+
+def open_repository(name: HubName) -> Repository:
+    """Open a repository: find its commit, list its files, fetch `CONFIG_FILES`.
+
+    The commit stays the same for the life of the process.
+
+    Raises:
+      HubError: there is no such repository, or it cannot be reached.
+    """
+    repository = _open(dataclasses.replace(name, path=""))
+    return dataclasses.replace(repository, name=name)
+
+
+@functools.cache
+def _open(name: HubName) -> Repository:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        LocalEntryNotFoundError,
+    )
+
+    where = {"repo_type": name.kind, "revision": name.revision}
+    where["allow_patterns"] = CONFIG_FILES if name.kind == "model" else ()
+    try:
+        folder = snapshot_download(name.repository, local_files_only=True, **where)
+        files = _cached_files(name, folder)
+    except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):
+        with _explained(name):
+            folder = snapshot_download(name.repository, **where)
+        try:
+            files = _cached_files(name, folder)
+        except CachedRepoTreeNotFoundError:  # offline, and cached by another program
+            found = pathlib.Path(folder).rglob("*")
+            files = [path.relative_to(folder).as_posix() for path in found]
+    repository = Repository(name, pathlib.Path(folder), tuple(sorted(files)))
+    return _OPENED.setdefault(repository.folder, repository)
+
+
+def _cached_files(name: HubName, folder: str) -> list[str]:
+    """List the paths of a repository's files from the listing in the cache."""
+    from huggingface_hub import get_cached_repo_tree
+
+    commit = pathlib.Path(folder).name
+    tree = get_cached_repo_tree(name.repository, repo_type=name.kind, revision=commit)
+    return [file.path for file in tree]
+
+
+@contextlib.contextmanager
+def _explained(name: HubName) -> Iterator[None]:
+    """Turn errors of `huggingface_hub` into a HubError of one sentence."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (
+        errors.HTTPError,  # of any connection; the base of HfHubHTTPError
+        errors.OfflineModeIsEnabled,
+        errors.EntryNotFoundError,
+        errors.HFValidationError,
+        errors.FileMetadataError,
+    ) as error:
+        raise HubError(_explanation(name, error)) from error
+
+
+def _explanation(name: HubName, error: Exception) -> str:
+    """Return what went wrong and the likely fix."""
+    from huggingface_hub import constants, errors
+
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    typed, hub = name.typed, constants.ENDPOINT
+    url = f"{hub}/{'datasets/' * (name.kind == 'dataset')}{name.repository}"
+    local = "" if typed.startswith("hf:") else f"there is no local {typed!r}, and "
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return (
+            f"{local}the files of {typed} are not all in the cache "
+            f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set: unset it once to "
+            "fetch them"
+        )
+    if isinstance(cause, errors.GatedRepoError):
+        return f"{typed} is gated: accept its terms at {url}, then {login}"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return (
+            f"{local}{hub} has no {name.kind} repository {name.repository!r}: check "
+            f"the spelling; if it is private, {login}"
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return (
+            f"{typed}: the repository has no revision {name.revision!r}: name a "
+            f"branch, tag or commit of {url}/commits"
+        )
+    if isinstance(cause, errors.HFValidationError):
+        return f"{local}{typed} is no valid name of a repository: {cause}"
+    if isinstance(cause, errors.HfHubHTTPError):
+        status = cause.response.status_code
+        if status in (401, 403):
+            return f"{typed}: {hub} refuses access ({status}): {login}"
+        return f"{typed}: {hub} answers with status {status}: try again later"
+    return (
+        f"{local}{hub} cannot be reached to fetch {typed}, which is not in the cache "
+        f"({type(cause).__name__}): check the network and HF_ENDPOINT"
+    )
