@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real hub
 # Tests are bound by compilation. Without optimisation and as one module, a program
 # compiles in half the time and computes the same. The emitters of fused operations take
 # two thirds of the rest in jaxlib 0.10; later releases are fast and have no such flag.

@@ -16,8 +16,10 @@ import contextlib
 import dataclasses
 import fnmatch
 import functools
+import glob
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,18 +108,25 @@ class Repository:
         Raises:
           HubError: a file cannot be fetched.
         """
-        from huggingface_hub import hf_hub_download
-
         matching = [
             file
             for file in self.files
             if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
         ]
-        for file in matching:
-            if not (self.folder / file).is_file():
-                with _explained(self.name):
-                    hf_hub_download(file, **self._where())
+        missing = [file for file in matching if not (self.folder / file).is_file()]
+        with _explained(self.name):
+            self._download(missing)
         return [self.folder / file for file in matching]
+
+    def _download(self, files: list[str]) -> None:
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        if len(files) == 1:
+            hf_hub_download(filename=files[0], **self._where())
+        elif files:
+            patterns = [glob.escape(file) for file in files]
+            bars = None if sys.stderr.isatty() else _no_bars()
+            snapshot_download(**self._where(), allow_patterns=patterns, tqdm_class=bars)
 
     def fetch_path(self, path: str) -> pathlib.Path:
         """Fetch a file, all files of a folder, or all that match a pattern.
@@ -238,6 +247,12 @@ def repository_at(folder: pathlib.Path) -> Repository | None:
 _OPENED: dict[pathlib.Path, Repository] = {}
 
 
+def forget_repositories() -> None:
+    """Forget the commits and listings that this process knows, as for another hub."""
+    _open.cache_clear()
+    _OPENED.clear()
+
+
 def open_repository(name: HubName) -> Repository:
     """Open a repository: find its commit, list its files, fetch `CONFIG_FILES`.
 
@@ -258,8 +273,9 @@ def _open(name: HubName) -> Repository:
         LocalEntryNotFoundError,
     )
 
-    where = {"repo_type": name.kind, "revision": name.revision}
+    where: dict[str, Any] = {"repo_type": name.kind, "revision": name.revision}
     where["allow_patterns"] = CONFIG_FILES if name.kind == "model" else ()
+    where["tqdm_class"] = _no_bars()
     try:
         folder = snapshot_download(name.repository, local_files_only=True, **where)
         files = _cached_files(name, folder)
@@ -273,6 +289,20 @@ def _open(name: HubName) -> Repository:
             files = [path.relative_to(folder).as_posix() for path in found]
     repository = Repository(name, pathlib.Path(folder), tuple(sorted(files)))
     return _OPENED.setdefault(repository.folder, repository)
+
+
+def _no_bars() -> Any:
+    """Return a class of progress bars that show nothing."""
+    from tqdm.auto import tqdm
+
+    class NoBar(tqdm):
+        """A progress bar that shows nothing."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **options | {"disable": True})
+
+    return NoBar
 
 
 def _cached_files(name: HubName, folder: str) -> list[str]:
@@ -305,10 +335,13 @@ def _explanation(name: HubName, error: Exception) -> str:
     """Return what went wrong and the likely fix."""
     from huggingface_hub import constants, errors
 
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    # Where the hub cannot be asked, the error that says why is the cause of another.
+    cause: BaseException = error
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__ or error
     typed, hub = name.typed, constants.ENDPOINT
     url = f"{hub}/{'datasets/' * (name.kind == 'dataset')}{name.repository}"
-    local = "" if typed.startswith("hf:") else f"there is no local {typed!r}, and "
+    local = "" if typed.startswith("hf:") else f"no file or folder {typed!r}, and "
     login = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return (

@@ -30,6 +30,7 @@ from blip2_jax.convert.model_source import (
 )
 from blip2_jax.convert.positions import config_at_size
 from blip2_jax.convert.weights import text_branch_part
+from blip2_jax.data import hub
 from blip2_jax.data.dataclass_options import check_keys, from_options
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.generator import Blip2Generator
@@ -49,6 +50,8 @@ from blip2_jax.training.trained_model import open_run
 @dataclasses.dataclass(frozen=True)
 class ExtraWeights:
     """Files that complete a model whose own file or folder lacks a part.
+
+    Paths may be names of the Hugging Face hub (see `data.hub`).
 
     Attributes:
       vision: file or folder of the image encoder: for a LAVIS file, or for a run whose
@@ -86,7 +89,9 @@ def load(
 
     Args:
       path: the directory of a run of this package (`--workdir` of training), a folder
-        that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, or a LAVIS file.
+        that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, a LAVIS file, or
+        a name of the Hugging Face hub, such as "Salesforce/blip2-opt-2.7b" or
+        "hf://ORG/NAME@REVISION".
       which: checkpoint of a run: "best" by evaluation (the last if there was no
         evaluation), "last" or a step.
       precision: "float32" or "bfloat16". None: a run computes as in training, and a
@@ -104,7 +109,8 @@ def load(
       A `Blip2Retriever` for a stage-1 model, a `Blip2Generator` for a stage-2 model.
 
     Raises:
-      FileNotFoundError: the path does not exist.
+      FileNotFoundError: the path does not exist. The subclass HubError says why the
+        hub does not provide it.
       ValueError: the path holds no model. The subclasses SourceError, ConfigError and
         WeightsError say what is wrong.
       CheckpointError: the run has no such checkpoint, or it is damaged.
@@ -144,20 +150,21 @@ def open_model(
       SourceError: the path holds no model, or an option does not apply to it.
       CheckpointError, ConfigError, WeightsError: a run cannot be read.
     """
-    path, extra = pathlib.Path(path), extra_weights or ExtraWeights()
+    name, extra = str(path), extra_weights or ExtraWeights()
+    path = hub.local_path(path, *hub.TOKENIZER_FILES, *hub.TOKENIZER_FOLDERS)
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {str(path)!r}")
+        raise FileNotFoundError(f"no file or folder {name!r}")
     if is_run(path):
-        _refuse(extra, f"{path} is a run", ("text_branch", "sizes"))
+        _refuse(extra, f"{name} is a run", ("text_branch", "sizes"))
         towers = {"vision": extra.vision, "language_model": extra.language_model}
         moved = {name: spec for name, spec in towers.items() if spec}
         source = open_run(path, which, moved)
     elif native_folder.is_native_folder(path):
         options = ("vision", "language_model", "text_branch", "sizes")
-        _refuse(extra, f"{path} is a converted folder", options)
+        _refuse(extra, f"{name} is a converted folder", options)
         source = native_folder.read_folder(path)
     else:
-        source = _open_checkpoint(path, extra)
+        source = _open_checkpoint(name, extra)
     size = getattr(source.config.vision, "image_size", None)
     if extra.image_size not in (None, size):
         raise SourceError(
@@ -170,8 +177,8 @@ def open_model(
     )
 
 
-def _open_checkpoint(path: pathlib.Path, extra: ExtraWeights) -> ModelSource:
-    """Open a Hugging Face folder or a LAVIS file."""
+def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
+    """Open a Hugging Face folder or a LAVIS file; `path` may be a name of the hub."""
     files = CheckpointFiles(path)
     kind = kind_of(files)
     if kind == "huggingface":

@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 
 from blip2_jax.convert.files.array_file import ArrayFile, Index, RemoteFile
 from blip2_jax.data import hub
-
 from blip2_jax.parallel.files import FileFormatError, read_json
 
 SAFETENSORS = ".safetensors"
@@ -44,6 +43,7 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+
 
 class SourceError(ValueError):
     """A file that cannot be read as weights, or holds other weights than expected."""
@@ -278,12 +278,17 @@ def _open(path: pathlib.Path) -> ArrayFile:
     raise SourceError(f"{path} has none of the suffixes of weights: {known}")
 
 
-def _indexed(index: pathlib.Path) -> dict[str, ArrayFile]:
-    """Open the shards that an index names and check that none lacks an array."""
+def _shard_of(index: pathlib.Path) -> dict[str, str]:
+    """Read the shard of every array from an index."""
     try:
-        shard_of: dict[str, str] = read_json(index)["weight_map"]
+        return read_json(index)["weight_map"]
     except (FileFormatError, KeyError, TypeError) as error:
         raise SourceError(f"{index} is not an index of shards: {error}") from error
+
+
+def _indexed(index: pathlib.Path) -> dict[str, ArrayFile]:
+    """Open the shards that an index names and check that none lacks an array."""
+    shard_of = _shard_of(index)
     shards = sorted(set(shard_of.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
@@ -327,7 +332,7 @@ def _remote_files(repository: hub.Repository) -> dict[str, ArrayFile]:
 
 def _remote_shards(repository: hub.Repository, index: str) -> dict[str, ArrayFile]:
     (path,) = repository.fetch(index)
-    shard_of: dict[str, str] = json.loads(path.read_text())["weight_map"]
+    shard_of = _shard_of(path)
     names_in: dict[str, list[str]] = {}
     for name, shard in shard_of.items():
         names_in.setdefault(shard, []).append(name)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
+from blip2_jax.data import hub
 from blip2_jax.parallel.files import read_json
 
 SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
@@ -220,16 +221,14 @@ def tokenizer_directory(spec: str) -> pathlib.Path:
         directory = hub.local_path(spec, *hub.TOKENIZER_FILES)
     if not directory.is_dir():
         raise FileNotFoundError(
-            f"tokenizer {spec!r}: the directory {directory} does not exist (a tokenizer "
-            "of the hub has a name of the form ORG/NAME)"
+            f"tokenizer {spec!r}: the directory {directory} does not exist; a name of "
+            "the hub has the form ORG/NAME"
         )
     for names in _VOCABULARY_FILES:
         if all((directory / name).is_file() for name in names):
             return directory
     expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
-    raise FileNotFoundError(
-        f"tokenizer {spec!r} has no vocabulary ({expected})"
-    )
+    raise FileNotFoundError(f"tokenizer {spec!r} has no vocabulary ({expected})")
 
 
 def _vocabulary_size(directory: pathlib.Path) -> int:
