@@ -4,9 +4,10 @@ r"""Pre-train or fine-tune a model, or continue a run that was stopped.
     blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \
         --config.batch_size=1024 --config.optimizer.learning_rate=5e-5
 
-The same command continues a run from its last checkpoint. The exit code is 0 when the
-run is complete, 128 + the signal when it saved a checkpoint and stopped (143: SIGTERM),
-and 1 after an error.
+The same command continues a run from its last checkpoint; with --restart it begins anew
+and keeps the former run in DIR/earlier. The exit code is 0 when the run is complete,
+128 + the signal when it saved a checkpoint and stopped (143: SIGTERM), and 1 after an
+error.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def make_parser() -> ConfigParser:
         "--workdir",
         metavar="DIR",
         help="directory of the run: checkpoints, metrics, configuration",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="move a run that DIR holds to DIR/earlier/N and begin anew",
     )
     parser.add_argument(
         "--dry_run",
@@ -67,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     join_processes(arguments)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
-    return train(config, arguments.workdir, make_evaluator)
+    return train(config, arguments.workdir, make_evaluator, restart=arguments.restart)
 
 
 if __name__ == "__main__":

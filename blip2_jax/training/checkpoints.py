@@ -5,12 +5,14 @@
 directory gets its final name when it is complete, so that an interrupted save leaves no
 checkpoint. The last `keep` checkpoints and the best one by evaluation are kept. Frozen
 weights are not stored: `RUN/sources.json` names them.
+
+`RUN/last_checkpoint.json` has the step of the last complete checkpoint (0: none yet). A
+run whose checkpoints have vanished is noticed by it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
@@ -23,21 +25,25 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from blip2_jax.parallel import hosts
+from blip2_jax.parallel.files import FileFormatError, read_json, write_atomically
+from blip2_jax.training.checkpoint_digests import (
+    CheckpointError,
+    DamagedCheckpoint,
+    verify_files,
+    write_digests,
+)
 
 PyTree = Any
 logger = logging.getLogger(__name__)
 
-_DIGESTS = "digests.json"
+LAST_CHECKPOINT = "last_checkpoint.json"
 _UNFINISHED = "*.orbax-checkpoint-tmp"
+_INTACT, _DAMAGED, _UNREADABLE = range(3)  # states of a checkpoint
 
 
 def is_run(path: str | pathlib.Path) -> bool:
     """Return True if the path is the directory of a training run."""
     return pathlib.Path(path, "checkpoints").is_dir()
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing or damaged; the message says which one and why."""
 
 
 def parse_checkpoint(text: str) -> str | int:
@@ -96,7 +102,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             async_options=ocp.options.AsyncOptions(
-                post_finalization_callback=lambda: _write_digests(self.directory)
+                post_finalization_callback=self._complete
             ),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
@@ -136,7 +142,9 @@ class Checkpoints:
     def restore(self, targets: Mapping[str, PyTree]) -> Restored | None:
         """Restore the newest intact checkpoint with the shardings of the targets.
 
-        A damaged checkpoint is moved to `RUN/damaged/` and the previous one is tried.
+        A checkpoint whose files are missing or differ from their digests is moved to
+        `RUN/damaged/` and the previous one is tried. One that cannot be read for
+        another reason, which may pass, stays where it is.
 
         Args:
           targets: arrays or `jax.ShapeDtypeStruct`s with shardings, by tree name. The
@@ -146,40 +154,67 @@ class Checkpoints:
           The contents of the checkpoint; None if the run has no checkpoint.
 
         Raises:
-          CheckpointError: the run has checkpoints, and all of them are damaged.
+          CheckpointError: the run has checkpoints, and all of them are damaged; or the
+            newest intact one cannot be read now.
         """
         steps = self.steps()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
         for step in reversed(steps):
-            restored = self._try_restore(step, abstract)
-            if restored is not None:
-                return restored
+            if self._is_intact(step):
+                return self._restore_intact(step, abstract)
             self._move_damaged(step)
         if steps:
             raise CheckpointError(
-                f"none of the checkpoints {steps} of {self.run_dir} can be read; "
-                "they are in damaged/"
+                f"none of the checkpoints {steps} of {self.run_dir} is intact; they "
+                "are in damaged/"
             )
         return None
 
-    def _try_restore(
-        self, step: int, abstract: Mapping[str, PyTree]
-    ) -> Restored | None:
-        """Restore a checkpoint; None in every process if one of them cannot read it."""
-        restored, failure = None, None
+    def _is_intact(self, step: int) -> bool:
+        """Compare a checkpoint with its digests; all processes return the same answer.
+
+        Raises:
+          CheckpointError: the files cannot be read now.
+        """
+        state, failure = _INTACT, None
         try:
             if hosts.is_first():
                 verify_files(self.directory / str(step))
+        except DamagedCheckpoint as error:
+            state = _DAMAGED
+            logger.error("checkpoint %d is damaged: %s", step, error)
+        except Exception as error:
+            state, failure = _UNREADABLE, error
+        state = int(hosts.broadcast_from_first(state))
+        if state == _UNREADABLE:
+            raise self._unreadable(step, failure) from failure
+        return state == _INTACT
+
+    def _restore_intact(self, step: int, abstract: Mapping[str, PyTree]) -> Restored:
+        """Restore a checkpoint whose bytes are right: no error here means damage.
+
+        Raises:
+          CheckpointError: one of the processes cannot read it.
+        """
+        restored, failure = None, None
+        try:
+            restored = self._restore_step(step, abstract)
         except Exception as error:
             failure = error
-        if hosts.broadcast_from_first(failure is None):
-            try:
-                restored = self._restore_step(step, abstract)
-            except Exception as error:
-                failure = error
-        if failure is not None:
-            logger.error("checkpoint %d cannot be read: %s", step, _first_line(failure))
-        return None if hosts.sum_over_hosts(restored is None) else restored
+        if hosts.sum_over_hosts(restored is None) or restored is None:
+            raise self._unreadable(step, failure) from failure
+        return restored
+
+    def _unreadable(self, step: int, failure: Exception | None) -> CheckpointError:
+        """Return the error of a checkpoint that cannot be read for a passing reason."""
+        reason = "another process failed" if failure is None else _first_line(failure)
+        path = self.directory / str(step)
+        return CheckpointError(
+            f"checkpoint {path} cannot be read now ({reason}). It stays where it is, "
+            "and nothing was changed: give the same command again when the reason is "
+            "gone. If it never goes, move this checkpoint away by hand; the run then "
+            "continues from the one before"
+        )
 
     def _restore_step(self, step: int, abstract: Mapping[str, PyTree]) -> Restored:
         items = {
@@ -239,13 +274,13 @@ class Checkpoints:
     def _metric(self, step: int) -> float | None:
         try:
             return self.meta(step).get("metric")
-        except (OSError, ValueError):
-            return None  # damaged; `restore` reports it
+        except (OSError, FileFormatError) as error:
+            logger.warning("the score of checkpoint %d cannot be read: %s", step, error)
+            return None
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return the JSON values that the checkpoint was saved with."""
-        path = self.directory / str(step) / "meta" / "metadata"
-        return json.loads(path.read_text())
+        return read_json(self.directory / str(step) / "meta" / "metadata")
 
     def find(self, which: str | int) -> int:
         """Return the step of the checkpoint "last", "best" or of a given number.
@@ -271,7 +306,15 @@ class Checkpoints:
         self._manager.wait_until_finished()
         if hosts.is_first() and (best := self.best()):
             text = json.dumps({"step": best[0], "metric": best[1]})
-            (self.run_dir / "best.json").write_text(text + "\n")
+            write_atomically(self.run_dir / "best.json", text + "\n")
+
+    def _complete(self) -> None:
+        """Add the digests to a checkpoint before it gets its final name."""
+        if not hosts.is_first():
+            return
+        for path in self.directory.glob(_UNFINISHED):
+            write_digests(path)
+            mark_last(self.run_dir, int(path.name.partition(".")[0]))
 
     def close(self) -> None:
         """Wait for pending saves and stop all threads."""
@@ -280,42 +323,9 @@ class Checkpoints:
         self._manager.close()
 
 
-def _write_digests(directory: pathlib.Path) -> None:
-    """Write the digests of a checkpoint before the directory gets its final name."""
-    if not hosts.is_first():
-        return
-    for path in directory.glob(_UNFINISHED):
-        digests = {name: _digest(path / name) for name in _files(path)}
-        (path / _DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
-
-
-def verify_files(path: pathlib.Path) -> None:
-    """Compare the files of a checkpoint with their stored digests.
-
-    Raises:
-      CheckpointError: a file is missing or has changed.
-    """
-    if not (path / _DIGESTS).exists():
-        raise CheckpointError(f"{path} has no {_DIGESTS}")
-    for name, digest in json.loads((path / _DIGESTS).read_text()).items():
-        if not (path / name).exists():
-            raise CheckpointError(f"{path / name} is missing")
-        if _digest(path / name) != digest:
-            raise CheckpointError(f"{path / name} has changed since it was written")
-
-
-def _files(path: pathlib.Path) -> list[str]:
-    """List the files of the trees. Orbax may still change those at the top level."""
-    return [
-        str(file.relative_to(path))
-        for file in sorted(path.glob("*/**/*"))
-        if file.is_file() and file.name != "commit_success.txt"
-    ]
-
-
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def mark_last(run_dir: pathlib.Path, step: int) -> None:
+    """Record the step of the last complete checkpoint; 0 if there is none yet."""
+    write_atomically(run_dir / LAST_CHECKPOINT, json.dumps({"step": step}) + "\n")
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ continue with other weights is stopped. Files may move, and may be converted in 
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,10 +25,12 @@ from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.trees import Tree, flatten, merge, unflatten
 from blip2_jax.parallel import sharding
+from blip2_jax.parallel.files import FileFormatError, read_json
 from blip2_jax.training.checkpoints import Checkpoints, is_run
 from blip2_jax.training.tasks import model_config
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "weights"
+SOURCES = "sources.json"  # in the directory of a run
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -241,8 +242,17 @@ def read_sources(directory: pathlib.Path) -> dict[str, Any]:
     Returns:
       "frozen": the manifest of the frozen parameters; "data": the fingerprint of the
       training data.
+
+    Raises:
+      FileFormatError: the file is damaged.
+      OSError: it cannot be read.
     """
-    return json.loads((directory / "sources.json").read_text())
+    sources = read_json(directory / SOURCES)
+    if not isinstance(sources, dict) or not {"frozen", "data"} <= sources.keys():
+        raise FileFormatError(
+            f"{directory / SOURCES} has no manifest of frozen weights and data"
+        )
+    return sources
 
 
 def verify_manifest(recorded: Manifest, current: Manifest) -> None:

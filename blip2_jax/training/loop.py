@@ -29,6 +29,7 @@ from blip2_jax.training.guards import (
     stop_on_signal,
 )
 from blip2_jax.training.metrics_log import MetricsLog
+from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
 from blip2_jax.training.tasks import model_config
 from blip2_jax.training.terminal import Terminal, shorten_path
@@ -42,6 +43,8 @@ def train(
     config: ConfigDict,
     directory: str | pathlib.Path,
     make_evaluator: EvaluatorFactory | None = None,
+    *,
+    restart: bool = False,
 ) -> int:
     """Train for `config.steps` steps, or until a signal asks the run to stop.
 
@@ -51,19 +54,21 @@ def train(
       make_evaluator: builds the evaluator that `config.evaluation` describes, e.g.
         `blip2_jax.evaluation.evaluators.make_evaluator`. A configuration without
         evaluation needs none.
+      restart: move a run that the directory holds to `earlier/` and begin anew.
 
     Returns:
       The exit code: 0, or 128 + the number of the signal that stopped the run.
 
     Raises:
-      ValueError, OSError, CheckpointError: see `set_up`.
+      ValueError, OSError, CheckpointError, RunLocked: see `set_up`.
       NonFiniteLoss: a loss or gradient is NaN or infinite.
       TooManyBrokenSamples: too many samples are broken.
     """
     with fused_attention.chosen(config.model.attention):
         directory = pathlib.Path(directory).absolute()
-        loop = Loop(set_up(config, directory, make_evaluator))
-        return loop.run()
+        with RunLock(directory) as lock:
+            run = set_up(config, directory, make_evaluator, lock=lock, restart=restart)
+            return Loop(run).run()
 
 
 def flops_per_image(config: ConfigDict) -> int | None:
@@ -112,7 +117,9 @@ class Loop:
             self.terminal = Terminal(run.config.steps, run.start)
         self.negatives_log = replay.open_log(run.config, run.directory, run.start)
         self._compiled_shapes: set[tuple[Any, ...]] = set()
-        for line in run.report:
+        logs = (self.log, self.negatives_log)
+        repairs = [line for log in logs if log is not None for line in log.report]
+        for line in (*run.report, *repairs):
             self.write_line(line)
 
     def run(self) -> int:
@@ -204,7 +211,10 @@ class Loop:
             self.negatives_log.write(pending.step, metrics["negatives"])
         if self.terminal is not None:
             self.terminal.advance(pending.step, scalars.get("loss"))
-        if pending.step % self.config.log_every == 0 or pending.step == 1:
+        if pending.step % self.config.log_every == 0 or pending.step in (
+            1,
+            self.config.steps,
+        ):
             scalars.pop("finite", None)
             self.write_metrics(pending.step, scalars)
 

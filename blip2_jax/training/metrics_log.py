@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Mapping
@@ -12,7 +13,11 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from blip2_jax.parallel.files import FileFormatError, parse_json, write_atomically
+
+METRICS = "metrics.jsonl"
 Values = Mapping[str, float]
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -25,6 +30,9 @@ class MetricsLog:
       run_dir: directory of the run; must exist.
       start_step: the step that the run continues from; 0 for a new run.
       wandb: keyword arguments of `wandb.init`, or None to not use wandb.
+
+    Attributes:
+      report: lines for the user: what was repaired.
     """
 
     def __init__(
@@ -33,8 +41,8 @@ class MetricsLog:
         start_step: int = 0,
         wandb: dict[str, Any] | None = None,
     ) -> None:
-        path = run_dir / "metrics.jsonl"
-        drop_after(path, start_step)
+        path = run_dir / METRICS
+        self.report = drop_after(path, start_step)
         self._file = path.open("a")
         self._tensorboard = EventFileWriter(str(run_dir / "tensorboard"))
         if start_step:  # makes TensorBoard drop the events of this step and later
@@ -71,24 +79,65 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def drop_after(path: pathlib.Path, step: int) -> None:
-    """Remove the lines of later steps and an incomplete last line."""
+def drop_after(path: pathlib.Path, step: int) -> list[str]:
+    """Remove the lines of later steps and an incomplete last line.
+
+    Lines that cannot be read are moved to a file with the suffix `.broken`.
+
+    Returns:
+      Lines for the user; [] if every line could be read.
+    """
     if not path.exists():
-        return
-    lines = [
-        line
-        for line in path.read_text().splitlines(keepends=True)
-        if line.endswith("\n") and json.loads(line)["step"] <= step
+        return []
+    lines, broken = _read_lines(path)
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    if broken:
+        with path.with_suffix(".broken").open("ab") as file:
+            file.writelines(line + b"\n" for line in broken)
+    write_atomically(path, "".join(kept))
+    if not broken:
+        return []
+    return [
+        f"{path.name}: {len(broken)} lines cannot be read; they were moved to "
+        f"{path.with_suffix('.broken').name}"
     ]
-    temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(lines))
-    temporary.replace(path)
 
 
 def read_metrics(run_dir: str | pathlib.Path) -> list[dict[str, float]]:
-    """Read the lines of `metrics.jsonl` of a run, oldest first."""
-    path = pathlib.Path(run_dir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Read the lines of `metrics.jsonl` of a run, oldest first.
+
+    Lines that cannot be read are left out, and their number is logged.
+    """
+    lines, broken = _read_lines(pathlib.Path(run_dir) / METRICS)
+    if broken:
+        path = pathlib.Path(run_dir) / METRICS
+        logger.warning("%s: %d lines cannot be read", path, len(broken))
+    return lines
+
+
+def last_logged_step(path: pathlib.Path) -> int:
+    """Return the last step in a log; 0 if there is none."""
+    lines = _read_lines(path)[0] if path.exists() else []
+    return max((int(line["step"]) for line in lines), default=0)
+
+
+def _read_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Read the lines of a log that have a step, and those that cannot be read.
+
+    A last line without its end is left out: the process was killed while it wrote it.
+    """
+    lines, broken = [], []
+    pieces = path.read_bytes().split(b"\n")  # the last one has no end: empty or torn
+    for number, piece in enumerate(pieces, 1):
+        try:
+            content = parse_json(piece, path)
+        except FileFormatError:
+            content = None
+        if isinstance(content, dict) and isinstance(content.get("step"), int):
+            lines.append(content)
+        elif piece.strip() and number < len(pieces):
+            broken.append(piece)
+    return lines, broken
 
 
 def _or_none(value: float) -> float | None:

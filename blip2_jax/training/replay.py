@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.parallel import hosts
+from blip2_jax.parallel.files import FileFormatError, read_json_lines
 from blip2_jax.training.metrics_log import drop_after
 
 FILE = "negatives.jsonl"
@@ -27,10 +28,13 @@ class NegativesLog:
     Args:
       path: the file; lines after `start_step` are dropped.
       start_step: the step that the run continues from.
+
+    Attributes:
+      report: lines for the user: what was repaired.
     """
 
     def __init__(self, path: pathlib.Path, start_step: int) -> None:
-        drop_after(path, start_step)
+        self.report = drop_after(path, start_step)
         self._file = path.open("a")
 
     def write(self, step: int, negatives: Negatives) -> None:
@@ -58,13 +62,18 @@ def read(path: str) -> dict[int, Negatives]:
 
     Raises:
       FileNotFoundError: the file does not exist.
+      FileFormatError: a line is broken; without it, that step would sample.
     """
     if not path:
         return {}
-    lines = map(json.loads, pathlib.Path(path).read_text().splitlines())
-    return {
-        line["step"]: Negatives(
-            np.asarray(line["image"], np.int32), np.asarray(line["text"], np.int32)
-        )
-        for line in lines
-    }
+    negatives = {}
+    for number, line in enumerate(read_json_lines(path), 1):
+        try:
+            negatives[line["step"]] = Negatives(
+                np.asarray(line["image"], np.int32), np.asarray(line["text"], np.int32)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"{path}, line {number} holds no negatives: {error!r}"
+            ) from None
+    return negatives

@@ -23,9 +23,10 @@ from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.nn.trees import Tree
 from blip2_jax.parallel import hosts, sharding
-from blip2_jax.training import frozen, initial_params, replay
+from blip2_jax.training import frozen, initial_params, replay, run_directory
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
+from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.step_plan import plan_step
@@ -94,6 +95,9 @@ def set_up(
     config: ConfigDict,
     directory: pathlib.Path,
     make_evaluator: EvaluatorFactory | None = None,
+    *,
+    lock: RunLock | None = None,
+    restart: bool = False,
 ) -> TrainingRun:
     """Set up a run: check it, restore or initialise it, then write its directory.
 
@@ -101,13 +105,18 @@ def set_up(
       config: configuration of the run.
       directory: directory of the run.
       make_evaluator: see `train`.
+      lock: of the directory, acquired if that exists; None: the caller sees to it that
+        no other process uses the directory.
+      restart: set a run that the directory holds aside and begin anew.
 
     Raises:
       ValueError, OSError, CheckpointError: the run cannot start; the message says why.
         A directory that did not exist is not created.
+      RunLocked: another process began a run in the directory in the meantime.
     """
     config = configuration.canonical(config)
-    continues = bool(hosts.broadcast_from_first(check_directory(config, directory)))
+    holds_run = not restart and run_directory.check_directory(config, directory)
+    continues = bool(hosts.broadcast_from_first(holds_run))
     plan = plan_step(config)
     mesh, task, shapes = plan.mesh, plan.task, plan.shapes
     optimizer, target = plan.optimizer, plan.state
@@ -125,7 +134,8 @@ def set_up(
         start = initial_params.initialise(config, task, shapes.trainable, mesh)
         values = begin(start, optimizer, target)
     if not continues:
-        write_run(config, directory, manifest, batches.fingerprint)
+        sources = {"frozen": manifest, "data": batches.fingerprint}
+        run_directory.write_run(config, directory, sources, lock, restart)
     return TrainingRun(
         config=config,
         directory=directory,
@@ -165,20 +175,6 @@ def build_evaluator(
     return make_evaluator(config, task)
 
 
-def check_directory(config: ConfigDict, directory: pathlib.Path) -> bool:
-    """Return True if the directory holds this run, False if it holds none.
-
-    Raises:
-      ConfigError: it holds another run, or checkpoints without a configuration.
-    """
-    if (directory / "config.json").exists():
-        configuration.check_same_run(configuration.read_config(directory), config)
-        return True
-    if (directory / "checkpoints").exists():
-        raise ConfigError(f"{directory} has checkpoints but no config.json")
-    return False
-
-
 def open_checkpoints(config: ConfigDict, directory: pathlib.Path) -> Checkpoints:
     """Open the checkpoints of a run for reading and writing."""
     return Checkpoints(
@@ -189,13 +185,18 @@ def open_checkpoints(config: ConfigDict, directory: pathlib.Path) -> Checkpoints
 def restore(
     config: ConfigDict, directory: pathlib.Path, target: TrainState
 ) -> _StartValues | None:
-    """Restore the newest intact checkpoint; None if the run has not saved one yet."""
+    """Restore the newest intact checkpoint; None if the run has not saved one yet.
+
+    Raises:
+      CheckpointError: there is no usable checkpoint, but there was one.
+    """
     checkpoints = open_checkpoints(config, directory)
     try:
         restored = checkpoints.restore(
             {"trainable": target.trainable, "optimizer": target.optimizer}
         )
         if restored is None:
+            run_directory.check_untrained(directory)
             return None
         carried = checkpoints.read(restored.step, ("carried",)).trees.get("carried", {})
     finally:
@@ -231,19 +232,6 @@ def open_batches(
         start_step=start,
         own_rows=sharding.local_rows(config.batch_size, mesh).tolist(),
     )
-
-
-def write_run(
-    config: ConfigDict, directory: pathlib.Path, manifest: Any, fingerprint: Any
-) -> None:
-    """Create the directory of a run and write `sources.json`, then `config.json`."""
-    hosts.barrier("every process is ready")
-    if hosts.is_first():
-        directory.mkdir(parents=True, exist_ok=True)
-        sources = {"frozen": manifest, "data": fingerprint}
-        (directory / "sources.json").write_text(json.dumps(sources, indent=1) + "\n")
-        configuration.write_config(directory, config)
-    hosts.barrier("the run is written")
 
 
 def verify_sources(

@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 from blip2_jax.data.data_config import DataConfig
 from blip2_jax.data.sources.registry import ALIASES
 from blip2_jax.nn.precision import PRECISIONS
+from blip2_jax.parallel.files import read_json, write_atomically
 
+CONFIG = "config.json"  # in the directory of a run
 TASKS = ("stage1", "stage2", "contrast", "language_model")
 OPTIMIZERS = ("adamw", "muon")
 
@@ -295,19 +297,24 @@ def read_config(run_dir: str | pathlib.Path) -> ConfigDict:
 
     Raises:
       ConfigError: the directory holds no run.
+      FileFormatError: the file is empty, truncated or not JSON.
+      OSError: it cannot be read.
     """
-    path = pathlib.Path(run_dir) / "config.json"
-    if not path.exists():
-        raise ConfigError(f"{run_dir} is not a run directory: it has no config.json")
-    return from_plain(json.loads(path.read_text()))
+    path = pathlib.Path(run_dir) / CONFIG
+    try:
+        plain = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{run_dir} is not a run directory: it has no {CONFIG}"
+        ) from None
+    if not isinstance(plain, dict) or plain.get("task") not in TASKS:
+        raise ConfigError(f"{path} is not the configuration of a run")
+    return from_plain(plain)
 
 
 def write_config(run_dir: pathlib.Path, config: ConfigDict) -> None:
     """Write the configuration to `config.json` atomically."""
-    path = run_dir / "config.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(to_plain(config), indent=2) + "\n")
-    temporary.replace(path)
+    write_atomically(run_dir / CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
 
 
 def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:

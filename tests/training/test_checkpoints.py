@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, cap
     restored = checkpoints.restore(make_trees(0))
     assert restored.step == 1
     assert_equal_trees(restored.trees, make_trees(1))
-    assert "checkpoint 2 cannot be read" in caplog.text
+    assert "checkpoint 2 is damaged" in caplog.text
     checkpoints.save(2, make_trees(2), {"step": 2})  # the damaged one has moved
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blip2_jax.training.metrics_log import (
@@ -39,3 +40,37 @@ def test_every_bit_of_a_float_is_kept_and_nan_is_valid_json(tmp_path):
 def test_a_missing_file_has_nothing_to_drop(tmp_path):
     drop_after(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
+
+
+BROKEN = {
+    "nul": b"\0" * 300,
+    "garbled": b"xxx",
+    "no step": b'{"loss": 1.0}',
+    "no object": b"3",
+    "latin-1": b'{"step": 2, "note": "\xe9"}',
+}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+def test_a_broken_line_is_moved_and_reported_and_the_run_continues(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": 1, "loss": 0.1}', b'{"step": 2, "loss": 0.3}']
+    path.write_bytes(b"\n".join([good[0], line, b"", good[1], b""]))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    log = MetricsLog(tmp_path, start_step=2)
+    log.close()
+    assert log.report == [
+        "metrics.jsonl: 1 lines cannot be read; they were moved to metrics.broken"
+    ]
+    assert path.read_bytes() == b"\n".join([*good, b""])
+    assert (tmp_path / "metrics.broken").read_bytes() == line + b"\n"
+    assert drop_after(path, 2) == []
+
+
+def test_a_last_line_without_its_end_is_repaired(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for torn, steps in ((b'{"step": 2}', [1, 2]), (b'{"step": 2, "lo', [1])):
+        path.write_bytes(b'{"step": 1}\n' + torn)
+        assert drop_after(path, 2) == []
+        assert [line["step"] for line in read_metrics(tmp_path)] == steps
+        assert path.read_bytes().endswith(b"}\n")

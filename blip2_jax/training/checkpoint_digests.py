@@ -1,0 +1,67 @@
+"""Digests of a checkpoint's files, which tell damage from an error of reading.
+
+`digests.json` holds the SHA-256 of every array file. A checkpoint is damaged if a file
+is missing or its content has another digest. An error of the file system, such as a
+missing permission or a store that is away, says nothing about the content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+
+from blip2_jax.parallel.files import FileFormatError, read_json
+
+_DIGESTS = "digests.json"
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says which one and why."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is missing or has changed since it was written."""
+
+
+def write_digests(path: pathlib.Path) -> None:
+    """Write the digests of the array files of a checkpoint."""
+    digests = {name: _digest(path / name) for name in _files(path)}
+    (path / _DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def verify_files(path: pathlib.Path) -> None:
+    """Compare the files of a checkpoint with their stored digests.
+
+    Raises:
+      DamagedCheckpoint: a file is missing or has changed.
+      OSError: a file cannot be read.
+    """
+    try:
+        digests = dict(read_json(path / _DIGESTS))
+    except _MISSING:
+        raise DamagedCheckpoint(f"{path / _DIGESTS} is missing") from None
+    except (FileFormatError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path / _DIGESTS} has changed: {error}") from None
+    for name, digest in digests.items():
+        try:
+            current = _digest(path / name)
+        except _MISSING:
+            raise DamagedCheckpoint(f"{path / name} is missing") from None
+        if current != digest:
+            raise DamagedCheckpoint(f"{path / name} has changed since it was written")
+
+
+def _files(path: pathlib.Path) -> list[str]:
+    """List the files of the trees. Orbax may still change those at the top level."""
+    return [
+        str(file.relative_to(path))
+        for file in sorted(path.glob("*/**/*"))
+        if file.is_file() and file.name != "commit_success.txt"
+    ]
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,189 @@
+"""A directory that has trained is continued or refused; it begins anew if told to."""
+
+import json
+import shutil
+
+import pytest
+
+from blip2_jax.training import tasks
+from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
+from blip2_jax.training.loop import train
+from blip2_jax.training.metrics_log import read_metrics
+from blip2_jax.training.run_lock import RunLock, RunLocked
+from blip2_jax.training.setup import set_up
+from blip2_jax.training.train_config import ConfigError
+from tests.support import toy_task
+from tests.training.test_checkpoints import damage_largest_file
+
+
+@pytest.fixture(autouse=True)
+def stage1_is_a_toy(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "stage1", toy_task.make_toy)
+
+
+def config(**changes):
+    result = toy_task.get_config().unlock()
+    result.update_from_flattened_dict({"steps": 4, "checkpoint.every": 2, **changes})
+    return result.lock()
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """Train once for all tests of this file."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.TASKS, "stage1", toy_task.make_toy)
+        train(config(), directory)
+    return directory
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """Return the directory of a run with checkpoints 2 and 4, at its end."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def contents(directory):
+    """Return the bytes of every file but the lock."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def steps_of(directory):
+    return [line["step"] for line in read_metrics(directory)]
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stays_and_is_used_later(run):
+    """A link to itself is an error of reading even for the superuser."""
+    (run / "best.json").unlink(missing_ok=True)
+    digests = run / "checkpoints" / "4" / "digests.json"
+    digests.rename(run / "kept")
+    digests.symlink_to(digests)
+    before = contents(run)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"4 cannot be read now \(OSError"):
+            train(config(), run)
+        assert contents(run) == before
+    digests.unlink()
+    (run / "kept").rename(digests)
+    assert train(config(), run) == 0
+    assert not (run / "damaged").exists()
+
+
+def test_memory_that_is_short_while_restoring_is_no_damage(run, monkeypatch):
+    def fail(*_):
+        raise MemoryError("18 GB")
+
+    before = contents(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_restore_step", fail)
+        with pytest.raises(CheckpointError, match=r"cannot be read now \(MemoryError"):
+            train(config(), run)
+    assert contents(run) == before
+    assert train(config(), run) == 0
+
+
+def test_a_run_with_damaged_checkpoints_begins_anew_only_when_told_to(run):
+    for step in ("2", "4"):
+        damage_largest_file(run / "checkpoints" / step, "flip")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"\[2, 4\] of .* is intact"):
+        train(config(), run)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"damaged/ holds 2, 4.*--restart"):
+            train(config(), run)
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert train(config(steps=3), run, restart=True) == 0
+    assert steps_of(run) == [1, 2, 3]
+    earlier = run / "earlier" / "1"
+    assert (earlier / "metrics.jsonl").read_bytes() == metrics
+    assert sorted(path.name for path in (earlier / "damaged").iterdir()) == ["2", "4"]
+    assert train(config(), run, restart=True) == 0
+    assert steps_of(run / "earlier" / "2") == [1, 2, 3]
+
+
+def test_a_run_whose_checkpoints_have_vanished_is_refused(run):
+    shutil.rmtree(run / "checkpoints")
+    metrics = (run / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="saved a checkpoint after step 4"):
+            train(config(), run)
+    (run / "last_checkpoint.json").unlink()  # as in runs of earlier versions
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl reaches step 4"):
+        train(config(), run)
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    run = set_up(config(), tmp_path)
+    run.batches.close()
+    run.checkpoints.close()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert train(config(), tmp_path) == 0
+    assert steps_of(tmp_path) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "last_checkpoint.json"])
+def test_remains_of_a_run_without_its_configuration_are_refused(run, name):
+    for path in run.iterdir():
+        if path.name != name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = contents(run)
+    with pytest.raises(ConfigError, match=rf"has {name} but no config\.json"):
+        train(config(), run)
+    assert contents(run) == before
+    assert train(config(), run, restart=True) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "sources.json", "last_checkpoint.json"]
+)
+@pytest.mark.parametrize("content", ["", '{"task', "[]", "{}"])
+def test_a_damaged_file_of_a_run_is_named(run, name, content):
+    if name == "last_checkpoint.json":
+        shutil.rmtree(run / "checkpoints")
+    (run / name).write_text(content)
+    before = contents(run)
+    with pytest.raises(ValueError, match=rf"run/{name}"):
+        train(config(), run)
+    assert contents(run) == before
+
+
+def test_a_directory_in_use_is_refused_and_untouched(run):
+    before = contents(run)
+    with RunLock(run), pytest.raises(RunLocked, match="is in use: process"):
+        train(config(), run)
+    assert contents(run) == before
+    assert train(config(), run) == 0
+
+
+def test_a_set_up_that_fails_leaves_no_lock(run):
+    with pytest.raises(ConfigError, match=r"optimizer\.b2"):
+        train(config(**{"optimizer.b2": 0.5}), run)
+    assert train(config(), run) == 0
+
+
+@pytest.mark.parametrize("line", ["xxx", "\0" * 50, '{"a": 1}'])
+def test_a_broken_line_of_the_log_does_not_stop_a_run(run, line, capsys):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[1:], ""]))
+    assert train(config(), run) == 0
+    assert steps_of(run) == [1, 2, 3, 4]
+    assert "metrics.jsonl: 1 lines cannot be read" in capsys.readouterr().err
+
+
+def test_the_last_step_is_logged(tmp_path):
+    train(config(log_every=3), tmp_path)
+    assert steps_of(tmp_path) == [1, 3, 4]
+
+
+def test_a_missing_array_of_the_description_is_named(run):
+    sources = json.loads((run / "sources.json").read_text())
+    del sources["data"]
+    (run / "sources.json").write_text(json.dumps(sources))
+    with pytest.raises(ValueError, match=r"sources\.json has no"):
+        train(config(), run)
