@@ -15,6 +15,7 @@ DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 TEST = [
     *DOCS,
     "beartype",
+    "datasets",  # writes a data set that a test reads
     "ipykernel",
     "mypy",
     "nbclient",
@@ -63,6 +64,7 @@ setup(
         "ml_collections",
         "numpy",
         "pillow",
+        "pyarrow",
         "opencv-python-headless",
         "safetensors",
         "sentencepiece",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import pathlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import UInt8
 from numpy import ndarray as Array
@@ -74,3 +75,23 @@ class ImageFiles:
         if not stat.S_ISREG(mode):
             raise BrokenSample("image is no regular file", name, str(path))
         return path
+
+
+def expand_paths(patterns: Sequence[str], what: str) -> list[pathlib.Path]:
+    """Return the sorted paths that match paths or glob patterns.
+
+    Args:
+      patterns: the patterns. A path that exists is not a pattern.
+      what: what is looked for, in errors: "tar".
+
+    Raises:
+      FileNotFoundError: a pattern matches no file.
+    """
+    paths: set[pathlib.Path] = set()
+    for pattern in patterns:
+        exists = pathlib.Path(pattern).exists()
+        matches = [pattern] if exists else glob.glob(pattern)
+        if not matches:
+            raise FileNotFoundError(f"no {what} matches {pattern!r}")
+        paths.update(map(pathlib.Path, matches))
+    return sorted(paths)

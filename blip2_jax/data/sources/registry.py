@@ -13,6 +13,13 @@ from blip2_jax.data.sources.base import Source
 # Source classes are imported on first use: importing TFDS takes seconds.
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
+    "captions_by_file": "blip2_jax.data.sources.json_table:CaptionsByFileSource",
+    "csv": "blip2_jax.data.sources.csv_table:CsvSource",
+    "image_folder": "blip2_jax.data.sources.image_folder:ImageFolderSource",
+    "json": "blip2_jax.data.sources.json_table:JsonSource",
+    "parquet": "blip2_jax.data.sources.arrow_table:ParquetSource",
+    "saved_dataset": "blip2_jax.data.sources.arrow_table:SavedDatasetSource",
+    "text_files": "blip2_jax.data.sources.image_folder:TextFilesSource",
     "per_question": "blip2_jax.data.sources.per_question:PerQuestion",
     "features": "blip2_jax.data.sources.features:FeaturesSource",
     "wrong_images": "blip2_jax.data.sources.wrong_images:WrongImages",

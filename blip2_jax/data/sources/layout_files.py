@@ -1,0 +1,283 @@
+"""Recognition of the layout of an annotation file."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from blip2_jax.data.sources.arrow_table import (
+    ArrowSource,
+    ParquetSource,
+    encoded_columns,
+)
+from blip2_jax.data.sources.columns import Columns, find_columns
+from blip2_jax.data.sources.csv_table import CsvSource
+from blip2_jax.data.sources.image_directory import find_image_directory
+from blip2_jax.data.sources.json_table import (
+    LINES_SUFFIXES,
+    CaptionsByFileSource,
+    JsonSource,
+    has_lines,
+)
+from blip2_jax.data.sources.splits import choose_split, same_split, split_of
+from blip2_jax.data.sources.table_source import TableSource, file_name
+from blip2_jax.parallel.files import read_json, read_text
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", *LINES_SUFFIXES)
+SUFFIXES = (*TABLE_SUFFIXES, ".parquet", ".tar")
+_NAMES_TRIED = 20  # images that are looked for
+
+GivenColumns = Mapping[str, str | Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user says about a data set; see `layouts.detect_layout`."""
+
+    images: str = ""
+    columns: GivenColumns = dataclasses.field(default_factory=dict)
+    split: str = ""
+    default_split: str = ""
+
+    def without_split(self) -> Request:
+        """Return the request after its split was chosen."""
+        return dataclasses.replace(self, split="", default_split="")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompleteSpec:
+    """The spec of a source.
+
+    Attributes:
+      title: name of the layout.
+      spec: the spec.
+      images: where the images are.
+    """
+
+    title: str
+    spec: dict[str, Any]
+    images: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A layout that matches a path.
+
+    Attributes:
+      title: name of the layout.
+      path: the file, folder or pattern.
+      complete: chooses the split, finds the images and makes the spec.
+    """
+
+    title: str
+    path: str
+    complete: Callable[[Request], CompleteSpec]
+
+    def __str__(self) -> str:
+        """Format as "captions.csv (CSV)"."""
+        return f"{pathlib.Path(self.path).name} ({self.title})"
+
+
+def match_file(path: str, columns: GivenColumns) -> Match:
+    """Recognise the layout of a file.
+
+    Args:
+      path: the file, or a glob pattern of Parquet files or tars.
+      columns: names of columns by field.
+
+    Raises:
+      FileNotFoundError: no file matches.
+      ValueError: the file has no known layout; the message says what was looked for.
+    """
+    suffix = pathlib.Path(path).suffix.lower()
+    if not pathlib.Path(path).exists() and not glob.glob(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    if suffix == ".parquet":
+        return match_arrow(path, ParquetSource, columns)
+    if suffix == ".tar":
+        return match_tars(path)
+    if suffix == ".json" and not has_lines(path, read_text(path)):
+        return _match_json(path, read_json(path), columns)
+    if suffix in TABLE_SUFFIXES:
+        is_json = suffix in (".json", *LINES_SUFFIXES)
+        return _match_table(path, JsonSource if is_json else CsvSource, columns)
+    raise ValueError(
+        f"{path} is no folder and has none of the suffixes {', '.join(SUFFIXES)}"
+    )
+
+
+def match_tars(path: str) -> Match:
+    """Recognise tars by a path or pattern."""
+
+    def complete(request: Request) -> CompleteSpec:
+        check_no_split(path, request)
+        return CompleteSpec("tars", {"kind": "tars", "paths": path}, "in the tars")
+
+    return Match("tars", path, complete)
+
+
+def match_arrow(path: str, source: type[ArrowSource], columns: GivenColumns) -> Match:
+    """Recognise the columns of a table in one of Arrow's formats."""
+    files = source.open_files(path)
+    encoded = encoded_columns(files.schema)
+    found = find_columns(files.schema.names, columns, path, encoded)
+
+    def complete(request: Request) -> CompleteSpec:
+        spec = {"kind": source.kind, "path": path, "columns": found.as_options()}
+        values = files.read([found.split])[0].to_pylist() if found.split else ()
+        spec |= split_option(path, found.split, values, request)
+        if found.image in encoded:
+            return CompleteSpec(source.title, spec, "in the table")
+        rows = files.read([found.image]).slice(0, _NAMES_TRIED).to_pylist()
+        names = _names(rows, found)
+        directory = files.directory / "*"  # a file there
+        return _with_images(source.title, spec, names, directory, request)
+
+    return Match(source.title, path, complete)
+
+
+def _match_json(path: str, content: Any, columns: GivenColumns) -> Match:
+    """Recognise the layout of a JSON file by its structure."""
+    if not isinstance(content, dict):
+        return _match_table(path, JsonSource, columns)
+    first = {
+        key: value[0]
+        for key, value in content.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    if "caption" in first.get("annotations", ()) and "images" in first:
+        return _match_annotations("COCO", path, content["images"])
+    if "sentences" in first.get("images", ()):
+        return _match_annotations("Karpathy", path, content["images"])
+    if "question_id" in first.get("questions", ()):
+        raise ValueError(
+            f"{path} holds questions of the VQA challenge; answers and images are "
+            "elsewhere: configure a source of kind 'vqa'"
+        )
+    if content and all(map(_is_text, itertools.islice(content.values(), 100))):
+        return _match_table(path, CaptionsByFileSource, columns)
+    if len(first) == 1:
+        return _match_table(path, JsonSource, columns)
+    raise ValueError(
+        f"{path} has none of the known layouts of JSON: COCO captions (images and "
+        "annotations with a caption), Karpathy (images with sentences), captions by "
+        "file, or a list of objects"
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """Return True for a caption or a list of captions."""
+    elements = value if isinstance(value, list) else [value]
+    return bool(elements) and all(isinstance(element, str) for element in elements)
+
+
+def _match_table(path: str, source: type[TableSource], columns: GivenColumns) -> Match:
+    """Recognise the columns of a table in a text file."""
+    table = source.read_table(path)
+    found = find_columns(table.names, columns, path)
+    rows = table.readable_rows()
+
+    def complete(request: Request) -> CompleteSpec:
+        spec = {"kind": source.kind, "path": path, "columns": found.as_options()}
+        values = (row.get(found.split) for row in rows)
+        spec |= split_option(path, found.split, values, request)
+        names = _names(rows, found)
+        return _with_images(source.title, spec, names, pathlib.Path(path), request)
+
+    return Match(source.title, path, complete)
+
+
+def _match_annotations(title: str, path: str, images: Sequence[Any]) -> Match:
+    """Make the match of a COCO or Karpathy file from its list of images."""
+    images = [image for image in images if isinstance(image, dict)]
+
+    def complete(request: Request) -> CompleteSpec:
+        spec: dict[str, Any] = {"kind": "annotations", "path": path}
+        values = [image.get("split") for image in images]
+        column = "split" if any(values) else ""
+        spec |= split_option(path, column, values, request)
+        names = [
+            "/".join(filter(None, [image.get("filepath"), _name_of(image)]))
+            for image in images[:_NAMES_TRIED]
+        ]
+        return _with_images(title, spec, names, pathlib.Path(path), request)
+
+    return Match(title, path, complete)
+
+
+def _name_of(image: Mapping[str, Any]) -> str:
+    return str(image.get("file_name") or image.get("filename") or "")
+
+
+def _names(rows: Iterable[Mapping[str, Any]], columns: Columns) -> list[str]:
+    """Return the names of the first images of a table."""
+
+    def names() -> Iterator[str]:
+        for row in rows:
+            try:
+                yield file_name(row, columns)
+            except ValueError:
+                continue  # the source counts the row as broken
+
+    return list(itertools.islice(dict.fromkeys(names()), _NAMES_TRIED))
+
+
+def split_option(
+    path: str, column: str, values: Iterable[Any], request: Request
+) -> dict[str, list[str]]:
+    """Return the option `splits` of a table, {} for all rows.
+
+    Raises:
+      ValueError: the wanted split does not exist, or there are several and no default.
+    """
+    if not column:
+        check_no_split(path, request)
+        return {}
+    existing = [value for value in dict.fromkeys(values) if isinstance(value, str)]
+    distinct = {split_of(value) or value for value in existing}
+    if len(distinct) < 2 and not request.split:
+        return {}
+    split = choose_split(existing, request.split, request.default_split, path)
+    if split == "restval":  # wanted by itself; "train" includes it
+        return {"splits": [split]}
+    return {"splits": [value for value in existing if same_split(value, split)]}
+
+
+def check_no_split(path: str, request: Request) -> None:
+    """Check that no split is wanted of data without splits, but that in their name.
+
+    Raises:
+      ValueError: a split is wanted.
+    """
+    name = pathlib.Path(path).name
+    if request.split and not same_split(name, request.split):
+        raise ValueError(f"{path} has no splits, so it cannot have {request.split!r}")
+
+
+def _with_images(
+    title: str,
+    spec: dict[str, Any],
+    names: Sequence[str],
+    path: pathlib.Path,
+    request: Request,
+) -> CompleteSpec:
+    """Add the image directory to a spec.
+
+    Raises:
+      FileNotFoundError: the images are not found.
+      ValueError: no row names an image.
+    """
+    if not names:
+        raise ValueError(f"no row of {spec['path']} names an image")
+    directory = find_image_directory(names, path, request.images)
+    spec["images"] = directory.path
+    if directory.image_name != "{}":
+        spec["image_name"] = directory.image_name
+    where = directory.path
+    if directory.found < len(names):
+        where += f" (has {directory.found} of the first {len(names)})"
+    return CompleteSpec(title, spec, where)

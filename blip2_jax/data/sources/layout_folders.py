@@ -1,0 +1,205 @@
+"""Recognition of the layout of a folder."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from blip2_jax.data.sources.arrow_table import SavedDatasetSource
+from blip2_jax.data.sources.columns import find_columns
+from blip2_jax.data.sources.image_folder import (
+    IMAGE_SUFFIXES,
+    METADATA_FILES,
+    ImageFolderSource,
+    TextFilesSource,
+    find_metadata,
+    list_pairs,
+)
+from blip2_jax.data.sources.layout_files import (
+    TABLE_SUFFIXES,
+    CompleteSpec,
+    GivenColumns,
+    Match,
+    Request,
+    check_no_split,
+    match_arrow,
+    match_file,
+    match_tars,
+    split_option,
+)
+from blip2_jax.data.sources.splits import choose_split, split_of
+from blip2_jax.parallel.files import read_json
+
+# Sub-folders that are searched for annotations too.
+_SUBFOLDERS = ("annotations", "captions", "data")
+_LOOKED_FOR = (
+    f"{' or '.join(METADATA_FILES)}; state.json or dataset_dict.json of save_to_disk; "
+    f"annotations ({' '.join(TABLE_SUFFIXES)}), Parquet files or tars, there or in "
+    f"{', '.join(_SUBFOLDERS)}; folders of splits; images with a .txt file each"
+)
+
+
+def match_folder(folder: pathlib.Path, request: Request) -> tuple[Match, Request]:
+    """Recognise the layout of a folder.
+
+    Returns:
+      The match, and the request that remains after a split was chosen.
+
+    Raises:
+      ValueError: nothing matches, or several layouts or splits do.
+    """
+    if (folder / "state.json").is_file():
+        return match_arrow(str(folder), SavedDatasetSource, request.columns), request
+    if (folder / "dataset_dict.json").is_file():
+        names = read_json(folder / "dataset_dict.json").get("splits", [])
+        return _match_split({name: folder / name for name in names}, folder, request)
+    if metadata := find_metadata(str(folder)):
+        return _match_image_folder(str(folder), metadata, request.columns), request
+    has_pairs = _has_text_beside_image(folder)
+    matches, problems = _match_files(folder, request.columns, has_pairs)
+    if has_pairs:
+        matches.append(_match_text_files(str(folder)))
+    if matches:
+        return _choose(matches, folder, request)
+    folders = {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and split_of(path.name)
+    }
+    if folders:
+        return _match_split(folders, folder, request)
+    if any(list_pairs(str(folder)).texts):
+        return _match_text_files(str(folder)), request
+    raise ValueError(
+        f"{folder} has no known layout; looked for: {_LOOKED_FOR}"
+        + (f". Not usable: {'; '.join(problems)}" if problems else "")
+    )
+
+
+def _match_split(
+    folders: Mapping[str, pathlib.Path], folder: pathlib.Path, request: Request
+) -> tuple[Match, Request]:
+    """Choose a folder by its split and recognise its layout."""
+    name = choose_split(folders, request.split, request.default_split, str(folder))
+    return match_folder(folders[name], request.without_split())
+
+
+def _choose(
+    matches: Sequence[Match], folder: pathlib.Path, request: Request
+) -> tuple[Match, Request]:
+    """Choose one of several matches by the split that its name contains."""
+    if len(matches) == 1:
+        return matches[0], request
+    by_split = {split_of(pathlib.Path(match.path).name): match for match in matches}
+    if len(by_split) < len(matches) or "" in by_split:
+        raise ValueError(
+            f"{folder} has several layouts: {', '.join(map(str, matches))}; give the "
+            "path of one of them"
+        )
+    split = choose_split(by_split, request.split, request.default_split, str(folder))
+    return by_split[split], request.without_split()
+
+
+def _match_image_folder(folder: str, metadata: str, columns: GivenColumns) -> Match:
+    """Recognise the columns of a folder's metadata."""
+    title = f"{ImageFolderSource.title} with {pathlib.Path(metadata).name}"
+    table = ImageFolderSource.read_table(metadata)
+    found = find_columns(table.names, columns, metadata)
+
+    def complete(request: Request) -> CompleteSpec:
+        values = (row.get(found.split) for row in table.readable_rows())
+        spec = {"kind": "image_folder", "path": folder, "columns": found.as_options()}
+        spec |= split_option(folder, found.split, values, request)
+        return CompleteSpec(title, spec, folder)
+
+    return Match(title, folder, complete)
+
+
+def _match_text_files(folder: str) -> Match:
+    """Recognise a folder of images with text files."""
+
+    def complete(request: Request) -> CompleteSpec:
+        check_no_split(folder, request)
+        spec = {"kind": TextFilesSource.kind, "path": folder}
+        return CompleteSpec(TextFilesSource.title, spec, folder)
+
+    return Match(TextFilesSource.title, folder, complete)
+
+
+def _match_files(
+    folder: pathlib.Path, columns: GivenColumns, has_pairs: bool
+) -> tuple[list[Match], list[str]]:
+    """Match the files of a folder; also return why other files do not match."""
+    matches: list[Match] = []
+    problems: list[str] = []
+    for directory in (folder, *(folder / name for name in _SUBFOLDERS)):
+        if not directory.is_dir():
+            continue
+        files = sorted(path for path in directory.iterdir() if path.is_file())
+        tars = [path for path in files if path.suffix == ".tar"]
+        matches += [match_tars(pattern) for pattern in _patterns(tars)]
+        files = [path for path in files if not _belongs_to_shard(path, tars)]
+        parquet = _patterns([path for path in files if path.suffix == ".parquet"])
+        for path in [*parquet, *_tables(files, has_pairs)]:
+            try:
+                matches.append(match_file(path, columns))
+            except ValueError as error:
+                problems.append(str(error))
+    return matches, problems
+
+
+def _tables(files: Sequence[pathlib.Path], has_pairs: bool) -> list[str]:
+    """Return the files that may be tables: not the files beside single images."""
+    images = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    return [
+        str(path)
+        for path in files
+        if path.suffix.lower() in TABLE_SUFFIXES
+        and path.stem not in images
+        and not (has_pairs and path.suffix == ".txt")
+    ]
+
+
+def _belongs_to_shard(path: pathlib.Path, tars: Iterable[pathlib.Path]) -> bool:
+    """Return True for files that img2dataset writes beside each tar."""
+    stem = path.stem.removesuffix("_stats")
+    return any(path.suffix == ".tar" or stem == tar.stem for tar in tars)
+
+
+def _patterns(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Return a path or glob pattern for the files of each split.
+
+    Raises:
+      ValueError: no pattern matches the files of a split only.
+    """
+    by_split: dict[str, list[pathlib.Path]] = {}
+    for path in paths:
+        by_split.setdefault(split_of(path.stem), []).append(path)
+    return [_pattern(files) for files in by_split.values()]
+
+
+def _pattern(files: Sequence[pathlib.Path]) -> str:
+    """Return a path or glob pattern that matches these files of a folder only."""
+    if len(files) == 1:
+        return str(files[0])
+    directory, suffix = glob.escape(str(files[0].parent)), files[0].suffix
+    prefix = os.path.commonprefix([path.name for path in files])  # noqa: RUF071
+    for pattern in (f"{directory}/*{suffix}", f"{directory}/{prefix}*{suffix}"):
+        if sorted(glob.glob(pattern)) == sorted(map(str, files)):
+            return pattern
+    raise ValueError(
+        f"the names of the splits' files in {files[0].parent} have no common start; "
+        "give a pattern"
+    )
+
+
+def _has_text_beside_image(folder: pathlib.Path) -> bool:
+    """Return True if a text file in the folder has the name of an image there."""
+    names = os.listdir(folder)
+    texts = {name.removesuffix(".txt") for name in names if name.endswith(".txt")}
+    return any(
+        stem in texts and suffix.lower() in IMAGE_SUFFIXES
+        for stem, suffix in map(os.path.splitext, names)
+    )

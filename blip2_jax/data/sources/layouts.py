@@ -1,0 +1,153 @@
+"""Recognition of the layout in which captions and images are kept.
+
+layout = detect_layout("my_photos/")
+print(layout)               # one line: kind, columns, records, image directory
+config.data.train = (layout.spec,)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from blip2_jax.data.sources.base import BrokenSample, Source
+from blip2_jax.data.sources.checked_rows import RecordsSource
+from blip2_jax.data.sources.layout_files import Request, match_file
+from blip2_jax.data.sources.layout_folders import match_folder
+from blip2_jax.data.sources.reading import read_pixels, read_record
+from blip2_jax.data.sources.registry import build_source
+
+_SAMPLED = 1000  # records that are checked of a source that does not hold them
+_IMAGES_TRIED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The layout of a data set.
+
+    Attributes:
+      spec: complete spec of the source, for `config.data.train`.
+      title: name of the layout.
+      columns: the columns that are used, "" if the layout has none.
+      records: number of images, malformed rows included.
+      captions: number of captions of the checked records.
+      questions: number of questions of the checked records.
+      checked: number of checked records, from the first.
+      broken: defects of the checked records.
+      images: where the images are.
+    """
+
+    spec: dict[str, Any]
+    title: str
+    columns: str
+    records: int
+    captions: int
+    questions: int
+    checked: int
+    broken: tuple[str, ...]
+    images: str
+
+    def __str__(self) -> str:
+        """Describe the layout in one line."""
+        path = self.spec.get("path", self.spec.get("paths"))
+        counts = [f"{self.records} images"]
+        counts += [f"{self.captions} captions"] if self.captions else []
+        counts += [f"{self.questions} questions"] if self.questions else []
+        if self.checked < self.records:
+            counts[1:] = [f"{' and '.join(counts[1:])} in the first {self.checked}"]
+        if self.broken:
+            counts.append(f"{len(self.broken)} broken ({self.broken[0]})")
+        parts = [f"{path}: {self.title}", ", ".join(counts)]
+        parts += [f"columns: {self.columns}"] if self.columns else []
+        if splits := self.spec.get("splits"):
+            parts.append(f"splits: {', '.join(splits)}")
+        return "; ".join([*parts, f"images: {self.images}"])
+
+
+def detect_layout(
+    path: str | pathlib.Path,
+    *,
+    images: str = "",
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    split: str = "",
+    default_split: str = "",
+) -> Layout:
+    """Detect the layout of a data set and check that it can be read.
+
+    Args:
+      path: a file of annotations, a folder, or a glob pattern of Parquet files or tars.
+      images: the image directory; "": search for it near the annotations.
+      columns: names of columns by field (see `columns.USUAL_NAMES`); other fields are
+        found by their usual names.
+      split: the split to take ("train", "validation", "test"), from names of files,
+        from a column, or by the layout; "": all.
+      default_split: the split to take if there are several and `split` is "".
+
+    Raises:
+      FileNotFoundError: the path does not exist, or no image is where it should be; the
+        message names the first path tried.
+      ValueError: no layout matches, or several do; the message names them, and what was
+        looked for.
+    """
+    path = str(path)
+    request = Request(images, dict((columns or {}).items()), split, default_split)
+    if pathlib.Path(path).is_dir():
+        match, request = match_folder(pathlib.Path(path), request)
+    else:
+        match = match_file(path, request.columns)
+    found = match.complete(request)
+    source = build_source(found.spec)
+    checked = len(source) if isinstance(source, RecordsSource) else _SAMPLED
+    checked = min(len(source), checked)
+    captions = questions = 0
+    broken: list[str] = []
+    for index in range(checked):
+        try:
+            record = read_record(source, index)
+        except BrokenSample as error:
+            broken.append(str(error))
+            continue
+        captions += len(record.captions)
+        questions += len(record.questions)
+    if not captions and not questions:
+        raise ValueError(f"{path} has no captions or questions" + _first(broken))
+    _check_images(source, found.images)
+    return Layout(
+        found.spec,
+        found.title,
+        str(getattr(source, "columns", "")),
+        len(source),
+        captions,
+        questions,
+        checked,
+        tuple(broken),
+        found.images,
+    )
+
+
+def _check_images(source: Source, images: str) -> None:
+    """Check that one of the first images can be loaded.
+
+    Raises:
+      FileNotFoundError: none can; the message describes the first.
+    """
+    problems = []
+    for index in range(len(source)):
+        try:
+            read_pixels(source, index, "")
+        except BrokenSample as error:
+            problems.append(str(error))
+        else:
+            return
+        if len(problems) == _IMAGES_TRIED:
+            break
+    raise FileNotFoundError(
+        f"none of the first {len(problems)} images of {source.name} can be read in "
+        f"{images}; the first: {problems[0]}"
+    )
+
+
+def _first(problems: Sequence[str]) -> str:
+    return f"; the first problem: {problems[0]}" if problems else ""

@@ -1,0 +1,225 @@
+"""A table of captions in a text file: a row per image or per caption.
+
+All layouts with named columns read their rows here, so that the same row gives the same
+record in every layout.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import UInt8
+from numpy import ndarray as Array
+
+from blip2_jax.data.sources.base import Question
+from blip2_jax.data.sources.checked_rows import (
+    RecordsSource,
+    Row,
+    check_usable,
+    group_by_image,
+    parse_rows,
+    take_id,
+    take_mapping,
+    take_name,
+    take_text,
+    take_texts,
+)
+from blip2_jax.data.sources.columns import Columns, find_columns
+from blip2_jax.data.sources.files import ImageFiles
+
+_TEXT_KEYS = ("answer", "raw", "caption", "text")  # of a text that is an object
+
+
+class Table(NamedTuple):
+    """A table that has been read.
+
+    Attributes:
+      names: names of its columns.
+      rows: number of every row, from 1, and its values by column, or a `ValueError` if
+        the row cannot be read.
+      unit: what the numbers count: "row" or "line".
+    """
+
+    names: list[str]
+    rows: list[tuple[int, Any]]
+    unit: str
+
+    def readable_rows(self) -> list[Mapping[str, Any]]:
+        """Return the values of the rows that can be read."""
+        return [values for _, values in self.rows if isinstance(values, Mapping)]
+
+
+class TableSource(RecordsSource):
+    """Images with captions or questions from a table; subclasses read the file.
+
+    All rows of an image become one record: an epoch shows every image once, with one of
+    its captions. A malformed row is a broken sample.
+
+    Attributes:
+      kind: kind of the source.
+      title: name of the layout.
+      columns: the columns that are used.
+
+    Args:
+      path: path of the file.
+      images: the directory to which image names are relative.
+      columns: names of columns by field (see `columns.USUAL_NAMES`); fields without a
+        name are found by their usual names.
+      image_name: format of a file name from the image column's value: "{}.jpg" adds the
+        suffix, "{:012d}.jpg" makes a number of 12 digits.
+      splits: values of the split column to take; (): all rows.
+      remap: see `ImageFiles`.
+
+    Raises:
+      FileNotFoundError: the file or the directory does not exist.
+      ValueError: the file has another format, a column is missing, or no row is usable.
+    """
+
+    kind: str
+    title: str
+
+    def __init__(
+        self,
+        path: str,
+        images: str,
+        columns: Mapping[str, str | Sequence[str]] | None = None,
+        image_name: str = "{}",
+        splits: Sequence[str] = (),
+        remap: Mapping[str, str] | None = None,
+    ):
+        self.name = f"{self.kind}:{path}"
+        self._files = ImageFiles(images, remap)
+        table = self.read_table(path)
+        self.columns = found = find_columns(table.names, columns, path)
+        rows = parse_rows(
+            path,
+            select_splits(table.rows, found.split, splits, path),
+            lambda values: parse_row(
+                values, found, file_name(values, found, image_name)
+            ),
+            table.unit,
+        )
+        check_usable(rows, f"no {table.unit} of {path} is usable")
+        super().__init__(group_by_image(rows))
+
+    @classmethod
+    @abc.abstractmethod
+    def read_table(cls, path: str) -> Table:
+        """Read the table of a file.
+
+        Raises:
+          FileNotFoundError: the file does not exist.
+          ValueError: the file has another format.
+        """
+
+    def load_image(
+        self, index: int, at_least: int = 0
+    ) -> UInt8[Array, "height width 3"]:
+        """Load the image of a record; see `Source`."""
+        return self._files.load(self.record(index).key, at_least)
+
+    def check_image(self, index: int) -> None:
+        """Check that the image is a file; see `Source`."""
+        self._files.check(self.record(index).key)
+
+
+def select_splits(
+    rows: Iterable[tuple[int, Any]], column: str, splits: Sequence[str], path: str
+) -> list[tuple[int, Any]]:
+    """Select the rows of some splits; rows that cannot be read belong to all.
+
+    Args:
+      rows: see `Table`.
+      column: the column of splits, "" if there is none.
+      splits: values of the column; (): all rows.
+      path: the file, in errors.
+
+    Raises:
+      ValueError: there is no column of splits, or no row of them.
+    """
+    rows = list(rows)
+    if not splits:
+        return rows
+    if not column:
+        raise ValueError(f"{path} has no column of splits, but splits is {splits}")
+    selected = [
+        (number, values)
+        for number, values in rows
+        if not isinstance(values, Mapping) or values.get(column) in splits
+    ]
+    if not selected:
+        raise ValueError(f"{path} has no row with {column!r} in {splits}")
+    return selected
+
+
+def file_name(values: Any, columns: Columns, image_name: str = "{}") -> str:
+    """Return the name of a row's image file.
+
+    Args:
+      values: values by column, or the error of a row that cannot be read.
+      columns: columns of the table.
+      image_name: see `TableSource`.
+
+    Raises:
+      ValueError: the row cannot be read, or the value is no name.
+    """
+    if isinstance(values, ValueError):
+        raise values
+    value = take_id(take_mapping(values).get(columns.image), columns.image)
+    name = take_name("" if value is None else str(value), columns.image)
+    try:
+        return image_name.format(name)
+    except ValueError:  # "{:012d}" needs a number
+        return image_name.format(int(name))
+
+
+def parse_row(values: Mapping[str, Any], columns: Columns, image: str) -> Row:
+    """Convert the values of a row.
+
+    Args:
+      values: values by column.
+      columns: columns of the table.
+      image: name of the image.
+
+    Raises:
+      ValueError: a value has the wrong type.
+    """
+    captions = [text for name in columns.caption for text in _texts(values, name)]
+    questions: tuple[Question, ...] = ()
+    if text := _texts(values, columns.question):
+        question_id = take_id(values.get(columns.question_id), columns.question_id)
+        answers = _texts(values, columns.answer)
+        questions = (Question(text[0], answers, question_id),)
+    original = take_id(values.get(columns.image_id), columns.image_id)
+    part = take_text(values.get(columns.part) or "", columns.part)
+    return Row(image, tuple(captions), questions, original, part)
+
+
+def _texts(values: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """Return the texts of a cell: one, a list of texts or objects, none if empty."""
+    value = values.get(column)
+    if value in (None, ""):
+        return ()
+    if isinstance(value, str) and value.startswith('["'):  # a list in a CSV file
+        value = _json_list(value)
+    if isinstance(value, list | tuple):
+        value = [_text_of(element) for element in value]
+    return take_texts(value, column)
+
+
+def _json_list(text: str) -> Any:
+    """Return the list that a cell spells as JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _text_of(element: Any) -> Any:
+    """Return the text of an object such as `{"answer": "red"}`, else the element."""
+    if not isinstance(element, Mapping):
+        return element
+    return next((element[key] for key in _TEXT_KEYS if key in element), element)
