@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from blip2_jax.data.order import shuffled_index
 from blip2_jax.data.sources.base import Source
 from blip2_jax.data.sources.registry import build_source
+
+logger = logging.getLogger(__name__)
 
 _PERIOD = 16384  # positions after which the pattern of sources repeats
 _MAX_IMAGES = 2**31
@@ -104,7 +107,14 @@ def build_mixture(specs: Sequence[Mapping[str, Any]]) -> Mixture:
         raise ValueError("either all sources need a weight, or none (weights by size)")
     if any(weight <= 0 for weight in weights):
         raise ValueError(f"weights of sources must be positive, not {weights}")
-    return Mixture([build_source(spec) for spec in specs], weights or None)
+    sources = [build_source(spec) for spec in specs]
+    for source in sources:
+        if source.left_out:
+            listing = ", ".join(
+                f"{n} {reason}" for reason, n in source.left_out.items()
+            )
+            logger.warning("%s leaves out %s", source.name, listing)
+    return Mixture(sources, weights or None)
 
 
 def _interleave(shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,18 +2,14 @@
 
 Members that share a name up to the first dot form a record: an image (jpg, jpeg, png,
 webp) and its captions as `.json` ("captions" or "caption", or a plain list) or `.txt`.
-The index of a tar is stored in a cache directory, by the tar's size and modification
-time.
+Other members are left out and counted by reason (see `tar_index`).
 """
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import glob
-import hashlib
-import os
 import pathlib
-import tarfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,11 +23,14 @@ from blip2_jax.data.sources.checked_rows import (
     take_id,
     take_texts,
 )
+from blip2_jax.data.sources.tar_index import (
+    IMAGE,
+    JSON,
+    TEXT,
+    default_cache,
+    tar_index,
+)
 from blip2_jax.parallel.files import parse_json
-
-_COLUMNS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "json": 2}
-_IMAGE, _TEXT, _JSON = range(3)
-_INDEX_VERSION = 1
 
 
 class TarsSource(Source):
@@ -45,19 +44,23 @@ class TarsSource(Source):
 
     Raises:
       FileNotFoundError: a pattern matches no file.
-      ValueError: a file is not a tar.
+      ValueError: a file is not a tar, or is a compressed one.
     """
 
     def __init__(self, paths: str | Sequence[str], index_directory: str = ""):
         patterns = [paths] if isinstance(paths, str) else list(paths)
         self.name = "tars:" + ",".join(patterns)
         self._paths = _expand(patterns)
-        directory = pathlib.Path(index_directory or _default_cache())
-        indices = [_index(path, directory) for path in self._paths]
-        self._starts = np.cumsum([0, *(len(keys) for keys, _ in indices)])
-        self._keys = np.concatenate([keys for keys, _ in indices])
+        directory = pathlib.Path(index_directory or default_cache())
+        indices = [tar_index(path, directory) for path in self._paths]
+        self._starts = np.cumsum([0, *(len(index.keys) for index in indices)])
+        self._keys = np.concatenate([index.keys for index in indices])
         # Offset and size of each record's image, text and JSON; size -1: absent.
-        self._spans = np.concatenate([spans for _, spans in indices])
+        self._spans = np.concatenate([index.spans for index in indices])
+        left_out: collections.Counter[str] = collections.Counter()
+        for index in indices:
+            left_out.update(index.left_out)
+        self.left_out = dict(left_out)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -71,11 +74,16 @@ class TarsSource(Source):
         captions, original = self._texts(index)
         return Record(self._key(index), index, captions, original_id=original)
 
+    def check_image(self, index: int) -> None:
+        """Check that the record has an image; see `Source`."""
+        if self._spans[index, IMAGE, 1] < 0:
+            raise BrokenSample("missing image", self._key(index))
+
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
-        data = self._read(index, _IMAGE)
+        data = self._read(index, IMAGE)
         if data is None:
             raise BrokenSample("missing image", self._key(index))
         return decode_image(data, self._key(index), at_least)
@@ -84,19 +92,21 @@ class TarsSource(Source):
         """Read a record's captions and, if its JSON has one, the image's own id."""
         captions: list[str] = []
         original = None
-        if (data := self._read(index, _JSON)) is not None:
+        if (data := self._read(index, JSON)) is not None:
             try:
                 captions, original = _json_captions(parse_json(data, "the JSON"))
             except Exception as error:
                 reason = describe_problem(error)
                 raise BrokenSample("broken json", self._key(index), reason) from None
-        if not captions and (data := self._read(index, _TEXT)) is not None:
+        if not captions and (data := self._read(index, TEXT)) is not None:
             captions = [data.decode("utf-8", errors="replace")]
         return tuple(captions), original
 
     def _key(self, index: int) -> str:
         """Return a record's key."""
-        return f"{self._shard(index).stem}/{self._keys[index].decode()}"
+        # Names in other encodings than UTF-8 are shown with escapes.
+        key = self._keys[index].decode("utf-8", errors="backslashreplace")
+        return f"{self._shard(index).stem}/{key}"
 
     def _shard(self, index: int) -> pathlib.Path:
         """Return the path of a record's tar."""
@@ -110,9 +120,13 @@ class TarsSource(Source):
         try:
             with open(self._shard(index), "rb") as file:
                 file.seek(offset)
-                return file.read(size)
+                data = file.read(size)
         except OSError as error:
             raise BrokenSample("unreadable tar", self._key(index), str(error)) from None
+        if len(data) < size:
+            reason = f"{len(data)} of {size} bytes are there"
+            raise BrokenSample("truncated tar", self._key(index), reason)
+        return data
 
 
 def _json_captions(content: object) -> tuple[list[str], int | str | None]:
@@ -135,54 +149,3 @@ def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:
             raise FileNotFoundError(f"no tar matches {pattern!r}")
         paths.update(pathlib.Path(path) for path in matches)
     return sorted(paths)
-
-
-def _default_cache() -> pathlib.Path:
-    """Return the cache directory of the user."""
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(root) / "blip2_jax" / "tars"
-
-
-def _index(path: pathlib.Path, directory: pathlib.Path) -> tuple[Array, Array]:
-    """Return keys [records] and spans [records, 3, 2] of a tar, cached if possible."""
-    state = path.stat()
-    identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {_INDEX_VERSION}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    cached = directory / f"{path.stem}-{digest}.npz"
-    if cached.is_file():
-        with np.load(cached) as arrays:
-            return arrays["keys"], arrays["spans"]
-    keys, spans = _scan(path)
-    with contextlib.suppress(OSError):  # the cache may be read-only
-        _write_index(cached, keys, spans)
-    return keys, spans
-
-
-def _scan(path: pathlib.Path) -> tuple[Array, Array]:
-    """Index a tar; see `_index`."""
-    spans_of_key: dict[str, Array] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                column = _COLUMNS.get(suffix.lower())
-                if member.isfile() and column is not None:
-                    key = f"{folder}/{stem}" if folder else stem
-                    key = key.removeprefix("./")
-                    spans = spans_of_key.setdefault(key, np.full((3, 2), -1, np.int64))
-                    spans[column] = member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a readable tar: {error}") from None
-    keys = np.array([key.encode() for key in spans_of_key], dtype=np.bytes_)
-    if not spans_of_key:
-        return keys, np.zeros((0, 3, 2), int)
-    return keys, np.stack(list(spans_of_key.values()))
-
-
-def _write_index(path: pathlib.Path, keys: Array, spans: Array) -> None:
-    """Write an index atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
-    np.savez(temporary, keys=keys, spans=spans)
-    temporary.replace(path)
