@@ -1,6 +1,7 @@
 """Cleaning and tokens equal the original's."""
 
 import json
+import pathlib
 import pickle
 import threading
 
@@ -107,6 +108,50 @@ def test_threads_can_share_a_tokenizer(bert):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("word", ["\u2028", "\x85", "\x0b", "\x1c", "\r", "a\rb", ""])
+def test_a_vocabulary_is_split_at_newlines_only(tmp_path, word):
+    path = pathlib.Path(bert_directory(tmp_path)) / "vocab.txt"
+    words = path.read_text().split("\n")
+    plain = load_tokenizer(str(tmp_path), language_model=False)
+    path.write_bytes("\n".join([*words[:6], word, *words[7:]]).encode())
+    changed = load_tokenizer(str(tmp_path), language_model=False)
+    assert changed.vocab_size == plain.vocab_size
+    assert changed.encode_words(words[8]) == plain.encode_words(words[8]) == [8]
+
+
+BAD_VOCABULARIES = {
+    "utf-16": (lambda text: text.encode("utf-16"), "is in UTF-16"),
+    "no mark": (lambda text: text.encode("utf-16-le"), r"line 1, byte 2 is 0x00"),
+    "latin-1": (lambda text: b"ab\ncaf\xe9\n", r"line 2, byte 7 is 0xe9"),
+    "mark": (lambda text: text.encode("utf-8-sig"), "begins with a byte order mark"),
+}
+
+
+@pytest.mark.parametrize(
+    "encode, reason", BAD_VOCABULARIES.values(), ids=BAD_VOCABULARIES
+)
+def test_vocabularies_in_other_encodings_are_refused(tmp_path, encode, reason):
+    path = pathlib.Path(bert_directory(tmp_path)) / "vocab.txt"
+    path.write_bytes(encode(path.read_text()))
+    with pytest.raises(ValueError, match=rf"vocab\.txt .*{reason}"):
+        load_tokenizer(str(tmp_path), language_model=False)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("{", r"tokenizer\.json is not valid JSON"),
+        ("[]", r"tokenizer\.json holds no vocabulary"),
+        ('{"model": {"vocab": {}}}', "the tokenizer in .* cannot be loaded"),
+    ],
+)
+def test_damaged_vocabularies_are_named(tmp_path, text, reason):
+    path = pathlib.Path(bert_directory(tmp_path)) / "tokenizer.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        load_tokenizer(str(tmp_path), language_model=False)
 
 
 def test_real_vocabularies(testdata):

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
 from blip2_jax.data import hub
-from blip2_jax.parallel.files import read_json
+from blip2_jax.data.text.vocabulary_files import vocabulary_size
 
 SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
@@ -193,13 +193,19 @@ def load_tokenizer(
 
     Raises:
       FileNotFoundError: the directory or a vocabulary in it does not exist.
-      ValueError: the loaded tokenizer lacks words of the directory's vocabulary.
+      ValueError: a file cannot be read as its format demands, or the loaded tokenizer
+        lacks words of the directory's vocabulary.
     """
     from transformers import AutoTokenizer  # slow to import
 
     directory = tokenizer_directory(spec)
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    expected = _vocabulary_size(directory)
+    expected = vocabulary_size(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the Rust library raises plain `Exception`
+        raise ValueError(
+            f"the tokenizer in {directory} cannot be loaded: {error}"
+        ) from error
     if len(tokenizer) < expected:
         raise ValueError(
             f"the vocabulary in {directory} has {expected} words, but only "
@@ -229,18 +235,6 @@ def tokenizer_directory(spec: str) -> pathlib.Path:
             return directory
     expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
     raise FileNotFoundError(f"tokenizer {spec!r} has no vocabulary ({expected})")
-
-
-def _vocabulary_size(directory: pathlib.Path) -> int:
-    """Count the words in the vocabulary files; 1 if they cannot be counted."""
-    if (directory / "tokenizer.json").is_file():
-        vocabulary = read_json(directory / "tokenizer.json")
-        return len(vocabulary["model"]["vocab"])
-    if (directory / "vocab.txt").is_file():
-        return len((directory / "vocab.txt").read_text().splitlines())
-    if (directory / "vocab.json").is_file():
-        return len(read_json(directory / "vocab.json"))
-    return 1
 
 
 def _required(tokenizer: Any, name: str) -> int:
