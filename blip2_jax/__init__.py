@@ -19,7 +19,11 @@ Public: `load`, `example_image`, `presets`, and the classes `Blip2`, `Blip2Retri
 """
 
 import importlib
+import os
 from typing import Any
+
+# transformers reports at its import that PyTorch is not installed; not needed here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -26,9 +26,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import (
     CommandParser,
-    UsageError,
     add_model_options,
     extra_weights,
     run_command,
@@ -40,18 +40,19 @@ if TYPE_CHECKING:
     from blip2_jax.inference.model import Blip2
     from blip2_jax.inference.retriever import Blip2Retriever
 
-# Fields of `DecodingConfig` and their types.
+# Fields of `DecodingConfig`: type and help. Values that are not given are those of
+# captions or of answers.
 DECODING_OPTIONS = {
-    "num_beams": int,
-    "max_new_tokens": int,
-    "min_new_tokens": int,
-    "length_penalty": float,
-    "repetition_penalty": float,
-    "num_return_sequences": int,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "convention": str,
+    "num_beams": (int, "number of beams; 1 is greedy decoding (default: 5)"),
+    "max_new_tokens": (int, "longest output (default: 30; of answers 10)"),
+    "min_new_tokens": (int, "shortest output (default: 0)"),
+    "length_penalty": (float, "exponent of the length (default: 1; of answers -1)"),
+    "repetition_penalty": (float, "above 1 repeats fewer tokens (default: 1)"),
+    "num_return_sequences": (int, "number of outputs for each input (default: 1)"),
+    "temperature": (float, "of samples; below 1 is more certain (default: 1)"),
+    "top_k": (int, "sample among the K best tokens; 0 keeps all (default: 0)"),
+    "top_p": (float, "sample among tokens of this total probability (default: 1)"),
+    "convention": (str, "transformers5 or original (default: transformers5)"),
 }
 
 
@@ -78,12 +79,15 @@ def make_parser() -> CommandParser:
     _add_input_options(parser)
     _add_dialogue_options(parser)
     decoding = parser.add_argument_group("decoding (docs/using.md)")
-    for name, kind in DECODING_OPTIONS.items():
-        decoding.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
+    for name, (kind, description) in DECODING_OPTIONS.items():
+        metavar = {int: "N", float: "X", str: "NAME"}[kind]
+        decoding.add_argument(f"--{name}", type=kind, metavar=metavar, help=description)
     decoding.add_argument(
         "--sample", action="store_true", help="sample, e.g. with --top_p"
     )
-    decoding.add_argument("--seed", type=int, default=0, help="seed of samples (0)")
+    decoding.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of samples"
+    )
     return parser
 
 
@@ -96,9 +100,15 @@ def _add_input_options(parser: CommandParser) -> None:
         "--features", metavar="FILE.npy", help="features, [P, D] or [B, P, D]"
     )
     texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("--prompt", help="start of the caption, or an instruction")
-    texts.add_argument("--question", nargs="+", help="questions to answer")
-    texts.add_argument("--text", nargs="+", help="texts to score against the images")
+    texts.add_argument(
+        "--prompt", metavar="TEXT", help="start of the caption, or an instruction"
+    )
+    texts.add_argument(
+        "--question", nargs="+", metavar="TEXT", help="questions to answer"
+    )
+    texts.add_argument(
+        "--text", nargs="+", metavar="TEXT", help="texts to score against the images"
+    )
     parser.add_argument(
         "--together",
         action="store_true",
@@ -156,8 +166,8 @@ class Inputs:
 def run(arguments: argparse.Namespace) -> int:
     """Print captions, answers or scores; returns the exit code."""
     check_options(arguments)
-    inputs = read_inputs(arguments)
     settings = decoding_settings(arguments)
+    inputs = read_inputs(arguments)
     import blip2_jax
 
     model = blip2_jax.load(
@@ -240,13 +250,18 @@ def _example_image(inputs: Inputs, name: str) -> Any:
 
 
 def decoding_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the decoding options that were given, after checking their values."""
+    """Return the decoding options that were given.
+
+    Raises:
+      UsageError: a value is out of range, or two of them exclude each other.
+    """
     from blip2_jax.generation.decoding_config import CAPTION_DEFAULTS
 
     values = {name: getattr(arguments, name) for name in DECODING_OPTIONS}
     settings = {name: value for name, value in values.items() if value is not None}
     settings |= {"sample": True} if arguments.sample else {}
-    CAPTION_DEFAULTS.replace(**settings)
+    with reading_option("--"):
+        CAPTION_DEFAULTS.replace(**settings)
     return settings
 
 

@@ -1,5 +1,6 @@
 """Compare training runs that were repeated with other seeds.
 
+    blip2-jax compare_seeds A_0.json A_1.json
     blip2-jax compare_seeds A_0.json A_1.json --against B_0.json B_1.json
 
 A record is a file that `blip2-jax evaluate` wrote, with its examples beside it. Prints

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -18,7 +17,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from blip2_jax.cli.options import CommandParser, UsageError
+from blip2_jax.cli.errors import UsageError, reading_option
+from blip2_jax.cli.options import CommandParser, suggest
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -70,26 +70,25 @@ class ConfigParser(CommandParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the options; those that change keys become `overrides`."""
         parsed, rest = self.parse_known_args(args, namespace)
-        parsed.overrides = self._check_overrides(rest)
+        parsed.overrides = _check_overrides(rest)
         return parsed
 
-    def _check_overrides(self, arguments: Sequence[str]) -> list[str]:
-        """Return the arguments after checking that all of them change keys."""
-        expects_value = False
-        for argument in arguments:
-            if argument.startswith(("--config.", "--noconfig.")):
-                expects_value = "=" not in argument
-            elif argument.startswith("-") and not _is_number(argument):
-                options = [name for name in self._option_string_actions if name]
-                raise UsageError(
-                    f"unknown option {argument.partition('=')[0]}"
-                    + _suggestion(argument.partition("=")[0], options)
-                )
-            elif not expects_value:
-                raise UsageError(f"unexpected argument {argument!r}")
-            else:
-                expects_value = False
-        return list(arguments)
+    def is_known(self, name: str) -> bool:
+        """Return True for options and for `--config.KEY` with any key."""
+        return name.startswith(("--config.", "--noconfig.")) or super().is_known(name)
+
+
+def _check_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments after checking that all of them change keys."""
+    expects_value = False
+    for argument in arguments:
+        if argument.startswith(("--config.", "--noconfig.")):
+            expects_value = "=" not in argument
+        elif not expects_value:
+            raise UsageError(f"unexpected argument {argument!r}")
+        else:
+            expects_value = False
+    return list(arguments)
 
 
 def read_config_option(arguments: argparse.Namespace) -> ConfigDict:
@@ -102,8 +101,7 @@ def read_config_option(arguments: argparse.Namespace) -> ConfigDict:
       The locked configuration.
 
     Raises:
-      UsageError: there is no such configuration or key.
-      flags.Error: a value has the wrong type.
+      UsageError: there is no such configuration or key, or a value has the wrong type.
     """
     config = load_config(arguments.config)
     for argument in arguments.overrides:
@@ -114,7 +112,10 @@ def read_config_option(arguments: argparse.Namespace) -> ConfigDict:
     config_flags.DEFINE_config_dict(
         "config", config, flag_values=values, sys_argv=command_line
     )
-    values(command_line)
+    try:
+        values(command_line)
+    except flags.Error as error:
+        raise UsageError(str(error)) from error
     return values.config
 
 
@@ -127,7 +128,7 @@ def load_config(text: str) -> ConfigDict:
         of `get_config`.
 
     Raises:
-      UsageError: there is no such configuration, or it takes no argument.
+      UsageError: there is no such configuration, or it refuses the argument.
     """
     name, _, argument = text.partition(":")
     module = _import_file(name) if name.endswith(".py") else _import_installed(name)
@@ -138,8 +139,10 @@ def load_config(text: str) -> ConfigDict:
         raise UsageError(
             f"--config {name} takes no argument, but {argument!r} is given"
         )
-    config = get_config(argument) if argument else get_config()
-    return config.lock()
+    if not argument:
+        return get_config().lock()
+    with reading_option(f"--config {text}: "):
+        return get_config(argument).lock()
 
 
 def list_configs(folder: str = "") -> list[str]:
@@ -164,9 +167,7 @@ def config_summary(name: str) -> str:
 def _import_installed(name: str) -> types.ModuleType:
     names = [*list_configs(), *list_configs("eval")]
     if name not in names:
-        raise UsageError(
-            f"there is no configuration {name!r}" + _suggestion(name, names)
-        )
+        raise UsageError(f"there is no configuration {name!r}" + suggest(name, names))
     return importlib.import_module(f"blip2_jax.configs.{name.replace('/', '.')}")
 
 
@@ -175,7 +176,7 @@ def _import_file(name: str) -> types.ModuleType:
     if not path.is_file():
         names = [*list_configs(), *list_configs("eval")]
         raise UsageError(
-            f"there is no configuration file {name!r}" + _suggestion(path.stem, names)
+            f"there is no configuration file {name!r}" + suggest(path.stem, names)
         )
     # A name of its own, so that no installed module is replaced.
     module_name = f"blip2_jax_config_file_{path.stem}"
@@ -183,7 +184,10 @@ def _import_file(name: str) -> types.ModuleType:
     assert spec is not None and spec.loader is not None  # it ends with ".py"
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"{name}, line {error.lineno}: {error.msg}") from error
     return module
 
 
@@ -195,31 +199,37 @@ def _check_key(config: ConfigDict, key: str) -> None:
     """
     node: Any = config
     for part in key.split("."):
-        name, _, index = part.partition("[")
+        name, bracket, index = part.partition("[")
         keys = sorted(node) if isinstance(node, ConfigDict | dict) else []
         if name not in keys:
-            raise UsageError(f"config has no key {key!r}" + _suggestion(name, keys))
+            elsewhere = [k for k in _all_keys(config) if k.split(".")[-1] == name]
+            known, like = (elsewhere, elsewhere[0]) if elsewhere else (keys, name)
+            raise UsageError(f"config has no key {key!r}" + suggest(like, known))
         node = node[name]
-        if index:
-            number = int(index.rstrip("]"))
-            if number >= len(node):
-                raise UsageError(
-                    f"config has no key {key!r}: {name} has {len(node)} entries"
-                )
-            node = node[number]
+        if bracket:
+            node = _entry(node, index.removesuffix("]"), key, name)
 
 
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    """Return the end of a message about an unknown name: similar names, or all."""
-    similar = difflib.get_close_matches(name, known, n=3)
-    if similar:
-        return f"; did you mean {' or '.join(map(repr, similar))}?"
-    return f"; there are {', '.join(known)}" if known else ""
+def _entry(entries: Any, index: str, key: str, name: str) -> Any:
+    """Return an entry of a list in a configuration.
+
+    Raises:
+      UsageError: the list has no such entry, or it is no list.
+    """
+    if not isinstance(entries, list | tuple):
+        raise UsageError(f"config has no key {key!r}: {name} is no list")
+    if not index.isdigit() or int(index) >= len(entries):
+        raise UsageError(
+            f"config has no key {key!r}: {name} has {len(entries)} entries, from 0"
+        )
+    return entries[int(index)]
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _all_keys(node: ConfigDict, prefix: str = "") -> list[str]:
+    """List the keys of a configuration with those above them."""
+    keys = []
+    for name, value in node.items():
+        keys.append(prefix + name)
+        if isinstance(value, ConfigDict):
+            keys += _all_keys(value, f"{prefix}{name}.")
+    return keys

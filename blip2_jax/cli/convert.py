@@ -1,12 +1,12 @@
 r"""Convert weights between this package, Hugging Face and LAVIS.
 
-    blip2-jax convert --source blip2-opt-2.7b --to blip2_jax --output weights/opt
-    blip2-jax convert --source blip2_pretrained.pth --vision eva_vit_g.pth \
-        --qformer_tokenizer bert-base-uncased --to blip2_jax --output weights/stage1
-    blip2-jax convert --source runs/stage2 --to huggingface --output exported
-    blip2-jax convert --source runs/stage1 --to lavis --output stage1.pth
+    blip2-jax convert --model blip2-opt-2.7b --to blip2_jax --out weights/opt
+    blip2-jax convert --model blip2_pretrained.pth --vision eva_vit_g.pth \
+        --qformer_tokenizer bert-base-uncased --to blip2_jax --out weights/stage1
+    blip2-jax convert --model runs/stage2 --to huggingface --out exported
+    blip2-jax convert --model runs/stage1 --to lavis --out stage1.pth
 
-The source is the directory of a run, a folder that this command wrote, a Hugging Face
+The model is the directory of a run, a folder that this command wrote, a Hugging Face
 BLIP-2 folder or a LAVIS file; its kind is detected. LAVIS files do not contain the
 frozen towers: name those by `--vision` (EVA-CLIP, CLIP) and `--language_model` (OPT,
 T5).
@@ -43,11 +43,11 @@ def make_parser() -> CommandParser:
     """Make the parser of the command line."""
     parser = CommandParser("convert", __doc__)
     parser.add_argument(
-        "--source", required=True, type=pathlib.Path, metavar="PATH", help="the weights"
+        "--model", required=True, type=pathlib.Path, metavar="PATH", help="the weights"
     )
     parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     parser.add_argument(
-        "--output",
+        "--out",
         required=True,
         type=pathlib.Path,
         metavar="PATH",
@@ -56,6 +56,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of all arrays; default: unchanged"
     )
+    parser.former_names |= {"--source": "--model", "--output": "--out"}
     add_model_options(parser)
     parser.add_argument(
         "--complete",
@@ -72,10 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     from blip2_jax.convert.native_folder import write_folder
     from blip2_jax.inference.load import ExtraWeights, open_model
 
-    start, output = time.perf_counter(), arguments.output
+    start, output = time.perf_counter(), arguments.out
     extra = ExtraWeights(**extra_weights(arguments))
-    model = open_model(arguments.source, extra, arguments.which)
-    print(f"{arguments.source}: {model.summary()}", flush=True)
+    model = open_model(arguments.model, extra, arguments.which)
+    print(f"{arguments.model}: {model.summary()}", flush=True)
     notes: Sequence[str] = ()
     if arguments.to == "blip2_jax":
         write_folder(model, output, arguments.dtype)

@@ -58,9 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     config = requested_config(arguments)
     join_processes(arguments)
 
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)  # orbax logs every file
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.parallel import hosts
     from blip2_jax.training.terminal import shorten_path

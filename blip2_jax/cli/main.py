@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 import blip2_jax
+from blip2_jax.cli.errors import UsageError, report_error
+from blip2_jax.cli.options import suggest
 
 # Name of the module in this package, and what the command does.
 COMMANDS = {
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name == "help" and arguments:
+        name, arguments = arguments[0], ["--help"]
     if name in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -41,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"blip2-jax {blip2_jax.__version__}")
         return 0
     if name not in COMMANDS:
-        similar = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {similar[0]!r}?" if similar else "see blip2-jax --help"
-        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
-        return 1
+        hint = suggest(name, COMMANDS)
+        return report_error(UsageError(f"there is no command {name!r}{hint}"))
     module = importlib.import_module(f"blip2_jax.cli.{name}")
     code: int = module.main(arguments)
     return code
@@ -65,6 +66,8 @@ def help_text() -> str:
             "",
             "`blip2-jax COMMAND --help` describes the options of a command;",
             "`blip2-jax --version` prints the version.",
+            "",
+            "The exit code is 0 after success, 1 after a failure, 2 for wrong options.",
         ]
     )
 

@@ -1,6 +1,7 @@
 """Score the most common training answers on test questions, without a model.
 
     blip2-jax majority_baseline --train daquar_vqa --test eval/daquar_vqa
+    blip2-jax majority_baseline --train my_training.py --test my_evaluation.py
 
 Answers every question of the second configuration's `data` with the most common answer
 in the first one's `data.train`, and with the most common answer to questions that begin

@@ -1,27 +1,15 @@
-"""Options, error messages and paths that several commands share."""
+"""Parser, options and error handling that the commands share."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from absl import flags
-
-from blip2_jax.cli.processes import abandon_other_processes
-
-# Errors that the user can correct: their message is printed without a traceback.
-EXPECTED_ERRORS = (
-    flags.Error,
-    ValueError,
-    TypeError,
-    OSError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-)
+from blip2_jax.cli.errors import UsageError, report_error
+from blip2_jax.cli.quiet import quiet_libraries
 
 # Fields of `ExtraWeights`, repeated here because importing them takes seconds.
 EXTRA_WEIGHTS = {
@@ -35,23 +23,65 @@ EXTRA_WEIGHTS = {
 }
 
 
-class UsageError(ValueError):
-    """A command line that cannot be run; the message is one sentence for the user."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description and shows the default of every option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        is_flag, is_list = action.nargs == 0, isinstance(action.default, list)
+        if is_flag or is_list or action.default in (None, "") or "default:" in text:
+            return text
+        return f"{text} (default: %(default)s)"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose help starts with the command's docstring."""
+    """A parser whose help starts with the command's docstring.
+
+    Option names may be written with hyphens in place of underscores.
+    """
 
     def __init__(self, name: str, description: str | None) -> None:
         super().__init__(
             prog=f"blip2-jax {name}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
+        self.former_names: dict[str, str] = {}
         self.add_argument(
             "--debug", action="store_true", help="show the traceback of an error"
         )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse the options after checking their names.
+
+        Raises:
+          UsageError: an option is unknown; the message names a similar one.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        end = words.index("--") if "--" in words else len(words)
+        checked = [self._known_name(word) for word in words[:end]]
+        return super().parse_known_args([*checked, *words[end:]], namespace)
+
+    def _known_name(self, word: str) -> str:
+        """Return a word of the command line; the names of options as the parser's."""
+        if not word.startswith("-") or word == "-" or " " in word or is_number(word):
+            return word  # a value
+        given, equals, value = word.partition("=")
+        if self.is_known(given):
+            return word
+        name = "--" + given.lstrip("-").replace("-", "_")
+        name = self.former_names.get(name, name)
+        if given.startswith("--") and self.is_known(name):
+            return name + equals + value
+        names = [option for option in self._option_string_actions if option != "-h"]
+        raise UsageError(f"unknown option {given}{suggest(name, names)}")
+
+    def is_known(self, name: str) -> bool:
+        """Return True if the parser has an option of this name."""
+        return name in self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
         """Raise an error of the command line, so that all errors look alike.
@@ -75,28 +105,37 @@ def run_command(
       argv: arguments without the program's name; None: those of this process.
 
     Returns:
-      The exit code: 1 after an expected error, which is printed as one line.
+      The exit code: that of `run`, or that of `report_error` after an error.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        return run(parser.parse_args(argv))
-    except EXPECTED_ERRORS as error:
+        arguments = parser.parse_args(argv)
+        quiet_libraries()
+        code = run(arguments)
+        sys.stdout.flush()  # a closed pipe is an error here, not at exit
+    except (Exception, KeyboardInterrupt) as error:
         if "--debug" in argv:
             raise
-        print(f"error: {describe_error(error)}", file=sys.stderr, flush=True)
-        abandon_other_processes()
-        return 1
+        return report_error(error)
+    return code
 
 
-def describe_error(error: Exception) -> str:
-    """Return an error's message on one line."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = " ".join(str(message).split())
-    if isinstance(error, AttributeError | LookupError | TypeError) and (
-        not isinstance(error, LookupError) or " " not in text
-    ):
-        return f"{type(error).__name__}: {text} (--debug shows the traceback)"
-    return text
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: similar names, or all."""
+    names = list(known)
+    similar = difflib.get_close_matches(name, names, n=3)
+    if similar:
+        return f"; did you mean {' or '.join(map(repr, similar))}?"
+    return f"; there are {', '.join(names)}" if names else ""
+
+
+def is_number(text: str) -> bool:
+    """Return True if a word is a number, e.g. a negative value of an option."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def require(arguments: argparse.Namespace, **examples: str) -> None:
@@ -130,13 +169,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="best",
         type=parse_checkpoint,
         metavar="CHECKPOINT",
-        help='checkpoint of a run: "best" (default), "last" or a step',
+        help='checkpoint of a run: "best", "last" or a step',
     )
 
 
 def parse_checkpoint(text: str) -> str | int:
-    """Return a checkpoint's step as a number, and "best" and "last" as they are."""
-    return int(text) if text.isdigit() else text
+    """Return a checkpoint's step as a number, and "best" and "last" as they are.
+
+    Raises:
+      argparse.ArgumentTypeError: it is another word.
+    """
+    if text.isdigit():
+        return int(text)
+    if text not in ("best", "last"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step")
+    return text
 
 
 def extra_weights(arguments: argparse.Namespace) -> dict[str, Any]:

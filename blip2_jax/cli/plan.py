@@ -7,7 +7,7 @@ Compiles the training step for the topology and prints memory by kind, FLOPs, tr
 between devices and time. `--sweep` compares variants of the configuration and
 recommends the best that fits; if no batch size fits, it tries smaller ones.
 
-The exit code is 0 if a variant fits, 2 if none does, and 1 after an error.
+The exit code is 0 if a variant fits and 3 if none does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
-from blip2_jax.cli.options import UsageError, require, run_command
+from blip2_jax.cli.errors import UsageError, reading_option
+from blip2_jax.cli.options import require, run_command
+
+NOTHING_FITS = 3  # exit code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,14 +46,16 @@ def make_parser() -> ConfigParser:
         "--mfu",
         type=float,
         default=0.4,
-        help="share of the peak FLOP/s that matmuls are assumed to reach (0.4)",
+        metavar="SHARE",
+        help="share of the peak FLOP/s that matmuls are assumed to reach",
     )
     parser.add_argument(
         "--sweep", default="", metavar="AXES", help="try a grid, e.g. batch,remat,mesh"
     )
     parser.add_argument(
-        "--json", default="", metavar="FILE", help="write the numbers to this file too"
+        "--out", default="", metavar="FILE", help="write the numbers as JSON too"
     )
+    parser.former_names["--json"] = "--out"
     return parser
 
 
@@ -67,8 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from blip2_jax.planning.sweep import parse_axes, recommendation, sweep
     from blip2_jax.planning.topology import open_topology
 
-    axes = parse_axes(arguments.sweep) if arguments.sweep else ()
-    topology = open_topology(arguments.topology)
+    with reading_option("--sweep: "):
+        axes = parse_axes(arguments.sweep) if arguments.sweep else ()
+    with reading_option("--topology: "):
+        topology = open_topology(arguments.topology)
     if axes:
 
         def plan_variant(variant: ConfigDict) -> Plan:
@@ -83,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(report(plans[0]))
         if plans[0].fits is False:
             print("\n--sweep batch,remat,mesh looks for the nearest that fits")
-    if arguments.json:
+    if arguments.out:
         numbers = [plan.to_plain() for plan in plans]
-        pathlib.Path(arguments.json).write_text(json.dumps(numbers, indent=1) + "\n")
-    return 2 if all(plan.fits is False for plan in plans) else 0
+        pathlib.Path(arguments.out).write_text(json.dumps(numbers, indent=1) + "\n")
+    return NOTHING_FITS if all(plan.fits is False for plan in plans) else 0
 
 
 if __name__ == "__main__":

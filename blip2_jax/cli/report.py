@@ -1,6 +1,7 @@
 """Compare evaluations: write tables as Markdown and a page with examples as HTML.
 
     blip2-jax report a.json b.json --out runs/report
+    blip2-jax report captions.json --count 12 --maps 8
 
 A record is a JSON file that `blip2-jax evaluate` wrote, with its examples beside it.
 Writes `OUT.md`, which is also printed, and `OUT.html` with the best and worst examples,
@@ -35,21 +36,21 @@ def make_parser() -> CommandParser:
         type=pathlib.Path,
         default=pathlib.Path("report"),
         metavar="PATH",
-        help="path of the files to write, without extension (report)",
+        help="path of the files to write, without extension",
     )
     parser.add_argument(
         "--count",
         type=int,
         default=6,
         metavar="N",
-        help="number of examples of each kind (6)",
+        help="number of examples of each kind",
     )
     parser.add_argument(
         "--maps",
         type=int,
         default=0,
         metavar="N",
-        help="number of images with attention maps of each model (0); loads the models",
+        help="number of images with attention maps of each model; loads the models",
     )
     return parser
 

@@ -1,6 +1,7 @@
 """Reproduce the paper's tables 2 to 6 and figure 5 in small, on the shapes world.
 
     blip2-jax tables --workdir runs/tables
+    blip2-jax tables --workdir runs/tables --runs opt,t5 --seeds 1
 
 Trains every run of `configs/shapes_tables.py` with three seeds, one training on each
 core, evaluates it (`configs/eval/shapes_tables.py`) and writes `tables.md` and
@@ -36,15 +37,15 @@ def make_parser() -> CommandParser:
         type=pathlib.Path,
         default=pathlib.Path("runs/tables"),
         metavar="DIR",
-        help="directory of runs and tables (runs/tables)",
+        help="directory of runs and tables",
     )
-    add("--seeds", type=int, default=3, metavar="N", help="trainings of each run (3)")
+    add("--seeds", type=int, default=3, metavar="N", help="trainings of each run")
     add(
         "--jobs",
         type=int,
         default=0,
         metavar="N",
-        help="trainings at a time; 0, the default: one a core",
+        help="trainings at a time; 0: one per core",
     )
     add("--quick", action="store_true", help="a test: few steps and scenes, one seed")
     add(
@@ -55,7 +56,7 @@ def make_parser() -> CommandParser:
     )
     add("--report", action="store_true", help="only write the tables of finished runs")
     add("--one", default="", metavar="RUN", help="train only this run, in this process")
-    add("--seed", type=int, default=0, metavar="N", help="seed of --one (0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of --one")
     return parser
 
 
@@ -152,7 +153,6 @@ def record_name(exam: str) -> str:
 def train_and_evaluate(arguments: argparse.Namespace) -> int:
     """Train one run, or continue it, and evaluate it; returns the exit code."""
     import jax
-    from absl import logging
 
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.configs.eval import shapes_tables as exam_configs
@@ -160,7 +160,6 @@ def train_and_evaluate(arguments: argparse.Namespace) -> int:
     from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.training.loop import train
 
-    logging.set_verbosity(logging.ERROR)  # orbax logs every file
     workdir, name, seed = arguments.workdir, arguments.one, arguments.seed
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     directory = run_directory(workdir, name, seed)

@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
-from blip2_jax.cli.options import UsageError, require, run_command
+from blip2_jax.cli.errors import UsageError
+from blip2_jax.cli.options import require, run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
 
 
@@ -54,10 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.workdir and not arguments.dry_run:
         raise UsageError("--workdir is missing: the directory of the run")
     config = read_config_option(arguments)
-
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)  # orbax logs every file
     if arguments.dry_run:
         from blip2_jax.cli.dry_run import dry_run
 

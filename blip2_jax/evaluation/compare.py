@@ -15,6 +15,23 @@ from blip2_jax.evaluation.examples import Example, example_statistics, read_exam
 from blip2_jax.metrics.bootstrap import Difference, differences
 from blip2_jax.parallel.files import read_json
 
+# What a report reads of a record.
+_RECORD_KEYS = (
+    "task",
+    "title",
+    "scores",
+    "notice",
+    "broken",
+    "digests.model",
+    "digests.data",
+    "settings.data",
+    "settings.paper",
+    "device",
+    "processes",
+    "seconds",
+    "date",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -62,7 +79,7 @@ def read_entries(paths: Sequence[pathlib.Path]) -> list[Entry]:
 
     Raises:
       FileNotFoundError: a record or its examples are missing.
-      ValueError: a file is no record of `launch/evaluate.py`.
+      ValueError: a file is no record of `blip2-jax evaluate`.
     """
     records = [_read_record(path) for path in paths]
     titles = [record["title"] for record in records]
@@ -81,10 +98,22 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
         if not file.is_file():
             raise FileNotFoundError(f"no file {str(file)!r}")
     record = read_json(path)
-    required = {"title", "scores", "digests"}
-    if not isinstance(record, dict) or not required <= set(record):
-        raise ValueError(f"{path} is no record of launch/evaluate.py")
+    missing = [key for key in _RECORD_KEYS if not _has_key(record, key)]
+    if missing:
+        raise ValueError(
+            f"{path} is no record of `blip2-jax evaluate`: it lacks "
+            f"{', '.join(missing)}"
+        )
     return record
+
+
+def _has_key(record: Any, key: str) -> bool:
+    """Return True if a nested dict has a key such as "digests.data"."""
+    for name in key.split("."):
+        if not isinstance(record, dict) or name not in record:
+            return False
+        record = record[name]
+    return True
 
 
 def group_entries(entries: Sequence[Entry]) -> list[Group]:

@@ -57,8 +57,15 @@ def write_examples(path: pathlib.Path, examples: Iterable[Example]) -> None:
 
 
 def read_examples(path: pathlib.Path) -> list[Example]:
-    """Read a file that `write_examples` wrote."""
-    return read_json_lines(path)
+    """Read a file that `write_examples` wrote.
+
+    Raises:
+      ValueError: it is not such a file, or it is empty.
+    """
+    examples = read_json_lines(path)
+    if not examples:
+        raise ValueError(f"{path} has no examples")
+    return examples
 
 
 def example_statistics(examples: Sequence[Example]) -> dict[str, Statistic]:

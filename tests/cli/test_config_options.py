@@ -9,7 +9,7 @@ from blip2_jax.cli.config_options import (
     load_config,
     read_config_option,
 )
-from blip2_jax.cli.options import UsageError
+from blip2_jax.cli.errors import UsageError
 
 
 def read(*arguments):

@@ -14,33 +14,37 @@ TINY = ROOT / "tests" / "support" / "tiny_experiment.py"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("code", "arguments", "message"),
     [
-        ((), "--config is missing"),
-        ((f"--config={TINY}",), "--topology is missing, e.g. --topology v5e:16x16"),
-        ((f"--config={TINY}", "--topology=v9:2x2"), "'v9:2x2'; expected v4:AxBxC"),
-        ((f"--config={TINY}", "--topology=cpu:8", "--mfu=40"), "--mfu is 40.0"),
+        (2, (), "--config is missing"),
+        (2, (f"--config={TINY}",), "--topology is missing, e.g. --topology v5e:16x16"),
+        (2, (f"--config={TINY}", "--topology=v9:2x2"), "'v9:2x2'; expected v4:AxBxC"),
+        (2, (f"--config={TINY}", "--topology=cpu:8", "--mfu=40"), "--mfu is 40.0"),
         (
+            2,
             (f"--config={TINY}", "--topology=cpu:8", "--sweep=size"),
             "cannot sweep 'size'",
         ),
         (
+            2,
             (f"--config={TINY}", "--config.stpes=3", "--topology=cpu:8"),
             "config has no key 'stpes'; did you mean 'steps'?",
         ),
         (
+            1,
             (f"--config={TINY}", "--config.batch_size=12", "--topology=cpu:8"),
             "batch size 12 does not divide over 8 devices",
         ),
         (
+            1,
             (f"--config={TINY}", "--config.mesh.fsdp=3", "--topology=cpu:8"),
             "does not cover 8 devices",
         ),
     ],
 )
-def test_one_sentence(capsys, monkeypatch, arguments, message):
+def test_one_sentence(capsys, monkeypatch, code, arguments, message):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert plan.main([*arguments]) == 1
+    assert plan.main([*arguments]) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

@@ -3,45 +3,52 @@
 import pytest
 
 from blip2_jax.cli import train
-from blip2_jax.cli.options import UsageError
+from blip2_jax.cli.errors import UsageError
 from tests.support.processes import SUPPORT
 
 TINY = SUPPORT / "tiny_experiment.py"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("code", "arguments", "message"),
     [
-        ((), "--config is missing"),
-        (("--config=/no/such.py", "--workdir=run"), "/no/such.py"),
+        (2, (), "--config is missing"),
+        (2, ("--config=/no/such.py", "--workdir=run"), "/no/such.py"),
         (
+            2,
             (f"--config={TINY}", "--no_workdir"),
             "unknown option --no_workdir; did you mean '--workdir'?",
         ),
-        ((f"--config={TINY}",), "--workdir is missing"),
-        (("--config.stpes=3",), "config has no key 'stpes'; did you mean 'steps'?"),
-        (("--config.optimizer.lr=3",), "'optimizer.lr'; there are accumulate, b1"),
-        (("--config.data.train[0].siez=3",), "did you mean 'size'?"),
-        (("--config.data.train[3].size=3",), "train has 1 entries"),
-        (("--config.steps=many",), "--config.steps=many"),
-        (("--config.steps=0",), "config.steps is 0; it must be 1 or more"),
-        (("--config.precision=half",), "config.precision is 'half'"),
-        (("--config.batch_size=12",), "batch size 12 does not divide over 8 devices"),
-        (("--config.mesh.fsdp=3",), "8 devices"),
-        (("--config.model.preset=huge",), "unknown preset 'huge'"),
-        (("--config.data.tokenizer.qformer=/no/words",), "/no/words"),
-        (("--config.data.train[0].split=tset",), "unknown split 'tset'"),
-        (("--config.frozen_sources.vision=/no/w.safetensors",), "/no/w.safetensors"),
-        (("--config.frozen_sources.vision=",), "frozen_sources.vision is empty"),
-        (("--config.init.from_run=/no/run",), "/no/run"),
-        (("--config.replay=/no/negatives.jsonl",), "/no/negatives.jsonl"),
+        (2, (f"--config={TINY}",), "--workdir is missing"),
+        (2, ("--config.stpes=3",), "config has no key 'stpes'; did you mean 'steps'?"),
+        (2, ("--config.optimizer.lr=3",), "'optimizer.lr'; there are accumulate, b1"),
+        (2, ("--config.data.train[0].siez=3",), "did you mean 'size'?"),
+        (2, ("--config.data.train[3].size=3",), "train has 1 entries"),
+        (2, ("--config.data.train[x].size=3",), "train has 1 entries, from 0"),
+        (2, ("--config.learning_rate=1",), "did you mean 'optimizer.learning_rate'"),
+        (2, ("--config.steps=many",), "--config.steps=many"),
+        (1, ("--config.steps=0",), "config.steps is 0; it must be 1 or more"),
+        (1, ("--config.precision=half",), "config.precision is 'half'"),
+        (
+            1,
+            ("--config.batch_size=12",),
+            "batch size 12 does not divide over 8 devices",
+        ),
+        (1, ("--config.mesh.fsdp=3",), "8 devices"),
+        (1, ("--config.model.preset=huge",), "unknown preset 'huge'"),
+        (1, ("--config.data.tokenizer.qformer=/no/words",), "/no/words"),
+        (1, ("--config.data.train[0].split=tset",), "unknown split 'tset'"),
+        (1, ("--config.frozen_sources.vision=/no/w.safetensors",), "/no/w.safetensors"),
+        (1, ("--config.frozen_sources.vision=",), "frozen_sources.vision is empty"),
+        (1, ("--config.init.from_run=/no/run",), "/no/run"),
+        (1, ("--config.replay=/no/negatives.jsonl",), "/no/negatives.jsonl"),
     ],
 )
-def test_one_sentence_and_nothing_written(tmp_path, capsys, arguments, message):
+def test_one_sentence_and_nothing_written(tmp_path, capsys, code, arguments, message):
     run = tmp_path / "run"
     if arguments and arguments[0].startswith("--config."):
         arguments = (f"--config={TINY}", f"--workdir={run}", *arguments)
-    assert train.main([*arguments]) == 1
+    assert train.main([*arguments]) == code
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1, errors
     assert errors[0].startswith("error: ") and message in errors[0]

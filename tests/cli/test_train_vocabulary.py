@@ -21,5 +21,5 @@ def test_shapes_tokenizers(tmp_path):
 
 @pytest.mark.parametrize("sources", [(), ("a.tar", "--shapes")])
 def test_one_source_of_texts(tmp_path, capsys, sources):
-    assert train_vocabulary.main([str(tmp_path), *sources]) == 1
+    assert train_vocabulary.main([str(tmp_path), *sources]) == 2
     assert "expected one of: tars, --config, --shapes" in capsys.readouterr().err

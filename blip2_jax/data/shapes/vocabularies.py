@@ -5,7 +5,8 @@ real ones: every word of the world is one token, any other text is split into pi
 without loss, and special tokens stand where the real tokenizers put them. The
 directories are part of the package; this command makes them again:
 
-    python -m blip2_jax.cli.train_vocabulary blip2_jax/data/shapes/tokenizers --shapes
+    python -m blip2_jax.cli.train_vocabulary --shapes \
+        --out blip2_jax/data/shapes/tokenizers
 """
 
 from __future__ import annotations
