@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import select
 import sys
 import textwrap
 import traceback
@@ -70,7 +71,8 @@ def describe_error(error: BaseException) -> str:
         return f"out of memory; a smaller batch needs less: {_shorten(text)}"
     if _is_expected(error, text):
         return text
-    return f"{type(error).__name__}: {_shorten(text)} ({_HINT})"
+    name = type(error).__name__
+    return f"{name}: {_shorten(text)} ({_HINT})" if text else f"{name} ({_HINT})"
 
 
 def _message(error: BaseException) -> str:
@@ -93,7 +95,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _is_expected(error: BaseException, text: str) -> bool:
     """Return True if the message was written for the user."""
-    if isinstance(error, OSError | ImportError):
+    if isinstance(error, UsageError | OSError | ImportError):
         return True
     # These come from the interpreter, also where a line of this package causes them.
     if isinstance(error, RecursionError | UnicodeError | IndexError):
@@ -115,11 +117,15 @@ def _is_raised_here(error: BaseException) -> bool:
 
 
 def _stdout_is_closed() -> bool:
-    """Return True if stdout has no reader; the rest of the output is then dropped."""
+    """Return True if stdout is a pipe without a reader; further output is dropped."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes stdout again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # replaced by an object without a file
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # reports errors and hang-ups only
+    if not poll.poll(0):
+        return False
+    # The interpreter flushes stdout again when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True

@@ -41,7 +41,7 @@ def run_raising(error, *argv):
             "out of memory; a smaller batch needs less: RESOURCE_EXHAUSTED",
         ),
         (TypeError("two\nlines"), 1, "TypeError: two lines (unexpected; --debug shows"),
-        (ZeroDivisionError(), 1, "ZeroDivisionError: (unexpected; --debug shows"),
+        (ZeroDivisionError(), 1, "ZeroDivisionError (unexpected; --debug shows"),
         (EOFError("cut"), 1, "EOFError: cut (unexpected"),
         (KeyError("name"), 1, "KeyError: name (unexpected"),
         (RecursionError("deep"), 1, "RecursionError: deep (unexpected"),
@@ -93,6 +93,7 @@ def bad(tmp_path, monkeypatch):
     return tmp_path
 
 
+TRAIN = f"train --config.data.workers=0 --config {TINY}"
 CAPTION = "caption --image text.txt --model"
 BAD_COMMAND_LINES = f"""
 2 train
@@ -104,17 +105,17 @@ BAD_COMMAND_LINES = f"""
 2 train --config shapes_stage1 --workdir run --config.optimizer.lr.x=4
 2 train --config syntax.py --workdir run
 1 train --config raises.py --workdir run
-1 train --config {TINY} --workdir text.txt
-1 train --config {TINY} --workdir run --config.steps=99999999999999999999
-1 train --config {TINY} --workdir run --config.seed=1180591620717411303424
-1 train --config {TINY} --workdir run --config.model.overrides.qformer.heads=0
-1 train --config {TINY} --workdir run --config.model.overrides.qformer.num_queries=0
-1 train --config {TINY} --workdir run --config.frozen=('(',)
-1 train --config {TINY} --workdir run --config.data.image.size=0
-1 train --config {TINY} --workdir run --config.data.image.min_scale=0
-1 train --config {TINY} --workdir run --config.optimizer.rate_factors=((1,2),)
-1 train --config {TINY} --workdir run --config.init.from_run=empty
-1 train --config {TINY} --workdir run --config.frozen_sources.vision=text.txt
+1 {TRAIN} --workdir text.txt
+1 {TRAIN} --workdir run --config.steps=99999999999999999999
+1 {TRAIN} --workdir run --config.seed=1180591620717411303424
+1 {TRAIN} --workdir run --config.model.overrides.qformer.heads=0
+1 {TRAIN} --workdir run --config.model.overrides.qformer.num_queries=0
+1 {TRAIN} --workdir run --config.frozen=('(',)
+1 {TRAIN} --workdir run --config.data.image.size=0
+1 {TRAIN} --workdir run --config.data.image.min_scale=0
+1 {TRAIN} --workdir run --config.optimizer.rate_factors=((1,2),)
+1 {TRAIN} --workdir run --config.init.from_run=empty
+1 {TRAIN} --workdir run --config.frozen_sources.vision=text.txt
 2 evaluate --modle x
 2 evaluate --config eval/nothing
 1 evaluate --model empty --task vqa
@@ -168,9 +169,9 @@ BAD_COMMAND_LINES = f"""
 def test_no_traceback(line, bad, capsys):
     code, *words = line.split(" ")
     assert main(words) == int(code)
-    text = capsys.readouterr().err
-    assert text.startswith("error: ") and text.count("\n") == 1, text
-    assert "Traceback" not in text
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ")
+    assert not any("error" in line or "Traceback" in line for line in before)
 
 
 def test_every_command_has_a_bad_command_line():

@@ -144,7 +144,10 @@ def test_a_report_without_images(folder, capsys):
         (None, "no file"),
         ("{", "is not valid JSON"),
         ("[]", "is no record"),
-        ('{"title": "t", "scores": {}, "digests": {}}', "it lacks task, notice, broken"),
+        (
+            '{"title": "t", "scores": {}, "digests": {}}',
+            "it lacks task, notice, broken",
+        ),
     ],
 )
 def test_a_file_that_is_no_record(folder, content, message, capsys):
