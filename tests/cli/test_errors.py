@@ -106,13 +106,10 @@ BAD_COMMAND_LINES = f"""
 2 train --config syntax.py --workdir run
 1 train --config raises.py --workdir run
 1 {TRAIN} --workdir text.txt
-1 {TRAIN} --workdir run --config.steps=99999999999999999999
 1 {TRAIN} --workdir run --config.seed=1180591620717411303424
 1 {TRAIN} --workdir run --config.model.overrides.qformer.heads=0
 1 {TRAIN} --workdir run --config.model.overrides.qformer.num_queries=0
 1 {TRAIN} --workdir run --config.frozen=('(',)
-1 {TRAIN} --workdir run --config.data.image.size=0
-1 {TRAIN} --workdir run --config.data.image.min_scale=0
 1 {TRAIN} --workdir run --config.optimizer.rate_factors=((1,2),)
 1 {TRAIN} --workdir run --config.init.from_run=empty
 1 {TRAIN} --workdir run --config.frozen_sources.vision=text.txt
