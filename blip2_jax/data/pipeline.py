@@ -7,6 +7,7 @@ that a checkpoint stores only the step.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -68,7 +69,6 @@ class TrainingBatches(Iterator[Batch]):
 
     Attributes:
       broken_stats: counts of broken samples in this process's rows since the start.
-      fingerprint: fingerprint of the sources, stored with a run's checkpoints.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TrainingBatches(Iterator[Batch]):
     ):
         """Start loading; use `training_batches` to make a stream."""
         self.broken_stats = BrokenSampleStats(config.max_broken_share)
-        self.fingerprint = rows.mixture.fingerprint()
+        self._mixture = rows.mixture
         if not flags.FLAGS.is_parsed():  # grain's workers read flags
             flags.FLAGS.mark_as_parsed()
         steps = grain.MapDataset.range(start, start + _ENDLESS).map(step_batch)
@@ -93,6 +93,11 @@ class TrainingBatches(Iterator[Batch]):
                 worker_init_fn=_prepare_worker,
             )
         self._stream = iter(stream)
+
+    @functools.cached_property
+    def fingerprint(self) -> list[dict[str, object]]:
+        """The fingerprint of the sources, which a run stores; reads some files."""
+        return self._mixture.fingerprint()
 
     def __next__(self) -> Batch:
         """Return the next batch and count its broken samples.

@@ -7,7 +7,6 @@ configuration, frozen weights and data are the same.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ from blip2_jax.training import frozen, initial_params, replay, run_directory
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.run_lock import RunLock
+from blip2_jax.training.same_data import verify_data
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.step_plan import plan_step
@@ -128,8 +128,9 @@ def set_up(
     frozen_params, manifest = initial_params.load_frozen_parameters(
         config, task, shapes.frozen, mesh
     )
+    notes: list[str] = []
     if continues:
-        verify_sources(directory, manifest, batches.fingerprint)
+        notes = verify_sources(directory, manifest, batches.fingerprint)
     if values is None:
         start = initial_params.initialise(config, task, shapes.trainable, mesh)
         values = begin(start, optimizer, target)
@@ -150,7 +151,7 @@ def set_up(
         checkpoints=open_checkpoints(config, directory),
         evaluator=evaluator,
         negatives=negatives,
-        report=_report(mesh, values, frozen_params, manifest),
+        report=_report(mesh, values, frozen_params, manifest) + notes,
     )
 
 
@@ -236,8 +237,11 @@ def open_batches(
 
 def verify_sources(
     directory: pathlib.Path, manifest: frozen.Manifest, fingerprint: Any
-) -> None:
+) -> list[str]:
     """Check that frozen weights and data are those that the run began with.
+
+    Returns:
+      Lines for the user.
 
     Raises:
       WeightsError: frozen arrays differ; the message names them.
@@ -245,10 +249,7 @@ def verify_sources(
     """
     stored = frozen.read_sources(directory)
     frozen.verify_manifest(stored["frozen"], manifest)
-    current = json.loads(json.dumps(fingerprint))
-    for before, now in zip(stored["data"], current, strict=True):
-        if before != now:
-            raise ConfigError(f"the data of this run was {before}, is now {now}")
+    return verify_data(stored["data"], fingerprint)
 
 
 def _report(

@@ -1,9 +1,11 @@
 """A directory that has trained is continued or refused; it begins anew if told to."""
 
 import json
+import os
 import shutil
 
 import pytest
+from PIL import Image
 
 from blip2_jax.training import tasks
 from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
@@ -187,3 +189,58 @@ def test_a_missing_array_of_the_description_is_named(run):
     (run / "sources.json").write_text(json.dumps(sources))
     with pytest.raises(ValueError, match=r"sources\.json has no"):
         train(config(), run)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return the spec of a data set in files."""
+    (tmp_path / "images").mkdir()
+    rows = []
+    for i in range(16):
+        image = Image.new("RGB", (16, 16), (16 * i, 0, 0))
+        image.save(tmp_path / "images" / f"{i}.png")
+        rows.append({"image": f"{i}.png", "caption": f"red of strength {i}"})
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    return {
+        "kind": "annotations",
+        "path": str(tmp_path / "a.json"),
+        "images": str(tmp_path / "images"),
+    }
+
+
+@pytest.mark.parametrize("change", ["captions", "images"])
+def test_other_data_under_the_same_names_is_refused(tmp_path, photos, change):
+    changes, run = {"data.train": (photos,)}, tmp_path / "run"
+    assert train(config(**changes), run) == 0
+    assert train(config(**changes), run) == 0
+    if change == "captions":
+        path = tmp_path / "a.json"
+        path.write_text(path.read_text().replace("strength 9", "no strength"))
+        message = "has other texts and their order than when the run began"
+    else:
+        for path in (tmp_path / "images").iterdir():
+            Image.new("RGB", (16, 16), (0, 9, 0)).save(path)
+        message = "has other image file"
+    before = contents(run)
+    with pytest.raises(ConfigError, match=rf"the data of this run was.*{message}"):
+        train(config(**changes), run)
+    assert contents(run) == before
+
+
+def test_a_copy_of_the_data_is_the_same_data_and_reported(tmp_path, photos, capsys):
+    changes, run = {"data.train": (photos,)}, tmp_path / "run"
+    train(config(**changes), run)
+    for path in (tmp_path / "images").iterdir():
+        os.utime(path, (0, 0))
+    assert train(config(**changes), run) == 0
+    assert "image file times differ" in capsys.readouterr().err
+
+
+def test_a_run_with_the_former_fingerprint_continues(tmp_path, photos):
+    changes, run = {"data.train": (photos,)}, tmp_path / "run"
+    train(config(**changes), run)
+    sources = json.loads((run / "sources.json").read_text())
+    for source in sources["data"]:
+        del source["content"]
+    (run / "sources.json").write_text(json.dumps(sources))
+    assert train(config(**changes), run) == 0

@@ -11,11 +11,22 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
+
+from blip2_jax.data.sources.content_digest import (
+    MAX_SAMPLED_RECORDS,
+    MAX_STATED,
+    TEXTS_SAMPLE,
+    Digests,
+    evenly_spaced,
+    file_digests,
+    hash_parts,
+)
 
 
 class ImageKind(enum.Enum):
@@ -94,6 +105,25 @@ class BrokenSample(Exception):
         return f"{self.cause}: {self.place}"
 
 
+def texts_digest(records: Iterable[Record | BrokenSample]) -> str:
+    """Return a digest of all texts and ids of records, in their order."""
+    return hash_parts(_record_bytes(record) for record in records)
+
+
+def _record_bytes(record: Record | BrokenSample) -> bytes:
+    """Write the texts and ids of a record, or the place of a broken one."""
+    fields = [record.key]
+    if isinstance(record, Exception):
+        fields.append(record.cause)
+    else:
+        fields += [*record.captions, "\x1e", str(record.original_id)]
+        fields += [record.description, record.part]
+        for question in record.questions:
+            fields += ["\x1e", question.text, str(question.question_id), question.kind]
+            fields += question.answers
+    return "\x1f".join(fields).encode("utf-8", "surrogatepass")
+
+
 class Source(abc.ABC):
     """A random-access collection of records. Subclasses set `image_kind` and `name`.
 
@@ -170,7 +200,41 @@ class Source(abc.ABC):
             "records": len(self),
             "images": self.num_images,
             "first": first,
+            "content": self.content(),
         }
+
+    def content(self) -> Digests:
+        """Return digests of what the source holds, by part.
+
+        A source whose texts are in memory hashes all of them (`RecordsSource`); this
+        method reads a sample.
+        """
+        indices = evenly_spaced(len(self), MAX_SAMPLED_RECORDS)
+        records = (self._record_or_broken(index) for index in indices)
+        return {TEXTS_SAMPLE: texts_digest(records), **self._image_files()}
+
+    def image_path(self, index: int) -> pathlib.Path | None:
+        """Return the path of a record's image; None if it is no file of its own."""
+        del index
+        return None
+
+    def _image_files(self) -> Digests:
+        """Return digests of the image files; {} if images are no files."""
+        paths = [
+            path
+            for index in evenly_spaced(len(self), MAX_STATED)
+            if (path := self.image_path(index)) is not None
+        ]
+        return file_digests(paths) if paths else {}
+
+    def _record_or_broken(self, index: int) -> Record | BrokenSample:
+        """Read a record; return, not raise, what is wrong with it."""
+        try:
+            return self.record(index)
+        except BrokenSample as error:
+            return error
+        except Exception:  # counted when the record is read (`reading.read_record`)
+            return BrokenSample("unreadable record", str(index))
 
     def _key_or_empty(self, index: int) -> str:
         """Return a record's key, or "" if the record is broken."""

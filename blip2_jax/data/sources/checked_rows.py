@@ -10,10 +10,19 @@ source that holds them.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from blip2_jax.data.sources.base import BrokenSample, Question, Record, Source
+from blip2_jax.data.sources.base import (
+    BrokenSample,
+    Question,
+    Record,
+    Source,
+    texts_digest,
+)
+from blip2_jax.data.sources.content_digest import TEXTS, Digests
+from blip2_jax.data.sources.files import ImageFiles
 
 T = TypeVar("T")
 
@@ -201,8 +210,11 @@ def _join(index: int, rows: Sequence[Row]) -> Record:
 class RecordsSource(Source):
     """A source whose records are in memory, those of malformed rows included.
 
-    Subclasses set `name` and implement `load_image`.
+    Subclasses set `name`, `_files` if they have image files, and implement
+    `load_image`.
     """
+
+    _files: ImageFiles | None = None
 
     def __init__(self, records: Sequence[Record | BrokenSample]):
         """Hold the records, e.g. of `group_by_image`."""
@@ -218,3 +230,14 @@ class RecordsSource(Source):
             # A new exception: one that is raised again and again collects tracebacks.
             raise BrokenSample(record.cause, record.key, record.detail)
         return record
+
+    def content(self) -> Digests:
+        """Return digests of all texts and of the image files; see `Source`."""
+        return {TEXTS: texts_digest(self._records), **self._image_files()}
+
+    def image_path(self, index: int) -> pathlib.Path | None:
+        """Return the path of a record's image file; see `Source`."""
+        record = self._records[index]
+        if self._files is None or isinstance(record, BrokenSample):
+            return None
+        return self._files.path(record.key)

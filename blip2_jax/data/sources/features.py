@@ -16,6 +16,14 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 from blip2_jax.data.sources.checked_rows import take_texts
+from blip2_jax.data.sources.content_digest import (
+    MAX_READ,
+    TEXTS,
+    TEXTS_SAMPLE,
+    Digests,
+    evenly_spaced,
+    hash_parts,
+)
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.files import read_array, read_json
 
@@ -88,6 +96,19 @@ class FeaturesSource(Source):
         if row is None:
             raise BrokenSample(NO_TEXT, self._keys[index])
         return self._texts.record(row)
+
+    def content(self) -> Digests:
+        """Return digests of keys, texts, and a sample of the features."""
+        array, file = self._features(), self._path / "features.npy"
+        sample = [array[i].tobytes() for i in evenly_spaced(len(array), MAX_READ)]
+        shape = f"{array.shape} {array.dtype.str}".encode()
+        texts = {} if self._texts is None else self._texts.content()
+        return {
+            "keys and their order": hash_parts(key.encode() for key in self._keys),
+            "features (sample)": hash_parts([shape, *sample]),
+            "feature file times": hash_parts([b"%d" % file.stat().st_mtime_ns]),
+            **{k: v for k, v in texts.items() if k in (TEXTS, TEXTS_SAMPLE)},
+        }
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.content_digest import Digests
 from blip2_jax.data.sources.features import NO_TEXT
 from blip2_jax.data.sources.reading import read_record
 from blip2_jax.data.sources.registry import build_source
@@ -64,6 +65,10 @@ class PerQuestion(Source):
         record = read_record(self._of, record_index)
         questions = (record.questions[number],)
         return dataclasses.replace(record, captions=(), questions=questions)
+
+    def content(self) -> Digests:
+        """Return the digests of the other source; see `Source`."""
+        return self._of.content()
 
     def check_image(self, index: int) -> None:
         """Check that the image is there; see `Source`."""

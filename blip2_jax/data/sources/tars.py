@@ -23,6 +23,13 @@ from blip2_jax.data.sources.checked_rows import (
     take_id,
     take_texts,
 )
+from blip2_jax.data.sources.content_digest import (
+    MAX_READ,
+    Digests,
+    evenly_spaced,
+    file_digests,
+    hash_parts,
+)
 from blip2_jax.data.sources.tar_index import (
     IMAGE,
     JSON,
@@ -87,6 +94,27 @@ class TarsSource(Source):
         if data is None:
             raise BrokenSample("missing image", self._key(index))
         return decode_image(data, self._key(index), at_least)
+
+    def content(self) -> Digests:
+        """Return digests of the index, of the tars and of a sample of the records."""
+        members = [self._keys.view(np.uint8), self._spans.reshape(-1).view(np.uint8)]
+        sample = (
+            self._sampled(index, column)
+            for index in evenly_spaced(len(self), MAX_READ)
+            for column in (IMAGE, TEXT, JSON)
+        )
+        return {
+            "members and their order": hash_parts(members),
+            "members (sample)": hash_parts(sample),
+            **file_digests(self._paths, "tar "),
+        }
+
+    def _sampled(self, index: int, column: int) -> bytes:
+        """Read a record's image, text or JSON; b"" if it is absent or unreadable."""
+        try:
+            return self._read(index, column) or b""
+        except BrokenSample:
+            return b""
 
     def _texts(self, index: int) -> tuple[tuple[str, ...], int | str | None]:
         """Read a record's captions and, if its JSON has one, the image's own id."""

@@ -10,6 +10,12 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.content_digest import (
+    MAX_READ,
+    Digests,
+    evenly_spaced,
+    hash_parts,
+)
 
 
 class TfdsSource(Source):
@@ -85,6 +91,19 @@ class TfdsSource(Source):
         """Load the image of a record; see `Source`."""
         data = _feature(self._example(index), self._open[3])
         return decode_image(data, f"{self.name}/{index}", at_least)
+
+    def content(self) -> Digests:
+        """Return a digest of a sample of the examples; see `Source`."""
+        parts = []
+        for index in evenly_spaced(len(self), MAX_READ):
+            try:
+                example = self._example(index)
+            except BrokenSample:
+                example = {}
+            for path in (self._open[3], self._captions) if example else ():
+                value = np.atleast_1d(np.asarray(_feature(example, path), object))
+                parts += [str(_plain(item)).encode() for item in value]
+        return {"examples (sample)": hash_parts(parts)}
 
     def _example(self, index: int) -> dict[str, Any]:
         """Read an example; its image is not decoded."""

@@ -25,6 +25,7 @@ from blip2_jax.data.sources.checked_rows import (
     take_text,
     take_texts,
 )
+from blip2_jax.data.sources.content_digest import Digests
 from blip2_jax.data.sources.files import ImageFiles
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.files import read_json
@@ -78,7 +79,7 @@ class VqaSource(RecordsSource):
         ]
         super().__init__(records + broken)
         self.left_out = left_out
-        self._files: ImageFiles | None = None
+        self._files = None
         self._images: Source | None = None
         if isinstance(images, str):
             self._files = ImageFiles(images, remap)
@@ -104,6 +105,11 @@ class VqaSource(RecordsSource):
         else:
             source, row = self._image_row(index)
             source.check_image(row)
+
+    def content(self) -> Digests:
+        """Return digests of all texts and of the images; see `Source`."""
+        images = {} if self._images is None else self._images.content()
+        return super().content() | {f"images: {k}": v for k, v in images.items()}
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import Record, Source
+from blip2_jax.data.sources.content_digest import Digests
 from blip2_jax.data.sources.registry import build_source
 
 
@@ -57,6 +58,10 @@ class WrongImages(Source):
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
         return self._of.record(index)
+
+    def content(self) -> Digests:
+        """Return the digests of the other source; see `Source`."""
+        return self._of.content()
 
     def check_image(self, index: int) -> None:
         """Check that the image that is shown is there; see `Source`."""

@@ -1,0 +1,87 @@
+"""Digests of what a source holds, by which a run notices that its data changed.
+
+Texts are hashed in full. Files are compared by size, and a sample of them by content,
+so that the cost does not grow with the images: at most `MAX_STATED` files are asked for
+their size, and the first `MAX_BYTES` of at most `MAX_READ` are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import stat
+from collections.abc import Iterable, Sequence
+
+from jaxtyping import UInt8
+from numpy import ndarray as Array
+
+MAX_STATED, MAX_READ, MAX_BYTES = 20_000, 256, 2**20
+MAX_SAMPLED_RECORDS = 1024  # of a source whose texts are not in memory
+
+# Parts of a fingerprint; the names are read by users.
+TEXTS = "texts and their order"
+TEXTS_SAMPLE = "texts (sample)"
+SIZES, TIMES = "file sizes", "file times"
+FILES_SAMPLE = "file contents (sample)"
+
+Digests = dict[str, str]
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return up to `most` indices of `count` elements, at even distances."""
+    if count <= most:
+        return list(range(count))
+    return [index * count // most for index in range(most)]
+
+
+def hash_parts(parts: Iterable[bytes | UInt8[Array, " bytes"]]) -> str:
+    """Return the SHA-256 of a sequence of byte strings and their lengths."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(b"%d:" % len(part))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def file_digests(paths: Sequence[pathlib.Path], prefix: str = "image ") -> Digests:
+    """Return digests of sizes, times and sampled contents of files.
+
+    A copy of the same files has other times, so that times alone prove nothing.
+
+    Args:
+      paths: the files, of which `MAX_STATED` and `MAX_READ` are sampled.
+      prefix: of the parts' names.
+    """
+    sizes, times = [], []
+    for index in evenly_spaced(len(paths), MAX_STATED):
+        size, time = _size_and_time(paths[index])
+        sizes.append(b"%d" % size)
+        times.append(b"%d" % time)
+    heads = (_head(paths[index]) for index in evenly_spaced(len(paths), MAX_READ))
+    return {
+        prefix + SIZES: hash_parts(sizes),
+        prefix + TIMES: hash_parts(times),
+        prefix + FILES_SAMPLE: hash_parts(heads),
+    }
+
+
+def _size_and_time(path: pathlib.Path) -> tuple[int, int]:
+    """Return size and time of a file; -1 for what is no file or cannot be read."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):  # ValueError: a name with NUL
+        return -1, -1
+    if not stat.S_ISREG(state.st_mode):
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
+
+
+def _head(path: pathlib.Path) -> bytes:
+    """Return the beginning of a file; b"" for what is no file or cannot be read."""
+    if _size_and_time(path)[0] < 0:  # reading a pipe would block
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError:
+        return b""
