@@ -1,7 +1,7 @@
 """Evaluate a model: retrieval, captioning or visual question answering.
 
     blip2-jax evaluate --model runs/stage1 --task retrieval
-    blip2-jax evaluate --model blip2-opt-2.7b --task captioning --data specs.json
+    blip2-jax evaluate --model blip2-opt-2.7b --task captioning --data photos/
     blip2-jax evaluate --config eval/vqa_zeroshot:vqav2_val,opt2.7b
 
 The model is the directory of a run, a converted or Hugging Face folder, or a LAVIS
@@ -22,9 +22,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
+from blip2_jax.cli.data_option import add_data_options, read_data_option
 from blip2_jax.cli.options import run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
-from blip2_jax.parallel.files import parse_json, read_json
 
 # Options that set the configuration key of the same name.
 SHORT_OPTIONS = {
@@ -44,11 +44,7 @@ def make_parser() -> ConfigParser:
     parser = ConfigParser("evaluate", __doc__, folder="eval", default="eval/default")
     for name, (metavar, description) in SHORT_OPTIONS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=description)
-    parser.add_argument(
-        "--data",
-        metavar="JSON",
-        help="specification of a data source or a list of them, as JSON or a JSON file",
-    )
+    add_data_options(parser, "examples to evaluate")
     add_process_options(parser)
     return parser
 
@@ -76,20 +72,10 @@ def requested_config(arguments: argparse.Namespace) -> ConfigDict:
         for name in SHORT_OPTIONS:
             if getattr(arguments, name) is not None:
                 config[name] = getattr(arguments, name)
-        if arguments.data is not None:
-            config.data = read_specs(arguments.data)
+        specs = read_data_option(arguments)
+        if specs is not None:
+            config.data = specs
     return config
-
-
-def read_specs(text: str) -> tuple[dict[str, Any], ...]:
-    """Read specifications of data sources from JSON or from a JSON file.
-
-    Raises:
-      FileFormatError: the text or the file is not JSON.
-    """
-    is_json = text.lstrip()[:1] in ("{", "[")
-    specs = parse_json(text, "--data") if is_json else read_json(text)
-    return tuple(specs) if isinstance(specs, list) else (specs,)
 
 
 def print_scores(record: dict[str, Any]) -> None:

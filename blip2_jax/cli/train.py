@@ -3,6 +3,7 @@ r"""Pre-train or fine-tune a model, or continue a run that was stopped.
     blip2-jax train --config shapes_stage1 --workdir runs/shapes_stage1
     blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \
         --config.batch_size=1024 --config.optimizer.learning_rate=5e-5
+    blip2-jax train --config stage1_vitl --data photos/ --workdir runs/photos
 
 The same command continues a run from its last checkpoint; with --restart it begins anew
 and keeps the former run in DIR/earlier. The exit code is 0 when the run is complete,
@@ -16,7 +17,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
+from blip2_jax.cli.data_option import add_data_options, read_data_option
 from blip2_jax.cli.errors import UsageError
 from blip2_jax.cli.options import require, run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
@@ -45,6 +49,7 @@ def make_parser() -> ConfigParser:
         action="store_true",
         help="print and draw five samples of the data; train nothing",
     )
+    add_data_options(parser, "training data in place of the configuration's")
     add_process_options(parser)
     return parser
 
@@ -54,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     require(arguments, config="stage1_vitg")
     if not arguments.workdir and not arguments.dry_run:
         raise UsageError("--workdir is missing: the directory of the run")
-    config = read_config_option(arguments)
+    config = requested_config(arguments)
     if arguments.dry_run:
         from blip2_jax.cli.dry_run import dry_run
 
@@ -71,6 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     return train(config, arguments.workdir, make_evaluator, restart=arguments.restart)
+
+
+def requested_config(arguments: argparse.Namespace) -> ConfigDict:
+    """Return the configuration, with the data of `--data`."""
+    config = read_config_option(arguments)
+    specs = read_data_option(arguments, default_split="train")
+    if specs is not None:
+        with config.unlocked():
+            config.data.train = specs
+    return config
 
 
 if __name__ == "__main__":

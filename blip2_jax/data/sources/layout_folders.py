@@ -70,7 +70,7 @@ def match_folder(folder: pathlib.Path, request: Request) -> tuple[Match, Request
     }
     if folders:
         return _match_split(folders, folder, request)
-    if any(list_pairs(str(folder)).texts):
+    if list_pairs(str(folder)).texts:
         return _match_text_files(str(folder)), request
     raise ValueError(
         f"{folder} has no known layout; looked for: {_LOOKED_FOR}"

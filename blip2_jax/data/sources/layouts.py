@@ -36,6 +36,7 @@ class Layout:
       questions: number of questions of the checked records.
       checked: number of checked records, from the first.
       broken: defects of the checked records.
+      left_out: elements of the files that are not records, by reason (see `Source`).
       images: where the images are.
     """
 
@@ -47,6 +48,7 @@ class Layout:
     questions: int
     checked: int
     broken: tuple[str, ...]
+    left_out: Mapping[str, int]
     images: str
 
     def __str__(self) -> str:
@@ -59,6 +61,7 @@ class Layout:
             counts[1:] = [f"{' and '.join(counts[1:])} in the first {self.checked}"]
         if self.broken:
             counts.append(f"{len(self.broken)} broken ({self.broken[0]})")
+        counts += [f"{n} {reason} left out" for reason, n in self.left_out.items()]
         parts = [f"{path}: {self.title}", ", ".join(counts)]
         parts += [f"columns: {self.columns}"] if self.columns else []
         if splits := self.spec.get("splits"):
@@ -123,6 +126,7 @@ def detect_layout(
         questions,
         checked,
         tuple(broken),
+        source.left_out,
         found.images,
     )
 
