@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.evaluation.captioning import CaptioningTask
+from blip2_jax.evaluation.coverage import join_notices
 from blip2_jax.evaluation.eval_config import TASKS, keys_that_are_set
 from blip2_jax.evaluation.examples import example_statistics, write_examples
 from blip2_jax.evaluation.record import (
@@ -129,7 +130,7 @@ def set_up(config: ConfigDict) -> EvaluationRun:
         raise ValueError(f"vqa needs a stage-2 model, {config.model} is another")
     vision = model.model.config.vision
     size = 0 if isinstance(vision, FeaturesConfig) else vision.image_size
-    data = EvaluationSet(specs, size, config.max_examples)
+    data = EvaluationSet(specs, size, config.max_examples, config.max_broken_share)
     config = config.copy_and_resolve_references()  # the caller's does not change
     with config.unlocked():
         if config.text_length is None:
@@ -206,10 +207,12 @@ def _record(
             config.task,
             config.bootstrap.to_dict(),
         ),
-        "notice": result.notice,
+        "notice": join_notices(result.notice, run.data.notice()),
+        "coverage": None if result.coverage is None else result.coverage.record(),
         "records": len(run.data.records),
         "examples": len(result.examples),
         "broken": dict(run.data.broken_stats.counts),
+        "left_out": dict(run.data.left_out),
         "digests": dict(run.digests),
         "settings": to_plain(config) | {"data": run.specs},
         **environment(seconds),

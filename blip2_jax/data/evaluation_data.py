@@ -170,6 +170,14 @@ class EvaluationSet:
             self.broken_images[index] = cause, place
             self.broken_stats.add(1, [(cause, place)])
 
+    def notice(self) -> str:
+        """Say what is broken or left out, one line each; "" if nothing is."""
+        lines = [f"broken: {self.broken_stats}"] if self.broken_stats.counts else []
+        if self.left_out:
+            counts = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items())
+            lines.append(f"left out by the sources: {counts}")
+        return "\n".join(lines)
+
     def stack_images(self, images: Sequence[np.ndarray | None]) -> np.ndarray:
         """Stack images of this set, with `blank_image` in place of None."""
         assert self.blank_image is not None  # sets with images have one

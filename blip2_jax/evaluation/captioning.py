@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.evaluation.coverage import (
+    Coverage,
+    images_without_captions,
+    join_notices,
+)
 from blip2_jax.evaluation.examples import dataset_id
 from blip2_jax.evaluation.generate_texts import generate_texts
 from blip2_jax.evaluation.tasks import EvaluationBatches, EvaluationResult
@@ -45,8 +50,8 @@ class CaptioningTask:
     ) -> EvaluationResult:
         """Caption and score.
 
-        Records of one image are joined: all their captions are its references. An image
-        that cannot be read gets no caption.
+        Records of one image are joined: all their captions are its references. Images
+        that cannot be read, or that have no captions, are left out and counted.
 
         Returns:
           The metrics, an example per image, and the list of captions that the COCO and
@@ -54,9 +59,12 @@ class CaptioningTask:
 
         Raises:
           ValueError: no image has a reference caption, or none can be read.
+          TooManyBrokenSamples: too many images are left out.
         """
         data = batches.data
         references, first_record = _references(data)
+        without = images_without_captions(data)
+        Coverage("images", len(references), without).check(data.max_broken_share)
         image_ids = list(references)
         texts = generate_texts(
             batches,
@@ -87,7 +95,17 @@ class CaptioningTask:
             for image_id, caption in captions.items()
         ]
         predictions = [{"image_id": e["id"], "caption": e["said"]} for e in examples]
-        return EvaluationResult(result.scores, examples, result.notice(), predictions)
+        unreadable = len(references) - len(captions)
+        coverage = Coverage(
+            "images", len(captions), {"not readable": unreadable, **without}
+        )
+        return EvaluationResult(
+            result.scores,
+            examples,
+            join_notices(result.notice(), coverage.notice()),
+            coverage,
+            predictions,
+        )
 
 
 def _references(

@@ -188,7 +188,7 @@ def group_notes(group: Group) -> list[str]:
     for entry in group.entries:
         record = entry.record
         lines = record["notice"].splitlines()
-        if record["broken"]:
+        if record["broken"] and "broken: " not in record["notice"]:
             lines.append(f"broken: {record['broken']}")
         lines.append(
             f"model {record['digests']['model'][:8]}, {record['device']}, "

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from blip2_jax.data.broken_samples import MAX_BROKEN_SHARE
 from blip2_jax.inference.load import ExtraWeights
 from blip2_jax.metrics.bootstrap import SAMPLES, SEED
 
@@ -44,6 +45,8 @@ def default_evaluation(task: str = "") -> ConfigDict:
             "task": task,
             "data": (),  # source specs; (): the run's evaluation sources
             "max_examples": 0,  # 0: all
+            # Share of broken or unanswered examples above which there is no score.
+            "max_broken_share": MAX_BROKEN_SHARE,
             "batch_size": 64,
             "precision": "",  # "": as in training
             "rerank": 128,  # retrieval: re-ranked candidates; 0 skips re-ranking

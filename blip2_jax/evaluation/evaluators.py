@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.captions import PYTHON_METRICS
 from blip2_jax.training.setup import Evaluator
 from blip2_jax.training.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
@@ -63,7 +66,10 @@ def combine_tasks(
         model = make_model(params)
         metrics: dict[str, float] = {}
         for task in tasks:
-            metrics |= task.run(model, batches).metrics
+            result = task.run(model, batches)
+            if result.coverage is not None and (notice := result.coverage.notice()):
+                logger.warning("%s: %s", type(task).__name__, notice)
+            metrics |= result.metrics
         return metrics
 
     return evaluate
@@ -137,7 +143,12 @@ def text_tasks(
 def _batches(config: ConfigDict) -> EvaluationBatches:
     options = data_config(config.data)
     sources = [dict(spec.items()) for spec in config.evaluation.sources]
-    data = EvaluationSet(sources, options.image.size, config.evaluation.max_examples)
+    data = EvaluationSet(
+        sources,
+        options.image.size,
+        config.evaluation.max_examples,
+        options.max_broken_share,
+    )
     return EvaluationBatches(data, config.evaluation.batch_size)
 
 

@@ -48,8 +48,8 @@ def mean_losses(
 ) -> dict[str, float]:
     """Average the losses and the ITM accuracy over whole batches.
 
-    There is no dropout, and hard negatives are drawn from a fixed key. A batch with
-    rows that do not count (the last, padded one) is left out.
+    There is no dropout, and hard negatives are drawn from a fixed key. Broken rows are
+    left out; the last rows are too, if they do not fill a batch.
 
     Args:
       loss: of the training task.
@@ -63,14 +63,7 @@ def mean_losses(
     """
     compiled = _compiled_metrics(loss)
     values: dict[str, list[float]] = defaultdict(list)
-    for rows in batches:
-        if not rows["valid"].all():
-            continue
-        arrays = {
-            name: value
-            for name, value in rows.items()
-            if not name.startswith("_") and name not in ("valid", "index", "position")
-        }
+    for arrays in _whole_batches(batches):
         metrics = hosts.to_host(
             compiled(params, sharding.place_rows_like(params, arrays))
         )
@@ -82,6 +75,30 @@ def mean_losses(
         result["itm_accuracy"] *= 100
         result["itm_prior_entropy"] = ITM_PRIOR_ENTROPY
     return result
+
+
+def _whole_batches(
+    batches: Iterator[Mapping[str, Any]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield batches of valid rows; following rows take the place of broken ones."""
+    rest: dict[str, np.ndarray] = {}
+    for rows in batches:
+        valid = rows["valid"]
+        arrays = {
+            name: value if valid.all() else value[valid]
+            for name, value in rows.items()
+            if not name.startswith("_") and name not in ("valid", "index", "position")
+        }
+        if rest:
+            arrays = {
+                n: np.concatenate([rest[n], value]) for n, value in arrays.items()
+            }
+        size, count = len(valid), len(next(iter(arrays.values())))
+        rest = {name: value[size:] for name, value in arrays.items()}
+        if count >= size:
+            yield {name: value[:size] for name, value in arrays.items()}
+        else:
+            rest = arrays
 
 
 @functools.lru_cache(maxsize=1)

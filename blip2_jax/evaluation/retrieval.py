@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.text.tokenizers import QFormerTokenizer, clean_caption
+from blip2_jax.evaluation.coverage import (
+    Coverage,
+    images_without_captions,
+    join_notices,
+)
 from blip2_jax.evaluation.examples import Example, dataset_id
+from blip2_jax.evaluation.rerank import NOT_RANKED
 from blip2_jax.evaluation.rerank_cache import RerankCache
 from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
 from blip2_jax.evaluation.tasks import EvaluationBatches, EvaluationResult
@@ -22,6 +28,7 @@ from blip2_jax.metrics.retrieval import (
     recalls,
     top_columns,
 )
+from blip2_jax.parallel import hosts
 
 SHOWN_HITS = 5  # answers that the example of a search keeps
 
@@ -54,6 +61,19 @@ class Gallery:
     text_mask: Bool[Array, "texts T"]
     image_of_text: Int[Array, " texts"]
     texts: list[str]
+
+    def without(self, images: Sequence[int]) -> Gallery:
+        """Return the gallery without some images and their texts."""
+        dropped = np.isin(np.arange(len(self.records)), images)
+        texts = np.flatnonzero(~dropped[self.image_of_text])
+        new_index = np.cumsum(~dropped) - 1
+        return Gallery(
+            [self.records[image] for image in np.flatnonzero(~dropped)],
+            self.text_ids[texts],
+            self.text_mask[texts],
+            new_index[self.image_of_text[texts]],
+            [self.texts[text] for text in texts],
+        )
 
 
 def make_gallery(
@@ -105,6 +125,9 @@ class RetrievalTask:
     ) -> EvaluationResult:
         """Encode all images and texts, and score them in one or two stages.
 
+        Images that cannot be read are left out with their texts and counted: neither
+        is a candidate or a query.
+
         Args:
           model: a stage-1 model.
           batches: of the gallery's evaluation set.
@@ -114,9 +137,12 @@ class RetrievalTask:
           per image and per text.
 
         Raises:
-          ValueError: there are more processes than images.
+          ValueError: there are more processes than images, or no image can be read.
+          TooManyBrokenSamples: too many images are left out.
         """
-        gallery, share = self.gallery, batches.share
+        gallery, share, data = self.gallery, batches.share, batches.data
+        without = images_without_captions(data)
+        Coverage("images", len(gallery.records), without).check(data.max_broken_share)
         if share.count > len(gallery.records):
             raise ValueError(
                 f"{share.count} processes cannot share {len(gallery.records)} images"
@@ -124,22 +150,74 @@ class RetrievalTask:
         scorer = Stage1Scorer(model.model, model.params, batches.batch_size)
         images = scorer.encode_images(batches.images(gallery.records))
         texts = gallery.text_ids, gallery.text_mask
-        cosine = scorer.cosine(images, *texts, share)
+        unreadable = self._unreadable(batches)
+        cosine = _exclude(
+            scorer.cosine(images, *texts, share), unreadable, gallery.image_of_text
+        )
         stages = {"itc": Scores(cosine, cosine.T)}
         if self.rerank:
             stages["itm"] = scorer.rerank(
                 images, *texts, cosine, self.rerank, share, self.cache
             )
+        if unreadable:
+            stages = _drop(stages, unreadable, gallery.image_of_text)
+            gallery = gallery.without(unreadable)
         metrics = {
             f"{stage}_{name}": value
             for stage, scores in stages.items()
             for name, value in recalls(scores, gallery.image_of_text).items()
         }
+        counts = {"not readable": len(unreadable), **without}
+        coverage = Coverage("images", len(gallery.records), counts)
+        size = f"{len(gallery.records)} images, {len(gallery.texts)} texts"
         return EvaluationResult(
             metrics,
-            _examples(batches.data, gallery, stages),
-            f"{len(gallery.records)} images, {len(gallery.texts)} texts",
+            _examples(data, gallery, stages),
+            join_notices(size, coverage.notice()),
+            coverage,
         )
+
+    def _unreadable(self, batches: EvaluationBatches) -> list[int]:
+        """Return the images of the gallery that any process could not read."""
+        broken = batches.data.broken_images
+        own = [i for i, record in enumerate(self.gallery.records) if record in broken]
+        parts = hosts.all_gather(own, batches.share)
+        unreadable = sorted({image for part in parts for image in part})
+        if len(unreadable) == len(self.gallery.records):
+            raise ValueError(f"no image can be read: {batches.data.broken_stats}")
+        return unreadable
+
+
+def _exclude(
+    cosine: Float[Array, "images texts"],
+    images: Sequence[int],
+    image_of_text: Int[Array, " texts"],
+) -> Float[Array, "images texts"]:
+    """Give some images and their texts a similarity below all others.
+
+    So they take no place among the candidates of a re-ranking.
+    """
+    if not images:
+        return cosine
+    cosine = cosine.copy()
+    cosine[images] = cosine[:, np.isin(image_of_text, images)] = NOT_RANKED
+    return cosine
+
+
+def _drop(
+    stages: Mapping[str, Scores],
+    images: Sequence[int],
+    image_of_text: Int[Array, " texts"],
+) -> dict[str, Scores]:
+    """Remove some images and their texts from score matrices."""
+    texts = np.isin(image_of_text, images)
+    return {
+        stage: Scores(
+            np.delete(scores.image_to_text, images, axis=0)[:, ~texts],
+            np.delete(scores.text_to_image, images, axis=1)[~texts],
+        )
+        for stage, scores in stages.items()
+    }
 
 
 def _examples(

@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.evaluation.coverage import Coverage
 from blip2_jax.evaluation.examples import Example
 from blip2_jax.parallel import hosts
 
@@ -56,6 +57,7 @@ class EvaluationResult:
       metrics: by name; percentages where a metric is a share.
       examples: one per image, text or question (see `blip2_jax.evaluation.examples`).
       notice: what a reader of the metrics must know, one line per remark.
+      coverage: how much of the evaluation set was scored.
       predictions: content of the file that a benchmark server takes, if the task has
         one.
     """
@@ -63,6 +65,7 @@ class EvaluationResult:
     metrics: dict[str, float]
     examples: list[Example] = dataclasses.field(default_factory=list)
     notice: str = ""
+    coverage: Coverage | None = None
     predictions: list[dict[str, Any]] | None = None
 
 

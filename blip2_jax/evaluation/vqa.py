@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.sources.base import Question
+from blip2_jax.evaluation.coverage import Coverage, join_notices
 from blip2_jax.evaluation.examples import Example
 from blip2_jax.evaluation.generate_texts import generate_texts
 from blip2_jax.evaluation.tasks import EvaluationBatches, EvaluationResult
@@ -88,7 +89,8 @@ class VqaTask:
     ) -> EvaluationResult:
         """Ask and score.
 
-        A question whose image cannot be read is not asked.
+        A question whose image cannot be read is not asked, and one without answers is
+        not scored; both are counted.
 
         Returns:
           `answer_scores`, an example per question, and the list of answers that a
@@ -96,13 +98,27 @@ class VqaTask:
 
         Raises:
           ValueError: there are no questions.
+          TooManyBrokenSamples: too many questions have no answers, but some have.
         """
+        questions = _questions(batches.data)
+        answered = sum(bool(question.answers) for _, question in questions)
+        if answered:  # the questions of a test set have no answers at all
+            without = {"without answers": len(questions) - answered}
+            coverage = Coverage("questions", answered, without)
+            coverage.check(batches.data.max_broken_share)
         notice = lemmas.missing() if self.lemmatise else ""
         replies = self._replies(model, batches, lemmatise=self.lemmatise and not notice)
+        scorable = _scorable(replies)
+        left_out = {
+            "whose image is not readable": len(questions) - len(replies),
+            "without answers": len(replies) - len(scorable),
+        }
+        coverage = Coverage("questions", len(scorable), left_out)
         return EvaluationResult(
-            answer_scores(_scorable(replies), self.variant),
+            answer_scores(scorable, self.variant),
             _examples(batches.data, replies, self.variant),
-            notice,
+            join_notices(notice, coverage.notice()),
+            coverage,
             server_answers(
                 [(reply.question_id, reply.answer) for reply in replies],
                 self.result_format,
@@ -112,13 +128,7 @@ class VqaTask:
     def _replies(
         self, model: AnsweringModel, batches: EvaluationBatches, *, lemmatise: bool
     ) -> list[Reply]:
-        questions = [
-            (index, question)
-            for index, record in enumerate(batches.data.records)
-            for question in record.questions
-        ]
-        if not questions:
-            raise ValueError("VQA needs questions, and the records have none")
+        questions = _questions(batches.data)
         texts = generate_texts(
             batches,
             [record for record, _ in questions],
@@ -137,6 +147,18 @@ class VqaTask:
             Reply(number, *questions[number], answer)
             for (number, _), answer in zip(texts, answers, strict=True)
         ]
+
+
+def _questions(data: EvaluationSet) -> list[tuple[int, Question]]:
+    """List all questions, each with the index of its record."""
+    questions = [
+        (index, question)
+        for index, record in enumerate(data.records)
+        for question in record.questions
+    ]
+    if not questions:
+        raise ValueError("VQA needs questions, and the records have none")
+    return questions
 
 
 def server_answers(

@@ -29,8 +29,7 @@ _OTHER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-# A string in JSON holds none of these characters unescaped.
-_JSON_LINE_END = re.compile(r"\r\n|\n|\r")
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 class FileFormatError(ValueError):
@@ -96,6 +95,11 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
+def text_lines(text: str) -> list[str]:
+    r"""Split a text at "\n", "\r\n" and "\r", as text and JSON-lines files are."""
+    return _LINE_END.split(text)
+
+
 def parse_json(text: str | bytes, name: object) -> Any:
     """Parse JSON.
 
@@ -128,7 +132,8 @@ def json_lines(text: str) -> Iterator[tuple[int, str]]:
 
     Blank lines are left out.
     """
-    for number, line in enumerate(_JSON_LINE_END.split(text), 1):
+    # A string in JSON holds no line end unescaped.
+    for number, line in enumerate(text_lines(text), 1):
         if line.strip(" \t"):
             yield number, line
 

@@ -10,6 +10,7 @@ from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.evaluation.examples import example_statistics, read_examples
 from blip2_jax.evaluation.stage1_scorer import Stage1Scorer
 from blip2_jax.inference.load import open_model
+from tests.support.generated_data import encoded, picture
 from tests.support.tiny_runs import make_run
 
 DATA = {"kind": "shapes", "split": "validation", "size": 6, "texts": "both"}
@@ -43,6 +44,30 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
     assert "itc_i2t_r1" in capsys.readouterr().out
     assert not out.with_suffix(".rerank").exists()
     check_examples(record, out)
+
+
+@pytest.mark.parametrize("run", ["stage1"], indirect=True)
+def test_missing_images_are_not_scored(run, tmp_path, capsys, monkeypatch):
+    rows = [{"image": f"{n}.jpg", "caption": f"a thing {n}"} for n in range(6)]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    (tmp_path / "images").mkdir()
+    path, images = str(tmp_path / "captions.json"), str(tmp_path / "images")
+    data = json.dumps({"kind": "annotations", "path": path, "images": images})
+    out = tmp_path / "r.json"
+    code, record = evaluate(monkeypatch, run, "retrieval", out, "--data", data)
+    assert code != 0 and record is None
+    assert "6 missing image (0.jpg (" in capsys.readouterr().err
+    for number in range(5):
+        image = encoded(picture(number), "JPEG")
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(image)
+    share = "--config.max_broken_share=0.2"
+    code, record = evaluate(monkeypatch, run, "retrieval", out, "--data", data, share)
+    assert code == 0 and record["broken"] == {"missing image": 1}
+    left_out = {"not readable": 1}
+    counts = {"unit": "images", "all": 6, "scored": 5, "left_out": left_out}
+    assert record["coverage"] == counts
+    assert "scored: 5 of 6 images" in record["notice"]
+    assert "broken: 1 missing image (5.jpg (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("run", ["stage1"], indirect=True)

@@ -15,7 +15,7 @@ from blip2_jax.data.sources.csv_table import CsvSource
 from blip2_jax.data.sources.files import ImageFiles
 from blip2_jax.data.sources.json_table import JsonSource
 from blip2_jax.data.sources.table_source import Table, TableSource
-from blip2_jax.parallel.files import read_text
+from blip2_jax.parallel.files import read_text, text_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -107,7 +107,7 @@ class TextFilesSource(Source):
         name = self._images[index]
         path = self._files.path(_text_name(name))
         try:
-            lines = read_text(path).splitlines()
+            lines = text_lines(read_text(path))
         except FileNotFoundError:
             raise BrokenSample("missing text file", name, str(path)) from None
         except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ Other members are left out and counted by reason (see `tar_index`).
 from __future__ import annotations
 
 import collections
-import glob
 import pathlib
 from collections.abc import Sequence
 
@@ -30,6 +29,7 @@ from blip2_jax.data.sources.content_digest import (
     file_digests,
     hash_parts,
 )
+from blip2_jax.data.sources.files import expand_paths
 from blip2_jax.data.sources.tar_index import (
     IMAGE,
     JSON,
@@ -57,7 +57,7 @@ class TarsSource(Source):
     def __init__(self, paths: str | Sequence[str], index_directory: str = ""):
         patterns = [paths] if isinstance(paths, str) else list(paths)
         self.name = "tars:" + ",".join(patterns)
-        self._paths = _expand(patterns)
+        self._paths = expand_paths(patterns, "tar")
         directory = pathlib.Path(index_directory or default_cache())
         indices = [tar_index(path, directory) for path in self._paths]
         self._starts = np.cumsum([0, *(len(index.keys) for index in indices)])
@@ -166,14 +166,3 @@ def _json_captions(content: object) -> tuple[list[str], int | str | None]:
     captions = content.get("captions") or content.get("caption") or []
     original = take_id(content.get("image_id"), "image_id")
     return list(take_texts(captions, "captions")), original
-
-
-def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:
-    """Return the sorted paths that match the patterns."""
-    paths: set[pathlib.Path] = set()
-    for pattern in patterns:
-        matches = glob.glob(pattern)
-        if not matches:
-            raise FileNotFoundError(f"no tar matches {pattern!r}")
-        paths.update(pathlib.Path(path) for path in matches)
-    return sorted(paths)
