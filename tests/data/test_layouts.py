@@ -7,6 +7,7 @@ import pytest
 
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.base import Source
+from blip2_jax.data.sources.content_digest import TIMES
 from blip2_jax.data.sources.layouts import detect_layout
 from blip2_jax.data.sources.registry import build_source
 from tests.support import layouts
@@ -14,11 +15,17 @@ from tests.support.generated_data import bert_directory
 
 
 @pytest.fixture(params=layouts.WRITERS)
-def data(request, tmp_path):
-    """Write the data set; return its path and the title of its layout."""
+def writer(request):
+    """Return the title of a layout and the function that writes it."""
     if request.param == "saved_dataset":
         pytest.importorskip("datasets")
-    title, write = layouts.WRITERS[request.param]
+    return layouts.WRITERS[request.param]
+
+
+@pytest.fixture
+def data(writer, tmp_path):
+    """Write the data set; return its path and the title of its layout."""
+    title, write = writer
     return write(tmp_path / "data"), title
 
 
@@ -74,3 +81,21 @@ def test_the_description_says_what_was_found(tmp_path):
         f"{path}/captions.txt: CSV; 5 images, 10 captions; "
         f"columns: image 'image', caption 'caption'; images: {path}/Images"
     )
+
+
+def test_a_run_notices_other_texts_but_not_a_copy(writer, tmp_path, monkeypatch):
+    def digests(name):
+        path = writer[1](tmp_path / name)
+        source = build_source(detect_layout(path, default_split="train").spec)
+        return {
+            part: value
+            for part, value in source.content().items()
+            if not part.endswith(TIMES)
+        }
+
+    before = digests("before")
+    assert digests("copy") == before
+    changed = [list(texts) for texts in layouts.TEXTS]
+    changed[4][1] = "another text"
+    monkeypatch.setattr(layouts, "TEXTS", changed)
+    assert digests("changed") != before

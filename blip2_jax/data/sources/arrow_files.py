@@ -18,6 +18,7 @@ class ArrowFiles(abc.ABC):
     """Rows of several files, in the order of the files. Can be pickled.
 
     Attributes:
+      paths: the files.
       schema: names and types of the columns.
       directory: directory of the files.
 
@@ -31,9 +32,9 @@ class ArrowFiles(abc.ABC):
     schema: pa.Schema
 
     def __init__(self, paths: Sequence[pathlib.Path]):
-        self._paths = list(paths)
-        self.directory = self._paths[0].parent if paths else pathlib.Path()
-        self._starts = np.cumsum([0, *map(self._open, self._paths)])
+        self.paths = list(paths)
+        self.directory = self.paths[0].parent if paths else pathlib.Path()
+        self._starts = np.cumsum([0, *map(self._open, self.paths)])
 
     @abc.abstractmethod
     def _open(self, path: pathlib.Path) -> int:
@@ -52,11 +53,11 @@ class ArrowFiles(abc.ABC):
 
     def read(self, names: Sequence[str]) -> pa.Table:
         """Read some columns of all files into memory."""
-        tables = [self._read(n, names) for n in range(len(self._paths))]
+        tables = [self._read(n, names) for n in range(len(self.paths))]
         try:
             return pa.concat_tables(tables).combine_chunks()
         except pa.ArrowInvalid as error:
-            listing = ", ".join(map(str, self._paths[:3]))
+            listing = ", ".join(map(str, self.paths[:3]))
             raise ValueError(f"columns of {listing} differ: {error}") from None
 
     def cell(self, row: int, name: str) -> Any:
@@ -71,7 +72,7 @@ class ArrowFiles(abc.ABC):
     def place(self, row: int) -> str:
         """Return file and row, counted from 1, for error reports."""
         number, row_in_file = self._locate(row)
-        return f"{self._paths[number].name} row {row_in_file + 1}"
+        return f"{self.paths[number].name} row {row_in_file + 1}"
 
     def _locate(self, row: int) -> tuple[int, int]:
         """Return the number of the row's file and the row in it."""
@@ -103,7 +104,7 @@ class ParquetFiles(ArrowFiles):
         return int(file.metadata.num_rows)
 
     def _read(self, number: int, names: Sequence[str]) -> pa.Table:
-        path = self._paths[number]
+        path = self.paths[number]
         try:
             table = pq.ParquetFile(path).read(columns=list(names))
         except (pa.ArrowException, OSError) as error:
@@ -119,7 +120,7 @@ class ParquetFiles(ArrowFiles):
         wanted = number, group, name
         last, column = self._last
         if last != wanted:
-            file = pq.ParquetFile(self._paths[number], metadata=metadata)
+            file = pq.ParquetFile(self.paths[number], metadata=metadata)
             column = file.read_row_group(group, columns=[name])[name]
             self._last = wanted, column
         return column[row].as_py()
@@ -152,7 +153,7 @@ class SavedDataset(ArrowFiles):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for path in self._paths:
+        for path in self.paths:
             self._open(path)
 
     def _open(self, path: pathlib.Path) -> int:
@@ -169,7 +170,7 @@ class SavedDataset(ArrowFiles):
         return len(table)
 
     def _read(self, number: int, names: Sequence[str]) -> pa.Table:
-        return _select(self._tables[number], names, self._paths[number])
+        return _select(self._tables[number], names, self.paths[number])
 
     def _cell(self, number: int, row: int, name: str) -> Any:
         return self._tables[number][name][row].as_py()

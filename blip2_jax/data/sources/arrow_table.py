@@ -28,8 +28,16 @@ from blip2_jax.data.sources.checked_rows import (
     group_by_image,
 )
 from blip2_jax.data.sources.columns import find_columns
+from blip2_jax.data.sources.content_digest import (
+    TEXTS,
+    Digests,
+    file_digests,
+    hash_parts,
+)
 from blip2_jax.data.sources.files import ImageFiles, expand_paths
 from blip2_jax.data.sources.table_source import file_name, parse_row
+
+_HASHED_ROWS = 10_000  # at a time
 
 
 class ArrowSource(Source):
@@ -152,6 +160,23 @@ class ArrowSource(Source):
         if not path:
             raise BrokenSample("missing image", place)
         return self._images.load(path, at_least)
+
+    def content(self) -> Digests:
+        """Return digests of all texts and of the files; see `Source`."""
+        batches = self._texts.to_batches(_HASHED_ROWS)
+        texts = (str(batch.to_pylist()).encode() for batch in batches)
+        return {
+            TEXTS: hash_parts([self._rows.view(np.uint8), *texts]),
+            **file_digests(self._files.paths, "table "),
+            **self._image_files(),
+        }
+
+    def image_path(self, index: int) -> pathlib.Path | None:
+        """Return the path of a record's image; see `Source`."""
+        if self._is_encoded:
+            return None
+        record = self._record_or_broken(index)
+        return self._images.path(record.key) if isinstance(record, Record) else None
 
     def check_image(self, index: int) -> None:
         """Check that an image file exists; see `Source`."""

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.content_digest import Digests, file_digests
 from blip2_jax.data.sources.csv_table import CsvSource
 from blip2_jax.data.sources.files import ImageFiles
 from blip2_jax.data.sources.json_table import JsonSource
@@ -120,6 +121,15 @@ class TextFilesSource(Source):
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
         return self._files.load(self._images[index], at_least)
+
+    def content(self) -> Digests:
+        """Return digests of texts and of all files; see `Source`."""
+        texts = [self._files.path(_text_name(name)) for name in self._images]
+        return super().content() | file_digests(texts, "text ")
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of a record's image; see `Source`."""
+        return self._files.path(self._images[index])
 
     def check_image(self, index: int) -> None:
         """Check that the image is a file; see `Source`."""
