@@ -5,8 +5,9 @@
     model*.safetensors    parameters by path
     qformer_tokenizer/, language_tokenizer/
 
-Digests are those of the values before any cast. They are computed at conversion and
-trusted afterwards, so that a run which reads this folder does not hash its weights.
+A digest is that of the values before any cast; `stored` is that of the values in the
+folder if it differs. Both are computed at conversion, and the values are compared with
+them once for each state of the files (`files.digests`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from blip2_jax.convert.files.checkpoint_files import (
     Index,
     LazyArrays,
     SourceError,
-    digest,
 )
+from blip2_jax.convert.files.digests import digest
 from blip2_jax.convert.files.output import (
     ShardWriter,
     atomic_output,
@@ -41,7 +42,9 @@ from blip2_jax.parallel.files import FileFormatError, read_json
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
 TOKENIZERS = ("qformer_tokenizer", "language_tokenizer")
-# For each path "source", "digest", "shape" and "dtype" of the array in its source.
+# For each path "source", "digest", "shape" and "dtype" of the array in its source, and
+# "stored", the digest of the array in the folder, with "stored_dtype", if it was cast.
+_STORED = ("stored", "stored_dtype")
 Manifest = dict[str, dict[str, Any]]
 
 
@@ -79,8 +82,32 @@ class FolderArrays(LazyArrays):
         return self._source.shape(path)
 
     def origin(self, path: str) -> dict[str, Any]:
-        """Return the manifest's entry of a parameter."""
-        return self.manifest[path]
+        """Return the manifest's entry of a parameter, with the digest of its values.
+
+        Folders of earlier versions have no digest of values that were cast; it is added
+        as "stored".
+
+        Raises:
+          SourceError: the values are not those that were written.
+        """
+        entry, stored = self.manifest[path], self._source.digest(path)
+        expected = entry.get("stored")
+        if expected is None and self._source.dtype(path).name == entry["dtype"]:
+            expected = entry["digest"]
+        if expected not in (None, stored):
+            raise SourceError(
+                f"{self._source.path}: the values of {path} are not those that the "
+                "conversion wrote: convert the model again into another folder"
+            )
+        return (
+            entry
+            if stored == entry["digest"]
+            else {
+                **entry,
+                "stored": stored,
+                "stored_dtype": self._source.dtype(path).name,
+            }
+        )
 
 
 def is_native_folder(path: pathlib.Path) -> bool:
@@ -139,10 +166,22 @@ def write_arrays(
     writer, manifest = ShardWriter(folder), Manifest()
     for path in progress(list(arrays), "converting"):
         array = arrays[path]
-        manifest[path] = manifest_entry(arrays, path, array)
-        writer.add(path, cast(array, dtype))
+        stored = cast(array, dtype)
+        manifest[path] = _stored_entry(manifest_entry(arrays, path, array), stored)
+        writer.add(path, stored)
     writer.close()
     return manifest
+
+
+def _stored_entry(entry: dict[str, Any], stored: np.ndarray) -> dict[str, Any]:
+    """Return an entry with the digest of the stored values if it is another one."""
+    entry = {key: value for key, value in entry.items() if key not in _STORED}
+    stored_digest = digest(stored)
+    return (
+        entry
+        if stored_digest == entry["digest"]
+        else entry | {"stored": stored_digest, "stored_dtype": stored.dtype.name}
+    )
 
 
 def manifest_entry(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import blip2_jax
-from blip2_jax.convert.files.checkpoint_files import digest
+from blip2_jax.convert.files.digests import digest
 from blip2_jax.data.sources.base import Record
 from blip2_jax.metrics import bootstrap
 from blip2_jax.nn.trees import flatten

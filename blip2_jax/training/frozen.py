@@ -24,7 +24,7 @@ from blip2_jax.convert.tables.name_table import shorten
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.trees import Tree, flatten, merge, unflatten
-from blip2_jax.parallel import sharding
+from blip2_jax.parallel import hosts, sharding
 from blip2_jax.parallel.files import FileFormatError, read_json
 from blip2_jax.training.checkpoints import Checkpoints, is_run
 from blip2_jax.training.tasks import model_config
@@ -197,11 +197,13 @@ def load_frozen(
 def _open_array(arrays: Arrays, path: str) -> tuple[dict[str, Any], sharding.ReadSlice]:
     """Return an array's manifest entry and a function that reads parts of it.
 
-    A converted folder has digests, so that a process reads only the parts of its own
-    devices. Other arrays are read in full to be hashed.
+    A converted folder has digests, which the first process compares with the files, so
+    that every process reads only the parts of its own devices. Other arrays are read in
+    full to be hashed.
     """
     if isinstance(arrays, FolderArrays):
-        return arrays.origin(path), part_reader(arrays, path)
+        entry = arrays.origin(path) if hosts.is_first() else arrays.manifest[path]
+        return entry, part_reader(arrays, path)
     array = arrays[path]
     return manifest_entry(arrays, path, array), array.__getitem__
 
@@ -265,6 +267,7 @@ def verify_manifest(recorded: Manifest, current: Manifest) -> None:
         path
         for path in recorded.keys() | current.keys()
         if _identity(recorded, path) != _identity(current, path)
+        or _cast_differs(recorded.get(path, {}), current.get(path, {}))
     )
     if differing:
         path = differing[0]
@@ -278,6 +281,14 @@ def verify_manifest(recorded: Manifest, current: Manifest) -> None:
 def _identity(manifest: Manifest, path: str) -> tuple[Any, ...] | None:
     entry = manifest.get(path)
     return None if entry is None else (entry["digest"], *entry["shape"])
+
+
+def _cast_differs(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Return True if an array was cast to the same dtype, but to other values."""
+    if "stored" not in recorded or "stored" not in current:
+        return False
+    same_dtype = recorded["stored_dtype"] == current["stored_dtype"]
+    return same_dtype and recorded["stored"] != current["stored"]
 
 
 def _describe(manifest: Manifest, path: str) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from blip2_jax.convert.files.checkpoint_files import SourceError, digest
+from blip2_jax.convert.files.checkpoint_files import SourceError
+from blip2_jax.convert.files.digests import digest
 from blip2_jax.convert.positions import interpolate_positions
 from blip2_jax.models.presets import PRESETS
 from blip2_jax.nn.trees import flatten, unflatten

@@ -4,17 +4,24 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+from blip2_jax.convert.files.checkpoint_files import SourceError
+from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.training import tasks
 from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
+from blip2_jax.training.frozen import WeightsError, verify_manifest
 from blip2_jax.training.loop import train
 from blip2_jax.training.metrics_log import read_metrics
 from blip2_jax.training.run_lock import RunLock, RunLocked
 from blip2_jax.training.setup import set_up
 from blip2_jax.training.train_config import ConfigError
 from tests.support import toy_task
+from tests.support.golden_stage2 import config as golden_config
 from tests.training.test_checkpoints import damage_largest_file
 
 
@@ -244,3 +251,29 @@ def test_a_run_with_the_former_fingerprint_continues(tmp_path, photos):
         del source["content"]
     (run / "sources.json").write_text(json.dumps(sources))
     assert train(config(**changes), run) == 0
+
+
+def test_frozen_weights_replaced_in_place_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, kernel = "visual_encoder/kernel", np.ones((3, 8), np.float32)
+    source = ModelSource(golden_config("stage2_opt_a"), {path: kernel}, "test")
+    write_folder(source, tmp_path / "weights")
+    changes = {"frozen_sources.vision": str(tmp_path / "weights")}
+    run = tmp_path / "run"
+    for _ in range(2):
+        assert train(config(**changes), run) == 0
+    before = contents(run)
+    save_file({path: -kernel}, tmp_path / "weights" / "model.safetensors")
+    with pytest.raises(SourceError, match=rf"weights: the values of {path} are not"):
+        train(config(**changes), run)
+    assert contents(run) == before
+
+
+def test_other_values_of_a_cast_folder_are_noticed_by_the_run():
+    recorded = {"digest": "a", "shape": [1], "source": "w"}
+    cast = {**recorded, "stored": "b", "stored_dtype": "bfloat16"}
+    for same in (recorded, cast, cast | {"stored": "c", "stored_dtype": "float16"}):
+        verify_manifest({"x": cast}, {"x": same})
+        verify_manifest({"x": same}, {"x": cast})
+    with pytest.raises(WeightsError, match="1 frozen arrays are not those"):
+        verify_manifest({"x": cast}, {"x": cast | {"stored": "c"}})

@@ -9,6 +9,8 @@ from types import EllipsisType
 
 import numpy as np
 
+from blip2_jax.convert.files.digests import digest
+
 # A part of an array: one slice per axis, or all of it.
 Index = tuple[slice, ...] | EllipsisType
 Spec = tuple[tuple[int, ...], np.dtype]  # shape and dtype
@@ -24,6 +26,10 @@ class ArrayFile(abc.ABC):
     @abc.abstractmethod
     def read(self, name: str, index: Index = ...) -> np.ndarray:
         """Read an array, or its part at `index`; the result may view the file."""
+
+    def digest(self, name: str) -> str:
+        """Return the digest of an array's values."""
+        return digest(self.read(name))
 
     @abc.abstractmethod
     def spec(self, name: str) -> Spec:
@@ -58,6 +64,10 @@ class RemoteFile(ArrayFile):
     def read(self, name: str, index: Index = ...) -> np.ndarray:
         """Read an array, or the part at `index`."""
         return self._file.read(name, index)
+
+    def digest(self, name: str) -> str:
+        """Return the digest of an array's values."""
+        return self._file.digest(name)
 
     def spec(self, name: str) -> Spec:
         """Return shape and dtype of an array without reading it."""

@@ -9,7 +9,6 @@ Of a repository of the hub, a shard is downloaded when an array in it is read.
 from __future__ import annotations
 
 import functools
-import hashlib
 import pathlib
 import pickle
 import zipfile
@@ -21,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from blip2_jax.convert.files.array_file import ArrayFile, Index, RemoteFile
+from blip2_jax.convert.files.digests import stored_digests
 from blip2_jax.data import hub
 from blip2_jax.parallel.files import FileFormatError, read_json
 
@@ -111,6 +111,10 @@ class CheckpointFiles(LazyArrays):
         """Return the dtype of an array without reading it."""
         return self._file_of[name].spec(name)[1]
 
+    def digest(self, name: str) -> str:
+        """Return the digest of an array's values."""
+        return self._file_of[name].digest(name)
+
 
 def part_reader(
     arrays: Mapping[str, np.ndarray], name: str
@@ -123,14 +127,6 @@ def part_reader(
     if hasattr(arrays, "part"):
         return functools.partial(arrays.part, name)
     return arrays[name].__getitem__
-
-
-def digest(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's values in row-major, little-endian bytes."""
-    array = np.atleast_1d(np.ascontiguousarray(array))
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
 
 
 class SafetensorsFile(ArrayFile):
@@ -161,6 +157,10 @@ class SafetensorsFile(ArrayFile):
         # Opened for each array: the pages of an open file would add up in memory.
         with safe_open(self._path, "np") as content:
             return content.get_slice(name)[index]
+
+    def digest(self, name: str) -> str:
+        """Return the digest of an array, computed once per state of the file."""
+        return stored_digests(self._path)[name]
 
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Return shape and dtype of an array without reading it."""
