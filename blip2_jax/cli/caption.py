@@ -68,7 +68,8 @@ def make_parser() -> CommandParser:
         "--model",
         required=True,
         metavar="PATH",
-        help="directory of a run, converted or Hugging Face folder, or LAVIS file",
+        help="directory of a run, converted or Hugging Face folder, LAVIS file, or "
+        "ORG/NAME of the Hugging Face hub",
     )
     add_model_options(parser)
     parser.add_argument(

@@ -43,7 +43,10 @@ def make_parser() -> CommandParser:
     """Make the parser of the command line."""
     parser = CommandParser("convert", __doc__)
     parser.add_argument(
-        "--model", required=True, type=pathlib.Path, metavar="PATH", help="the weights"
+        "--model",
+        required=True,
+        metavar="PATH",
+        help="the weights: a path or a name of the hub",
     )
     parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     parser.add_argument(

@@ -28,7 +28,7 @@ from blip2_jax.cli.processes import add_process_options, join_processes
 
 # Options that set the configuration key of the same name.
 SHORT_OPTIONS = {
-    "model": ("PATH", "directory of a run, folder or file of weights"),
+    "model": ("PATH", "directory of a run, folder or file of weights, or ORG/NAME"),
     "task": ("TASK", "retrieval, captioning or vqa"),
     "out": ("FILE", "record to write; default: evaluation_TASK.json in the run"),
 }

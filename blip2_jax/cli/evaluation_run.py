@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.data.hub import parse_name
 from blip2_jax.evaluation.captioning import CaptioningTask
 from blip2_jax.evaluation.coverage import join_notices
 from blip2_jax.evaluation.eval_config import TASKS, keys_that_are_set
@@ -154,7 +155,7 @@ def _check(config: ConfigDict) -> None:
         raise ValueError(f"variant {config.variant!r}: there are {', '.join(VARIANTS)}")
     if not config.model:
         raise ValueError("no model was given: a run, a folder or a file of weights")
-    if not pathlib.Path(config.model).exists():
+    if not parse_name(config.model) and not pathlib.Path(config.model).exists():
         raise FileNotFoundError(f"no file or folder {config.model!r}")
 
 

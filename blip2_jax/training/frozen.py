@@ -243,7 +243,8 @@ def read_sources(directory: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       "frozen": the manifest of the frozen parameters; "data": the fingerprint of the
-      training data.
+      training data; "hub", of later runs: names of the hub with their commits by the
+      name in the configuration that was given.
 
     Raises:
       FileFormatError: the file is damaged.
@@ -255,6 +256,13 @@ def read_sources(directory: pathlib.Path) -> dict[str, Any]:
             f"{directory / SOURCES} has no manifest of frozen weights and data"
         )
     return sources
+
+
+def recorded_hub_names(directory: pathlib.Path) -> dict[str, str]:
+    """Return the names of the hub that a run began with; {} if there is no run."""
+    if not (directory / SOURCES).is_file():
+        return {}
+    return read_sources(directory).get("hub", {})
 
 
 def verify_manifest(recorded: Manifest, current: Manifest) -> None:

@@ -25,6 +25,7 @@ from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import frozen, initial_params, replay, run_directory
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
+from blip2_jax.training.hub_names import pin_hub_names
 from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.same_data import verify_data
 from blip2_jax.training.state import TrainState, create_state
@@ -114,7 +115,8 @@ def set_up(
         A directory that did not exist is not created.
       RunLocked: another process began a run in the directory in the meantime.
     """
-    config = configuration.canonical(config)
+    recorded = {} if restart else frozen.recorded_hub_names(directory)
+    config, hub_names = pin_hub_names(config, recorded)
     holds_run = not restart and run_directory.check_directory(config, directory)
     continues = bool(hosts.broadcast_from_first(holds_run))
     plan = plan_step(config)
@@ -135,7 +137,7 @@ def set_up(
         start = initial_params.initialise(config, task, shapes.trainable, mesh)
         values = begin(start, optimizer, target)
     if not continues:
-        sources = {"frozen": manifest, "data": batches.fingerprint}
+        sources = {"frozen": manifest, "data": batches.fingerprint, "hub": hub_names}
         run_directory.write_run(config, directory, sources, lock, restart)
     return TrainingRun(
         config=config,

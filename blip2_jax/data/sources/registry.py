@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from blip2_jax.data import hub
 from blip2_jax.data.dataclass_options import check_keys
 from blip2_jax.data.sources.base import Source
 
@@ -36,7 +37,8 @@ ALIASES = {"each_question": "per_question", "other_pictures": "wrong_images"}
 def build_source(spec: Mapping[str, Any]) -> Source:
     """Build a source from its spec `{"kind": name, **arguments}`.
 
-    A "weight" in the spec is ignored; it belongs to the mixture.
+    A "weight" in the spec is ignored; it belongs to the mixture. Arguments that begin
+    with "hf://" are names of the hub; they are fetched and replaced by local paths.
 
     Raises:
       ValueError: the kind is unknown, or an argument is unknown or missing.
@@ -54,4 +56,13 @@ def build_source(spec: Mapping[str, Any]) -> Source:
     parameters = inspect.signature(source_class).parameters
     required = [key for key, p in parameters.items() if p.default is p.empty]
     check_keys(arguments, parameters, required, f"source {kind!r}")
-    return source_class(**arguments)
+    return source_class(**{key: _local(value) for key, value in arguments.items()})
+
+
+def _local(value: Any) -> Any:
+    """Fetch the names of the hub in an argument; return it with local paths."""
+    if isinstance(value, str) and value.startswith("hf:"):
+        return str(hub.local_path(value))
+    return (
+        [_local(item) for item in value] if isinstance(value, list | tuple) else value
+    )
