@@ -12,7 +12,6 @@ whose files are in the cache is used as it is, without a request to the hub.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -20,8 +19,9 @@ import glob
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
+
+from blip2_jax.data.hub_errors import HubError, HubName, explained
 
 CONFIG_FILES = (
     "config.json",
@@ -52,35 +52,6 @@ _NAME = re.compile(_REPOSITORY + _REVISION)
 _URI = re.compile(
     rf"hf:/+(?P<kind>(?:models|datasets)/)?{_REPOSITORY}{_REVISION}(?:/(?P<path>.+))?"
 )
-
-
-class HubError(FileNotFoundError):
-    """A name of the hub whose files cannot be had; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HubName:
-    """The name of a repository, or of a file or folder in it.
-
-    Attributes:
-      repository: ORG/NAME.
-      revision: branch, tag or commit; None: the default branch.
-      path: of a file or folder in the repository; "" for all.
-      kind: "model" or "dataset".
-      typed: what the user wrote, for messages.
-    """
-
-    repository: str
-    revision: str | None = None
-    path: str = ""
-    kind: str = "model"
-    typed: str = dataclasses.field(default="", compare=False)
-
-    def at(self, commit: str) -> str:
-        """Return the name with a commit as its revision."""
-        prefix = "datasets/" if self.kind == "dataset" else ""
-        path = f"/{self.path}" if self.path else ""
-        return f"hf://{prefix}{self.repository}@{commit}{path}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +85,7 @@ class Repository:
             if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
         ]
         missing = [file for file in matching if not (self.folder / file).is_file()]
-        with _explained(self.name):
+        with explained(self.name):
             self._download(missing)
         return [self.folder / file for file in matching]
 
@@ -160,7 +131,7 @@ class Repository:
 
         where = self._where()
         try:
-            with _explained(self.name):
+            with explained(self.name):
                 header = HfApi().parse_safetensors_file_metadata(filename=file, **where)
         except SafetensorsParsingError as error:
             raise HubError(
@@ -280,7 +251,7 @@ def _open(name: HubName) -> Repository:
         folder = snapshot_download(name.repository, local_files_only=True, **where)
         files = _cached_files(name, folder)
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):
-        with _explained(name):
+        with explained(name):
             folder = snapshot_download(name.repository, **where)
         try:
             files = _cached_files(name, folder)
@@ -312,63 +283,3 @@ def _cached_files(name: HubName, folder: str) -> list[str]:
     commit = pathlib.Path(folder).name
     tree = get_cached_repo_tree(name.repository, repo_type=name.kind, revision=commit)
     return [file.path for file in tree]
-
-
-@contextlib.contextmanager
-def _explained(name: HubName) -> Iterator[None]:
-    """Turn errors of `huggingface_hub` into a HubError of one sentence."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except (
-        errors.HTTPError,  # of any connection; the base of HfHubHTTPError
-        errors.OfflineModeIsEnabled,
-        errors.EntryNotFoundError,
-        errors.HFValidationError,
-        errors.FileMetadataError,
-    ) as error:
-        raise HubError(_explanation(name, error)) from error
-
-
-def _explanation(name: HubName, error: Exception) -> str:
-    """Return what went wrong and the likely fix."""
-    from huggingface_hub import constants, errors
-
-    # Where the hub cannot be asked, the error that says why is the cause of another.
-    cause: BaseException = error
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        cause = error.__cause__ or error
-    typed, hub = name.typed, constants.ENDPOINT
-    url = f"{hub}/{'datasets/' * (name.kind == 'dataset')}{name.repository}"
-    local = "" if typed.startswith("hf:") else f"no file or folder {typed!r}, and "
-    login = "log in with `hf auth login` or set HF_TOKEN"
-    if isinstance(cause, errors.OfflineModeIsEnabled):
-        return (
-            f"{local}the files of {typed} are not all in the cache "
-            f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set: unset it once to "
-            "fetch them"
-        )
-    if isinstance(cause, errors.GatedRepoError):
-        return f"{typed} is gated: accept its terms at {url}, then {login}"
-    if isinstance(cause, errors.RepositoryNotFoundError):
-        return (
-            f"{local}{hub} has no {name.kind} repository {name.repository!r}: check "
-            f"the spelling; if it is private, {login}"
-        )
-    if isinstance(cause, errors.RevisionNotFoundError):
-        return (
-            f"{typed}: the repository has no revision {name.revision!r}: name a "
-            f"branch, tag or commit of {url}/commits"
-        )
-    if isinstance(cause, errors.HFValidationError):
-        return f"{local}{typed} is no valid name of a repository: {cause}"
-    if isinstance(cause, errors.HfHubHTTPError):
-        status = cause.response.status_code
-        if status in (401, 403):
-            return f"{typed}: {hub} refuses access ({status}): {login}"
-        return f"{typed}: {hub} answers with status {status}: try again later"
-    return (
-        f"{local}{hub} cannot be reached to fetch {typed}, which is not in the cache "
-        f"({type(cause).__name__}): check the network and HF_ENDPOINT"
-    )

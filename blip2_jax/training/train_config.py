@@ -89,8 +89,8 @@ def default_config(task: str = "stage1") -> ConfigDict:
     # starts from them. Position embeddings are interpolated to the image size. Each is
     # a file or directory of the tower's project (EVA-CLIP, CLIP, OPT, T5;
     # docs/conversion.md) or of `launch/convert.py`, a run directory, one of the shipped
-    # "shapes:vision", "shapes:opt", "shapes:t5" ("shapes:opt_small", ...), a name of the
-    # Hugging Face hub (docs/files.md), or "random" (for tests).
+    # "shapes:vision", "shapes:opt", "shapes:t5" ("shapes:opt_small", ...), a name of
+    # the Hugging Face hub (docs/files.md), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
     # Regular expressions of parameter paths. Frozen parameters are used, but neither
     # trained nor checkpointed. Carried ones are not used by the task, but checkpointed
@@ -145,7 +145,8 @@ def _init() -> ConfigDict:
         {
             "from_run": "",  # a run directory, e.g. of stage 1
             "which": "last",  # checkpoint of that run: "last", "best" or a step
-            # Files or directories of this package, BERT, LAVIS or Hugging Face.
+            # Files or directories of this package, BERT, LAVIS or Hugging Face, or
+            # names of its hub.
             "from_weights": (),
         }
     )
