@@ -16,6 +16,7 @@ import dataclasses
 import fnmatch
 import functools
 import glob
+import logging
 import pathlib
 import re
 import sys
@@ -244,6 +245,8 @@ def _open(name: HubName) -> Repository:
         LocalEntryNotFoundError,
     )
 
+    # It warns of a repository that has none of the files, as one of a single `.pth`.
+    logging.getLogger(snapshot_download.__module__).setLevel(logging.ERROR)
     where: dict[str, Any] = {"repo_type": name.kind, "revision": name.revision}
     where["allow_patterns"] = CONFIG_FILES if name.kind == "model" else ()
     where["tqdm_class"] = _no_bars()

@@ -23,7 +23,6 @@ from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.nn.trees import Tree
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.training import frozen, initial_params, replay, run_directory
-from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.hub_names import pin_hub_names
 from blip2_jax.training.run_lock import RunLock

@@ -132,6 +132,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._write(path, body)
         if match := RESOLVE.fullmatch(path):
             return self._resolve(match)
+        if path == "/api/whoami-v2":
+            if self._token() in self.hub.tokens:
+                return self._json({"type": "user", "name": "me"})
+            return self._answer(401, b"")
         if match := REPOSITORY_API.fullmatch(path):
             return self._describe(match)
         return self._answer(404, b"")
