@@ -125,7 +125,7 @@ def test_the_command_prints_one_line(server, capsys):
 
 def convert_to(layout, tmp_path, *more):
     output = tmp_path / "out"
-    arguments = ["--source", "org/opt", "--to", layout, "--output", str(output)]
+    arguments = ["--model", "org/opt", "--to", layout, "--out", str(output)]
     return convert.main([*arguments, *more])
 
 
