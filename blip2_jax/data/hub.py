@@ -185,8 +185,9 @@ def local_path(spec: str | pathlib.Path, *patterns: str) -> pathlib.Path:
 
     Args:
       spec: a path, or a name of the hub (see the module).
-      *patterns: of the files to fetch of a repository, besides `CONFIG_FILES`. Weights
-        are fetched when an array of them is read (`convert.files.checkpoint_files`).
+      *patterns: of the files to fetch of a repository of a model, besides
+        `CONFIG_FILES`. Weights are fetched when an array of them is read
+        (`convert.files.checkpoint_files`). Of data, all files are fetched.
 
     Raises:
       HubError: the hub has no such files, or they cannot be fetched.
@@ -195,7 +196,7 @@ def local_path(spec: str | pathlib.Path, *patterns: str) -> pathlib.Path:
     if name is None:
         return pathlib.Path(spec)
     repository = open_repository(name)
-    if name.path:
+    if name.path or name.kind == "dataset":
         return repository.fetch_path(name.path)
     repository.fetch(*patterns)
     return repository.folder
@@ -209,6 +210,17 @@ def pinned(spec: str) -> str:
     """
     name = parse_name(spec)
     return name.at(open_repository(name).folder.name) if name else spec
+
+
+def cached_name(path: str) -> str:
+    """Return the name, with its commit, of a path in the cache that was opened here.
+
+    Other paths are returned as they are.
+    """
+    for folder, repository in _OPENED.items():
+        if path == str(folder) or path.startswith(f"{folder}/"):
+            return repository.pinned + path.removeprefix(str(folder))
+    return path
 
 
 def repository_at(folder: pathlib.Path) -> Repository | None:

@@ -159,9 +159,9 @@ def files_in(tmp_path):
 def test_without_a_token_nothing_is_converted(server, tmp_path, capsys):
     assert convert_to("blip2_jax", tmp_path, "--push", "me/mine") == 1
     assert "hf auth login" in capsys.readouterr().err
-    assert convert_to("lavis", tmp_path, "--push", "me/mine") == 1
+    assert convert_to("lavis", tmp_path, "--push", "me/mine") == 2
     assert "--push uploads a folder" in capsys.readouterr().err
-    assert convert_to("blip2_jax", tmp_path, "--push", "mine") == 1
+    assert convert_to("blip2_jax", tmp_path, "--push", "mine") == 2
     assert "ORG/NAME" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

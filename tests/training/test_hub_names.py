@@ -1,16 +1,13 @@
 """Runs whose weights, tokenizer and data are on the hub read the same files again."""
 
-import io
 import json
 import pathlib
-import tarfile
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
 from blip2_jax.data import hub
-from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text.tokenizers import tokenizer_directory
 from blip2_jax.inference.load import open_model
 from blip2_jax.nn.trees import flatten
@@ -87,20 +84,3 @@ def test_a_run_is_continued_with_the_files_that_it_began_with(
     model = open_model(tmp_path / "run")
     path = next(iter(arrays))
     np.testing.assert_array_equal(model.arrays[path], arrays[path])
-
-
-def tar_of(*names):
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as file:
-        for name in names:
-            file.addfile(tarfile.TarInfo(name))
-    return content.getvalue()
-
-
-def test_data_of_the_hub(server, capfd):
-    files = {f"data/{n}.tar": tar_of(f"{n}.txt", f"{n}.jpg") for n in range(2)}
-    server.add("org/photos", files | {"README.md": "x"}, kind="dataset")
-    paths = ["hf://datasets/org/photos/data/*.tar"]
-    assert len(build_source({"kind": "tars", "paths": paths})) == 2
-    assert set(server.fetched()) == set(files)
-    assert capfd.readouterr().err == ""

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from blip2_jax.data import hub
 from blip2_jax.data.sources.base import BrokenSample, Source
 from blip2_jax.data.sources.checked_rows import RecordsSource
 from blip2_jax.data.sources.layout_files import Request, match_file
@@ -80,7 +81,8 @@ def detect_layout(
     """Detect the layout of a data set and check that it can be read.
 
     Args:
-      path: a file of annotations, a folder, or a glob pattern of Parquet files or tars.
+      path: a file of annotations, a folder, or a glob pattern of Parquet files or tars;
+        also of the Hugging Face hub ("hf://datasets/ORG/NAME", see `data.hub`).
       images: the image directory; "": search for it near the annotations.
       columns: names of columns by field (see `columns.USUAL_NAMES`); other fields are
         found by their usual names.
@@ -94,7 +96,7 @@ def detect_layout(
       ValueError: no layout matches, or several do; the message names them, and what was
         looked for.
     """
-    path = str(path)
+    path, images = str(hub.local_path(path)), images and str(hub.local_path(images))
     request = Request(images, dict((columns or {}).items()), split, default_split)
     if pathlib.Path(path).is_dir():
         match, request = match_folder(pathlib.Path(path), request)
@@ -118,7 +120,7 @@ def detect_layout(
         raise ValueError(f"{path} has no captions or questions" + _first(broken))
     _check_images(source, found.images)
     return Layout(
-        found.spec,
+        {key: _cached_name(value) for key, value in found.spec.items()},
         found.title,
         str(getattr(source, "columns", "")),
         len(source),
@@ -129,6 +131,13 @@ def detect_layout(
         source.left_out,
         found.images,
     )
+
+
+def _cached_name(value: Any) -> Any:
+    """Replace paths in the cache of the hub by names, which a run can store."""
+    if isinstance(value, str):
+        return hub.cached_name(value)
+    return [_cached_name(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_images(source: Source, images: str) -> None:

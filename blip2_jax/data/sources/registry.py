@@ -63,6 +63,6 @@ def _local(value: Any) -> Any:
     """Fetch the names of the hub in an argument; return it with local paths."""
     if isinstance(value, str) and value.startswith("hf:"):
         return str(hub.local_path(value))
-    return (
-        [_local(item) for item in value] if isinstance(value, list | tuple) else value
-    )
+    if isinstance(value, list | tuple):
+        return type(value)(map(_local, value))
+    return value
