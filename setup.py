@@ -66,6 +66,7 @@ setup(
         "pillow",
         "pyarrow",
         "opencv-python-headless",
+        "filelock",
         "safetensors",
         "sentencepiece",
         "protobuf",

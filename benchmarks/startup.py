@@ -70,7 +70,7 @@ def first_step(
         "launch/train.py",
         f"--config={config}",
         f"--workdir={directory}",
-        f"--config.compilation_cache={cache}",
+        f"--compile_cache={cache}",
     )
     log = directory / "metrics.jsonl"
     try:

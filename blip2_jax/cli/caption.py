@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import (
     CommandParser,
+    add_cache_option,
     add_model_options,
     extra_weights,
     run_command,
@@ -77,6 +78,7 @@ def make_parser() -> CommandParser:
         choices=("float32", "bfloat16"),
         help="dtype of matmul inputs; default: as in training",
     )
+    add_cache_option(parser)
     _add_input_options(parser)
     _add_dialogue_options(parser)
     decoding = parser.add_argument_group("decoding (docs/using.md)")
@@ -170,13 +172,16 @@ def run(arguments: argparse.Namespace) -> int:
     settings = decoding_settings(arguments)
     inputs = read_inputs(arguments)
     import blip2_jax
+    from blip2_jax.perf.compile_cache import compiling_message, enable_compile_cache
 
+    enable_compile_cache(arguments.compile_cache)
     model = blip2_jax.load(
         arguments.model,
         which=arguments.which,
         precision=arguments.precision,
         **extra_weights(arguments),
     )
+    print(compiling_message("first image"), file=sys.stderr, flush=True)
     for line in output_lines(model, inputs, settings, arguments):
         print(line, flush=True)
     return 0
@@ -240,8 +245,8 @@ def read_inputs(arguments: argparse.Namespace) -> Inputs:
     else:
         from blip2_jax.inference.inputs import as_pixels
 
-        rows = [as_pixels(path) for path in arguments.image]
-        inputs = Inputs(arguments.image, rows, "images")
+        images = [as_pixels(path) for path in arguments.image]
+        inputs = Inputs(arguments.image, images, "images")
     return inputs.together() if arguments.together else inputs
 
 

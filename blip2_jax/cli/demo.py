@@ -24,7 +24,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.cli import jobs
-from blip2_jax.cli.options import CommandParser, run_command
+from blip2_jax.cli.options import (
+    CommandParser,
+    add_cache_option,
+    cache_option,
+    run_command,
+)
 
 LANGUAGE_MODELS = ("opt", "t5")
 STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
@@ -74,12 +79,16 @@ def make_parser() -> CommandParser:
         metavar="N",
         help="number of scenes in the evaluation",
     )
+    add_cache_option(parser)
     add("--only", choices=("stage1", *STAGE2), help="train only this run")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, evaluate and report; returns the exit code."""
+    from blip2_jax.perf.compile_cache import enable_compile_cache
+
+    enable_compile_cache(arguments.compile_cache)
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     if arguments.only:
         return train_one(arguments, arguments.only)
@@ -162,6 +171,7 @@ def train_in_parallel(arguments: argparse.Namespace, names: Sequence[str]) -> in
         f"--seed={arguments.seed}",
         f"--precision={arguments.precision}",
         f"--steps={arguments.steps}",
+        *cache_option(arguments),
     )
     failed = jobs.run_jobs(
         [

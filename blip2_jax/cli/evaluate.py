@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
 from blip2_jax.cli.data_option import add_data_options, read_data_option
-from blip2_jax.cli.options import run_command
+from blip2_jax.cli.options import add_cache_option, run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
 
 # Options that set the configuration key of the same name.
@@ -45,6 +45,7 @@ def make_parser() -> ConfigParser:
     for name, (metavar, description) in SHORT_OPTIONS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=description)
     add_data_options(parser, "examples to evaluate")
+    add_cache_option(parser)
     add_process_options(parser)
     return parser
 
@@ -56,8 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.parallel import hosts
+    from blip2_jax.perf.compile_cache import enable_compile_cache
     from blip2_jax.training.terminal import shorten_path
 
+    enable_compile_cache(arguments.compile_cache)
     record, path = evaluate_run(config)
     if hosts.is_first():
         print_scores(record)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,7 @@ from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.vqa import VARIANTS
 from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.parallel import hosts
+from blip2_jax.perf.compile_cache import compiling_message
 from blip2_jax.reports.caption_page import caption_page, draw_captioned
 from blip2_jax.training.checkpoints import is_run, parse_checkpoint
 from blip2_jax.training.train_config import read_config, to_plain
@@ -91,6 +93,8 @@ def evaluate_run(config: ConfigDict) -> tuple[dict[str, Any], pathlib.Path]:
     started = time.monotonic()
     run = set_up(config)
     task = make_task(run)
+    if hosts.is_first():
+        print(compiling_message("first batch"), file=sys.stderr, flush=True)
     batches = EvaluationBatches(run.data, run.config.batch_size, hosts.own_share())
     result = task.run(run.model, batches)
     _gather_broken_images(batches)

@@ -173,6 +173,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--compile_cache`, the argument of `enable_compile_cache`."""
+    parser.add_argument(
+        "--compile_cache",
+        metavar="DIR",
+        help='directory that keeps compiled programs for later runs, or "off"; '
+        "default: JAX_COMPILATION_CACHE_DIR or the user's cache directory",
+    )
+
+
+def cache_option(arguments: argparse.Namespace) -> list[str]:
+    """Return `--compile_cache` as given, for a command that this one starts."""
+    directory = arguments.compile_cache
+    return [] if directory is None else [f"--compile_cache={directory}"]
+
+
 def parse_checkpoint(text: str) -> str | int:
     """Return a checkpoint's step as a number, and "best" and "last" as they are.
 

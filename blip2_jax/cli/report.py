@@ -17,7 +17,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from blip2_jax.cli.options import CommandParser, run_command
+from blip2_jax.cli.options import CommandParser, add_cache_option, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +45,7 @@ def make_parser() -> CommandParser:
         metavar="N",
         help="number of examples of each kind",
     )
+    add_cache_option(parser)
     parser.add_argument(
         "--maps",
         type=int,
@@ -59,10 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Write both files and print the Markdown; returns the exit code."""
     from blip2_jax.evaluation.breakdown import question_type_tables
     from blip2_jax.evaluation.compare import group_entries, read_entries
+    from blip2_jax.perf.compile_cache import enable_compile_cache
     from blip2_jax.reports.attention import attention_maps_of_record
     from blip2_jax.reports.record_images import RecordImages
     from blip2_jax.reports.record_page import record_markdown, record_page
 
+    if arguments.maps:
+        enable_compile_cache(arguments.compile_cache)
     groups = group_entries(read_entries(arguments.records))
     tables = question_type_tables(groups)
     images, maps = {}, {}

@@ -18,7 +18,13 @@ import sys
 from collections.abc import Sequence
 
 from blip2_jax.cli import jobs
-from blip2_jax.cli.options import CommandParser, run_command
+from blip2_jax.cli.errors import reading_option
+from blip2_jax.cli.options import (
+    CommandParser,
+    add_cache_option,
+    cache_option,
+    run_command,
+)
 
 QUICK_STEPS, QUICK_SCENES = 20, 20
 
@@ -57,28 +63,32 @@ def make_parser() -> CommandParser:
     add("--report", action="store_true", help="only write the tables of finished runs")
     add("--one", default="", metavar="RUN", help="train only this run, in this process")
     add("--seed", type=int, default=0, metavar="N", help="seed of --one")
+    add_cache_option(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Complete the missing runs and write the tables; returns the exit code."""
+    with reading_option(""):
+        requested = (arguments.one or arguments.runs).split(",")
+        names = with_sources([name for name in requested if name])
     if arguments.one:
         return train_and_evaluate(arguments)
     seeds = 1 if arguments.quick else arguments.seeds
     if not arguments.report:
-        run_missing(arguments, seeds)
+        run_missing(arguments, seeds, names)
     write_tables(arguments.workdir, seeds)
     return 0
 
 
-def run_missing(arguments: argparse.Namespace, seeds: int) -> None:
+def run_missing(
+    arguments: argparse.Namespace, seeds: int, names: Sequence[str]
+) -> None:
     """Train and evaluate every missing run in a process of its own.
 
     Raises:
-      ValueError: `--runs` names an unknown run.
       RuntimeError: some runs failed; the others are finished.
     """
-    names = with_sources([name for name in arguments.runs.split(",") if name])
     missing = [
         (name, seed)
         for seed in range(seeds)
@@ -100,7 +110,7 @@ def make_job(arguments: argparse.Namespace, name: str, seed: int) -> jobs.Job:
     from blip2_jax.configs.shapes_tables import RUNS
 
     options = [f"--workdir={arguments.workdir}", f"--one={name}", f"--seed={seed}"]
-    options += ["--quick"] if arguments.quick else []
+    options += [*cache_option(arguments), *["--quick"] * arguments.quick]
     source = RUNS[name].source
     return jobs.Job(
         name=f"{name}, seed {seed}",
@@ -152,16 +162,15 @@ def record_name(exam: str) -> str:
 
 def train_and_evaluate(arguments: argparse.Namespace) -> int:
     """Train one run, or continue it, and evaluate it; returns the exit code."""
-    import jax
-
     from blip2_jax.cli.evaluation_run import evaluate_run
     from blip2_jax.configs.eval import shapes_tables as exam_configs
     from blip2_jax.configs.shapes_tables import exams, get_config
     from blip2_jax.evaluation.evaluators import make_evaluator
+    from blip2_jax.perf.compile_cache import enable_compile_cache
     from blip2_jax.training.loop import train
 
     workdir, name, seed = arguments.workdir, arguments.one, arguments.seed
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    enable_compile_cache(arguments.compile_cache)
     directory = run_directory(workdir, name, seed)
     config = get_config(f"{name},{directory.parent}")
     with config.unlocked():

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
 from blip2_jax.cli.data_option import add_data_options, read_data_option
 from blip2_jax.cli.errors import UsageError
-from blip2_jax.cli.options import require, run_command
+from blip2_jax.cli.options import add_cache_option, require, run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
 
 
@@ -50,6 +50,7 @@ def make_parser() -> ConfigParser:
         help="print and draw five samples of the data; train nothing",
     )
     add_data_options(parser, "training data in place of the configuration's")
+    add_cache_option(parser)
     add_process_options(parser)
     return parser
 
@@ -65,16 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
 
         dry_run(config)
         return 0
-    import jax
-
     from blip2_jax.evaluation.evaluators import make_evaluator
     from blip2_jax.parallel.host_memory import disable_async_dispatch
+    from blip2_jax.perf.compile_cache import enable_compile_cache
     from blip2_jax.training.loop import train
 
     disable_async_dispatch()
     join_processes(arguments)
-    if config.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    enable_compile_cache(arguments.compile_cache, config.compilation_cache)
     return train(config, arguments.workdir, make_evaluator, restart=arguments.restart)
 
 

@@ -19,6 +19,7 @@ from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.trees import matches, merge
 from blip2_jax.parallel import hosts, sharding
+from blip2_jax.perf.compile_cache import compiling_message
 from blip2_jax.perf.flops import mfu_numerator
 from blip2_jax.perf.meters import Meter
 from blip2_jax.training import replay
@@ -194,6 +195,8 @@ class Loop:
         shapes = tuple(sorted((name, rows.shape) for name, rows in batch.items()))
         if shapes in self._compiled_shapes:
             return contextlib.nullcontext()
+        if not self._compiled_shapes:
+            self.write_line(compiling_message("first step"))
         self._compiled_shapes.add(shapes)
         return self.meter.compiling()
 

@@ -112,7 +112,8 @@ def default_config(task: str = "stage1") -> ConfigDict:
     )
     # A negatives.jsonl of another run: use these hard negatives instead of sampling.
     config.replay = ""
-    # A directory that keeps compiled programs for later runs.
+    # A directory that keeps compiled programs for later runs; "": that of the user.
+    # `--compile_cache` and JAX_COMPILATION_CACHE_DIR have priority.
     config.compilation_cache = ""
     return config.lock()
 

@@ -145,7 +145,8 @@ BAD_COMMAND_LINES = f"""
 2 demo --steps many
 1 demo --workdir text.txt
 2 tables --seeds x
-1 tables --runs nothing
+2 tables --runs nothing
+2 tables --one nothing
 1 tables --workdir text.txt --report
 2 train_vocabulary
 2 train_vocabulary --out x --shapes --config shapes_stage1

@@ -33,7 +33,7 @@ def test_tables_of_nothing_are_empty(tmp_path):
 @pytest.mark.parametrize("flag", ["--one", "--runs"])
 def test_an_unknown_run_is_named(tmp_path, flag):
     done = launch(tmp_path, flag, "opt_large")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no run 'opt_large'; there are stage1," in done.stderr
 
 

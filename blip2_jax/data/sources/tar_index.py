@@ -20,6 +20,8 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.parallel.user_cache import user_cache_directory
+
 IMAGE, TEXT, JSON = range(3)
 _COLUMNS = {
     "jpg": IMAGE,
@@ -51,8 +53,7 @@ class TarIndex:
 
 def default_cache() -> pathlib.Path:
     """Return the cache directory of the user."""
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(root) / "blip2_jax" / "tars"
+    return user_cache_directory() / "tars"
 
 
 def tar_index(path: pathlib.Path, directory: pathlib.Path) -> TarIndex:
