@@ -55,6 +55,17 @@ def test_given_names_come_first():
         find_columns(["image"], None, "t")
 
 
+def test_the_index_column_of_pandas_is_no_field(tmp_path):
+    write_images(tmp_path)
+    rows = [(n, name, f"text {n}", "") for n, name in enumerate(NAMES)]
+    path = write_csv(tmp_path / "a.csv", ("", "filename", "caption", "image_id"), rows)
+    layout = detect_layout(path)
+    assert (layout.captions, layout.questions) == (5, 0)
+    record = build_source(layout.spec).record(1)
+    assert (record.captions, record.questions) == (("text 1",), ())
+    assert (record.original_id, record.part) == (None, "")
+
+
 QUESTIONS = [
     (0, "what is it?", ["a thing", "thing"]),
     (0, "which colour?", ["red"]),

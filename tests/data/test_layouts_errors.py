@@ -1,11 +1,13 @@
 """Errors say what was looked for; broken rows are counted with their line."""
 
+import contextlib
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip2_jax.data.broken_samples import TooManyBrokenSamples
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.base import BrokenSample
 from blip2_jax.data.sources.layouts import detect_layout
@@ -69,6 +71,15 @@ def test_a_wrong_image_directory_names_the_first_path(tmp_path):
     spec = {"kind": "csv", "path": str(path), "images": str(empty)}
     with pytest.raises(BrokenSample, match=f"missing image: .*{empty}/0000.png"):
         build_source(spec).load_image(0)
+    tokenizer = {"qformer": bert_directory(tmp_path / "bert")}
+    options = {"train": (spec,), "image": {"size": 28}, "tokenizer": tokenizer}
+    with (
+        contextlib.closing(
+            training_batches(options, "image_text", seed=0, batch_size=2)
+        ) as stream,
+        pytest.raises(TooManyBrokenSamples, match=rf"missing image \(.*{empty}/000\d"),
+    ):
+        next(stream)
 
 
 CSV = """image,caption

@@ -43,7 +43,7 @@ class CsvSource(TableSource):
         if isinstance(names, ValueError) or len(set(names)) != len(names):
             raise ValueError(f"the header of {path} is not valid: {header:.80}")
         names = [name.strip() for name in names]
-        return Table(names, [(n, _by_name(names, cells)) for n, cells in rows], "line")
+        return Table(names, ((n, _by_name(names, cells)) for n, cells in rows), "line")
 
 
 def _numbered_rows(lines: Any) -> Iterator[tuple[int, Any]]:

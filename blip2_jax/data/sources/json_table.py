@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blip2_jax.data.sources.table_source import Table, TableSource
@@ -29,10 +29,9 @@ class JsonSource(TableSource):
         """Read the objects of a file; see `TableSource`."""
         text = read_text(path)
         if has_lines(path, text):
-            rows = [(number, _parse_line(line)) for number, line in json_lines(text)]
-            return Table(_names(rows), rows, "line")
-        rows = list(enumerate(_list_of_objects(_parse(text, path), path), 1))
-        return Table(_names(rows), rows, "row")
+            lines = ((number, _parse_line(line)) for number, line in json_lines(text))
+            return _table(lines, "line")
+        return _table(enumerate(_list_of_objects(_parse(text, path), path), 1), "row")
 
 
 class CaptionsByFileSource(TableSource):
@@ -51,12 +50,12 @@ class CaptionsByFileSource(TableSource):
         pairs = _parse(read_text(path), path, list)
         if not isinstance(pairs, list):
             raise ValueError(f"{path} is not a JSON object of captions by file")
-        rows = [
+        rows = (
             (number, {"file": pair[0], "caption": pair[1]})
             if isinstance(pair, tuple)
             else (number, pair)
             for number, pair in enumerate(pairs, 1)
-        ]
+        )
         return Table(["file", "caption"], rows, "entry")
 
 
@@ -95,8 +94,9 @@ def _list_of_objects(content: Any, path: str) -> list[Any]:
     return lists[0]
 
 
-def _names(rows: Iterable[tuple[int, Any]]) -> list[str]:
-    """Return the keys of the first objects, in the order of appearance."""
-    objects = (values for _, values in rows if isinstance(values, Mapping))
-    first = itertools.islice(objects, _ROWS_FOR_NAMES)
-    return list(dict.fromkeys(name for values in first for name in values))
+def _table(rows: Iterator[tuple[int, Any]], unit: str) -> Table:
+    """Make a table whose columns are the keys of the first objects."""
+    first = list(itertools.islice(rows, _ROWS_FOR_NAMES))
+    objects = (values for _, values in first if isinstance(values, Mapping))
+    names = list(dict.fromkeys(name for values in objects for name in values))
+    return Table(names, itertools.chain(first, rows), unit)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from blip2_jax.data.sources.arrow_table import (
     ArrowSource,
@@ -24,7 +27,7 @@ from blip2_jax.data.sources.json_table import (
     has_lines,
 )
 from blip2_jax.data.sources.splits import choose_split, same_split, split_of
-from blip2_jax.data.sources.table_source import TableSource, file_name
+from blip2_jax.data.sources.table_source import Table, TableSource, file_name
 from blip2_jax.parallel.files import read_json, read_text
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", *LINES_SUFFIXES)
@@ -128,12 +131,12 @@ def match_arrow(path: str, source: type[ArrowSource], columns: GivenColumns) -> 
 
     def complete(request: Request) -> CompleteSpec:
         spec = {"kind": source.kind, "path": path, "columns": found.as_options()}
-        values = files.read([found.split])[0].to_pylist() if found.split else ()
-        spec |= split_option(path, found.split, values, request)
+        values = files.read([found.split])[0].unique() if found.split else pa.array([])
+        spec |= split_option(path, found.split, values.to_pylist(), request)
         if found.image in encoded:
             return CompleteSpec(source.title, spec, "in the table")
-        rows = files.read([found.image]).slice(0, _NAMES_TRIED).to_pylist()
-        names = _names(rows, found)
+        first = files.read([found.image])[0].slice(0, _NAMES_TRIED).to_pylist()
+        names = [str(name) for name in first if name not in (None, "")]
         directory = files.directory / "*"  # a file there
         return _with_images(source.title, spec, names, directory, request)
 
@@ -179,16 +182,29 @@ def _match_table(path: str, source: type[TableSource], columns: GivenColumns) ->
     """Recognise the columns of a table in a text file."""
     table = source.read_table(path)
     found = find_columns(table.names, columns, path)
-    rows = table.readable_rows()
 
     def complete(request: Request) -> CompleteSpec:
+        names, splits = sample_table(table, found)
         spec = {"kind": source.kind, "path": path, "columns": found.as_options()}
-        values = (row.get(found.split) for row in rows)
-        spec |= split_option(path, found.split, values, request)
-        names = _names(rows, found)
+        spec |= split_option(path, found.split, splits, request)
         return _with_images(source.title, spec, names, pathlib.Path(path), request)
 
     return Match(source.title, path, complete)
+
+
+def sample_table(table: Table, columns: Columns) -> tuple[list[str], list[Any]]:
+    """Return the names of a table's first images, and all values of its splits."""
+    names: dict[str, None] = {}
+    splits: dict[Any, None] = {}
+    for row in table.readable_rows():
+        if columns.split:
+            splits[str(row.get(columns.split) or "")] = None
+        if len(names) < _NAMES_TRIED:
+            with contextlib.suppress(ValueError):  # the source counts the row as broken
+                names[file_name(row, columns)] = None
+        elif not columns.split:
+            break
+    return list(names), [split for split in splits if split]
 
 
 def _match_annotations(title: str, path: str, images: Sequence[Any]) -> Match:
@@ -211,19 +227,6 @@ def _match_annotations(title: str, path: str, images: Sequence[Any]) -> Match:
 
 def _name_of(image: Mapping[str, Any]) -> str:
     return str(image.get("file_name") or image.get("filename") or "")
-
-
-def _names(rows: Iterable[Mapping[str, Any]], columns: Columns) -> list[str]:
-    """Return the names of the first images of a table."""
-
-    def names() -> Iterator[str]:
-        for row in rows:
-            try:
-                yield file_name(row, columns)
-            except ValueError:
-                continue  # the source counts the row as broken
-
-    return list(itertools.islice(dict.fromkeys(names()), _NAMES_TRIED))
 
 
 def split_option(

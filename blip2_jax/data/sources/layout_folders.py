@@ -27,6 +27,7 @@ from blip2_jax.data.sources.layout_files import (
     match_arrow,
     match_file,
     match_tars,
+    sample_table,
     split_option,
 )
 from blip2_jax.data.sources.splits import choose_split, split_of
@@ -109,9 +110,9 @@ def _match_image_folder(folder: str, metadata: str, columns: GivenColumns) -> Ma
     found = find_columns(table.names, columns, metadata)
 
     def complete(request: Request) -> CompleteSpec:
-        values = (row.get(found.split) for row in table.readable_rows())
+        _, splits = sample_table(table, found)
         spec = {"kind": "image_folder", "path": folder, "columns": found.as_options()}
-        spec |= split_option(folder, found.split, values, request)
+        spec |= split_option(folder, found.split, splits, request)
         return CompleteSpec(title, spec, folder)
 
     return Match(title, folder, complete)

@@ -15,7 +15,7 @@ from typing import Any
 from blip2_jax.data import hub
 from blip2_jax.data.sources.base import BrokenSample, Source
 from blip2_jax.data.sources.checked_rows import RecordsSource
-from blip2_jax.data.sources.layout_files import Request, match_file
+from blip2_jax.data.sources.layout_files import CompleteSpec, Request, match_file
 from blip2_jax.data.sources.layout_folders import match_folder
 from blip2_jax.data.sources.reading import read_pixels, read_record
 from blip2_jax.data.sources.registry import build_source
@@ -98,14 +98,46 @@ def detect_layout(
     """
     path, images = str(hub.local_path(path)), images and str(hub.local_path(images))
     request = Request(images, dict((columns or {}).items()), split, default_split)
+    found = _recognise(path, request)
+    source = build_source(found.spec)
+    counts = _count_texts(source)
+    if not counts["captions"] and not counts["questions"]:
+        raise ValueError(
+            f"{path} has no captions or questions{_first(counts['broken'])}"
+        )
+    _check_images(source, found.images)
+    return Layout(
+        spec={key: _cached_name(value) for key, value in found.spec.items()},
+        title=found.title,
+        columns=str(getattr(source, "columns", "")),
+        records=len(source),
+        left_out=source.left_out,
+        images=found.images,
+        **counts,
+    )
+
+
+def _cached_name(value: Any) -> Any:
+    """Replace paths in the cache of the hub by names, which a run can store."""
+    if isinstance(value, str):
+        return hub.cached_name(value)
+    return [_cached_name(item) for item in value] if isinstance(value, list) else value
+
+
+def _recognise(path: str, request: Request) -> CompleteSpec:
+    """Recognise the layout of a file, a folder or a pattern."""
     if pathlib.Path(path).is_dir():
         match, request = match_folder(pathlib.Path(path), request)
     else:
         match = match_file(path, request.columns)
-    found = match.complete(request)
-    source = build_source(found.spec)
-    checked = len(source) if isinstance(source, RecordsSource) else _SAMPLED
-    checked = min(len(source), checked)
+    return match.complete(request)
+
+
+def _count_texts(source: Source) -> dict[str, Any]:
+    """Count the texts and broken records of a source: some fields of `Layout`."""
+    checked = len(source)
+    if not isinstance(source, RecordsSource):  # reading all may take minutes
+        checked = min(checked, _SAMPLED)
     captions = questions = 0
     broken: list[str] = []
     for index in range(checked):
@@ -116,28 +148,12 @@ def detect_layout(
             continue
         captions += len(record.captions)
         questions += len(record.questions)
-    if not captions and not questions:
-        raise ValueError(f"{path} has no captions or questions" + _first(broken))
-    _check_images(source, found.images)
-    return Layout(
-        {key: _cached_name(value) for key, value in found.spec.items()},
-        found.title,
-        str(getattr(source, "columns", "")),
-        len(source),
-        captions,
-        questions,
-        checked,
-        tuple(broken),
-        source.left_out,
-        found.images,
-    )
-
-
-def _cached_name(value: Any) -> Any:
-    """Replace paths in the cache of the hub by names, which a run can store."""
-    if isinstance(value, str):
-        return hub.cached_name(value)
-    return [_cached_name(item) for item in value] if isinstance(value, list) else value
+    return {
+        "captions": captions,
+        "questions": questions,
+        "checked": checked,
+        "broken": tuple(broken),
+    }
 
 
 def _check_images(source: Source, images: str) -> None:

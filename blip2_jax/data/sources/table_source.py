@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
@@ -39,17 +39,17 @@ class Table(NamedTuple):
     Attributes:
       names: names of its columns.
       rows: number of every row, from 1, and its values by column, or a `ValueError` if
-        the row cannot be read.
+        the row cannot be read; can be read once.
       unit: what the numbers count: "row" or "line".
     """
 
     names: list[str]
-    rows: list[tuple[int, Any]]
+    rows: Iterator[tuple[int, Any]]
     unit: str
 
-    def readable_rows(self) -> list[Mapping[str, Any]]:
-        """Return the values of the rows that can be read."""
-        return [values for _, values in self.rows if isinstance(values, Mapping)]
+    def readable_rows(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the values of the rows that can be read."""
+        return (values for _, values in self.rows if isinstance(values, Mapping))
 
 
 class TableSource(RecordsSource):
@@ -102,6 +102,8 @@ class TableSource(RecordsSource):
             ),
             table.unit,
         )
+        if splits and not rows:
+            raise ValueError(f"{path} has no row with {found.split!r} in {splits}")
         check_usable(rows, f"no {table.unit} of {path} is usable")
         super().__init__(group_by_image(rows))
 
@@ -127,8 +129,8 @@ class TableSource(RecordsSource):
 
 
 def select_splits(
-    rows: Iterable[tuple[int, Any]], column: str, splits: Sequence[str], path: str
-) -> list[tuple[int, Any]]:
+    rows: Iterator[tuple[int, Any]], column: str, splits: Sequence[str], path: str
+) -> Iterator[tuple[int, Any]]:
     """Select the rows of some splits; rows that cannot be read belong to all.
 
     Args:
@@ -138,21 +140,17 @@ def select_splits(
       path: the file, in errors.
 
     Raises:
-      ValueError: there is no column of splits, or no row of them.
+      ValueError: there is no column of splits.
     """
-    rows = list(rows)
     if not splits:
         return rows
     if not column:
         raise ValueError(f"{path} has no column of splits, but splits is {splits}")
-    selected = [
+    return (
         (number, values)
         for number, values in rows
         if not isinstance(values, Mapping) or values.get(column) in splits
-    ]
-    if not selected:
-        raise ValueError(f"{path} has no row with {column!r} in {splits}")
-    return selected
+    )
 
 
 def file_name(values: Any, columns: Columns, image_name: str = "{}") -> str:
@@ -190,18 +188,26 @@ def parse_row(values: Mapping[str, Any], columns: Columns, image: str) -> Row:
     captions = [text for name in columns.caption for text in _texts(values, name)]
     questions: tuple[Question, ...] = ()
     if text := _texts(values, columns.question):
-        question_id = take_id(values.get(columns.question_id), columns.question_id)
+        question_id = take_id(_cell(values, columns.question_id), columns.question_id)
         answers = _texts(values, columns.answer)
         questions = (Question(text[0], answers, question_id),)
-    original = take_id(values.get(columns.image_id), columns.image_id)
-    part = take_text(values.get(columns.part) or "", columns.part)
+    original = take_id(_cell(values, columns.image_id), columns.image_id)
+    part = take_text(_cell(values, columns.part) or "", columns.part)
     return Row(image, tuple(captions), questions, original, part)
+
+
+def _cell(values: Mapping[str, Any], column: str) -> Any:
+    """Return a cell; None if it is empty or the table has no such column."""
+    if not column:  # pandas writes its index as a column that is called ""
+        return None
+    value = values.get(column)
+    return None if value == "" else value
 
 
 def _texts(values: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """Return the texts of a cell: one, a list of texts or objects, none if empty."""
-    value = values.get(column)
-    if value in (None, ""):
+    value = _cell(values, column)
+    if value is None:
         return ()
     if isinstance(value, str) and value.startswith('["'):  # a list in a CSV file
         value = _json_list(value)
