@@ -23,11 +23,13 @@ from blip2_jax.data.broken_samples import BrokenSampleStats
 from blip2_jax.data.data_config import BatchFormat, DataConfig, data_config
 from blip2_jax.data.length_buckets import LengthBuckets
 from blip2_jax.data.rows import NoSubstitute, TrainingRows
+from blip2_jax.data.shared_memory import avoid_small_shared_memory, explain_worker_error
 
 Batch = dict[str, Any]
 
 _THREADS = 2  # that load batches without worker processes
 _ENDLESS = 2**40
+_TEXT_BYTES = 1024  # of a row, about
 
 
 class _StepBatch:
@@ -37,6 +39,15 @@ class _StepBatch:
         self, rows: TrainingRows, buckets: LengthBuckets, own_rows: Sequence[int]
     ):
         self._rows, self._buckets, self._own_rows = rows, buckets, own_rows
+
+    def num_bytes(self, step: int) -> int:
+        """Estimate the bytes of a batch from those of the first row's image."""
+        try:
+            row = self._rows.row(step * self._buckets.batch_size)
+        except NoSubstitute:  # the stream raises it
+            return 0
+        image_bytes = 0 if row.image is None else row.image.nbytes
+        return len(self._own_rows) * (image_bytes + _TEXT_BYTES)
 
     def __call__(self, step: int) -> Batch:
         start = step * self._buckets.batch_size
@@ -92,6 +103,8 @@ class TrainingBatches(Iterator[Batch]):
                 ),
                 worker_init_fn=_prepare_worker,
             )
+            size = step_batch.num_bytes(start)
+            stream = avoid_small_shared_memory(stream, config.workers, size)
         self._stream = iter(stream)
 
     @functools.cached_property
@@ -105,7 +118,12 @@ class TrainingBatches(Iterator[Batch]):
         Raises:
           TooManyBrokenSamples: their share exceeds `max_broken_share`.
         """
-        batch = next(self._stream)
+        try:
+            batch = next(self._stream)
+        except (RuntimeError, OSError) as error:
+            if (explained := explain_worker_error(error)) is error:
+                raise
+            raise explained from error
         broken = [tuple(item) for item in batch.pop("_broken")]
         self.broken_stats.add(len(batch.get("_key", ())), broken)
         if "_unusable" in batch:

@@ -37,7 +37,7 @@ from blip2_jax.data.sources.tar_index import (
     default_cache,
     tar_index,
 )
-from blip2_jax.parallel.files import parse_json
+from blip2_jax.parallel.files import decode_text, parse_json
 
 
 class TarsSource(Source):
@@ -127,7 +127,12 @@ class TarsSource(Source):
                 reason = describe_problem(error)
                 raise BrokenSample("broken json", self._key(index), reason) from None
         if not captions and (data := self._read(index, TEXT)) is not None:
-            captions = [data.decode("utf-8", errors="replace")]
+            try:
+                captions = [decode_text(data, "the text")]
+            except ValueError as error:
+                raise BrokenSample(
+                    "broken text", self._key(index), str(error)
+                ) from None
         return tuple(captions), original
 
     def _key(self, index: int) -> str:
