@@ -59,6 +59,7 @@ setup(
         "optax",
         "orbax-checkpoint",
         "transformers>=5",
+        "huggingface_hub>=1.31",
         "grain",
         "tensorflow-datasets",
         "ml_collections",
