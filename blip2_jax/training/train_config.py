@@ -21,6 +21,7 @@ from blip2_jax.data.data_config import DataConfig
 from blip2_jax.data.sources.registry import ALIASES
 from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.parallel.files import read_json, write_atomically
+from blip2_jax.training.value_ranges import wrong_values
 
 CONFIG = "config.json"  # in the directory of a run
 TASKS = ("stage1", "stage2", "contrast", "language_model")
@@ -213,20 +214,8 @@ def validate(config: ConfigDict) -> None:
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
     _one_of("evaluation.mode", config.evaluation.mode, ("max", "min"))
-    for key in (
-        "steps",
-        "batch_size",
-        "log_every",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "optimizer.accumulate",
-        "data.max_text_length",
-    ):
-        if (value := lookup(config, key)) < 1:
-            raise ConfigError(f"config.{key} is {value}; it must be 1 or more")
-    for key in ("data.workers", "evaluation.every", "optimizer.warmup_steps"):
-        if (value := lookup(config, key)) < 0:
-            raise ConfigError(f"config.{key} is {value}; it must not be negative")
+    for message in wrong_values(config):
+        raise ConfigError(message)
     if config.model.question_in_qformer and config.task != "stage2":
         raise ConfigError(
             "config.model.question_in_qformer is set, but the task is "
@@ -262,13 +251,6 @@ def best_metric(config: ConfigDict) -> str:
     if config.task == "stage1":
         return "itm_r_mean" if config.evaluation.rerank else "itc_r_mean"
     return "cider"
-
-
-def lookup(config: ConfigDict, key: str) -> Any:
-    """Return the value of a dotted key."""
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import importlib.util
 import math
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import list_configs
 from blip2_jax.data.pipeline import training_batches
@@ -71,6 +73,9 @@ def changed(config, **changes):
     return config.lock()
 
 
+NAN, INF = float("nan"), float("inf")
+
+
 def test_an_unknown_key_cannot_be_set():
     config = default_config()
     with pytest.raises(AttributeError, match="stpes"):
@@ -109,6 +114,60 @@ def test_invalid_values(key, value, message):
     configuration.validate(config)
     with pytest.raises(ConfigError, match=message):
         configuration.validate(changed(config, **{key: value}))
+
+
+NONSENSE = [
+    ("seed", 2**70),
+    ("steps", 2**40),
+    ("batch_size", 0),
+    ("log_every", 0),
+    *[("optimizer.learning_rate", value) for value in (0.0, -1e-4, NAN, INF)],
+    ("optimizer.warmup_start_learning_rate", -1e-6),
+    ("optimizer.final_learning_rate", -1e-6),
+    ("optimizer.weight_decay", -0.05),
+    *[("optimizer.b1", value) for value in (2.0, 1.0, -0.1, NAN)],
+    ("optimizer.b2", 1.0),
+    ("optimizer.eps", 0.0),
+    ("optimizer.clip", -1.0),
+    ("optimizer.layer_decay", 0.0),
+    ("optimizer.layer_decay", 1.5),
+    *[("optimizer.rate_factors", v) for v in (((1, 2),), (("(", 1.0),), (("a", -1),))],
+    ("optimizer.rate_factors", ("abc",)),
+    *[("data.max_text_length", value) for value in (-1, 0, 2)],
+    ("data.max_target_length", -1),
+    ("data.prefetch", -1),
+    ("data.max_broken_share", 2.0),
+    ("data.image.size", 0),
+    ("data.image.min_scale", 0.0),
+    ("data.image.flip", 1.5),
+    ("evaluation.batch_size", 0),
+    ("evaluation.max_new_tokens", 0),
+    ("evaluation.num_beams", 0),
+    ("evaluation.rerank", -1),
+    ("frozen", ("(",)),
+    ("carried", ("*",)),
+    *[("model.overrides.qformer.dropout", v) for v in (1.0, -0.1, 7, NAN, "a", True)],
+    ("model.overrides.qformer.heads", 0),
+    ("model.overrides.qformer.num_queries", -1),
+    ("model.overrides.language_model.layer_norm_eps", -1e-6),
+    ("objective.label_smoothing", 1.0),
+    ("objective.itm_weight", -1.0),
+    ("objective.itm_every", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NONSENSE)
+def test_nonsense_values_are_refused_by_key(key, value):
+    config = changed(default_config(), **{"data.train": ({"kind": "shapes"},)}).unlock()
+    *path, name = key.split(".")
+    node = config
+    for part in path:
+        if part not in node:
+            node[part] = ConfigDict()
+        node = node[part]
+    node[name] = value
+    with pytest.raises(ConfigError, match=rf"config\.{re.escape(key)} (is|has) "):
+        configuration.validate(config)
 
 
 def test_a_continued_run_may_change_only_keys_that_do_not_change_losses():
