@@ -76,7 +76,8 @@ RANGES = {
     "evaluation.num_beams": _COUNT,
     "evaluation.rerank": _NOT_NEGATIVE,
 }
-# By the last part of a key, in `model.overrides` and `objective`.
+_OPTIONS = ("model.overrides.", "objective.")
+# By the last part of a key that begins with one of these.
 _OPTION_RANGES = {
     "dropout": _BELOW_ONE,
     "label_smoothing": _BELOW_ONE,
@@ -101,13 +102,16 @@ _OPTION_RANGES = {
 
 def wrong_values(config: ConfigDict) -> Iterator[str]:
     """Yield a message for every number outside its range and every wrong pattern."""
+    # A key that an experiment left out has a valid default.
+    values = dict(_leaves(config, ""))
     for key, allowed in RANGES.items():
-        yield from _outside(key, lookup(config, key), allowed)
-    for part in ("model.overrides", "objective"):
-        for key, value in _leaves(lookup(config, part), part):
-            allowed = _OPTION_RANGES.get(key.rpartition(".")[2])
-            if allowed is not None and value is not None:
-                yield from _outside(key, value, allowed)
+        if key in values:
+            yield from _outside(key, values[key], allowed)
+    for key, value in values.items():
+        if key.startswith(_OPTIONS) and value is not None:
+            allowed_option = _OPTION_RANGES.get(key.rpartition(".")[2])
+            if allowed_option is not None:
+                yield from _outside(key, value, allowed_option)
     for key in ("frozen", "carried"):
         for pattern in config[key]:
             yield from _wrong_pattern(key, pattern)
@@ -141,17 +145,10 @@ def _wrong_rate_factor(pair: Any) -> Iterator[str]:
         yield from _outside(key, pair[1], _NOT_NEGATIVE)
 
 
-def lookup(config: ConfigDict, key: str) -> Any:
-    """Return the value of a dotted key."""
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
 def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and values of nested mappings."""
     if isinstance(value, Mapping | ConfigDict):
         for key, item in value.items():
-            yield from _leaves(item, f"{prefix}.{key}")
+            yield from _leaves(item, f"{prefix}{key}.")
     else:
-        yield prefix, value
+        yield prefix.removesuffix("."), value

@@ -18,8 +18,6 @@ from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 from blip2_jax.data.sources.checked_rows import take_texts
 from blip2_jax.data.sources.content_digest import (
     MAX_READ,
-    TEXTS,
-    TEXTS_SAMPLE,
     Digests,
     evenly_spaced,
     hash_parts,
@@ -107,7 +105,8 @@ class FeaturesSource(Source):
             "keys and their order": hash_parts(key.encode() for key in self._keys),
             "features (sample)": hash_parts([shape, *sample]),
             "feature file times": hash_parts([b"%d" % file.stat().st_mtime_ns]),
-            **{k: v for k, v in texts.items() if k in (TEXTS, TEXTS_SAMPLE)},
+            # The features replace image files, which may be gone.
+            **{k: v for k, v in texts.items() if not k.startswith("image ")},
         }
 
     def load_features(self, index: int) -> Float[Array, "P D"]:
