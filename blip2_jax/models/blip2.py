@@ -108,7 +108,7 @@ def parameter_shapes(model: Blip2Base) -> PyTree:
 
     The tree is shared by all callers; do not change it.
     """
-    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def _rescale(params: PyTree, factor: float) -> PyTree:

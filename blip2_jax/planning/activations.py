@@ -12,6 +12,7 @@ from jax.extend.core import Literal
 from blip2_jax.nn.trees import merge
 from blip2_jax.parallel.sharding import batch_shards
 from blip2_jax.planning.program import Program
+from blip2_jax.training.tasks import Task
 
 
 def kept_activations(program: Program) -> int | None:
@@ -27,12 +28,31 @@ def kept_activations(program: Program) -> int | None:
     """
     if program.task.gradients is not None:
         return None
-    once, twice = (_residuals(program, factor) for factor in (1, 2))
-    growing = [size for size, larger in zip(once, twice, strict=True) if larger > size]
-    return sum(growing) // batch_shards(program.mesh)
+    args = program.task, program.state.trainable, program.frozen, program.batch
+    with jax.set_mesh(program.mesh):
+        return growing_residuals(*args) // batch_shards(program.mesh)
 
 
-def _residuals(program: Program, factor: int) -> list[int]:
+def growing_residuals(
+    task: Task, trainable: Any, frozen: Any, batch: Mapping[str, jax.ShapeDtypeStruct]
+) -> int:
+    """Compute the bytes of a loss's residuals that grow with its batch.
+
+    Args:
+      task: the task; its loss is traced.
+      trainable: shapes of the trained parameters.
+      frozen: shapes of the frozen parameters.
+      batch: shapes of a batch.
+    """
+    once, twice = (
+        _residuals(task, trainable, frozen, batch, factor) for factor in (1, 2)
+    )
+    return sum(n for n, larger in zip(once, twice, strict=True) if larger > n)
+
+
+def _residuals(
+    task: Task, trainable: Any, frozen: Any, batch: Mapping[str, Any], factor: int
+) -> list[int]:
     """List the bytes of every residual that is not an input, at `factor` x batch."""
 
     def residuals_of(
@@ -42,22 +62,19 @@ def _residuals(program: Program, factor: int) -> list[int]:
 
         def loss_of(trainable: Any) -> jax.Array:
             params = merge(trainable, constants)
-            return program.task.loss(params, batch, jax.random.key(0))[0]
+            return task.loss(params, batch, jax.random.key(0))[0]
 
         return jax.tree.leaves(jax.vjp(loss_of, trainable)[1])
 
-    batch = {
+    larger = {
         name: jax.ShapeDtypeStruct(
             (factor * entry.shape[0], *entry.shape[1:]),
             entry.dtype,
             sharding=entry.sharding,
         )
-        for name, entry in program.batch.items()
+        for name, entry in batch.items()
     }
-    with jax.set_mesh(program.mesh):
-        traced = jax.make_jaxpr(residuals_of)(
-            program.state.trainable, program.frozen, batch
-        )
+    traced = jax.make_jaxpr(residuals_of)(trainable, frozen, larger)
     inputs = set(traced.jaxpr.invars)
     residuals = dict.fromkeys(
         variable

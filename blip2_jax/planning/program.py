@@ -82,7 +82,7 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
 
 
 def batch_shapes(
-    config: ConfigDict, task: Task, row_sharding: NamedSharding
+    config: ConfigDict, task: Task, row_sharding: NamedSharding | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Build the abstract batch of the data pipeline, with texts at full length."""
     rows = config.batch_size

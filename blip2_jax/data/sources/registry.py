@@ -24,6 +24,7 @@ SOURCES = {
     "per_question": "blip2_jax.data.sources.per_question:PerQuestion",
     "features": "blip2_jax.data.sources.features:FeaturesSource",
     "wrong_images": "blip2_jax.data.sources.wrong_images:WrongImages",
+    "split": "blip2_jax.data.sources.split:SplitSource",
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
     "tars": "blip2_jax.data.sources.tars:TarsSource",
     "tfds": "blip2_jax.data.sources.tfds:TfdsSource",

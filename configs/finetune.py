@@ -1,0 +1,245 @@
+"""blip2-jax train --config finetune:MODEL,DATA --workdir runs/mine
+
+Fine-tune a model on captions or questions of your own. MODEL is a Hugging Face folder
+or hub name, a LAVIS file, a folder that `blip2-jax convert` wrote, or a run. DATA is a
+file or folder in any layout of docs/layouts.md. A tenth of the images is held out for
+evaluation.
+
+Sizes, prompts, tokenizers and image size are the model's. The Q-Former and the
+projection are trained; image encoder and language model stay frozen. The batch size is
+the largest up to 64 that fits the memory of a device, by an estimate.
+
+Words and NAME=VALUE pairs may follow, joined by commas:
+  caption, vqa, retrieval   what to train for; default: by the model and the data
+  vision                    train the image encoder too
+  epochs=5                  passes over the captions or questions
+  batch=16                  batch size
+  images=DIR                directory of the images
+  vision=PATH, language_model=PATH, qformer_tokenizer=PATH, language_tokenizer=PATH
+                            parts that MODEL lacks, as in `blip2_jax.load`
+"""
+
+import dataclasses
+import sys
+
+from ml_collections import ConfigDict
+
+from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.data.sources.layouts import Layout, detect_layout
+from blip2_jax.data.text.prompts import QUESTION_PROMPT
+from blip2_jax.inference.load import ExtraWeights, open_model
+from blip2_jax.models import presets
+from blip2_jax.planning.batch_fit import fitting_batch_size, usable_memory
+from blip2_jax.training.checkpoints import is_run
+from blip2_jax.training.train_config import ConfigError, default_config, read_config
+
+PURPOSES = ("caption", "vqa", "retrieval")
+PARTS = ("vision", "language_model", "qformer_tokenizer", "language_tokenizer")
+DEFAULTS = {"epochs": "5", "batch": "", "images": "", **dict.fromkeys(PARTS, "")}
+LARGEST_BATCH = 64
+HELD_OUT = 0.1  # share of the images
+CAPTION_PROMPT = "a photo of"  # of the paper's caption fine-tunes
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The parsed argument after ':' in `--config`.
+
+    Attributes:
+      model: path or hub name of the model.
+      data: path of the data.
+      purpose: one of `PURPOSES`, or "" to choose by model and data.
+      train_vision: train the image encoder too.
+      values: values of `DEFAULTS` by name.
+    """
+
+    model: str
+    data: str
+    purpose: str
+    train_vision: bool
+    values: dict[str, str]
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """Build the configuration; `argument` is "MODEL,DATA[,WORD or NAME=VALUE...]"."""
+    args = parse(argument)
+    extra = ExtraWeights(**{name: args.values[name] for name in PARTS})
+    source = open_model(args.model, extra)
+    layout = detect_layout(
+        args.data, images=args.values["images"], default_split="train"
+    )
+    purpose = args.purpose or default_purpose(source, layout)
+    check_purpose(purpose, source, layout, args)
+
+    config = default_config("stage1" if source.stage == 1 else "stage2").unlock()
+    set_model(config, source, args)
+    set_data(config, source, layout, purpose)
+    if not args.values["batch"]:
+        memory = usable_memory()
+        config.batch_size = fitting_batch_size(config, memory, LARGEST_BATCH)
+    set_schedule(config, args, examples_of(layout, purpose))
+    describe(config, source, layout, purpose)
+    return config.lock()
+
+
+def parse(argument: str) -> Arguments:
+    """Parse "MODEL,DATA[,...]".
+
+    Raises:
+      ConfigError: MODEL or DATA is missing, or a word or name is unknown.
+    """
+    model, data, *options = [*argument.split(","), ""]
+    if not model or not data:
+        raise ConfigError(
+            f"finetune needs a model and data, but got {argument!r}: "
+            "--config finetune:MODEL,DATA"
+        )
+    values, purpose, train_vision = dict(DEFAULTS), "", False
+    for option in filter(None, options):
+        name, equals, value = option.partition("=")
+        if equals and name in values and value:
+            values[name] = value
+        elif option in PURPOSES:
+            purpose = option
+        elif option == "vision":
+            train_vision = True
+        else:
+            raise ConfigError(
+                f"finetune does not know {option!r}; after MODEL,DATA it takes "
+                f"{', '.join(PURPOSES)}, vision, "
+                f"{', '.join(f'{known}=...' for known in values)}"
+            )
+    for name in ("epochs", "batch"):
+        if values[name] and not (values[name].isdigit() and int(values[name])):
+            raise ConfigError(f"{name}={values[name]}: expected a positive integer")
+    return Arguments(model, data, purpose, train_vision, values)
+
+
+def default_purpose(source: ModelSource, layout: Layout) -> str:
+    """Return what to train for if the user does not say."""
+    if source.stage == 1:
+        return "retrieval"
+    return "caption" if layout.captions else "vqa"
+
+
+def check_purpose(
+    purpose: str, source: ModelSource, layout: Layout, args: Arguments
+) -> None:
+    """Check that model and data serve the purpose.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    if (purpose == "retrieval") != (source.stage == 1):
+        fitting = "retrieval" if source.stage == 1 else "caption and vqa"
+        raise ConfigError(
+            f"{args.model} is a stage-{source.stage} model, which trains for "
+            f"{fitting}, not for {purpose}"
+        )
+    texts = "questions" if purpose == "vqa" else "captions"
+    if not getattr(layout, texts):
+        raise ConfigError(f"{args.data} has no {texts}, which {purpose} needs")
+    if isinstance(source.config.vision, presets.FeaturesConfig):
+        raise ConfigError(
+            f"{args.model} was trained on precomputed features, not on images"
+        )
+
+
+def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
+    """Set sizes, initial weights, tokenizers and what is trained."""
+    sizes = presets.to_plain(source.config)
+    sizes.pop("prompt")
+    config.model.overrides = ConfigDict(sizes)
+    config.precision = source.precision
+    config.data.tokenizer.qformer = source.qformer_tokenizer
+    config.data.tokenizer.language_model = source.language_tokenizer
+    towers = ("vision", "language_model") if source.stage == 2 else ("vision",)
+    if is_run(args.model):
+        config.init.from_run, config.init.which = args.model, "best"
+        former = read_config(args.model).frozen_sources
+    else:
+        config.init.from_weights = (args.model,)
+        former = dict.fromkeys(towers, args.model)
+    for tower in towers:
+        config.frozen_sources[tower] = args.values[tower] or former[tower]
+    config.model.question_in_qformer = source.question_in_qformer
+    if not source.carried():
+        config.carried = ()
+    if args.train_vision:
+        config.frozen = tuple(p for p in config.frozen if p != "^visual_encoder/")
+        config.model.remat = "full"  # its activations would fill a device
+        config.optimizer.layer_decay = 0.95
+
+
+def set_data(
+    config: ConfigDict, source: ModelSource, layout: Layout, purpose: str
+) -> None:
+    """Set data, texts and the held-out part."""
+    parts = {
+        part: {"kind": "split", "of": layout.spec, "part": part, "share": HELD_OUT}
+        for part in ("train", "held_out")
+    }
+    train = parts["train"]
+    if purpose == "vqa":  # an epoch shows every question once, not every image
+        train = {"kind": "per_question", "of": train}
+        config.objective = ConfigDict({"mean_over": "texts"})
+        config.data.question_prompt = source.question_prompt or QUESTION_PROMPT
+        config.evaluation.metric = "vqa_accuracy"
+        config.evaluation.max_new_tokens = 10
+    elif purpose == "caption":
+        config.data.prompt = source.config.prompt or CAPTION_PROMPT
+        config.data.prefix_split = "none"  # only the prompt precedes the caption
+    config.data.train = (train,)
+    config.data.image.size = source.config.vision.image_size
+    longest = source.config.qformer.max_positions if source.stage == 1 else 64
+    config.data.max_text_length = min(32 if purpose != "vqa" else 64, longest)
+    config.data.workers = 2
+    config.evaluation.sources = (parts["held_out"],)
+    config.evaluation.max_examples = 1000
+    config.evaluation.num_beams = 5 if source.stage == 2 else 1
+
+
+def examples_of(layout: Layout, purpose: str) -> int:
+    """Return the number of training examples of an epoch, estimated if not counted."""
+    texts = layout.questions if purpose == "vqa" else layout.captions
+    total = texts * layout.records / layout.checked
+    return max(1, round(total * (1 - HELD_OUT)))
+
+
+def set_schedule(config: ConfigDict, args: Arguments, examples: int) -> None:
+    """Set batch size, steps and learning rate; the rate is the paper's for COCO."""
+    if args.values["batch"]:
+        config.batch_size = int(args.values["batch"])
+    else:
+        while config.batch_size > 4 and config.batch_size * 8 > examples:
+            config.batch_size //= 2  # at least eight steps in an epoch
+    epochs = int(args.values["epochs"])
+    every = max(1, examples // config.batch_size)
+    config.steps = epochs * every
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.warmup_steps = min(1000, config.steps // 10)
+    config.optimizer.warmup_start_learning_rate = 1e-8
+    config.optimizer.final_learning_rate = 0.0
+    config.optimizer.b2 = 0.999
+    config.evaluation.every = every
+    config.checkpoint.every = every
+    config.log_every = max(1, min(50, every // 4))
+
+
+def describe(
+    config: ConfigDict, source: ModelSource, layout: Layout, purpose: str
+) -> None:
+    """Print what was found and chosen."""
+    trained = (
+        "Q-Former"
+        if config.frozen[:1] == ("^visual_encoder/",)
+        else ("Q-Former and image encoder")
+    )
+    for line in (
+        f"model: {source.summary()}",
+        f"data: {layout}",
+        f"fine-tuning for {purpose}: trains the {trained}, batch {config.batch_size}, "
+        f"{config.steps} steps, evaluates on {HELD_OUT:.0%} of the images every "
+        f"{config.evaluation.every} steps",
+    ):
+        print(line, file=sys.stderr)
