@@ -6,17 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float, UInt8
-from numpy import ndarray as Array
-
-from blip2_jax.data.sources.base import BrokenSample, Record, Source
-from blip2_jax.data.sources.content_digest import Digests
+from blip2_jax.data.sources.base import BrokenSample, Record
 from blip2_jax.data.sources.features import NO_TEXT
 from blip2_jax.data.sources.reading import read_record
-from blip2_jax.data.sources.registry import build_source
+from blip2_jax.data.sources.selection import SelectionSource
 
 
-class PerQuestion(Source):
+class PerQuestion(SelectionSource):
     """One record per question, so that an epoch shows every question once.
 
     Other sources have one record per image, and a step shows one of its questions:
@@ -31,10 +27,8 @@ class PerQuestion(Source):
     """
 
     def __init__(self, of: Mapping[str, Any]):
-        self._of = build_source(of)
+        super().__init__(of)
         self.name = f"each question of {self._of.name}"
-        self.image_kind = self._of.image_kind
-        self.left_out = dict(self._of.left_out)
         # (record, number of the question) of every question
         self._indices = [
             (index, number)
@@ -66,20 +60,5 @@ class PerQuestion(Source):
         questions = (record.questions[number],)
         return dataclasses.replace(record, captions=(), questions=questions)
 
-    def content(self) -> Digests:
-        """Return the digests of the other source; see `Source`."""
-        return self._of.content()
-
-    def check_image(self, index: int) -> None:
-        """Check that the image is there; see `Source`."""
-        self._of.check_image(self._indices[index][0])
-
-    def load_image(
-        self, index: int, at_least: int = 0
-    ) -> UInt8[Array, "height width 3"]:
-        """Load the image of a record; see `Source`."""
-        return self._of.load_image(self._indices[index][0], at_least)
-
-    def load_features(self, index: int) -> Float[Array, "P D"]:
-        """Load the features of a record; see `Source`."""
-        return self._of.load_features(self._indices[index][0])
+    def _index(self, index: int) -> int:
+        return self._indices[index][0]

@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from numpy import ndarray as Array
-
-from blip2_jax.data.sources.base import BrokenSample, Record, Source
+from blip2_jax.data.sources.base import BrokenSample, Record
 from blip2_jax.data.sources.reading import read_record
-from blip2_jax.data.sources.registry import build_source
+from blip2_jax.data.sources.selection import SelectionSource
 
 
-class SplitSource(Source):
+class SplitSource(SelectionSource):
     """The records of some images of a source, drawn at random once.
 
     All records of an image are in the same part. The parts "train" and "held_out" of
@@ -43,7 +40,7 @@ class SplitSource(Source):
             raise ValueError(f"part must be train or held_out, not {part!r}")
         if not 0 < share < 1:
             raise ValueError(f"share must be between 0 and 1, not {share}")
-        self._of = build_source(of)
+        super().__init__(of)
         if self._of.num_images < 2:
             raise ValueError(f"{self._of.name} has one image, which cannot be split")
         if self._of.group_size > 1:
@@ -52,8 +49,6 @@ class SplitSource(Source):
                 "which a random split would separate"
             )
         self.name = f"{part} part of {self._of.name}"
-        self.image_kind = self._of.image_kind
-        self.left_out = dict(self._of.left_out)
         self._indices, self._images = self._select(part, share, seed)
 
     def _select(
@@ -95,16 +90,5 @@ class SplitSource(Source):
         record = read_record(self._of, index)
         return dataclasses.replace(record, image_id=self._images[self._image_of(index)])
 
-    def check_image(self, index: int) -> None:
-        """Check that the image is there; see `Source`."""
-        self._of.check_image(self._indices[index])
-
-    def load_image(
-        self, index: int, at_least: int = 0
-    ) -> UInt8[Array, "height width 3"]:
-        """Load the image of a record; see `Source`."""
-        return self._of.load_image(self._indices[index], at_least)
-
-    def load_features(self, index: int) -> Float[Array, "P D"]:
-        """Load the features of a record; see `Source`."""
-        return self._of.load_features(self._indices[index])
+    def _index(self, index: int) -> int:
+        return self._indices[index]
