@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+
 from blip2_jax.data.sources.base import BrokenSample, Record
 from blip2_jax.data.sources.reading import read_record
 from blip2_jax.data.sources.selection import SelectionSource
