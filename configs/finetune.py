@@ -211,7 +211,7 @@ def set_schedule(config: ConfigDict, args: Arguments, examples: int) -> None:
     if args.values["batch"]:
         config.batch_size = int(args.values["batch"])
     else:
-        while config.batch_size > 4 and config.batch_size * 8 > examples:
+        while config.batch_size > 8 and config.batch_size * 8 > examples:
             config.batch_size //= 2  # at least eight steps in an epoch
     epochs = int(args.values["epochs"])
     every = max(1, examples // config.batch_size)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from blip2_jax.cli import main as console
 from blip2_jax.cli.config_options import read_config_option
+from blip2_jax.configs import finetune
 from tests.support.documentation import (
     PAGES,
     ROOT,
@@ -24,6 +25,7 @@ from tests.support.documentation import (
     read_blocks,
     read_commands,
 )
+from tests.support.layouts import write_csv
 from tests.support.tiny_runs import make_run
 
 LANGUAGES = {"python", "bash", "text", "json"}
@@ -39,6 +41,7 @@ def files(tmp_path_factory) -> pathlib.Path:
     for name in ("a.jpg", "b.jpg"):
         pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
         Image.fromarray(pixels).save(directory / name)
+    write_csv(directory / "my_photos")
     return directory
 
 
@@ -138,7 +141,10 @@ def check_command(name: str, *arguments: str) -> None:
     assert name in console.COMMANDS
     parser = importlib.import_module(f"blip2_jax.cli.{name}").make_parser()
     parsed = parser.parse_args(list(arguments))
-    if hasattr(parsed, "overrides"):
+    config, _, argument = str(getattr(parsed, "config", "")).partition(":")
+    if config == "finetune":
+        finetune.parse(argument)  # building it would open the model
+    elif hasattr(parsed, "overrides"):
         read_config_option(parsed)
 
 
