@@ -22,7 +22,7 @@ from blip2_jax.generation.decoder import (
     sequence_lengths,
     visible_slots,
 )
-from blip2_jax.generation.decoding_config import DecodingConfig
+from blip2_jax.generation.decoding_plan import DecodingPlan, DecodingValues
 
 # Score of beams 1 … W - 1 before the first token, when all beams are the same sequence.
 UNUSED_BEAM = -1e9
@@ -68,22 +68,29 @@ def beam_search(
     logits: Float[Array, "B V"],
     prefix: Any,
     history: Int[Array, "B T"],
-    config: DecodingConfig,
+    plan: DecodingPlan,
+    values: DecodingValues,
 ) -> Decoded:
-    """Return the best sequences found by beam search.
+    """Return the best W sequences found by beam search.
 
     This is our own implementation because results must equal transformers' token for
     token under both length conventions while all beams share one prefix cache. See
-    `decode` for the arguments.
+    `decode_plan` for the arguments.
     """
 
     def extend(state: _State, logits: Float[Array, "B W V"]) -> _State:
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         log_probs = process_scores(
-            log_probs, state.sequences, history, state.time, config, decoder.eos_id
+            log_probs,
+            state.sequences,
+            history,
+            state.time,
+            plan,
+            values,
+            decoder.eos_id,
         )
         candidates = _best_candidates(state, log_probs)
-        return _update(state, candidates, decoder.eos_id, config)
+        return _update(state, candidates, decoder.eos_id, plan, values)
 
     def step(state: _State) -> _State:
         last = state.time - 1
@@ -97,21 +104,21 @@ def beam_search(
         return extend(dataclasses.replace(state, generated=generated), logits)
 
     def is_unfinished(state: _State) -> Bool[Array, ""]:
-        return (state.time < config.max_new_tokens) & ~state.done.all()
+        return (state.time < values.max_new_tokens) & ~state.done.all()
 
-    state = _init(decoder, prefix, logits.shape[0], config)
+    state = _init(decoder, prefix, logits.shape[0], plan)
     shape = (*state.scores.shape, logits.shape[-1])
     first_logits = jnp.broadcast_to(logits[:, None], shape)
     state = jax.lax.while_loop(is_unfinished, step, extend(state, first_logits))
-    if config.convention == "original":
-        state = _finish_open_beams(state, config)
-    ids = state.finished[:, : config.num_return_sequences]
-    scores = state.finished_scores[:, : config.num_return_sequences]
-    return Decoded(ids, sequence_lengths(ids, decoder.eos_id), scores)
+    if plan.convention == "original":
+        state = _finish_open_beams(state, values)
+    ids = state.finished
+    lengths = sequence_lengths(ids, decoder.eos_id, values.max_new_tokens)
+    return Decoded(ids, lengths, state.finished_scores)
 
 
-def _init(decoder: Decoder, prefix: Any, batch: int, config: DecodingConfig) -> _State:
-    beams, steps = config.num_beams, config.max_new_tokens
+def _init(decoder: Decoder, prefix: Any, batch: int, plan: DecodingPlan) -> _State:
+    beams, steps = plan.num_beams, plan.slots
     sequences = jnp.full((batch, beams, steps), decoder.pad_id, jnp.int32)
     scores = jnp.where(jnp.arange(beams) == 0, 0.0, UNUSED_BEAM)
     return _State(
@@ -137,16 +144,20 @@ def _best_candidates(state: _State, log_probs: Float[Array, "B W V"]) -> _Candid
 
 
 def _update(
-    state: _State, candidates: _Candidates, eos_id: int, config: DecodingConfig
+    state: _State,
+    candidates: _Candidates,
+    eos_id: int,
+    plan: DecodingPlan,
+    values: DecodingValues,
 ) -> _State:
     """Move ended candidates to the pool, keep others open and update `done`."""
-    beams = config.num_beams
-    length = (state.time + 1).astype(jnp.float32)  # the same for all candidates
+    beams = plan.num_beams
+    length = state.time + 1  # the same for all candidates
     ends = candidates.ids == eos_id
-    if config.convention == "transformers5":
-        ends |= length == config.max_new_tokens
+    if plan.convention == "transformers5":
+        ends |= length == values.max_new_tokens
     is_among_best = jnp.arange(2 * beams) < beams
-    final_scores = candidates.scores / length**config.length_penalty
+    final_scores = candidates.scores / jnp.take(values.divisors, length)
     joins_pool = ends & is_among_best & ~state.done[:, None]
     final_scores = jnp.where(joins_pool, final_scores, -jnp.inf)
     finished, finished_scores = _merge(state, candidates.sequences, final_scores)
@@ -158,12 +169,11 @@ def _update(
     ancestors = ancestors.at[:, :, state.time].set(jnp.arange(beams))
 
     best_open = scores[:, 0]
-    if config.convention == "original":
+    if plan.convention == "original":
         best_open = candidates.scores[:, 0]
     worst_finished = finished_scores[:, -1]
-    done = worst_finished >= best_open / _length_divisor(length, config)
-    if config.early_stopping is True:
-        done = jnp.ones_like(done)
+    done = worst_finished >= best_open / jnp.take(values.stop_divisors, length)
+    done |= values.stops_early
     pool_is_full = worst_finished > -jnp.inf
     return dataclasses.replace(
         state,
@@ -175,16 +185,6 @@ def _update(
         finished_scores=finished_scores,
         done=state.done | (done & pool_is_full),
     )
-
-
-def _length_divisor(
-    length: Float[Array, ""], config: DecodingConfig
-) -> Float[Array, ""] | float:
-    """Return the divisor of open beams' scores in the stopping test."""
-    if config.early_stopping == "never" and config.length_penalty > 0:
-        longest = config.max_new_tokens + config.start_tokens
-        return float(longest) ** config.length_penalty
-    return (length + config.start_tokens) ** config.length_penalty
 
 
 def _merge(
@@ -199,10 +199,12 @@ def _merge(
     return _select_beams(all_sequences, selected), best_scores
 
 
-def _finish_open_beams(state: _State, config: DecodingConfig) -> _State:
-    """Add the beams that are open after the last token to the pool."""
-    length = float(config.max_new_tokens + config.start_tokens)
-    scores = state.scores / length**config.length_penalty
+def _finish_open_beams(state: _State, values: DecodingValues) -> _State:
+    """Add the beams that are open after the last token to the pool.
+
+    The start token counts in the convention that does so.
+    """
+    scores = state.scores / jnp.take(values.divisors, values.max_new_tokens + 1)
     scores = jnp.where(state.done[:, None], -jnp.inf, scores)
     finished, finished_scores = _merge(state, state.sequences, scores)
     return dataclasses.replace(

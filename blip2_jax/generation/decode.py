@@ -19,6 +19,11 @@ from blip2_jax.generation.decoder import (
     visible_slots,
 )
 from blip2_jax.generation.decoding_config import DecodingConfig
+from blip2_jax.generation.decoding_plan import (
+    DecodingPlan,
+    DecodingValues,
+    split_config,
+)
 
 
 def decode(
@@ -39,23 +44,67 @@ def decode(
       decoder: model with its parameters bound.
       logits: logits of the first new token, from the model's prefill.
       prefix: the model's KV cache of the prefix; passed on to `decoder` as it is.
-      config: static settings.
+      config: settings, compiled into the program; `decode_plan` reads most of them.
       history: tokens that the repetition penalty counts from the start, -1 for none.
       keys: one random key per row, required by `config.sample`.
 
     Returns:
-      The results of each row, best first.
+      The `num_return_sequences` results of each row, best first.
 
     Raises:
       ValueError: `config.sample` is set without keys.
     """
+    plan, values = split_config(config)
+    decoded = decode_plan(
+        decoder, logits, prefix, plan, values, history=history, keys=keys
+    )
+    return select_results(decoded, config)
+
+
+def decode_plan(
+    decoder: Decoder,
+    logits: Float[Array, "B V"],
+    prefix: Any,
+    plan: DecodingPlan,
+    values: DecodingValues,
+    *,
+    history: Int[Array, "B T"] | None = None,
+    keys: Key[Array, " B"] | None = None,
+) -> Decoded:
+    """Generate new tokens with settings of which only the plan is static.
+
+    Args:
+      decoder: see `decode`.
+      logits: see `decode`.
+      prefix: see `decode`.
+      plan: static settings.
+      values: the other settings.
+      history: see `decode`.
+      keys: see `decode`.
+
+    Returns:
+      The `plan.sequences` results of each row, padded to `plan.slots` tokens.
+
+    Raises:
+      ValueError: `plan.sample` is set without keys.
+    """
     if history is None:
         history = jnp.full((logits.shape[0], 1), -1, jnp.int32)
-    if config.num_beams > 1:
-        return beam_search(decoder, logits, prefix, history, config)
-    if config.sample and keys is None:
+    if plan.num_beams > 1:
+        return beam_search(decoder, logits, prefix, history, plan, values)
+    if plan.sample and keys is None:
         raise ValueError("sample=True needs keys: one jax random key for each row")
-    return greedy_or_sample(decoder, logits, prefix, history, keys, config)
+    return greedy_or_sample(decoder, logits, prefix, history, keys, plan, values)
+
+
+def select_results(decoded: Decoded, config: DecodingConfig) -> Decoded:
+    """Return the best `num_return_sequences` results without unused token slots."""
+    count, tokens = config.num_return_sequences, config.max_new_tokens
+    return Decoded(
+        decoded.ids[:, :count, :tokens],
+        decoded.lengths[:, :count],
+        decoded.scores[:, :count],
+    )
 
 
 @flax.struct.dataclass
@@ -73,14 +122,14 @@ def greedy_or_sample(
     prefix: Any,
     history: Int[Array, "B T"],
     keys: Key[Array, " B"] | None,
-    config: DecodingConfig,
+    plan: DecodingPlan,
+    values: DecodingValues,
 ) -> Decoded:
-    """Take the most likely token at each step, or sample one with `config.sample`.
+    """Take the most likely token at each step, or sample one with `plan.sample`.
 
-    The W = num_return_sequences samples of a row share its prefix. See `decode` for the
-    arguments.
+    The W samples of a row share its prefix. See `decode_plan` for the arguments.
     """
-    beams, steps = config.num_return_sequences, config.max_new_tokens
+    beams, steps = plan.sequences, plan.slots
     shape = (logits.shape[0], beams)
     state = _State(
         time=jnp.int32(0),
@@ -94,9 +143,9 @@ def greedy_or_sample(
 
     def append_token(state: _State, logits: Float[Array, "B W V"]) -> _State:
         scores = process_scores(
-            logits, state.sequences, history, state.time, config, decoder.eos_id
+            logits, state.sequences, history, state.time, plan, values, decoder.eos_id
         )
-        ids = _next_tokens(scores, keys, state.time, config)
+        ids = _next_tokens(scores, keys, state.time, plan, values)
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         gained = jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
         ids = jnp.where(state.ended, decoder.pad_id, ids)
@@ -120,11 +169,11 @@ def greedy_or_sample(
         return append_token(dataclasses.replace(state, generated=generated), logits)
 
     def is_unfinished(state: _State) -> Bool[Array, ""]:
-        return (state.time < steps) & ~state.ended.all()
+        return (state.time < values.max_new_tokens) & ~state.ended.all()
 
     first_logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
     state = jax.lax.while_loop(is_unfinished, step, append_token(state, first_logits))
-    lengths = sequence_lengths(state.sequences, decoder.eos_id)
+    lengths = sequence_lengths(state.sequences, decoder.eos_id, values.max_new_tokens)
     return Decoded(state.sequences, lengths, state.scores)
 
 
@@ -132,24 +181,39 @@ def _next_tokens(
     logits: Float[Array, "B W V"],
     keys: Key[Array, " B"] | None,
     time: Int[Array, ""],
-    config: DecodingConfig,
+    plan: DecodingPlan,
+    values: DecodingValues,
 ) -> Int[Array, "B W"]:
     """Choose the next tokens; samples depend only on the row's own key and logits."""
-    if not config.sample:
+    if not plan.sample:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     assert keys is not None  # checked by `decode`
-    logits = keep_top_k(logits / config.temperature, config.top_k)
-    logits = keep_top_p(logits, config.top_p)
+    logits = logits / values.temperature
+    if plan.candidates:
+        logits = keep_top_k(logits, values.top_k, plan.candidates)
+    if plan.uses_top_p:
+        logits = drop_least_likely(logits, values.dropped_share)
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
     ids = jax.vmap(jax.random.categorical)(step_keys, logits)
     return ids.astype(jnp.int32)
 
 
-def keep_top_k(logits: Float[Array, "... V"], top_k: int) -> Float[Array, "... V"]:
-    """Set all but the `top_k` highest logits to -inf; keep ties, and all if 0."""
-    if top_k == 0 or top_k >= logits.shape[-1]:
-        return logits
-    lowest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
+def keep_top_k(
+    logits: Float[Array, "... V"],
+    top_k: int | Int[Array, ""],
+    candidates: int | None = None,
+) -> Float[Array, "... V"]:
+    """Set all but the `top_k` highest logits to -inf; ties are kept.
+
+    Args:
+      logits: the logits.
+      top_k: number of tokens; more than there are keeps all.
+      candidates: static upper bound of `top_k`; None: `top_k`, which then is static.
+    """
+    candidates = int(top_k) if candidates is None else candidates
+    highest = jax.lax.top_k(logits, min(candidates, logits.shape[-1]))[0]
+    last = jnp.minimum(top_k, highest.shape[-1]) - 1
+    lowest_kept = jnp.take(highest, last, axis=-1)[..., None]
     return jnp.where(logits < lowest_kept, -jnp.inf, logits)
 
 
@@ -159,11 +223,19 @@ def keep_top_p(logits: Float[Array, "... V"], top_p: float) -> Float[Array, "...
     The others are set to -inf; ties are kept. Holtzman et al. 2020 (nucleus sampling),
     section 3.1.
     """
-    if top_p >= 1.0:
-        return logits
+    return drop_least_likely(logits, 1.0 - top_p)
+
+
+def drop_least_likely(
+    logits: Float[Array, "... V"], share: float | Float[Array, ""]
+) -> Float[Array, "... V"]:
+    """Set the least likely tokens whose probabilities sum to `share` to -inf.
+
+    The most likely token and ties are kept.
+    """
     ascending = jnp.sort(logits, axis=-1)
     cumulative = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
-    is_dropped = (cumulative <= 1.0 - top_p).at[..., -1].set(False)
+    is_dropped = (cumulative <= share).at[..., -1].set(False)
     kept = jnp.where(is_dropped, jnp.inf, ascending)
     lowest_kept = jnp.min(kept, axis=-1, keepdims=True)
     return jnp.where(logits < lowest_kept, -jnp.inf, logits)

@@ -10,7 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from blip2_jax.generation.decoding_config import DecodingConfig
+from blip2_jax.generation.decoding_plan import DecodingPlan, DecodingValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Decoder:
 
 @flax.struct.dataclass
 class Decoded:
-    """Results of decoding: `num_return_sequences` sequences per row, best first.
+    """Results of decoding: the sequences of each row, best first.
 
     Attributes:
       ids: new tokens with the end-of-sequence token, if there is one, then padding.
@@ -71,11 +71,19 @@ def visible_slots(
     return visible.reshape(batch, beams, steps * beams)
 
 
-def sequence_lengths(ids: Int[Array, "... N"], eos_id: int) -> Int[Array, "..."]:
-    """Count tokens up to and including the first `eos_id`; N if there is none."""
+def sequence_lengths(
+    ids: Int[Array, "... N"], eos_id: int, max_length: Int[Array, ""]
+) -> Int[Array, "..."]:
+    """Count tokens up to and including the first `eos_id`.
+
+    Args:
+      ids: the tokens.
+      eos_id: token that ends a sequence.
+      max_length: length of a sequence without `eos_id`.
+    """
     is_eos = ids == eos_id
     first = jnp.argmax(is_eos, axis=-1) + 1
-    return jnp.where(is_eos.any(axis=-1), first, ids.shape[-1])
+    return jnp.where(is_eos.any(axis=-1), first, max_length)
 
 
 def process_scores(
@@ -83,7 +91,8 @@ def process_scores(
     sequences: Int[Array, "B W N"],
     history: Int[Array, "B T"],
     time: Int[Array, ""],
-    config: DecodingConfig,
+    plan: DecodingPlan,
+    values: DecodingValues,
     eos_id: int,
 ) -> Float[Array, "B W V"]:
     """Apply the repetition penalty and the minimum length to the next token's scores.
@@ -93,25 +102,26 @@ def process_scores(
       sequences: new tokens; only those of index below `time` are valid.
       history: tokens that the repetition penalty counts from the start; -1 for none.
       time: index of the next token.
-      config: decoding settings.
+      plan: static settings.
+      values: the other settings.
       eos_id: token that ends a sequence.
     """
-    if config.repetition_penalty != 1.0:
+    if plan.penalizes_repetition:
         new = jnp.where(jnp.arange(sequences.shape[-1]) < time, sequences, -1)
         old = jnp.broadcast_to(
             history[:, None], (*sequences.shape[:2], history.shape[-1])
         )
         ids = jnp.concatenate([old, new], axis=-1)
-        scores = penalize_repetition(scores, ids, config.repetition_penalty)
-    if config.min_new_tokens > 0:
-        too_early = time < config.min_new_tokens
-        is_eos = jnp.arange(scores.shape[-1]) == eos_id
-        scores = jnp.where(too_early & is_eos, -jnp.inf, scores)
-    return scores
+        scores = penalize_repetition(scores, ids, values.repetition_penalty)
+    too_early = time < values.min_new_tokens
+    is_eos = jnp.arange(scores.shape[-1]) == eos_id
+    return jnp.where(too_early & is_eos, -jnp.inf, scores)
 
 
 def penalize_repetition(
-    scores: Float[Array, "B W V"], ids: Int[Array, "B W T"], penalty: float
+    scores: Float[Array, "B W V"],
+    ids: Int[Array, "B W T"],
+    penalty: float | Float[Array, ""],
 ) -> Float[Array, "B W V"]:
     """Divide positive scores of tokens in `ids` by `penalty`; multiply negative ones.
 

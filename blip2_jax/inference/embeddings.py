@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from blip2_jax.inference import programs
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.qformer.qformer import ImageKeyValues
 from blip2_jax.nn.similarity import max_query_similarity
 
-_compile = functools.partial(jax.jit, static_argnums=0)
+_compile = programs.compile_function(static=("model",))
 
 
 @_compile

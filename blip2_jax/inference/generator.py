@@ -20,10 +20,15 @@ from blip2_jax.data.text.prompts import (
     question_rows,
 )
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
-from blip2_jax.generation.decode import decode
+from blip2_jax.generation.decode import decode_plan, select_results
 from blip2_jax.generation.decoder import Decoded, Decoder
 from blip2_jax.generation.decoding_config import DecodingConfig
-from blip2_jax.inference import dialogue, inputs
+from blip2_jax.generation.decoding_plan import (
+    DecodingPlan,
+    DecodingValues,
+    split_config,
+)
+from blip2_jax.inference import dialogue, inputs, programs
 from blip2_jax.inference.model import Blip2, PromptArrays, Questions
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import (
@@ -32,8 +37,8 @@ from blip2_jax.models.presets import (
     OPTConfig,
     T5Config,
 )
-from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
-from blip2_jax.parallel import sharding
+from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
+from blip2_jax.parallel import hosts, sharding
 
 # A CPU keeps a second, faster copy of language models up to this size.
 MAX_UNSTACKED_BYTES = 2**30
@@ -239,7 +244,12 @@ class Blip2Generator(Blip2):
         per_row = questions or [[""]] * len(prompts)
         texts = [question for row in per_row for question in row]
         longest = max(len(tokenizer.encode_words(text)) + 2 for text in texts)
-        length = inputs.padded_length(longest)
+        limit = self.model.config.qformer.max_positions
+        if longest > limit:
+            raise ValueError(
+                f"a question has {longest} tokens, the Q-Former reads {limit}"
+            )
+        length = min(inputs.padded_length(longest), limit)
         question_arrays = [
             array.reshape(len(prompts), -1, length)
             for array in question_rows(tokenizer, texts, length)
@@ -248,6 +258,26 @@ class Blip2Generator(Blip2):
             question_arrays = [array[:, 0] for array in question_arrays]
         return (*prompt_arrays, *question_arrays)
 
+    def _check_lengths(
+        self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
+    ) -> None:
+        """Check that queries, prompt and new tokens fit OPT's positions.
+
+        T5 has relative positions. Padding has no position.
+        """
+        language_model = self._language_model_config
+        if not isinstance(language_model, OPTConfig):
+            return
+        queries = images_per_row * self.model.config.qformer.num_queries
+        longest = int(prompt_arrays[1].sum(axis=1).max())
+        total = queries + longest + config.max_new_tokens
+        if total > language_model.max_positions:
+            raise ValueError(
+                f"{queries} queries, {longest} prompt tokens and max_new_tokens="
+                f"{config.max_new_tokens} take {total} positions; this OPT has "
+                f"{language_model.max_positions}"
+            )
+
     def _decode_batch(
         self,
         images: Shaped[Array, "B ..."],
@@ -255,31 +285,31 @@ class Blip2Generator(Blip2):
         config: DecodingConfig,
         keys: Key[jax.Array, " B"] | None = None,
     ) -> Decoded:
-        """Generate tokens with the language model.
-
-        Raises:
-          ValueError: queries, prompt and new tokens exceed OPT's positions.
-        """
-        images, (ids, mask, *question) = sharding.place_rows_like(
-            self.params, (images, prompt_arrays)
+        """Generate tokens with the language model."""
+        history = repetition_history(
+            self._language_model_config, *prompt_arrays[:2], config.convention
+        )
+        images, (ids, mask, *question), history = sharding.place_rows_like(
+            self.params, (images, prompt_arrays, history)
         )
         weights = self._unstacked_weights
         logits, prefix = prefill_language_model(
             self.model, self.params, images, ids, mask, tuple(question), weights
         )
-        return decode_with_language_model(
+        plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
+        decoded = _decode_plan(
             self.model,
             self.params,
             logits,
             prefix,
-            config,
-            history=repetition_history(
-                self._language_model_config, ids, mask, config.convention
-            ),
-            keys=keys,
-            eos_id=self.language_tokenizer.end_id,
-            weights=weights,
+            plan,
+            values,
+            self.language_tokenizer.end_id,
+            history,
+            keys,
+            weights,
         )
+        return select_results(hosts.to_host(decoded), config)
 
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
         return self.language_tokenizer.decode(ids)
@@ -294,7 +324,7 @@ class Blip2Generator(Blip2):
 
 # Prefill and decoding are compiled separately, so that other decoding settings do not
 # recompile the prefill, which contains the image encoder.
-@functools.partial(jax.jit, static_argnums=0)
+@programs.compile_function(static=("model",))
 def prefill_language_model(
     model: Blip2Stage2,
     params: PyTree,
@@ -339,7 +369,6 @@ def prefill_language_model(
     return logits, dataclasses.replace(prefix, weights=None)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config", "eos_id"))
 def decode_with_language_model(
     model: Blip2Stage2,
     params: PyTree,
@@ -359,30 +388,50 @@ def decode_with_language_model(
       params: its parameters.
       logits: from `prefill_language_model`.
       prefix: from `prefill_language_model`.
-      config: static settings.
+      config: settings; few of them select another program (`DecodingPlan`).
       eos_id: token that ends a text: a newline for OPT, </s> for T5.
       history: from `repetition_history`.
       keys: one random key per row, for sampling.
       weights: the argument of `prefill_language_model`.
     """
+    plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
+    decoded = _decode_plan(
+        model, params, logits, prefix, plan, values, eos_id, history, keys, weights
+    )
+    return select_results(decoded, config)
+
+
+@programs.compile_function(static=("model", "plan", "eos_id"))
+def _decode_plan(
+    model: Blip2Stage2,
+    params: PyTree,
+    logits: Float[jax.Array, "B V"],
+    prefix: PrefixKV,
+    plan: DecodingPlan,
+    values: DecodingValues,
+    eos_id: int,
+    history: Int[jax.Array, "B T"] | None,
+    keys: Key[jax.Array, " B"] | None,
+    weights: PyTree,
+) -> Decoded:
+    """Generate tokens; see `decode_with_language_model`."""
     assert model.config.language_model is not None  # checked by Blip2Stage2
-    language_model = model.bind({"params": params}).language_model
 
     def decode_step(*args: Any) -> tuple[Float[jax.Array, "B W V"], GeneratedKV]:
         # Bind inside the decoding loop: a bound module keeps what `setup` creates.
         return model.bind({"params": params}).language_model.decode_step(*args)
 
-    decoder = Decoder(
-        language_model.init_generated,
-        decode_step,
-        eos_id,
-        model.config.language_model.pad_id,
-    )
+    # The position tables are long enough for `values.max_new_tokens`, which the caller
+    # has checked, and may be too short for all slots.
+    pad_id = model.config.language_model.pad_id
+    decoder = Decoder(init_generated, decode_step, eos_id, pad_id)
     prefix = dataclasses.replace(prefix, weights=weights)
-    return decode(decoder, logits, prefix, config, history=history, keys=keys)
+    return decode_plan(
+        decoder, logits, prefix, plan, values, history=history, keys=keys
+    )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@programs.compile_function(static=("model",))
 def unstack_weights(model: Blip2Stage2, params: PyTree) -> PyTree:
     """Copy the language model's weights to the layout that a CPU reads fastest."""
     return model.bind({"params": params}).language_model.unstacked_weights()
@@ -397,10 +446,10 @@ def should_unstack_weights(params: PyTree) -> bool:
 
 def repetition_history(
     language_model: LanguageModelConfig,
-    prompt_ids: Int[jax.Array | np.ndarray, "B T"],
-    prompt_mask: Bool[jax.Array | np.ndarray, "B T"],
+    prompt_ids: Int[Array, "B T"],
+    prompt_mask: Bool[Array, "B T"],
     convention: str,
-) -> Int[jax.Array, "B T"]:
+) -> Int[Array, "B T"]:
     """Return the tokens that the repetition penalty counts from the start; -1 for none.
 
     For an encoder-decoder this is the decoder's start token. For a decoder-only model
@@ -410,7 +459,7 @@ def repetition_history(
     if isinstance(language_model, T5Config):
         start_id = language_model.decoder_start_id
     elif convention == "transformers5":
-        return jnp.where(prompt_mask, prompt_ids, -1)
+        return np.where(prompt_mask, prompt_ids, np.int32(-1))
     else:
         start_id = language_model.bos_id
-    return jnp.full((prompt_ids.shape[0], 1), start_id, jnp.int32)
+    return np.full((prompt_ids.shape[0], 1), start_id, np.int32)

@@ -14,7 +14,7 @@ from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.user_images import as_numpy, as_pixels
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 
-LENGTH_STEP = 8  # token arrays are padded to multiples of this
+LENGTH_STEP = 8  # token arrays are padded to a multiple of this
 T = TypeVar("T")
 
 
@@ -212,8 +212,12 @@ def image_indices(image_of: Sequence[int] | None, num_images: int) -> list[int]:
 
 
 def padded_length(length: int) -> int:
-    """Round a number of tokens up, so that few programs are compiled."""
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
+    """Round a number of tokens up, so that few programs are compiled.
+
+    The results are 8, 16, 24, 32, 48, 64, 96, 128, ...: two for each power of two.
+    """
+    step = max(LENGTH_STEP, 1 << max((int(length) - 1).bit_length() - 2, 0))
+    return -(-length // step) * step
 
 
 def batches(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:

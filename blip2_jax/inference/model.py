@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key, PyTree, Shaped
+from jaxtyping import Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.data.dataclass_options import is_integer
@@ -39,6 +38,7 @@ from blip2_jax.generation.lavis_defaults import lavis_defaults
 from blip2_jax.inference import embeddings, inputs
 from blip2_jax.inference.describe import describe_model
 from blip2_jax.models.blip2 import Blip2Base
+from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.parallel import hosts, sharding
 
 # Token arrays of a batch of prompts; their number depends on the model.
@@ -182,6 +182,16 @@ class Blip2(abc.ABC):
         """Tokenize prompts, and the questions that the Q-Former reads."""
 
     @abc.abstractmethod
+    def _check_lengths(
+        self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
+    ) -> None:
+        """Check that prompts and new tokens fit the model.
+
+        Raises:
+          ValueError: they have more tokens than the model has positions.
+        """
+
+    @abc.abstractmethod
     def _decode_batch(
         self,
         images: Shaped[Array, "B ..."],
@@ -189,7 +199,11 @@ class Blip2(abc.ABC):
         config: DecodingConfig,
         keys: Key[jax.Array, " B"] | None = None,
     ) -> Decoded:
-        """Generate tokens for one batch of images (or features) and prompts."""
+        """Generate tokens for one batch of images (or features) and prompts.
+
+        Returns:
+          The results in host memory.
+        """
 
     @abc.abstractmethod
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
@@ -246,6 +260,10 @@ class Blip2(abc.ABC):
             rows["questions"] = questions
         indices, *columns = inputs.align(**rows)
         indices, prompt_arrays = np.array(indices), self._prompt_arrays(*columns)
+        is_features = isinstance(self.model.config.vision, FeaturesConfig)
+        has_several = images.ndim > (3 if is_features else 4)
+        images_per_row = images.shape[1] if has_several else 1
+        self._check_lengths(prompt_arrays, images_per_row, config)
         # Features need no encoder, and rows of several images (5 axes) share none.
         needs_encoder = images.ndim == 4 and images.dtype == np.uint8
         if len(indices) > len(images) and needs_encoder:
@@ -255,9 +273,7 @@ class Blip2(abc.ABC):
             padded = [inputs.pad_batch(array[batch], size) for array in prompt_arrays]
             keys = _row_keys(seed, batch.start, size) if config.sample else None
             image_batch = inputs.pad_batch(images[indices[batch]], size)
-            decoded = hosts.to_host(
-                self._decode_batch(image_batch, tuple(padded), config, keys)
-            )
+            decoded = self._decode_batch(image_batch, tuple(padded), config, keys)
             texts += self._detokenize_rows(decoded, batch.stop - batch.start)
         return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
 
@@ -302,5 +318,11 @@ def check_seed(seed: int) -> None:
 
 def _row_keys(seed: int, start: int, count: int) -> Key[jax.Array, " B"]:
     """Make a key for each row of a batch, from its index in the whole call."""
-    indices = jnp.arange(start, start + count)
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+    return _fold_in_rows(jax.random.key(seed), np.arange(start, start + count))
+
+
+@jax.jit
+def _fold_in_rows(
+    key: Key[jax.Array, ""], indices: Int[jax.Array, " B"]
+) -> Key[jax.Array, " B"]:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +11,20 @@ from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
-from blip2_jax.generation.decode import decode
+from blip2_jax.generation.decode import decode_plan, select_results
 from blip2_jax.generation.decoder import Decoded, Decoder
 from blip2_jax.generation.decoding_config import DecodingConfig
-from blip2_jax.inference import embeddings, inputs
+from blip2_jax.generation.decoding_plan import (
+    DecodingPlan,
+    DecodingValues,
+    split_config,
+)
+from blip2_jax.inference import embeddings, inputs, programs
 from blip2_jax.inference.model import Blip2, PromptArrays, Questions
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
 from blip2_jax.nn.similarity import max_query_similarity
-from blip2_jax.parallel import sharding
+from blip2_jax.parallel import hosts, sharding
 
 MODES = ("image", "text", "multimodal")
 PAIRS = ("rows", "all")
@@ -206,18 +210,11 @@ class Blip2Retriever(Blip2):
             )
         return (np.array(ids, np.int32),)
 
-    def _decode_batch(
-        self,
-        images: Shaped[Array, "B ..."],
-        prompt_arrays: PromptArrays,
-        config: DecodingConfig,
-        keys: Key[jax.Array, " B"] | None = None,
-    ) -> Decoded:
-        """Generate tokens with the Q-Former.
-
-        Raises:
-          ValueError: prompt and new tokens exceed the Q-Former's positions.
-        """
+    def _check_lengths(
+        self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
+    ) -> None:
+        """Check that prompt and new tokens fit the Q-Former's positions."""
+        del images_per_row  # always one; queries have no positions
         (start_ids,) = prompt_arrays
         limit = self.model.config.qformer.max_positions
         if start_ids.shape[1] + config.max_new_tokens > limit:
@@ -225,19 +222,32 @@ class Blip2Retriever(Blip2):
                 f"{start_ids.shape[1]} prompt tokens and max_new_tokens="
                 f"{config.max_new_tokens} exceed this Q-Former's {limit} positions"
             )
+
+    def _decode_batch(
+        self,
+        images: Shaped[Array, "B ..."],
+        prompt_arrays: PromptArrays,
+        config: DecodingConfig,
+        keys: Key[jax.Array, " B"] | None = None,
+    ) -> Decoded:
+        """Generate tokens with the Q-Former."""
+        (start_ids,) = prompt_arrays
         images, start_ids = sharding.place_rows_like(self.params, (images, start_ids))
         logits, prefix = prefill_qformer(self.model, self.params, images, start_ids)
-        return decode_with_qformer(
+        plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
+        decoded = _decode_plan(
             self.model,
             self.params,
             logits,
             prefix,
-            config,
-            history=start_ids,
-            keys=keys,
-            eos_id=self.qformer_tokenizer.end_id,
-            pad_id=self.qformer_tokenizer.pad_id,
+            plan,
+            values,
+            self.qformer_tokenizer.end_id,
+            self.qformer_tokenizer.pad_id,
+            start_ids,
+            keys,
         )
+        return select_results(hosts.to_host(decoded), config)
 
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
         return self.qformer_tokenizer.decode(ids)
@@ -245,7 +255,7 @@ class Blip2Retriever(Blip2):
 
 # Prefill and decoding are compiled separately, so that other decoding settings do not
 # recompile the prefill, which contains the image encoder.
-@functools.partial(jax.jit, static_argnums=0)
+@programs.compile_function(static=("model",))
 def prefill_qformer(
     model: Blip2Stage1,
     params: PyTree,
@@ -266,7 +276,6 @@ def prefill_qformer(
     return bound.qformer.prefill(start_ids, query_cache)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config", "eos_id", "pad_id"))
 def decode_with_qformer(
     model: Blip2Stage1,
     params: PyTree,
@@ -286,16 +295,39 @@ def decode_with_qformer(
       params: its parameters.
       logits: from `prefill_qformer`.
       prefix: from `prefill_qformer`.
-      config: static settings.
+      config: settings; few of them select another program (`DecodingPlan`).
       eos_id: [SEP].
       pad_id: [PAD].
       history: tokens that the repetition penalty counts from the start.
       keys: one random key per row, for sampling.
     """
+    plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
+    decoded = _decode_plan(
+        model, params, logits, prefix, plan, values, eos_id, pad_id, history, keys
+    )
+    return select_results(decoded, config)
+
+
+@programs.compile_function(static=("model", "plan", "eos_id", "pad_id"))
+def _decode_plan(
+    model: Blip2Stage1,
+    params: PyTree,
+    logits: Float[jax.Array, "B V"],
+    prefix: PrefixKV,
+    plan: DecodingPlan,
+    values: DecodingValues,
+    eos_id: int,
+    pad_id: int,
+    history: Int[jax.Array, "B T"] | None,
+    keys: Key[jax.Array, " B"] | None,
+) -> Decoded:
+    """Generate tokens; see `decode_with_qformer`."""
 
     def decode_step(*args: Any) -> tuple[Float[jax.Array, "B W V"], GeneratedKV]:
         # Bind inside the decoding loop: a bound module keeps what `setup` creates.
         return model.bind({"params": params}).qformer.decode_step(*args)
 
     decoder = Decoder(init_generated, decode_step, eos_id, pad_id)
-    return decode(decoder, logits, prefix, config, history=history, keys=keys)
+    return decode_plan(
+        decoder, logits, prefix, plan, values, history=history, keys=keys
+    )
