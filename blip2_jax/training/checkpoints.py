@@ -106,6 +106,8 @@ class Checkpoints:
             ),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        # Scores of this object's saves, whose files may not be complete yet.
+        self._scores: dict[int, float | None] = {}
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, oldest first."""
@@ -133,6 +135,7 @@ class Checkpoints:
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         score = {} if metric is None else {"metric": float(metric)}
+        self._scores[step] = score.get("metric")
         self._manager.save(
             step,
             args=ocp.args.Composite(**items, meta=ocp.args.JsonSave({**meta, **score})),
@@ -272,6 +275,8 @@ class Checkpoints:
         return max(scored, key=lambda item: self._sign * item[1], default=None)
 
     def _metric(self, step: int) -> float | None:
+        if step in self._scores:
+            return self._scores[step]
         try:
             return self.meta(step).get("metric")
         except (OSError, FileFormatError) as error:

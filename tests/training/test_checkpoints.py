@@ -87,6 +87,16 @@ def test_keeps_the_last_ones_and_the_best(tmp_path, mode, best):
     assert note == {"step": best, "metric": metrics[best]}
 
 
+def test_the_score_of_a_save_counts_before_its_files_are_complete(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in ((1, 0.3), (2, 0.7)):
+        checkpoints.save(step, make_trees(step), {}, score)
+        assert checkpoints.best() == (step, score)
+    checkpoints.close()
+    assert Checkpoints(tmp_path).best() == (2, 0.7)
+    assert "cannot be read" not in caplog.text
+
+
 def test_an_unknown_checkpoint_is_named_with_those_there_are(tmp_path):
     checkpoints = save_steps(tmp_path, {1: None, 2: None})
     with pytest.raises(CheckpointError, match=r"'7'.*\[1, 2\]"):
