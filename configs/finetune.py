@@ -25,6 +25,7 @@ import sys
 from ml_collections import ConfigDict
 
 from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.sources.layouts import Layout, detect_layout
 from blip2_jax.data.text.prompts import QUESTION_PROMPT
 from blip2_jax.inference.load import ExtraWeights, open_model
@@ -63,8 +64,8 @@ class Arguments:
 def get_config(argument: str = "") -> ConfigDict:
     """Build the configuration; `argument` is "MODEL,DATA[,WORD or NAME=VALUE...]"."""
     args = parse(argument)
-    extra = ExtraWeights(**{name: args.values[name] for name in PARTS})
-    source = open_model(args.model, extra)
+    extra = {name: args.values[name] for name in PARTS}
+    source = open_model(args.model, from_options(ExtraWeights, extra, "finetune"))
     layout = detect_layout(
         args.data, images=args.values["images"], default_split="train"
     )
@@ -190,7 +191,9 @@ def set_data(
         config.data.prompt = source.config.prompt or CAPTION_PROMPT
         config.data.prefix_split = "none"  # only the prompt precedes the caption
     config.data.train = (train,)
-    config.data.image.size = source.config.vision.image_size
+    vision = source.config.vision
+    assert isinstance(vision, presets.ViTConfig)  # see `check_purpose`
+    config.data.image.size = vision.image_size
     longest = source.config.qformer.max_positions if source.stage == 1 else 64
     config.data.max_text_length = min(32 if purpose != "vqa" else 64, longest)
     config.data.workers = 2

@@ -57,8 +57,8 @@ class SplitSource(SelectionSource):
     ) -> tuple[list[int], dict[int, int]]:
         """Return indices of the part's records, and new image ids by former ones."""
         count = self._of.num_images
-        held_out = np.random.default_rng(seed).permutation(count)
-        held_out = set(held_out[: max(1, round(share * count))].tolist())
+        order = np.random.default_rng(seed).permutation(count)
+        held_out = set(order[: max(1, round(share * count))].tolist())
         image_of = [self._image_of(index) for index in range(len(self._of))]
         indices = [
             index
