@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.data.hub import parse_name
 from blip2_jax.data.hub_errors import HubName
+from blip2_jax.parallel.files import read_json
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.train_config import read_config
 
@@ -154,7 +154,7 @@ def _scores(run: pathlib.Path) -> str:
     for path in sorted(run.glob("evaluation_*.json")):
         if path.name.endswith((".predictions.json", ".examples.json")):
             continue
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = read_json(path)
         rows += [
             f"| {record['task']} | {name} | {value:.2f} | {record['examples']} |"
             for name, value in record["scores"].items()
