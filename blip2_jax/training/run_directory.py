@@ -22,7 +22,8 @@ from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.train_config import ConfigError
 
 EARLIER = "earlier"
-# What a run writes; `config.json` is last, so that a stopped move can be repeated.
+# Names and patterns of what a run and its evaluations write; `config.json` is last, so
+# that a stopped move can be repeated.
 _CONTENTS = (
     "checkpoints",
     "damaged",
@@ -34,6 +35,7 @@ _CONTENTS = (
     "negatives.broken",
     "tensorboard",
     "wandb",
+    "evaluation_*",
     SOURCES,
     configuration.CONFIG,
 )
@@ -152,7 +154,7 @@ def write_sources(directory: pathlib.Path, sources: dict[str, Any]) -> None:
 
 def set_aside(directory: pathlib.Path) -> pathlib.Path | None:
     """Move the run in a directory to `earlier/N/`; return that path, None: no run."""
-    present = [name for name in _CONTENTS if _exists(directory / name)]
+    present = [path for name in _CONTENTS for path in sorted(directory.glob(name))]
     if not present:
         return None
     earlier = directory / EARLIER
@@ -160,8 +162,8 @@ def set_aside(directory: pathlib.Path) -> pathlib.Path | None:
     numbers = [int(path.name) for path in earlier.iterdir() if path.name.isdigit()]
     target = earlier / str(max(numbers, default=0) + 1)
     target.mkdir()
-    for name in present:
-        (directory / name).rename(target / name)
+    for path in present:
+        path.rename(target / path.name)
     return target
 
 

@@ -105,9 +105,13 @@ def test_a_run_with_damaged_checkpoints_begins_anew_only_when_told_to(run):
         with pytest.raises(CheckpointError, match=r"damaged/ holds 2, 4.*--restart"):
             train(config(), run)
     assert (run / "metrics.jsonl").read_bytes() == metrics
+    (run / "evaluation_captioning.json").write_text("{}")  # scores of the former run
+    (run / "notes.txt").write_text("by the user")
     assert train(config(steps=3), run, restart=True) == 0
     assert steps_of(run) == [1, 2, 3]
+    assert (run / "notes.txt").exists()
     earlier = run / "earlier" / "1"
+    assert (earlier / "evaluation_captioning.json").exists()
     assert (earlier / "metrics.jsonl").read_bytes() == metrics
     assert sorted(path.name for path in (earlier / "damaged").iterdir()) == ["2", "4"]
     assert train(config(), run, restart=True) == 0
