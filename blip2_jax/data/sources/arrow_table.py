@@ -166,7 +166,7 @@ class ArrowSource(Source):
         batches = self._texts.to_batches(_HASHED_ROWS)
         texts = (str(batch.to_pylist()).encode() for batch in batches)
         return {
-            TEXTS: hash_parts([self._rows.view(np.uint8), *texts]),
+            TEXTS: hash_parts([self._rows.view(np.uint8).data, *texts]),
             **file_digests(self._files.paths, "table "),
             **self._image_files(),
         }

@@ -12,9 +12,6 @@ import pathlib
 import stat
 from collections.abc import Iterable, Sequence
 
-from jaxtyping import UInt8
-from numpy import ndarray as Array
-
 MAX_STATED, MAX_READ, MAX_BYTES = 20_000, 256, 2**20
 MAX_SAMPLED_RECORDS = 1024  # of a source whose texts are not in memory
 
@@ -34,7 +31,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     return [index * count // most for index in range(most)]
 
 
-def hash_parts(parts: Iterable[bytes | UInt8[Array, " bytes"]]) -> str:
+def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
     """Return the SHA-256 of a sequence of byte strings and their lengths."""
     sha = hashlib.sha256()
     for part in parts:

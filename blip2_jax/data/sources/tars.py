@@ -97,7 +97,8 @@ class TarsSource(Source):
 
     def content(self) -> Digests:
         """Return digests of the index, of the tars and of a sample of the records."""
-        members = [self._keys.view(np.uint8), self._spans.reshape(-1).view(np.uint8)]
+        arrays = (self._keys, self._spans.reshape(-1))
+        members = [array.view(np.uint8).data for array in arrays]
         sample = (
             self._sampled(index, column)
             for index in evenly_spaced(len(self), MAX_READ)
