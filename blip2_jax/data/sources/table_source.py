@@ -80,6 +80,7 @@ class TableSource(RecordsSource):
 
     kind: str
     title: str
+    _files: ImageFiles
 
     def __init__(
         self,
