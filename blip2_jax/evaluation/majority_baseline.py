@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from blip2_jax.data.sources.base import BrokenSample, Question
+from blip2_jax.data.sources.base import Question
+from blip2_jax.data.sources.reading import readable_records
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.evaluation.breakdown import question_type
 from blip2_jax.metrics.vqa import AnsweredQuestion, exact_match
@@ -15,15 +16,13 @@ from blip2_jax.metrics.vqa_answers import normalise_answer
 
 def answered_questions(specs: Iterable[Mapping[str, Any]]) -> list[Question]:
     """Read the questions with answers of some sources; broken records are left out."""
-    answered = []
-    for source in map(build_source, specs):
-        for index in range(len(source)):
-            try:
-                questions = source.record(index).questions
-            except BrokenSample:
-                continue
-            answered += [question for question in questions if question.answers]
-    return answered
+    return [
+        question
+        for source in map(build_source, specs)
+        for record in readable_records(source)
+        for question in record.questions
+        if question.answers
+    ]
 
 
 def majority_scores(

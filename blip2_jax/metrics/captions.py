@@ -19,10 +19,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from blip2_jax.metrics.bleu import bleu_counts
+from blip2_jax.metrics.java import (
+    Captions,
+    check_scores,
+    java_errors,
+    meteor_captions,
+    split_with_java,
+)
 from blip2_jax.metrics.ptb_tokenizer import split_words
 
 Tokenizer = Literal["auto", "java", "python"]
-Captions = dict[Any, list[str]]
 
 PYTHON_METRICS = ("bleu", "rouge_l", "cider")
 JAVA_METRICS = ("meteor", "spice")
@@ -85,7 +91,8 @@ def caption_scores(
     Raises:
       ValueError: there are no captions, an image has no references, or a metric is
         unknown.
-      RuntimeError: the tokenizer is "java" and Java is not installed.
+      RuntimeError: the tokenizer is "java" and Java is not installed, or a Java program
+        fails or does not return a row per caption.
     """
     unknown = set(metrics) - {*PYTHON_METRICS, *JAVA_METRICS}
     if unknown:
@@ -97,7 +104,7 @@ def caption_scores(
             f"{len(missing)} images have no references, first {missing[0]!r}"
         )
     tokenizer = _choose_tokenizer(tokenizer)
-    split = _split_with_java if tokenizer == "java" else _split_with_python
+    split = split_with_java if tokenizer == "java" else _split_with_python
     split_captions = split({key: [caption] for key, caption in captions.items()})
     split_references = split({key: list(references[key]) for key in captions})
     reasons = {name: _missing(name) for name in metrics if name in JAVA_METRICS}
@@ -143,16 +150,6 @@ def _choose_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _split_with_java(captions: Captions) -> Captions:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    rows = {
-        key: [{"caption": caption} for caption in texts]
-        for key, texts in captions.items()
-    }
-    return PTBTokenizer().tokenize(rows)
-
-
 def _split_with_python(captions: Captions) -> Captions:
     return {
         key: [split_words(caption) for caption in texts]
@@ -177,18 +174,50 @@ def _score(
     metric: str, references: Captions, captions: Captions
 ) -> tuple[dict[str, float], dict[Any, float]]:
     """Compute a metric of a set, and of its images if the set's is their mean."""
+    if metric in JAVA_METRICS:
+        return _score_with_java(metric, references, captions)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
         score, per_image = _scorer(metric).compute_score(references, captions)
     if metric == "bleu":
         names = {f"bleu_{n}": 100 * float(value) for n, value in enumerate(score, 1)}
         return names, {}
+    of_images = zip(captions, per_image, strict=True)
+    return {metric: 100 * float(score)}, {k: 100 * float(v) for k, v in of_images}
+
+
+def _score_with_java(
+    metric: str, references: Captions, captions: Captions
+) -> tuple[dict[str, float], dict[Any, float]]:
+    """Compute METEOR or SPICE; see `_score`.
+
+    Raises:
+      RuntimeError: the program fails, or does not return a score per caption.
+    """
     if metric == "meteor":
+        references, captions = meteor_captions(references), meteor_captions(captions)
+    with java_errors(metric.upper()):
+        scorer = _scorer(metric)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                score, per_image = scorer.compute_score(references, captions)
+        finally:
+            _unlock(scorer)
+        keys = list(captions)
+        if metric == "spice":
+            keys, per_image = sorted(keys), [part["All"]["f"] for part in per_image]
+        check_scores(per_image, len(captions))
+        check_scores([score], 1)
+    if metric == "meteor":  # its score of a set is not the mean of its captions
         return {metric: 100 * float(score)}, {}
-    keys = sorted(captions) if metric == "spice" else list(captions)
-    if metric == "spice":
-        per_image = [parts["All"]["f"] for parts in per_image]
     of_images = zip(keys, per_image, strict=True)
     return {metric: 100 * float(score)}, {k: 100 * float(v) for k, v in of_images}
+
+
+def _unlock(scorer: Any) -> None:
+    """Release METEOR's lock, which an error leaves locked: its destructor waits."""
+    lock = getattr(scorer, "lock", None)
+    if lock is not None and lock.locked():
+        lock.release()
 
 
 def _scorer(metric: str) -> Any:

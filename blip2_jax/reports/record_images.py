@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, Source
+from blip2_jax.data.sources.reading import read_pixels
 from blip2_jax.data.sources.registry import build_source
 
 
@@ -37,8 +38,8 @@ class RecordImages:
             return None
         source, index = self._locations[key]
         try:
-            return source.load_image(index)
-        except (BrokenSample, NotImplementedError):
+            return read_pixels(source, index, key)
+        except BrokenSample:
             return None
 
 

@@ -11,7 +11,7 @@ from blip2_jax.data.broken_samples import TooManyBrokenSamples
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
-from blip2_jax.data.sources.reading import read_pixels, read_record
+from blip2_jax.data.sources.reading import read_pixels, read_record, readable_records
 from blip2_jax.data.sources.registry import build_source
 from tests.support.generated_data import bert_directory, encoded, picture, write_tar
 
@@ -239,6 +239,13 @@ def test_any_exception_of_a_source_is_a_broken_sample():
     assert source.keys() == ["", "", "", "", "key", "key"]
     with pytest.raises(BrokenSample, match=r"unreadable image: key \(AssertionError"):
         read_pixels(source, 5, "key")
+
+
+def test_broken_records_are_counted_where_others_are_collected(caplog):
+    with caplog.at_level("WARNING"):
+        (record,) = readable_records(FailingSource())
+    assert record.captions == ("a",)
+    assert "source: broken and left out: 5 unreadable record (source" in caplog.text
 
 
 def test_what_is_no_regular_file_is_a_broken_sample(tmp_path, photos):

@@ -227,6 +227,7 @@ def test_features_are_joined_with_texts_by_key(tmp_path):
     assert source.image_kind is ImageKind.FEATURES and len(source) == 3
     assert source.record(0).captions == tuple(captions(13))
     assert source.record(1).image_id == 1 and source.num_images == 20
+    assert source.left_out == {"records without features": 18}
     with pytest.raises(BrokenSample, match="no text for features: 99999/00000"):
         source.record(2)
     np.testing.assert_array_equal(source.load_features(1), array[1])

@@ -6,6 +6,7 @@ import pytest
 
 from blip2_jax.metrics import captions as caption_metrics
 from blip2_jax.metrics.captions import PYTHON_METRICS, caption_scores
+from blip2_jax.metrics.java import split_with_java
 from blip2_jax.metrics.ptb_tokenizer import split_words
 
 REFERENCES = {
@@ -40,7 +41,7 @@ def test_words_are_the_official_ones():
             "it's 7:30, and 1,000 people cannot sleep",
         ]
     }
-    official = caption_metrics._split_with_java(captions)
+    official = split_with_java(captions)
     assert caption_metrics._split_with_python(captions) == official
 
 

@@ -56,9 +56,12 @@ class FeaturesSource(Source):
                 f"{path}: {len(self._keys)} keys for {len(self._features())} features"
             )
         self._texts = None if texts is None else build_source(texts)
-        self._rows = [] if self._texts is None else self._join(self._texts)
+        self._rows: list[int | None] = []
         if self._texts is not None:
+            self._rows = self._join(self._texts)
             self.left_out = dict(self._texts.left_out)
+            if without := len(self._texts) - len({*self._rows} - {None}):
+                self.left_out["records without features"] = without
 
     def _join(self, texts: Source) -> list[int | None]:
         """Return the index of each feature's record in `texts`, or None."""

@@ -8,11 +8,13 @@ check the types of records, so that texts and ids are what the code behind expec
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.data.broken_samples import BrokenSampleStats
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
 from blip2_jax.data.sources.checked_rows import (
     describe_problem,
@@ -20,6 +22,8 @@ from blip2_jax.data.sources.checked_rows import (
     take_text,
     take_texts,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -62,6 +66,20 @@ def _check(record: Record) -> None:
         take_text(question.text, "question")
         take_texts(question.answers, "answers")
         take_id(question.question_id, "question_id")
+
+
+def readable_records(source: Source) -> Iterator[Record]:
+    """Yield the records of a source; a warning counts the broken ones."""
+    stats = BrokenSampleStats()
+    for index in range(len(source)):
+        try:
+            record = read_record(source, index)
+        except BrokenSample as error:
+            stats.add(1, [(error.cause, error.place)])
+        else:
+            yield record
+    if stats.counts:
+        logger.warning("%s: broken and left out: %s", source.name, stats)
 
 
 def read_pixels(

@@ -149,5 +149,5 @@ def _feature(example: dict[str, Any], path: str) -> Any:
 def _plain(value: Any) -> Any:
     """Convert bytes to str and numpy scalars to Python numbers."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
+        return value.decode("utf-8")
     return value.item() if isinstance(value, np.generic) else value

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from blip2_jax.data.sources.base import BrokenSample
+from blip2_jax.data.sources.reading import readable_records
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.text.prompts import QUESTION_PROMPT
 from blip2_jax.data.text.tokenizers import clean_caption, clean_question
@@ -72,17 +72,13 @@ def save_tokenizer(
 def training_texts(specs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the cleaned captions and the prompted questions with each of their answers.
 
-    Records that cannot be read are skipped.
+    Records that cannot be read are left out; a warning counts them.
 
     Args:
       specs: source specs (see `sources.registry`).
     """
     for source in map(build_source, specs):
-        for index in range(len(source)):
-            try:
-                record = source.record(index)
-            except BrokenSample:
-                continue
+        for record in readable_records(source):
             # Without and with the leading space that a caption behind a prompt has.
             for caption in map(clean_caption, record.captions):
                 yield from (caption, f" {caption}")
