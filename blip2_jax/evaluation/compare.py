@@ -70,8 +70,13 @@ class Table:
     def markdown(self) -> str:
         """Format the table as Markdown."""
         lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
-        cells = ([text.replace("|", "\\|") for text in line] for line in lines)
+        cells = (map(markdown_text, line) for line in lines)
         return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def markdown_text(text: str) -> str:
+    """Return text for one line or cell of Markdown, which may contain HTML."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
 
 
 def read_entries(paths: Sequence[pathlib.Path]) -> list[Entry]:

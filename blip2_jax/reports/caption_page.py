@@ -12,8 +12,9 @@ from numpy import ndarray as Array
 
 from blip2_jax.evaluation.examples import Example
 from blip2_jax.reports.images import jpeg_tag
+from blip2_jax.reports.markup import Html, element
 from blip2_jax.reports.record_images import RecordImages
-from blip2_jax.reports.template import escape, render_list, render_note, render_page
+from blip2_jax.reports.template import render_list, render_note, render_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,14 @@ def draw_captioned(
     return captioned
 
 
-def _card(image: CaptionedImage) -> str:
-    return (
-        f"<div class=card><figure>{jpeg_tag(image.pixels, image.name)}</figure>"
-        f"<div><p class=said>{escape(image.caption)}</p>"
-        f"{render_list(image.references)}</div></div>"
+def _card(image: CaptionedImage) -> Html:
+    return element(
+        "div",
+        element("figure", jpeg_tag(image.pixels, image.name)),
+        element(
+            "div",
+            element("p", image.caption, class_="said"),
+            render_list(image.references),
+        ),
+        class_="card",
     )

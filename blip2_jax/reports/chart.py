@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+from blip2_jax.reports.markup import Html
+
 _COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 340, 200, 40, 24
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Html:
     """Draw a line chart as an <svg> element; both axes begin at zero.
 
     Args:
@@ -47,7 +49,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
         f'<text x="{_LEFT}" y="{_HEIGHT - 8}" font-weight="bold">'
         f"{html.escape(title)}</text>"
     )
-    return (
+    return Html(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" '
         f'font-family="system-ui" font-size="11">{axes}{"".join(parts)}</svg>'
     )

@@ -10,9 +10,10 @@ from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.evaluation.shapes_exam import Exam, RetrievalResult
 from blip2_jax.reports.chart import line_chart
 from blip2_jax.reports.images import png_tag
+from blip2_jax.reports.markup import Html, concatenate, element
 from blip2_jax.reports.template import (
-    escape,
     render_attention_maps,
+    render_list,
     render_note,
     render_page,
     render_table,
@@ -111,24 +112,29 @@ def demo_page(
     """
     maps = list(zip(exam.images, results["maps"], strict=False))[:SHOWN_MAPS]
     sections = [
-        ("What was measured", _score_table(scores) + render_note(duration)),
+        (
+            "What was measured",
+            concatenate([_score_table(scores), render_note(duration)]),
+        ),
         ("Captions and answers", _scenes(exam, results)),
         ("Retrieval", _searches(exam, results["retrieval/right"])),
         ("Where the queries look", render_attention_maps(maps, 96, 64)),
         ("Training", _curves(curves)),
     ]
-    lead = (
+    lead = Html(
         "<p>A Q-Former was trained between a frozen image encoder and two frozen "
         "language models, then examined on scenes that each hold a combination of "
         "size, colour and shape which <b>no training data contain</b>, neither images "
         "nor texts, those of the frozen models included. Scenes come in pairs of "
         "near-duplicates.</p>"
     )
-    body = [f"<h2>{title}</h2>\n{content}" for title, content in sections]
+    body = [
+        part for title, content in sections for part in (element("h2", title), content)
+    ]
     return render_page("BLIP-2 on a world of shapes", [lead, *body])
 
 
-def _score_table(scores: Sequence[DemoScore]) -> str:
+def _score_table(scores: Sequence[DemoScore]) -> Html:
     head = ("", "guess", "blank image", "another scene's", "the model")
     rows = [
         (
@@ -145,16 +151,17 @@ def _score_table(scores: Sequence[DemoScore]) -> str:
         "kind of question. Retrieval is by contrast, its best re-ranked by the "
         "matching head; half of the non-matching pairs are near-duplicates."
     )
-    return render_table(head, rows, main_column=4) + render_note(explanation)
+    table = render_table(head, rows, main_column=4)
+    return concatenate([table, render_note(explanation)])
 
 
-def _marked(text: str, right: bool, label: str = "") -> str:
+def _marked(text: str, right: bool, label: str = "") -> Html:
     """Render a text with a tick or a cross."""
     kind = "right" if right else "wrong"
-    return f"{escape(label)}<span class={kind}>{escape(text)}</span>"
+    return concatenate([label, element("span", text, class_=kind)])
 
 
-def _scenes(exam: Exam, results: Mapping[str, Any]) -> str:
+def _scenes(exam: Exam, results: Mapping[str, Any]) -> Html:
     """Render cards: an image, each model's caption, questions with answers."""
     cards = []
     for index in range(min(SHOWN_SCENES, len(exam.scenes))):
@@ -162,44 +169,46 @@ def _scenes(exam: Exam, results: Mapping[str, Any]) -> str:
         for key, name in NAMES.items():
             text = results[f"{key}/captions/right"].texts[index]
             right = parse_caption(text).describes(exam.scenes[index])
-            captions.append(f"<p>{_marked(text, right, f'{name}: ')}</p>")
+            captions.append(element("p", _marked(text, right, f"{name}: ")))
         answers = {
             NAMES[key]: results[f"{key}/answers/right"].texts[index]
             for key in ("opt", "t5")
         }
         questions = []
         for number, question in enumerate(exam.questions[index][:4]):
-            marked = " ".join(
+            marked = [
                 _marked(texts[number], texts[number] == question.answer, f"{name} ")
                 for name, texts in answers.items()
-            )
-            questions.append(f"<li>{escape(question.text)} {marked}</li>")
-        cards.append(
-            f"<div class=card>{png_tag(exam.images[index], 160)}"
-            f"<div>{''.join(captions)}<ul>{''.join(questions)}</ul></div></div>"
-        )
-    return f"<div class=cards>{''.join(cards)}</div>"
+            ]
+            questions.append(concatenate([question.text, *marked], " "))
+        image = png_tag(exam.images[index], 160)
+        texts_of_scene = element("div", *captions, render_list(questions))
+        cards.append(element("div", image, texts_of_scene, class_="card"))
+    return element("div", *cards, class_="cards")
 
 
-def _searches(exam: Exam, retrieval: RetrievalResult) -> str:
+def _searches(exam: Exam, retrieval: RetrievalResult) -> Html:
     """Render images with the three captions that rank first."""
     cards = []
     step = max(1, len(exam.scenes) // SHOWN_SEARCHES)
     for index in range(0, step * SHOWN_SEARCHES, step)[: len(exam.scenes)]:
-        hits = "".join(
-            f"<p>{_marked(exam.captions[hit], hit == index)} "
-            f"<small>{retrieval.similarity[index, hit]:.2f}</small></p>"
-            for hit in retrieval.order[index][:3]
-        )
+        hits = []
+        for hit in retrieval.order[index][:3]:
+            marked = _marked(exam.captions[hit], hit == index)
+            cosine = element("small", f"{retrieval.similarity[index, hit]:.2f}")
+            hits.append(element("p", marked, " ", cosine))
         image = png_tag(exam.images[index], 120)
-        cards.append(f"<div class=card>{image}<div>{hits}</div></div>")
-    return (
-        "<p>The three best captions of each image among all captions, with the cosine "
-        f"of the contrastive head.</p><div class=cards>{''.join(cards)}</div>"
+        cards.append(element("div", image, element("div", *hits), class_="card"))
+    explanation = (
+        "The three best captions of each image among all captions, with the cosine of "
+        "the contrastive head."
+    )
+    return concatenate(
+        [element("p", explanation), element("div", *cards, class_="cards")]
     )
 
 
-def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
     """Render a chart of the losses of each run."""
     charts = []
     for name, lines in curves.items():
@@ -210,5 +219,5 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             ]
             for key in losses
         }
-        charts.append(f"<figure>{line_chart(name, series)}</figure>")
-    return f"<div class=curves>{''.join(charts)}</div>"
+        charts.append(element("figure", line_chart(name, series)))
+    return element("div", *charts, class_="curves")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 
 import numpy as np
@@ -11,20 +10,22 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 from PIL import Image
 
+from blip2_jax.reports.markup import Html, element
 
-def png_tag(pixels: UInt8[Array, "height width 3"], width: int) -> str:
+
+def png_tag(pixels: UInt8[Array, "height width 3"], width: int) -> Html:
     """Make an <img> of a square image with a PNG inside."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     source = f"data:image/png;base64,{data}"
-    kind = " class=pixels" if pixels.shape[1] < width else ""  # sharp when enlarged
-    return f'<img{kind} alt="" width={width} height={width} src="{source}">'
+    sharp = {"class_": "pixels"} if pixels.shape[1] < width else {}  # when enlarged
+    return element("img", **sharp, alt="", width=width, height=width, src=source)
 
 
 def jpeg_tag(
     pixels: UInt8[Array, "height width 3"], name: str, width: int = 224
-) -> str:
+) -> Html:
     """Make an <img> with a JPEG inside, of at most twice the displayed width."""
     photo = Image.fromarray(pixels)
     photo.thumbnail((2 * width, 2 * width))
@@ -32,7 +33,7 @@ def jpeg_tag(
     photo.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     source = f"data:image/jpeg;base64,{data}"
-    return f'<img alt="{html.escape(name)}" width={width} src="{source}">'
+    return element("img", alt=name, width=width, src=source)
 
 
 def overlay(

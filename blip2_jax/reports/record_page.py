@@ -10,13 +10,13 @@ from blip2_jax.evaluation.breakdown import (
     best_and_worst,
     example_score,
 )
-from blip2_jax.evaluation.compare import Group, Table
+from blip2_jax.evaluation.compare import Group, Table, markdown_text
 from blip2_jax.evaluation.examples import Example
 from blip2_jax.reports.images import jpeg_tag
+from blip2_jax.reports.markup import Html, concatenate, element
 from blip2_jax.reports.record_images import RecordImages
 from blip2_jax.reports.template import (
     AttentionMaps,
-    escape,
     render_attention_maps,
     render_list,
     render_note,
@@ -39,13 +39,18 @@ def record_markdown(groups: Sequence[Group], tables: Mapping[str, Table]) -> str
     """
     parts = ["# Evaluations", INTERVALS_NOTE]
     for group in groups:
-        parts += [f"## {group.title}", compare.score_table(group).markdown()]
+        parts += [
+            f"## {markdown_text(group.title)}",
+            compare.score_table(group).markdown(),
+        ]
         paired = compare.difference_table(group)
         if paired:
-            parts.append(paired if isinstance(paired, str) else paired.markdown())
-        parts.append("\n".join(f"- {line}" for line in compare.group_notes(group)))
+            is_text = isinstance(paired, str)
+            parts.append(markdown_text(paired) if is_text else paired.markdown())
+        notes = compare.group_notes(group)
+        parts.append("\n".join(f"- {markdown_text(line)}" for line in notes))
     for title, table in tables.items():
-        parts += [f"## {title}", table.markdown()]
+        parts += [f"## {markdown_text(title)}", table.markdown()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,7 +72,7 @@ def record_page(
     """
     parts = [render_note(INTERVALS_NOTE)]
     for index, group in enumerate(groups):
-        parts += [f"<h2>{escape(group.title)}</h2>", _table(compare.score_table(group))]
+        parts += [element("h2", group.title), _table(compare.score_table(group))]
         paired = compare.difference_table(group)
         if paired:
             parts.append(
@@ -77,26 +82,26 @@ def record_page(
         render_examples = _searches if group.task == "retrieval" else _texts
         parts.append(render_examples(group, images.get(index), count))
     for title, table in tables.items():
-        parts += [f"<h2>{escape(title)}</h2>", _table(table)]
+        parts += [element("h2", title), _table(table)]
     for name, model_maps in maps.items():
-        parts.append(f"<h2>Where the queries look, {escape(name)}</h2>")
+        parts.append(element("h2", f"Where the queries look, {name}"))
         parts.append(render_attention_maps(model_maps))
     return render_page("Evaluations", parts)
 
 
-def _table(table: Table) -> str:
+def _table(table: Table) -> Html:
     return render_table(table.head, table.rows)
 
 
-def _image(images: RecordImages | None, key: str, width: int) -> str:
+def _image(images: RecordImages | None, key: str, width: int) -> Html:
     """Render the image of a record, or its name if there is no image."""
     pixels = images.find(key) if images else None
     if pixels is None:
-        return f"<span class=name>{escape(key)}</span>"
+        return element("span", key, class_="name")
     return jpeg_tag(pixels, key, width)
 
 
-def _texts(group: Group, images: RecordImages | None, count: int) -> str:
+def _texts(group: Group, images: RecordImages | None, count: int) -> Html:
     """Render cards of the images or questions with the best and worst texts."""
     unit = group.entries[0].examples[0]["unit"] if group.entries[0].examples else ""
     selected = best_and_worst(group, count, unit)
@@ -107,28 +112,21 @@ def _texts(group: Group, images: RecordImages | None, count: int) -> str:
         for index in indices:
             examples = [column[index] for column in aligned_examples(group)]
             first = examples[0]
-            question = (
-                f"<p>{escape(first['question'])}</p>" if "question" in first else ""
-            )
-            texts = "".join(map(_text, names, examples))
-            cards.append(
-                f"<div class=card>{_image(images, first['key'], 200)}"
-                f"<div>{question}{texts}{_references(first)}</div></div>"
-            )
-        sections.append(f"<h3>{title}</h3><div class=cards>{''.join(cards)}</div>")
-    return "".join(sections) if selected.best else ""
+            question = [element("p", e["question"]) for e in [first] if "question" in e]
+            texts = [*question, *map(_text, names, examples), _references(first)]
+            image = _image(images, first["key"], 200)
+            cards.append(element("div", image, element("div", *texts), class_="card"))
+        sections += [element("h3", title), element("div", *cards, class_="cards")]
+    return concatenate(sections if selected.best else [])
 
 
-def _text(name: str, example: Example) -> str:
+def _text(name: str, example: Example) -> Html:
     score = example_score(example)
     label = name if score is None else f"{name} {score:.0f}"
-    return (
-        f"<p><span class=said>{escape(example['said'])}</span> "
-        f"<span class=name>{escape(label)}</span></p>"
-    )
+    return _said(example, label)
 
 
-def _references(example: Example) -> str:
+def _references(example: Example) -> Html:
     """Render people's texts; equal ones once, with their number."""
     references = example["references"]
     counts = {text: references.count(text) for text in references}
@@ -137,16 +135,22 @@ def _references(example: Example) -> str:
     )
 
 
-def _searches(group: Group, images: RecordImages | None, count: int) -> str:
+def _searches(group: Group, images: RecordImages | None, count: int) -> Html:
     """Render the best and worst searches of the first entry, from texts and images."""
     first = group.entries[0]
     sections = [render_note(f"Searches of {first.name}; right answers are green.")]
     for unit, render in (("text", _text_search), ("image", _image_search)):
         selected = best_and_worst(Group(group.task, [first]), count, unit)
         for title, indices in (("best", selected.best), ("worst", selected.worst)):
-            rows = "".join(render(first.examples[index], images) for index in indices)
-            sections.append(f"<h3>From {unit}s, {title}</h3>{rows}")
-    return "".join(sections)
+            sections.append(element("h3", f"From {unit}s, {title}"))
+            sections += [render(first.examples[index], images) for index in indices]
+    return concatenate(sections)
+
+
+def _said(example: Example, label: str) -> Html:
+    """Render what a model or a person said, with a label."""
+    said = element("span", example["said"], class_="said")
+    return element("p", said, " ", element("span", label, class_="name"))
 
 
 def _ranks(example: Example) -> str:
@@ -154,27 +158,22 @@ def _ranks(example: Example) -> str:
     return f"rank of the first right answer: {', '.join(ranks)}"
 
 
-def _hit_class(hit: Mapping[str, object]) -> str:
-    return "right" if hit["right"] else "wrong"
+def _hit(name: str, hit: Mapping[str, object], content: object) -> Html:
+    """Render a search result as an element whose class says if it is right."""
+    return element(name, content, class_="right" if hit["right"] else "wrong")
 
 
-def _text_search(example: Example, images: RecordImages | None) -> str:
-    figures = "".join(
-        f"<figure class={_hit_class(hit)}>{_image(images, hit['key'], 150)}</figure>"
-        for hit in example["found"]
-    )
-    return (
-        f"<p><span class=said>{escape(example['said'])}</span> "
-        f"<span class=name>{_ranks(example)}</span></p><div class=row>{figures}</div>"
-    )
+def _text_search(example: Example, images: RecordImages | None) -> Html:
+    figures = [
+        _hit("figure", hit, _image(images, hit["key"], 150)) for hit in example["found"]
+    ]
+    row = element("div", *figures, class_="row")
+    return concatenate([_said(example, _ranks(example)), row])
 
 
-def _image_search(example: Example, images: RecordImages | None) -> str:
-    hits = "".join(
-        f"<li class={_hit_class(hit)}>{escape(hit['text'])}</li>"
-        for hit in example["found"]
-    )
-    return (
-        f"<div class=card>{_image(images, example['key'], 150)}<div>"
-        f"<p class=name>{_ranks(example)}</p><ul>{hits}</ul></div></div>"
-    )
+def _image_search(example: Example, images: RecordImages | None) -> Html:
+    hits = [_hit("li", hit, hit["text"]) for hit in example["found"]]
+    ranks = element("p", _ranks(example), class_="name")
+    image = _image(images, example["key"], 150)
+    texts = element("div", ranks, element("ul", *hits))
+    return element("div", image, texts, class_="card")

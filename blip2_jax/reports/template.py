@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.reports.images import overlay, png_tag
+from blip2_jax.reports.markup import Html, concatenate, element
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto;
@@ -50,69 +50,81 @@ span.wrong::before { content: "\\2717 "; }
 AttentionMaps = tuple[UInt8[Array, "height width 3"], Float[Array, "Q grid grid"]]
 
 
-def render_page(title: str, parts: Iterable[str]) -> str:
+# The page needs no script and nothing from the network: neither may it have them.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def render_page(title: str, parts: Iterable[Any]) -> str:
     """Render a complete HTML file.
 
     Args:
       title: of the page, as plain text.
-      parts: of the body after the title, as HTML.
+      parts: of the body after the title: `Html`, or text that is escaped.
     """
-    body = "\n".join(parts)
+    body = concatenate([element("h1", title), *parts], "\n")
     return (
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
+        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">\n'
         "<meta name=viewport content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f"{element('title', title)}\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-def escape(text: Any) -> str:
-    """Escape text for HTML."""
-    return html.escape(str(text))
+def render_note(text: str) -> Html:
+    """Render a remark."""
+    return element("p", text, class_="note")
 
 
-def render_note(text: str) -> str:
-    """Render a remark, given as plain text."""
-    return f"<p class=note>{escape(text)}</p>"
-
-
-def render_list(texts: Iterable[str]) -> str:
-    """Render a list of plain texts."""
-    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
+def render_list(items: Iterable[Any]) -> Html:
+    """Render a list of texts or of `Html`."""
+    return element("ul", *(element("li", item) for item in items))
 
 
 def render_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], main_column: int | None = None
-) -> str:
-    """Render a table of plain texts; the cells of `main_column` are bold."""
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=main' if column == main_column else ''}>{escape(cell)}</td>"
-            for column, cell in enumerate(row)
+) -> Html:
+    """Render a table of texts; the cells of `main_column` are bold."""
+    body = [
+        element(
+            "tr",
+            *(
+                element("td", cell, **_class("main" if column == main_column else ""))
+                for column, cell in enumerate(row)
+            ),
         )
-        + "</tr>"
         for row in rows
+    ]
+    cells = [element("th", cell) for cell in head]
+    return element(
+        "table",
+        element("thead", element("tr", *cells)),
+        element("tbody", *body),
     )
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _class(name: str) -> dict[str, str]:
+    return {"class_": name} if name else {}
 
 
 def render_attention_maps(
     maps: Iterable[AttentionMaps], image_width: int = 130, map_width: int = 80
-) -> str:
+) -> Html:
     """Render a row per image: the image, then the attention of each query."""
     rows = []
     for image, queries in maps:
-        figures = [f"<figure>{png_tag(image, image_width)}</figure>"]
+        figures = [element("figure", png_tag(image, image_width))]
         figures += [
-            f"<figure>{png_tag(overlay(image, weights), map_width)}"
-            f"<figcaption>{number}</figcaption></figure>"
+            element(
+                "figure",
+                png_tag(overlay(image, weights), map_width),
+                element("figcaption", number),
+            )
             for number, weights in enumerate(queries, 1)
         ]
-        rows.append(f"<div class=row>{''.join(figures)}</div>")
+        rows.append(element("div", *figures, class_="row"))
     explanation = (
         "Cross-attention of each query, averaged over blocks and heads; bright where "
         "the query attends."
     )
-    return render_note(explanation) + "".join(rows)
+    return concatenate([render_note(explanation), *rows])
