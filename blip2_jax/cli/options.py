@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -111,6 +112,7 @@ def run_command(
     try:
         arguments = parser.parse_args(argv)
         quiet_libraries()
+        _escape_unprintable()
         code = run(arguments)
         sys.stdout.flush()  # a closed pipe is an error here, not at exit
     except (Exception, KeyboardInterrupt) as error:
@@ -118,6 +120,12 @@ def run_command(
             raise
         return report_error(error)
     return code
+
+
+def _escape_unprintable() -> None:
+    """Print characters that the encoding of stdout lacks as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from blip2_jax.metrics.quiet_programs import quiet_programs
+
 Captions = dict[Any, list[str]]
 
 _LAST = "lastcaption"  # a word that the tokenizer leaves as it is
@@ -74,9 +76,13 @@ def check_scores(scores: Sequence[float], count: int) -> None:
 
 @contextlib.contextmanager
 def java_errors(program: str) -> Iterator[None]:
-    """Raise a RuntimeError that names the program for every error of the block."""
+    """Raise a RuntimeError that names the program for every error of the block.
+
+    What the program writes to the terminal is shown after an error only.
+    """
     try:
-        yield
+        with quiet_programs():
+            yield
     except Exception as error:
         raise RuntimeError(
             f"{program} (a Java program of pycocoevalcap) failed: "

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import subprocess
 import sys
 
@@ -174,6 +175,18 @@ def test_no_traceback(line, bad, capsys):
 
 def test_every_command_has_a_bad_command_line():
     assert {line.split(" ")[1] for line in BAD_COMMAND_LINES} == set(COMMANDS)
+
+
+def test_texts_that_a_terminal_cannot_show_are_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+
+    def run(arguments: argparse.Namespace) -> int:
+        print("caf\xe9 \u2026")
+        return 0
+
+    assert run_command(CommandParser("test", ""), run, []) == 0
+    assert terminal.buffer.getvalue() == b"caf\xe9 \\u2026\n"
 
 
 def test_a_reader_that_closes_the_pipe_ends_the_command_quietly():

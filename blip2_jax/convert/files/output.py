@@ -105,12 +105,14 @@ def write_json(path: pathlib.Path, content: object) -> None:
 def progress(items: Iterable[T], description: str) -> Iterable[T]:
     """Iterate with a progress bar on standard error if that is a terminal."""
     total = len(items) if isinstance(items, Sized) else None
+    console = rich.console.Console(file=sys.stderr)
     return rich.progress.track(
         items,
         description,
         total=total,
-        console=rich.console.Console(file=sys.stderr),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # otherwise it ends with an empty line
     )
 
 
