@@ -19,8 +19,9 @@ def quiet_programs() -> Iterator[None]:
     If the block raises an error, the output is written to stderr: it says why the
     program failed.
     """
+    sys.stdout.flush()
+    sys.stderr.flush()
     with tempfile.TemporaryFile() as log, contextlib.redirect_stdout(io.StringIO()):
-        sys.stderr.flush()
         saved = {number: os.dup(number) for number in (_STDOUT, _STDERR)}
         failed = True
         try:

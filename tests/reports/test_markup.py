@@ -44,7 +44,7 @@ def check(page, at_least):
     sources = [value for name, value in parser.attributes if name == "src"]
     assert all(value.startswith("data:image/") for value in sources)
     values = [value for _, value in parser.attributes if value]
-    shown = sum(text.count(EVIL) for text in [*parser.texts, *values])
+    shown = sum(text.count("<script>") for text in [*parser.texts, *values])
     assert shown >= at_least
 
 
@@ -90,7 +90,7 @@ SEARCHES = [
         "unit": "image",
         "id": 0,
         "key": EVIL,
-        "ranks": {EVIL: 0},
+        "ranks": {"itm": 0, EVIL: 0},
         "found": [{"text": EVIL, "right": True}],
     },
     {
@@ -98,7 +98,7 @@ SEARCHES = [
         "id": 0,
         "owner": 0,
         "said": EVIL,
-        "ranks": {EVIL: 0},
+        "ranks": {"itm": 0, EVIL: 0},
         "found": [{"key": EVIL, "right": False}],
     },
 ]
@@ -109,9 +109,10 @@ SEARCHES = [
     ("task", "examples"), [("vqa", [QUESTION]), ("retrieval", SEARCHES)]
 )
 def test_a_report_shows_hostile_texts(tmp_path, task, examples, images):
+    examples = [example | {"id": n} for example in examples for n in range(2)]
     groups = entries_of(tmp_path, task, examples)
     tables = question_type_tables(groups)
-    check(record_page(groups, tables, images, {EVIL: []}, 1), 12)
+    check(record_page(groups, tables, images, {EVIL: []}, 1), 20)
     markdown = record_markdown(groups, tables)
     assert "<" not in markdown and "\n| [a](b)" not in markdown
 
