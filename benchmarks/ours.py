@@ -67,7 +67,7 @@ class Generation(Machine):
         self._read = functools.partial(generator.prefill_language_model, model)
         self._write = lambda params, read, weights: (
             generator.decode_with_language_model(
-                model, params, *read, decoding, eos_id=end, weights=weights
+                model, params, read[0], read[1], decoding, eos_id=end, weights=weights
             ).ids
         )
         self._weights = None

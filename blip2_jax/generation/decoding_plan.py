@@ -8,11 +8,11 @@ or numbers of tokens compile nothing.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from numpy import ndarray as Array
+from jaxtyping import Array, Bool, Float, Int
 
 from blip2_jax.generation.decoding_config import DecodingConfig
 
@@ -97,17 +97,18 @@ def split_config(
         candidates=_candidates(config.top_k) if samples else 0,
         uses_top_p=samples and bool(config.top_p < 1),
     )
-    divisors = _divisors(config, slots + 2)
+    divisors: Any = _divisors(config, slots + 2)
+    scalar: Any = np.asarray  # arrays of NumPy become those of JAX in the program
     values = DecodingValues(
-        max_new_tokens=np.int32(config.max_new_tokens),
-        min_new_tokens=np.int32(config.min_new_tokens),
-        repetition_penalty=np.float32(config.repetition_penalty),
-        temperature=np.float32(config.temperature),
-        top_k=np.int32(min(config.top_k, np.iinfo(np.int32).max)),
-        dropped_share=np.float32(1.0 - float(config.top_p)),
+        max_new_tokens=scalar(config.max_new_tokens, np.int32),
+        min_new_tokens=scalar(config.min_new_tokens, np.int32),
+        repetition_penalty=scalar(config.repetition_penalty, np.float32),
+        temperature=scalar(config.temperature, np.float32),
+        top_k=scalar(min(config.top_k, np.iinfo(np.int32).max), np.int32),
+        dropped_share=scalar(1.0 - float(config.top_p), np.float32),
         divisors=divisors,
         stop_divisors=_stop_divisors(config, divisors),
-        stops_early=np.bool_(config.early_stopping not in (False, "never")),
+        stops_early=scalar(config.early_stopping not in (False, "never"), np.bool_),
     )
     return plan, values
 
@@ -118,7 +119,7 @@ def _candidates(top_k: int) -> int:
     return max(MIN_CANDIDATES, 1 << (int(top_k) - 1).bit_length())
 
 
-def _divisors(config: DecodingConfig, count: int) -> Float[Array, " lengths"]:
+def _divisors(config: DecodingConfig, count: int) -> Float[np.ndarray, " lengths"]:
     """Return length ** length_penalty for lengths below `count`, in fp32."""
     lengths = np.maximum(np.arange(count), 1)  # no sequence has length 0
     powers = lengths.astype(np.float64) ** float(config.length_penalty)
@@ -126,8 +127,8 @@ def _divisors(config: DecodingConfig, count: int) -> Float[Array, " lengths"]:
 
 
 def _stop_divisors(
-    config: DecodingConfig, divisors: Float[Array, " N+2"]
-) -> Float[Array, " N+1"]:
+    config: DecodingConfig, divisors: Float[np.ndarray, " N+2"]
+) -> Float[np.ndarray, " N+1"]:
     """Return the divisors of open beams: of their length, or of the longest one."""
     start = config.start_tokens
     if config.early_stopping == "never" and config.length_penalty > 0:

@@ -286,8 +286,9 @@ class Blip2Generator(Blip2):
         keys: Key[jax.Array, " B"] | None = None,
     ) -> Decoded:
         """Generate tokens with the language model."""
+        ids, mask = prompt_arrays[:2]
         history = repetition_history(
-            self._language_model_config, *prompt_arrays[:2], config.convention
+            self._language_model_config, ids, mask, config.convention
         )
         images, (ids, mask, *question), history = sharding.place_rows_like(
             self.params, (images, prompt_arrays, history)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
@@ -17,18 +17,18 @@ import jax
 # are compiled again, or read from JAX's compilation cache.
 MAX_PROGRAMS = 32
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def compile_function(*, static: Sequence[str]) -> Callable[[F], F]:
+def compile_function(
+    *, static: Sequence[str]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a decorator that compiles a function and bounds its programs.
 
     Args:
       static: names of the static arguments.
     """
 
-    def decorate(function: F) -> F:
-        compiled = jax.jit(function, static_argnames=tuple(static))
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled: Any = jax.jit(function, static_argnames=tuple(static))
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -37,6 +37,6 @@ def compile_function(*, static: Sequence[str]) -> Callable[[F], F]:
             return compiled(*args, **kwargs)
 
         call.compiled = compiled  # type: ignore[attr-defined]
-        return call  # type: ignore[return-value]
+        return call
 
     return decorate

@@ -115,11 +115,11 @@ class Blip2Retriever(Blip2):
         Each image and each text is encoded once. Features are held for one batch of
         images at a time.
         """
-        vectors = self._run_batches(embeddings.text_vectors, ids, mask)["vectors"]
+        vectors: Any = self._run_batches(embeddings.text_vectors, ids, mask)["vectors"]
         itc, itm = [], []
         for batch, _ in inputs.batches(len(images), self.batch_size):
             rows = self._encode_images(images[batch])
-            queries = self._run_batches(embeddings.image_features, rows)
+            queries: Any = self._run_batches(embeddings.image_features, rows)
             itc.append(
                 np.asarray(max_query_similarity(queries["image_embeds_proj"], vectors))
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import time
+from typing import Any
 
 import jax
 
@@ -46,7 +47,7 @@ def enable_compile_cache(directory: str | None = None, configured: str = "") -> 
 
 def is_enabled() -> bool:
     """Return True if compiled programs are kept for later processes."""
-    settings = jax.config
+    settings: Any = jax.config
     return bool(
         settings.jax_compilation_cache_dir and settings.jax_enable_compilation_cache
     )

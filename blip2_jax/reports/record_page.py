@@ -45,8 +45,9 @@ def record_markdown(groups: Sequence[Group], tables: Mapping[str, Table]) -> str
         ]
         paired = compare.difference_table(group)
         if paired:
-            is_text = isinstance(paired, str)
-            parts.append(markdown_text(paired) if is_text else paired.markdown())
+            parts.append(
+                markdown_text(paired) if isinstance(paired, str) else paired.markdown()
+            )
         notes = compare.group_notes(group)
         parts.append("\n".join(f"- {markdown_text(line)}" for line in notes))
     for title, table in tables.items():
