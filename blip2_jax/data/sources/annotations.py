@@ -18,9 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxtyping import UInt8
-from numpy import ndarray as Array
-
 from blip2_jax.data.sources.base import BrokenSample, Question
 from blip2_jax.data.sources.checked_rows import (
     RecordsSource,
@@ -68,16 +65,6 @@ class AnnotationsSource(RecordsSource):
         rows = (row for name in paths for row in _read(name, splits))
         super().__init__(group_by_image(rows))
 
-    def load_image(
-        self, index: int, at_least: int = 0
-    ) -> UInt8[Array, "height width 3"]:
-        """Load the image of a record; see `Source`."""
-        return self._files.load(self.record(index).key, at_least)
-
-    def check_image(self, index: int) -> None:
-        """Check that the image file exists; see `Source`."""
-        self._files.check(self.record(index).key)
-
 
 def _read(path: str, splits: Sequence[str]) -> _Rows:
     """Read the rows of a file in any of the layouts."""
@@ -109,7 +96,7 @@ def _has_list(content: Any, key: str) -> bool:
 def _lavis_row(item: Any) -> Row:
     """Convert a row of the LAVIS layout."""
     row = take_mapping(item)
-    questions = ()
+    questions: tuple[Question, ...] = ()
     if "question" in row:
         question_id = take_id(row.get("question_id"), "question_id")
         answers = take_texts(row.get("answer", ()), "answer")

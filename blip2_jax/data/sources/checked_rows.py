@@ -14,6 +14,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from jaxtyping import UInt8
+from numpy import ndarray as Array
+
 from blip2_jax.data.sources.base import (
     BrokenSample,
     Question,
@@ -210,8 +213,8 @@ def _join(index: int, rows: Sequence[Row]) -> Record:
 class RecordsSource(Source):
     """A source whose records are in memory, those of malformed rows included.
 
-    Subclasses set `name`, `_files` if they have image files, and implement
-    `load_image`.
+    Subclasses set `name`, and `_files` if the images are files named by the records'
+    keys.
     """
 
     _files: ImageFiles | None = None
@@ -230,6 +233,19 @@ class RecordsSource(Source):
             # A new exception: one that is raised again and again collects tracebacks.
             raise BrokenSample(record.cause, record.key, record.detail)
         return record
+
+    def load_image(
+        self, index: int, at_least: int = 0
+    ) -> UInt8[Array, "height width 3"]:
+        """Load the image of a record; see `Source`."""
+        if self._files is None:
+            return super().load_image(index, at_least)
+        return self._files.load(self.record(index).key, at_least)
+
+    def check_image(self, index: int) -> None:
+        """Check that the image is a file; see `Source`."""
+        if self._files is not None:
+            self._files.check(self.record(index).key)
 
     def content(self) -> Digests:
         """Return digests of all texts and of the image files; see `Source`."""

@@ -11,9 +11,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import UInt8
-from numpy import ndarray as Array
-
 from blip2_jax.data.sources.base import Question
 from blip2_jax.data.sources.checked_rows import (
     RecordsSource,
@@ -80,7 +77,6 @@ class TableSource(RecordsSource):
 
     kind: str
     title: str
-    _files: ImageFiles
 
     def __init__(
         self,
@@ -117,16 +113,6 @@ class TableSource(RecordsSource):
           FileNotFoundError: the file does not exist.
           ValueError: the file has another format.
         """
-
-    def load_image(
-        self, index: int, at_least: int = 0
-    ) -> UInt8[Array, "height width 3"]:
-        """Load the image of a record; see `Source`."""
-        return self._files.load(self.record(index).key, at_least)
-
-    def check_image(self, index: int) -> None:
-        """Check that the image is a file; see `Source`."""
-        self._files.check(self.record(index).key)
 
 
 def select_splits(

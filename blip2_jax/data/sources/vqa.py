@@ -77,9 +77,8 @@ class VqaSource(RecordsSource):
             Record(image_name.format(image), index, (), tuple(image_questions), image)
             for index, (image, image_questions) in enumerate(by_image.items())
         ]
-        super().__init__(records + broken)
+        super().__init__([*records, *broken])
         self.left_out = left_out
-        self._files = None
         self._images: Source | None = None
         if isinstance(images, str):
             self._files = ImageFiles(images, remap)
@@ -93,16 +92,15 @@ class VqaSource(RecordsSource):
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
-        if self._files is not None:
-            return self._files.load(self.record(index).key, at_least)
+        if self._images is None:
+            return super().load_image(index, at_least)
         source, row = self._image_row(index)
         return source.load_image(row, at_least)
 
     def check_image(self, index: int) -> None:
         """Check that the image is there; see `Source`."""
-        if self._files is not None:
-            self._files.check(self.record(index).key)
-        else:
+        super().check_image(index)
+        if self._images is not None:
             source, row = self._image_row(index)
             source.check_image(row)
 
