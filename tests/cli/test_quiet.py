@@ -63,17 +63,16 @@ def test_commands_on_a_model(tmp_path):
             [*caption, "run", "--question", "what is red?"],
             ["convert", "--model=run", "--to=huggingface", "--out=exported"],
             ["convert", "--model=exported", "--to=blip2_jax", "--out=converted"],
-            [*caption, "exported"],
             evaluate,
             ["report", "r.json", "--out=report"],
         ],
     )
-    assert len(lines) == 4 and all(line.startswith("Compiling… (") for line in lines)
+    assert len(lines) == 3 and all(line.startswith("Compiling… (") for line in lines)
 
 
 @pytest.mark.slow
 def test_training(tmp_path):
-    options = ["--workdir=run", "--config.steps=2", "--config.data.workers=0"]
+    options = ["--workdir=run", "--config.steps=5", "--config.data.workers=0"]
     config = f"--config={SUPPORT / 'tiny_experiment.py'}:stage1"
     lines = stderr_of(tmp_path, [["train", config, *options]])
     starts = [line.split()[0] for line in lines]
