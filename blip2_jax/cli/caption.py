@@ -1,5 +1,6 @@
 r"""Caption images, answer questions about them or score texts against them.
 
+    blip2-jax caption --model shapes --image shapes:0 shapes:1
     blip2-jax caption --model RUN --image a.jpg b.jpg
     blip2-jax caption --model RUN --image a.jpg --prompt "a photo of"
     blip2-jax caption --model RUN --image a.jpg --question "what is red?"
@@ -69,8 +70,8 @@ def make_parser() -> CommandParser:
         "--model",
         required=True,
         metavar="PATH",
-        help="directory of a run, converted or Hugging Face folder, LAVIS file, or "
-        "ORG/NAME of the Hugging Face hub",
+        help="directory of a run, converted or Hugging Face folder, LAVIS file, "
+        "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
     )
     add_model_options(parser)
     parser.add_argument(
@@ -97,7 +98,10 @@ def make_parser() -> CommandParser:
 def _add_input_options(parser: CommandParser) -> None:
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument(
-        "--image", nargs="+", metavar="FILE", help="image files or URLs"
+        "--image",
+        nargs="+",
+        metavar="FILE",
+        help="image files, URLs, or example pictures: shapes:0, shapes:1, ...",
     )
     images.add_argument(
         "--features", metavar="FILE.npy", help="features, [P, D] or [B, P, D]"

@@ -3,10 +3,12 @@
     blip2-jax demo
     blip2-jax demo --workdir runs/demo_bfloat16 --precision bfloat16 --seed 1
 
-Trains stage 1, then stage 2 with an OPT and with a T5 (at the same time on a CPU of
-several cores), and evaluates all three on scenes whose combinations of attributes occur
-in no training data. Prints one table and writes `report.html` and `results.json` to the
-directory. Runs that the directory holds are continued, or used if they are complete.
+Begins with captions by the trained model of the package, `blip2_jax.load("shapes")`.
+Then trains stage 1, then stage 2 with an OPT and with a T5 (at the same time on a CPU
+of several cores), and evaluates all three on scenes whose combinations of attributes
+occur in no training data. Prints one table and writes `report.html` and `results.json`
+to the directory. Runs that the directory holds are continued, or used if they are
+complete.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from blip2_jax.cli.options import (
 
 LANGUAGE_MODELS = ("opt", "t5")
 STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
+EXAMPLES = 4  # pictures that the model of the package describes first
 EXAM_START = 10_000  # the recipes were developed on earlier scenes
 
 
@@ -92,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     if arguments.only:
         return train_one(arguments, arguments.only)
+    show_shipped_model(arguments.workdir)
     begin = time.monotonic()
     code, seconds = train_all(arguments)
     if code:
@@ -102,6 +106,30 @@ def run(arguments: argparse.Namespace) -> int:
     seconds["all"] = time.monotonic() - begin
     write_results(arguments, exam, results, seconds)
     return 0
+
+
+def show_shipped_model(directory: pathlib.Path) -> None:
+    """Print captions and answers by the model of the package, before any training.
+
+    Args:
+      directory: directory of `examples.png`, the pictures side by side.
+    """
+    import numpy as np
+    from PIL import Image
+
+    import blip2_jax
+
+    numbers = range(EXAMPLES)
+    large = [blip2_jax.example_image(number, size=256) for number in numbers]
+    Image.fromarray(np.hstack(large)).save(directory / "examples.png")
+    model = blip2_jax.load("shapes")
+    images = [blip2_jax.example_image(number) for number in numbers]
+    print(f"the model of the package, on {directory / 'examples.png'}:")
+    for caption in model.caption(images):
+        print(f"  {caption}")
+    question = "how many things are there?"
+    print(f"  {question} {', '.join(model.answer(images, question))}")
+    print("\ntraining such models:", flush=True)
 
 
 def train_all(arguments: argparse.Namespace) -> tuple[int, dict[str, float]]:

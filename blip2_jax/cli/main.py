@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "evaluate retrieval, captioning or visual question answering",
     "caption": "caption images, answer questions, score texts",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
+    "features": "compute the features of a data set's images with an image encoder",
     "plan": "estimate memory and time of a training step on other hardware",
     "report": "compare evaluations on a page",
     "demo": "train both stages on a small generated world and report",

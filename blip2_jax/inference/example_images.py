@@ -8,7 +8,7 @@ from numpy import ndarray as Array
 from PIL import Image
 
 from blip2_jax.data.shapes.render import render
-from blip2_jax.data.shapes.world import scene
+from blip2_jax.data.shapes.world import Scene, scene
 
 EXAMPLE_PREFIX = "shapes:"
 # The recipes were developed on earlier scenes, and none of them is trained on.
@@ -48,4 +48,10 @@ def example_pixels(name: str) -> UInt8[Array, "R R 3"]:
 def _draw(number: int, size: int) -> UInt8[np.ndarray, "R R 3"]:
     if number < 0:
         raise ValueError(f"number={number}: expected 0 or more")
-    return render(scene("heldout", FIRST_SCENE + number), size)
+    return render(example_scene(number), size)
+
+
+def example_scene(number: int) -> Scene:
+    """Return the scene of an example picture."""
+    # Neighbouring scenes are near-duplicates.
+    return scene("heldout", FIRST_SCENE + 2 * number)

@@ -36,6 +36,7 @@ from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.inference.shipped_models import SHIPPED_MODELS, open_shipped_model
 from blip2_jax.models import presets
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config
@@ -45,6 +46,9 @@ from blip2_jax.parallel import sharding
 from blip2_jax.parallel.files import read_json
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.trained_model import open_run
+
+# Fields of `ExtraWeights` that do not apply to complete models of this package.
+COMPLETE = ("vision", "language_model", "text_branch", "sizes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +93,10 @@ def load(
 
     Args:
       path: the directory of a run of this package (`--workdir` of training), a folder
-        that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, a LAVIS file, or
-        a name of the Hugging Face hub, such as "Salesforce/blip2-opt-2.7b" or
-        "hf://ORG/NAME@REVISION".
+        that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, a LAVIS file, a
+        name of the Hugging Face hub, such as "Salesforce/blip2-opt-2.7b" or
+        "hf://ORG/NAME@REVISION", or a model of this package: "shapes" or
+        "shapes_stage1".
       which: checkpoint of a run: "best" by evaluation (the last if there was no
         evaluation), "last" or a step.
       precision: "float32" or "bfloat16". None: a run computes as in training, and a
@@ -150,21 +155,12 @@ def open_model(
       SourceError: the path holds no model, or an option does not apply to it.
       CheckpointError, ConfigError, WeightsError: a run cannot be read.
     """
-    name, extra = str(path), extra_weights or ExtraWeights()
-    path = hub.local_path(path, *hub.TOKENIZER_FILES, *hub.TOKENIZER_FOLDERS)
-    if not path.exists():
-        raise FileNotFoundError(f"no file or folder {name!r}")
-    if is_run(path):
-        _refuse(extra, f"{name} is a run", ("text_branch", "sizes"))
-        towers = {"vision": extra.vision, "language_model": extra.language_model}
-        moved = {name: spec for name, spec in towers.items() if spec}
-        source = open_run(path, which, moved)
-    elif native_folder.is_native_folder(path):
-        options = ("vision", "language_model", "text_branch", "sizes")
-        _refuse(extra, f"{name} is a converted folder", options)
-        source = native_folder.read_folder(path)
+    extra = extra_weights or ExtraWeights()
+    if str(path) in SHIPPED_MODELS and not pathlib.Path(path).exists():
+        _refuse(extra, f"{path} is a model of the package", COMPLETE)
+        source = open_shipped_model(str(path))
     else:
-        source = _open_checkpoint(name, extra)
+        source = _open_path(path, extra, which)
     size = getattr(source.config.vision, "image_size", None)
     if extra.image_size not in (None, size):
         raise SourceError(
@@ -175,6 +171,27 @@ def open_model(
         qformer_tokenizer=extra.qformer_tokenizer or source.qformer_tokenizer,
         language_tokenizer=extra.language_tokenizer or source.language_tokenizer,
     )
+
+
+def _open_path(
+    spec: str | pathlib.Path, extra: ExtraWeights, which: str | int
+) -> ModelSource:
+    """Open the model in a file or folder, or of a name of the hub."""
+    path = hub.local_path(spec, *hub.TOKENIZER_FILES, *hub.TOKENIZER_FOLDERS)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no file or folder {str(spec)!r}; the models of the package are "
+            f"{', '.join(SHIPPED_MODELS)}"
+        )
+    if is_run(path):
+        _refuse(extra, f"{spec} is a run", ("text_branch", "sizes"))
+        towers = {"vision": extra.vision, "language_model": extra.language_model}
+        moved = {name: tower for name, tower in towers.items() if tower}
+        return open_run(path, which, moved)
+    if native_folder.is_native_folder(path):
+        _refuse(extra, f"{spec} is a converted folder", COMPLETE)
+        return native_folder.read_folder(path)
+    return _open_checkpoint(str(spec), extra)
 
 
 def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
@@ -217,14 +234,24 @@ def _refuse(extra: ExtraWeights, source: str, options: tuple[str, ...]) -> None:
 
 def _sizes(extra: ExtraWeights) -> Blip2Config | None:
     """Return the sizes that the user named; None if there are none."""
-    if not extra.sizes:
-        return None
-    if extra.sizes in presets.PRESETS:
-        return presets.PRESETS[extra.sizes]
-    file = pathlib.Path(extra.sizes)
+    return named_sizes(extra.sizes) if extra.sizes else None
+
+
+def named_sizes(name: str) -> Blip2Config:
+    """Return the sizes of a preset, or those in a JSON file.
+
+    Args:
+      name: name of a preset, or path of a file (see `presets.to_plain`).
+
+    Raises:
+      SourceError: there is no such preset or file, or the file holds no sizes.
+    """
+    if name in presets.PRESETS:
+        return presets.PRESETS[name]
+    file = pathlib.Path(name)
     if not file.is_file():
         raise SourceError(
-            f"sizes {extra.sizes!r} are neither a file nor a preset; the presets are "
+            f"sizes {name!r} are neither a file nor a preset; the presets are "
             f"{', '.join(presets.PRESETS)}"
         )
     try:

@@ -43,6 +43,9 @@ def test_demo_trains_evaluates_and_reports(tmp_path):
         done = demo(directory, "--steps=0.005", "--scenes=8")
         assert done.returncode == 0, done.stderr[-2000:]
         assert "image to text, first of 8" in done.stdout
+        assert (directory / "examples.png").exists()
+        before = done.stdout.partition("training such models")[0]
+        assert "small purple triangle" in before  # the model of the package
     results = json.loads((directory / "results.json").read_text())
     assert set(results["seconds"]) == {"stage1", "stage2", "evaluation", "all"}
     assert all(0 <= score <= 1 for score in results["scores"].values())

@@ -103,3 +103,25 @@ def test_captions(installed):
     options = ("--num_beams", "1", "--max_new_tokens", "2")
     text = run(installed, "caption", "--model", "run", "--image", "a.png", *options)
     assert text.startswith("a.png: ")
+
+
+def test_the_model_of_the_package(installed):
+    options = ("--num_beams", "1")
+    text = run(
+        installed, "caption", "--model", "shapes", "--image", "shapes:0", *options
+    )
+    assert text.startswith("shapes:0: ") and "small purple triangle" in text
+    code = (
+        "import blip2_jax\n"
+        "model = blip2_jax.load('shapes_stage1')\n"
+        "picture = blip2_jax.example_image(0)\n"
+        "print(model.match(picture, ['a red circle', 'a blue star'], pairs='all'))"
+    )
+    done = subprocess.run(
+        [installed / "environment" / "bin" / "python", "-c", code],
+        cwd=installed,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert "Match(itc=array([[" in done.stdout, done.stderr

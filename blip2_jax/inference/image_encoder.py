@@ -1,0 +1,160 @@
+"""An image encoder by itself: that of a BLIP-2 model, or one that models start from."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree, UInt8
+from numpy import ndarray as Array
+
+from blip2_jax.convert.detect import kind_of
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.native_folder import is_native_folder
+from blip2_jax.inference.load import named_sizes, open_model
+from blip2_jax.inference.shipped_models import SHIPPED_MODELS
+from blip2_jax.models import presets
+from blip2_jax.models.presets import Blip2Config, ViTConfig
+from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
+from blip2_jax.nn.precision import PRECISIONS
+from blip2_jax.nn.trees import unflatten
+from blip2_jax.training.checkpoints import is_run
+from blip2_jax.training.frozen import tower_weights
+from blip2_jax.training.tasks import model_config
+from blip2_jax.training.train_config import read_config
+from blip2_jax.training.trained_model import TASKS
+
+_PREFIX = "visual_encoder/"
+# Presets with the sizes of the encoders of the paper, by kind of file.
+_PRESETS = {
+    "eva": "pretrain",
+    "clip": "pretrain_vitL",
+    "clip_huggingface": "pretrain_vitL",
+}
+
+
+class ImageEncoder:
+    """A frozen image encoder with its parameters.
+
+    Attributes:
+      config: its sizes.
+      params: its parameters.
+    """
+
+    def __init__(self, config: ViTConfig, params: PyTree, precision: str = "float32"):
+        """Place the parameters on the first device.
+
+        Args:
+          config: sizes.
+          params: parameters of the `VisionTransformer`.
+          precision: "float32" or "bfloat16".
+
+        Raises:
+          ValueError: there is no such precision.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
+        self.config = config
+        self._dtype = jnp.dtype(precision)
+        self.params = jax.device_put(
+            jax.tree.map(lambda leaf: np.asarray(leaf).astype(self._dtype), params)
+        )
+
+    def encode(self, images: UInt8[Array, "B R R 3"]) -> Float[jax.Array, "B P D"]:
+        """Compute the features that a model trained on features reads.
+
+        Args:
+          images: images of the encoder's size.
+        """
+        return _encode(self.config, self._dtype, self.params, images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    config: ViTConfig, dtype: Any, params: PyTree, images: UInt8[jax.Array, "B R R 3"]
+) -> Float[jax.Array, "B P D"]:
+    module = VisionTransformer(config, dtype)
+    return module.apply({"params": params}, normalize_images(images))
+
+
+def open_image_encoder(
+    spec: str, sizes: str = "", precision: str = "float32"
+) -> ImageEncoder:
+    """Open an image encoder.
+
+    Args:
+      spec: a BLIP-2 model of any origin, a run that trained an image encoder, a file or
+        folder of EVA-CLIP or CLIP, or "shapes:vision". As in BLIP-2, the last block of
+        EVA-CLIP and CLIP is left out (paper section 3.4).
+      sizes: preset or JSON file with the sizes of a bare encoder; "": those of the run,
+        of the shapes world, or of the paper's encoder of this kind.
+      precision: "float32" or "bfloat16".
+
+    Raises:
+      FileNotFoundError: there is no such file or folder.
+      SourceError: it holds no image encoder, or one of other sizes.
+    """
+    config = named_sizes(sizes) if sizes else _own_sizes(spec)
+    if config is None:
+        source = open_model(spec)
+        config, arrays = source.config, source.arrays
+    else:
+        arrays = tower_weights(spec, config)
+    if not isinstance(config.vision, ViTConfig):
+        raise SourceError(f"{spec} reads features and has no image encoder")
+    params = {
+        path.removeprefix(_PREFIX): arrays[path]
+        for path in arrays
+        if path.startswith(_PREFIX)
+    }
+    if not params:
+        raise SourceError(f"{spec} holds no image encoder")
+    return ImageEncoder(config.vision, unflatten(params), precision)
+
+
+def _own_sizes(spec: str) -> Blip2Config | None:
+    """Return the sizes of a bare encoder; None for a BLIP-2 model.
+
+    Raises:
+      SourceError: the file does not say its sizes.
+    """
+    if spec.startswith("shapes:"):
+        return presets.preset("shapes_small" if spec.endswith("_small") else "shapes")
+    if is_run(spec):
+        config = read_config(pathlib.Path(spec))
+        return None if config.task in TASKS else model_config(config.model)
+    if spec in SHIPPED_MODELS or is_native_folder(pathlib.Path(spec)):
+        return None
+    files = CheckpointFiles(spec)
+    kind = kind_of(files)
+    if kind == "blip2_jax":
+        raise SourceError(f"{spec} does not say its sizes: name a preset (--sizes)")
+    if kind == "clip_huggingface" and files.config:
+        vision = _clip_sizes(files.config.get("vision_config", files.config))
+        return Blip2Config(vision, presets.QFORMER_BASE)
+    return presets.preset(_PRESETS[kind]) if kind in _PRESETS else None
+
+
+def _clip_sizes(config: Mapping[str, Any]) -> ViTConfig:
+    """Return the sizes of a CLIP of Hugging Face, without its last block."""
+    from transformers import CLIPVisionConfig  # slow to import
+
+    theirs = CLIPVisionConfig.from_dict(dict(config))
+    return ViTConfig(
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers - 1,
+        heads=theirs.num_attention_heads,
+        mlp_dim=theirs.intermediate_size,
+        image_size=theirs.image_size,
+        patch_size=theirs.patch_size,
+        activation=theirs.hidden_act,
+        layer_norm_eps=theirs.layer_norm_eps,
+        key_bias=True,
+        patch_bias=False,
+        pre_norm=True,
+    )
