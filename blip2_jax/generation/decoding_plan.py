@@ -98,6 +98,7 @@ def split_config(
         uses_top_p=samples and bool(config.top_p < 1),
     )
     divisors: Any = _divisors(config, slots + 2)
+    stop_divisors: Any = _stop_divisors(config, divisors)
     scalar: Any = np.asarray  # arrays of NumPy become those of JAX in the program
     values = DecodingValues(
         max_new_tokens=scalar(config.max_new_tokens, np.int32),
@@ -107,7 +108,7 @@ def split_config(
         top_k=scalar(min(config.top_k, np.iinfo(np.int32).max), np.int32),
         dropped_share=scalar(1.0 - float(config.top_p), np.float32),
         divisors=divisors,
-        stop_divisors=_stop_divisors(config, divisors),
+        stop_divisors=stop_divisors,
         stops_early=scalar(config.early_stopping not in (False, "never"), np.bool_),
     )
     return plan, values
