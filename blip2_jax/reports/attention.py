@@ -44,8 +44,8 @@ def attention_maps_of_record(
     vision = model.model.config.vision
     has_features = isinstance(vision, FeaturesConfig)
     side = PIXELS if isinstance(vision, FeaturesConfig) else vision.image_size
-    specs, count = settings["data"], settings["max_examples"]
-    data = EvaluationSet(specs, side, count, max_broken_share=1.0)
+    specs, examples = settings["data"], settings["max_examples"]
+    data = EvaluationSet(specs, side, examples, max_broken_share=1.0)
     shown: dict[str, Array] = {}
     inputs: list[Array] = []
     for index, record in enumerate(data.records):
