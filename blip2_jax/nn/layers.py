@@ -47,6 +47,13 @@ def normal(std: float = INITIAL_STD) -> nn.initializers.Initializer:
     return nn.initializers.normal(std)
 
 
+def subtree(
+    name: str, shape: tuple[int, ...]
+) -> Callable[[PRNGKeyArray], dict[str, Array]]:
+    """Return an initialiser of a subtree that holds one normal matrix."""
+    return lambda key: {name: normal()(key, shape)}
+
+
 def scale_matrices(
     params: PyTree, factor: Callable[[tuple[str, ...]], float]
 ) -> PyTree:

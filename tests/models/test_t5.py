@@ -1,5 +1,6 @@
 """T5: equal to transformers; decoding equal to the full forward pass."""
 
+import dataclasses
 import functools
 
 import jax
@@ -188,3 +189,37 @@ def test_sizes(config, billions):
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert count / 1e9 == pytest.approx(billions, abs=6e-4)
+
+
+# (rows of the table, largest distance): usual and odd ones, then some at which XLA's
+# logarithm falls on the other side of an integer than torch's.
+BUCKETS = [(32, 128), (16, 32), (8, 10), (9, 64), (21, 80), (4, 3), (33, 4096)]
+BUCKETS += [(6, 81), (12, 81), (11, 135), (36, 243)]
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets_equal_transformers_for_every_distance(bidirectional):
+    """A logarithm in float32 can fall just below an integer."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers")
+    attention = transformers.models.t5.modeling_t5.T5Attention
+    for buckets, furthest in BUCKETS:
+        relative = np.arange(-furthest - 9, furthest + 9)
+        theirs = attention._relative_position_bucket(
+            torch.tensor(relative), bidirectional, buckets, furthest
+        )
+        ours = relative_buckets(
+            jnp.asarray(relative)[None],
+            bidirectional=bidirectional,
+            buckets=buckets,
+            max_distance=furthest,
+        )
+        np.testing.assert_array_equal(ours[0], theirs, f"{buckets} {furthest}")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"relative_buckets": 3}, {"relative_max_distance": 4}]
+)
+def test_impossible_buckets_are_refused(sizes):
+    with pytest.raises(ValueError, match=next(iter(sizes))):
+        dataclasses.replace(CONFIG, **sizes)

@@ -239,7 +239,7 @@ POSITIONS = "visual_encoder/position_embedding"
 
 def at_28_pixels(config):
     """Set the image encoder to four patches and the class token, of width 4."""
-    config.model.overrides = {"vision": {"image_size": 28, "width": 4}}
+    config.model.overrides = {"vision": {"image_size": 28, "width": 4, "heads": 2}}
     return config
 
 

@@ -1,8 +1,8 @@
 """OPT (Zhang et al. 2022): a decoder-only language model, frozen in BLIP-2.
 
-It has ReLU, a head tied to the token table, and learned positions that count only real
-tokens. All sizes are pre-norm except OPT-350m, which is post-norm, has no final norm
-and embeds tokens in a narrower space.
+It has ReLU, a head tied to the token table (unless `tied_head` is False), and learned
+positions that count only real tokens. All sizes are pre-norm except OPT-350m, which is
+post-norm, has no final norm and embeds tokens in a narrower space.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from blip2_jax.nn.kv_cache import (
     prefill_attention,
     step_attention,
 )
-from blip2_jax.nn.layers import Mlp, MultiHeadAttention, dense, layer_norm, normal
+from blip2_jax.nn.layers import (
+    Mlp,
+    MultiHeadAttention,
+    dense,
+    layer_norm,
+    normal,
+    subtree,
+)
 from blip2_jax.nn.masks import causal
 from blip2_jax.nn.precision import einsum_fp32
 from blip2_jax.nn.stack import Stack
@@ -141,12 +148,24 @@ class OPTEmbeddings(nn.Module):
         return embeds.astype(self.dtype) + table
 
     def logits(
-        self, hidden: Float[Array, "B T D"], on_cpu: bool = False
+        self,
+        hidden: Float[Array, "B T D"],
+        head: Float[Array, "E V"] | None,
+        on_cpu: bool = False,
     ) -> Float[Array, "B T V"]:
-        """Compute fp32 logits against the token table; `on_cpu` = by `cpu_decoding`."""
+        """Compute fp32 logits.
+
+        Args:
+          hidden: states after the final norm.
+          head: kernel of an untied head; None: the token table.
+          on_cpu: read the token table as `cpu_decoding` does.
+        """
         if self.config.embedding_width != self.config.width:
             hidden = self.project_out(hidden)
-        table, hidden = self.token.astype(self.dtype), hidden.astype(self.dtype)
+        hidden = hidden.astype(self.dtype)
+        if head is not None:
+            return einsum_fp32("bte,ev->btv", hidden, head.astype(self.dtype))
+        table = self.token.astype(self.dtype)
         if on_cpu:
             return matvec(table, hidden)
         return einsum_fp32("bte,ve->btv", hidden, table)
@@ -171,6 +190,9 @@ class OPT(nn.Module):
         self.blocks = self.param("blocks", self.stack.init, x, mask)
         if config.pre_norm:
             self.final_norm = layer_norm(LAYER_NORM_EPS, self.dtype)
+        if not config.tied_head:
+            shape = (config.embedding_width, config.vocab_size)
+            self.head = self.param("head", subtree("kernel", shape))
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
         """Look up token embeddings, in the compute dtype."""
@@ -193,7 +215,8 @@ class OPT(nn.Module):
         """Compute fp32 next-token logits from the output of `hidden`."""
         if self.config.pre_norm:
             hidden = self.final_norm(hidden)
-        return self.embeddings.logits(hidden, on_cpu)
+        head = None if self.config.tied_head else self.head["kernel"]
+        return self.embeddings.logits(hidden, head, on_cpu)
 
     def training_logits(
         self,

@@ -32,7 +32,7 @@ from blip2_jax.nn.kv_cache import (
     init_generated,
     slot_times,
 )
-from blip2_jax.nn.layers import normal
+from blip2_jax.nn.layers import normal, subtree
 from blip2_jax.nn.masks import causal, padding
 from blip2_jax.nn.precision import einsum_fp32
 from blip2_jax.nn.stack import Stack
@@ -161,8 +161,8 @@ class T5(nn.Module):
         self.encoder = stack(config.depth, causal=False)
         self.decoder = stack(config.decoder_depth or config.depth, causal=True)
         table = (config.vocab_size, config.width)
-        self.embeddings = self.param("embeddings", _leaf("token", table))
-        self.head = self.param("head", _leaf("kernel", table[::-1]))
+        self.embeddings = self.param("embeddings", subtree("token", table))
+        self.head = self.param("head", subtree("kernel", table[::-1]))
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Look up token embeddings, in the compute dtype."""
@@ -292,8 +292,3 @@ def distances(length: int) -> Int[Array, "T T"]:
     """Return key position minus query position, within one sequence."""
     positions = jnp.arange(length)
     return positions[None, :] - positions[:, None]
-
-
-def _leaf(name: str, shape: tuple[int, ...]) -> Callable[[PRNGKeyArray], dict]:
-    """Return an initialiser of a subtree that holds one matrix."""
-    return lambda key: {name: normal()(key, shape)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -48,10 +51,39 @@ def relative_buckets(
     else:
         distance = jnp.maximum(-relative, 0)
     exact = buckets // 2
-    ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
-    growth = jnp.log(ratio) / math.log(max_distance / exact) * (buckets - exact)
-    far = jnp.minimum(exact + growth.astype(jnp.int32), buckets - 1)
-    return offset + jnp.where(distance < exact, distance, far)
+    starts = jnp.asarray(range_starts(exact, buckets, max_distance))
+    far = jnp.searchsorted(starts, distance, side="right", method="compare_all")
+    return offset + jnp.where(distance < exact, distance, exact + far)
+
+
+@functools.cache
+def range_starts(
+    exact: int, buckets: int, max_distance: int
+) -> Int[np.ndarray, " ranges"]:
+    """Return the smallest distance of each logarithmic range but the first.
+
+    transformers computes the range of a distance by a float32 logarithm, which can fall
+    just below an integer. A compiled logarithm rounds differently, so the limits are
+    computed on the host in the same steps, each rounded to float32.
+
+    Args:
+      exact: number of rows for single distances; the first range starts here.
+      buckets: number of all rows of one direction.
+      max_distance: larger distances share the last row.
+    """
+    ranges = buckets - exact
+    scale = np.float32(math.log(max_distance / exact))
+
+    def range_of(distance: int) -> int:
+        ratio = np.float32(distance) / np.float32(exact)
+        return int(np.float32(math.log(ratio)) / scale * np.float32(ranges))
+
+    distances = range(min(max_distance, np.iinfo(np.int32).max) + 1)
+    starts = [
+        bisect.bisect_left(distances, number, lo=exact, key=range_of)
+        for number in range(1, ranges)
+    ]
+    return np.minimum(starts, distances[-1]).astype(np.int32)
 
 
 def rms_norm(config: T5Config, dtype: DTypeLike) -> nn.Module:

@@ -55,7 +55,7 @@ class QFormerLayer(nn.Module):
             c.width, c.heads, head_width, self.dtype, folded=folded
         )
         norm = lambda: layer_norm(c.layer_norm_eps, self.dtype)
-        mlp = lambda: Mlp(c.mlp_dim, c.width, "gelu", self.dtype)
+        mlp = lambda: Mlp(c.mlp_dim, c.width, c.activation, self.dtype)
         self.attention, self.attention_norm = projections(False), norm()
         if self.reads_image:
             self.cross_attention = projections(True)

@@ -87,7 +87,8 @@ class LanguageModelHead(nn.Module):
         self, hidden: Float[Array, "... D"], word: Float[Array, "V D"]
     ) -> Float[Array, "... V"]:
         """Compute fp32 logits from hidden states and the word embedding."""
-        hidden = self.norm(ACTIVATIONS["gelu"](self.dense(hidden)))
+        activation = ACTIVATIONS[self.config.activation]
+        hidden = self.norm(activation(self.dense(hidden)))
         rows = as_rows(hidden)
         logits = einsum_fp32("rd,vd->rv", rows, word.astype(self.dtype))
         return logits.reshape(*hidden.shape[:-1], -1) + self.bias
