@@ -7,15 +7,22 @@ and a reader of a few parameters converts only those.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip2_jax.convert.array_check import (
+    Shapes,
+    compare_with_model,
+    layer_facts,
+    matches,
+    with_facts,
+)
 from blip2_jax.convert.files.checkpoint_files import (
     CheckpointFiles,
+    Index,
     LazyArrays,
     SourceError,
 )
@@ -33,7 +40,7 @@ from blip2_jax.convert.tables.name_table import (
 )
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+ROWS_TO_COMPARE = 4096  # of two token tables at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,21 +121,26 @@ class ConvertedArrays(LazyArrays):
 
         Raises:
           SourceError: a part holds names that neither its table nor its leftovers
-            mention.
+            mention, or some arrays of a rule and not the others.
         """
         self._rule_of: dict[str, tuple[Part, Rule]] = {}
         self._lacking: dict[str, tuple[str, ...]] = {}
         self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
+        self._parts = parts
         for part in parts:
             _check_unused(part)
-            self._add(part)
+            _check_complete(part)
+            self._add(part, part.rules)
+        for part in parts:
+            self._add(part, [rule.available(part.source) for rule in part.rules])
         super().__init__(self._rule_of)
         self._pending: dict[str, np.ndarray] = {}
         self.notes = tuple(note for part in parts for note in part.notes)
 
-    def _add(self, part: Part) -> None:
+    def _add(self, part: Part, rules: Sequence[Rule]) -> None:
+        """Use a part's rules for the parameters that have no source yet."""
         complete = []
-        for rule in part.rules:
+        for rule in rules:
             lacking = tuple(name for name in rule.names() if name not in part.source)
             for path in rule.paths():
                 if path in self._rule_of:
@@ -143,9 +155,32 @@ class ConvertedArrays(LazyArrays):
     def __getitem__(self, path: str) -> np.ndarray:
         if path not in self._pending:
             part, rule = self._rule_of[path]
+            self._check_twins(path)
             arrays = rule.to_ours(part.source)
             self._pending = {name: np.asarray(array) for name, array in arrays.items()}
         return self._pending.pop(path)
+
+    def _check_twins(self, path: str) -> None:
+        """Compare the array of a parameter with its copies under other names.
+
+        Raises:
+          SourceError: a copy differs; the message names both.
+        """
+        used, rule = self._rule_of[path]
+        for part in self._parts:
+            for other in part.rules:
+                if not other.aliases or path not in other.paths():
+                    continue
+                for name in (*other.sources, *other.aliases):
+                    same = part is used and name == rule.sources[0]
+                    if same or name not in part.source:
+                        continue
+                    if not _equal(used.source, rule.sources[0], part.source, name):
+                        raise SourceError(
+                            f"{rule.sources[0]} in {used.source.name} and {name} in "
+                            f"{part.source.name} differ, but they are one array in "
+                            "this model"
+                        )
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Return the shape of a parameter without reading it."""
@@ -181,33 +216,23 @@ class ConvertedArrays(LazyArrays):
         Raises:
           SourceError: they differ; the message names up to ten paths of each kind.
         """
-        missing = [
-            f"{path} (no {self._lacking[path][0]})" if path in self._lacking else path
-            for path in expected
-            if path not in self and not _matches(absent, path)
+        incomplete = any(
+            path not in self and not matches(absent, path) for path in expected
+        )
+        facts = [
+            fact
+            for part in self._parts
+            if incomplete
+            for fact in layer_facts(part.rules, part.source)
         ]
-        unknown = [
-            path
-            for path in self
-            if path not in expected and not _matches(carried, path)
-        ]
-        differing = [
-            f"{path} is {self.shape(path)}, the model has {expected[path].shape}"
-            for path in self
-            if path in expected and self.shape(path) != expected[path].shape
-        ]
-        problems = {
-            "parameters are in no source": missing,
-            "arrays do not belong to this model": unknown,
-            "arrays have another shape": differing,
-        }
-        lines = [
-            f"{len(names)} {problem}: {shorten(names)}"
-            for problem, names in problems.items()
-            if names
-        ]
-        if lines:
-            raise SourceError("; ".join(lines))
+        compare_with_model(
+            {path: self._shapes[path] for path in self},
+            expected,
+            absent=absent,
+            carried=carried,
+            lacking={path: names[0] for path, names in self._lacking.items()},
+            facts=facts,
+        )
 
 
 def _shapes(
@@ -223,7 +248,49 @@ def _shapes(
     def convert(arrays: dict[str, jax.Array]) -> dict[str, Array]:
         return {k: v for rule in rules for k, v in rule.to_ours(arrays).items()}
 
-    return jax.eval_shape(convert, structs)
+    try:
+        return jax.eval_shape(convert, structs)
+    except (TypeError, ValueError, IndexError) as error:
+        raise SourceError(_wrong_form(source, rules)) from error
+
+
+def _wrong_form(source: CheckpointFiles, rules: list[Rule]) -> str:
+    """Describe the first array whose shape does not suit its rule."""
+    for rule in rules:
+        names = rule.names()
+        structs = {
+            name: jax.ShapeDtypeStruct(source.shape(name), source.dtype(name))
+            for name in names
+        }
+        try:
+            jax.eval_shape(rule.to_ours, structs)
+        except (TypeError, ValueError, IndexError):
+            shapes = sorted({structs[name].shape for name in names}, key=str)
+            return (
+                f"{rule.paths()[0]} cannot be made from {names[0]} in {source.name}, "
+                f"which has the shape {' or '.join(map(str, shapes))}"
+            )
+    return f"{source.name} holds arrays of other shapes than this model"
+
+
+def _equal(
+    source: CheckpointFiles, name: str, other: CheckpointFiles, twin: str
+) -> bool:
+    """Compare two arrays, a few rows at a time, in the narrower of their dtypes."""
+    shape, dtypes = source.shape(name), (source.dtype(name), other.dtype(twin))
+    if shape != other.shape(twin):
+        return False
+    dtype = min(dtypes, key=lambda dtype: dtype.itemsize)
+    rows = shape[0] if shape else 0
+    blocks: list[Index] = [
+        (slice(start, min(start + ROWS_TO_COMPARE, rows)),)
+        for start in range(0, rows, ROWS_TO_COMPARE)
+    ]
+    return all(
+        source.part(name, block).astype(dtype).tobytes()
+        == other.part(twin, block).astype(dtype).tobytes()
+        for block in blocks or [...]
+    )
 
 
 def _check_unused(part: Part) -> None:
@@ -232,14 +299,35 @@ def _check_unused(part: Part) -> None:
     unknown = [
         name
         for name in part.source
-        if name not in known and not _matches(part.leftovers, name)
+        if name not in known and not matches(part.leftovers, name)
     ]
     if unknown:
-        raise SourceError(
+        facts = layer_facts(part.rules, part.source)
+        message = (
             f"{part.source.name} holds {len(unknown)} arrays that this model does not "
-            f"have: {shorten(unknown)}"
+            f"have: {shorten(unknown, 3 if facts else 10)}"
         )
+        raise SourceError(with_facts(facts, message))
 
 
-def _matches(patterns: Sequence[str], name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
+def _check_complete(part: Part) -> None:
+    """Raise a SourceError if the source holds only some arrays of a rule."""
+    missing = []
+    for rule in part.rules:
+        groups = rule.source_names()
+        paths = rule.target_paths() * (len(groups) if rule.stack else 1)
+        lacking = [
+            f"{path[0]} (no {name})"
+            for names, path in zip(groups, paths, strict=True)
+            for name in names
+            if name not in part.source
+        ]
+        if len(lacking) < len(rule.names()):
+            missing += lacking
+    if missing:
+        facts = layer_facts(part.rules, part.source)
+        message = (
+            f"{part.source.name} lacks {len(missing)} arrays of a group: "
+            f"{shorten(missing, 3 if facts else 10)}"
+        )
+        raise SourceError(with_facts(facts, message))

@@ -157,6 +157,8 @@ class _ExportedTokenizer:
         self.tokenizer = AutoTokenizer.from_pretrained(
             str(tokenizer_directory(spec)),
             padding_side="left" if decoder_only else "right",
+            local_files_only=True,
+            trust_remote_code=False,
         )
         self.image_id: int | None = None
         self.rows = self.added = 0
@@ -213,6 +215,7 @@ def _config(model: ModelSource, tokenizer: _ExportedTokenizer, dtype: str) -> An
             "num_hidden_layers": qformer.depth,
             "num_attention_heads": qformer.heads,
             "intermediate_size": qformer.mlp_dim,
+            "hidden_act": qformer.activation,
             "hidden_dropout_prob": qformer.dropout,
             "attention_probs_dropout_prob": qformer.dropout,
             "max_position_embeddings": qformer.max_positions,
@@ -246,6 +249,7 @@ def _text_config(model: ModelSource, tokenizer: _ExportedTokenizer) -> dict[str,
             "max_position_embeddings": ours.max_positions,
             "word_embed_proj_dim": ours.embedding_width,
             "do_layer_norm_before": ours.pre_norm,
+            "tie_word_embeddings": ours.tied_head,
             "dropout": ours.dropout,
             "activation_function": "relu",
             "pad_token_id": ours.pad_id,
@@ -304,6 +308,13 @@ def _report(
         lines.append(
             f"{len(left_out)} arrays have no place in {architecture}: "
             f"{shorten(left_out, 3)}"
+        )
+    vision, eps = model.config.vision, model.config.ln_vision_eps
+    assert isinstance(vision, ViTConfig)
+    if eps != vision.layer_norm_eps:
+        lines.append(
+            f"transformers computes ln_vision with the epsilon of the image encoder, "
+            f"{vision.layer_norm_eps}, this package with {eps}"
         )
     if tokenizer.added:
         lines.append(

@@ -1,4 +1,4 @@
-"""Hugging Face's BLIP-2 folders: their name table, their sizes, and how to open them.
+"""Hugging Face's BLIP-2 folders: their name table, and how to open them.
 
 `Blip2ForConditionalGeneration` is stage 2. `Blip2ForImageTextRetrieval` is stage 1
 without the language-model head and without the temperature. Most names are LAVIS's,
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
-from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.huggingface_config import huggingface_sizes
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.convert.tables.lavis import (
     qformer_text_rules,
@@ -25,17 +23,9 @@ from blip2_jax.convert.tables.lavis import (
 )
 from blip2_jax.convert.tables.name_table import Arrays, Rule, Transform, linear, split
 from blip2_jax.convert.tables.towers import tie_missing_t5_head
-from blip2_jax.models.presets import (
-    Blip2Config,
-    LanguageModelConfig,
-    OPTConfig,
-    QFormerConfig,
-    T5Config,
-    ViTConfig,
-)
+from blip2_jax.models.presets import Blip2Config, T5Config, ViTConfig
 
 BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new")
 # A folder with one of these files has a tokenizer.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -105,7 +95,9 @@ def open_huggingface(
 
 def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """Return the folder with its table; positions fit the image size of `config`."""
-    rules = tie_missing_t5_head(huggingface_rules(config), source)
+    rules = huggingface_rules(config)
+    if isinstance(config.language_model, T5Config):
+        rules = tie_missing_t5_head(rules, source)
     return part_at_size(source, rules, config.vision, BUFFERS)
 
 
@@ -187,144 +179,3 @@ def _join_bias(arrays: Arrays) -> Arrays:
 
 
 JOINED_BIAS = Transform(_cut_bias, _join_bias)
-
-
-def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
-    """Read the sizes from the `config.json` of a Hugging Face BLIP-2 folder.
-
-    Raises:
-      SourceError: there is no such file, or this package has no such model.
-    """
-    if source.config.get("model_type") != "blip-2":
-        model_type = source.config.get("model_type")
-        content = f"model_type {model_type!r}" if source.config else "no config.json"
-        raise SourceError(
-            f"{source.name}: a folder of Hugging Face's BLIP-2 has a config.json with "
-            f"model_type 'blip-2'; this folder has {content}"
-        )
-    from transformers import Blip2Config as TheirConfig
-
-    theirs: Any = TheirConfig.from_dict(source.config)
-    vision, qformer = theirs.vision_config, theirs.qformer_config
-    retrieval = "itm_head.weight" in source
-    return Blip2Config(
-        vision=ViTConfig(
-            width=vision.hidden_size,
-            depth=vision.num_hidden_layers,
-            heads=vision.num_attention_heads,
-            mlp_dim=vision.intermediate_size,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            activation=_activation(vision.hidden_act, "vision_config.hidden_act"),
-            layer_norm_eps=vision.layer_norm_eps,
-            key_bias=_has_key_bias(source, vision),
-        ),
-        qformer=QFormerConfig(
-            width=qformer.hidden_size,
-            depth=qformer.num_hidden_layers,
-            heads=qformer.num_attention_heads,
-            mlp_dim=qformer.intermediate_size,
-            cross_attention_every=qformer.cross_attention_frequency,
-            num_queries=theirs.num_query_tokens,
-            vocab_size=qformer.vocab_size,
-            max_positions=qformer.max_position_embeddings,
-            projection_dim=theirs.image_text_hidden_size,
-            layer_norm_eps=qformer.layer_norm_eps,
-            dropout=qformer.hidden_dropout_prob,
-        ),
-        language_model=None if retrieval else language_sizes(theirs.text_config),
-        ln_vision_eps=vision.layer_norm_eps,
-    )
-
-
-def language_sizes(theirs: Any) -> LanguageModelConfig:
-    """Convert transformers' `OPTConfig` or `T5Config`.
-
-    Raises:
-      SourceError: this package does not have the family or the variant.
-    """
-    makers: dict[str, Callable[[Any], LanguageModelConfig]] = {
-        "opt": _opt_sizes,
-        "t5": _t5_sizes,
-    }
-    if theirs.model_type not in makers:
-        raise SourceError(
-            f"the language model is {theirs.model_type!r}; supported are opt and t5"
-        )
-    return makers[theirs.model_type](theirs)
-
-
-def _opt_sizes(theirs: Any) -> OPTConfig:
-    _require(theirs, activation_function="relu", enable_bias=True)
-    _require(theirs, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False)
-    embed = theirs.word_embed_proj_dim
-    return OPTConfig(
-        theirs.hidden_size,
-        theirs.num_hidden_layers,
-        theirs.num_attention_heads,
-        theirs.ffn_dim,
-        vocab_size=theirs.vocab_size,
-        max_positions=theirs.max_position_embeddings,
-        embed_width=None if embed == theirs.hidden_size else embed,
-        pre_norm=theirs.do_layer_norm_before,
-        dropout=theirs.dropout,
-        pad_id=theirs.pad_token_id,
-        bos_id=theirs.bos_token_id,
-    )
-
-
-def _t5_sizes(theirs: Any) -> T5Config:
-    _require(theirs, is_gated_act=True)
-    # T5-v1.1 does not tie its head. Newer versions of transformers tie it in name only
-    # and mark the first T5 by `scale_decoder_outputs`.
-    scaled = getattr(theirs, "scale_decoder_outputs", theirs.tie_word_embeddings)
-    if scaled:
-        raise SourceError(
-            "the language model is the first T5; only v1.1 and Flan-T5 are supported"
-        )
-    same_depth = theirs.num_decoder_layers == theirs.num_layers
-    end_ids = theirs.eos_token_id  # an id or a list of ids
-    return T5Config(
-        theirs.d_model,
-        theirs.num_layers,
-        theirs.num_heads,
-        theirs.d_ff,
-        head_width=theirs.d_kv,
-        decoder_depth=None if same_depth else theirs.num_decoder_layers,
-        vocab_size=theirs.vocab_size,
-        activation=_activation(theirs.dense_act_fn, "text_config.dense_act_fn"),
-        relative_buckets=theirs.relative_attention_num_buckets,
-        relative_max_distance=theirs.relative_attention_max_distance,
-        layer_norm_eps=theirs.layer_norm_epsilon,
-        dropout=theirs.dropout_rate,
-        pad_id=theirs.pad_token_id,
-        eos_id=end_ids[0] if isinstance(end_ids, list) else end_ids,
-        decoder_start_id=theirs.decoder_start_token_id or 0,
-    )
-
-
-def _has_key_bias(source: CheckpointFiles, vision: Any) -> bool:
-    """Return True if the joined bias of any layer is not zero for the keys.
-
-    The released models have no key bias and store zeros.
-    """
-    for layer in range(vision.num_hidden_layers):
-        name = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
-        if name in source and np.any(np.split(source[name], 3)[1]):
-            return True
-    return False
-
-
-def _activation(name: str, key: str) -> str:
-    if name not in ACTIVATIONS:
-        raise SourceError(f"{key} is {name!r}; supported are {', '.join(ACTIVATIONS)}")
-    return name
-
-
-def _require(theirs: Any, **supported: Any) -> None:
-    for name, value in supported.items():
-        actual = getattr(theirs, name, value)
-        if actual != value:
-            raise SourceError(
-                f"the language model has {name}={actual!r}; only {value!r} is supported"
-            )

@@ -10,6 +10,7 @@ import importlib.util
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
 from blip2_jax.convert.files import torch_pickle
@@ -202,6 +203,21 @@ def write_lavis(
     return lines
 
 
+def _check_lavis_has(config: Blip2Config) -> None:
+    """Raise a SourceError if a setting has another value than LAVIS's code."""
+    fixed: list[tuple[str, Any, Any]] = [
+        ("the Q-Former's activation", config.qformer.activation, "gelu")
+    ]
+    language_model = config.language_model
+    if isinstance(language_model, OPTConfig):
+        fixed.append(("OPT's tied_head", language_model.tied_head, True))
+    elif language_model is not None:
+        fixed.append(("T5's activation", language_model.activation, "gelu"))
+    for name, value, only in fixed:
+        if value != only:
+            raise SourceError(f"{name} is {value}; LAVIS has {only} only")
+
+
 def lavis_arrays(
     model: ModelSource, complete: bool = False
 ) -> Iterator[tuple[str, Array]]:
@@ -211,6 +227,7 @@ def lavis_arrays(
       SourceError: LAVIS has no such model.
     """
     left_out = () if complete else model.elsewhere
+    _check_lavis_has(model.config)
     if model.question_in_qformer:
         raise SourceError("LAVIS has no stage 2 whose Q-Former reads questions")
     rules = lavis_rules(model.config)

@@ -17,8 +17,10 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from blip2_jax.convert.array_check import compare_with_model
 from blip2_jax.convert.files.checkpoint_files import (
     CheckpointFiles,
     Index,
@@ -26,6 +28,7 @@ from blip2_jax.convert.files.checkpoint_files import (
     SourceError,
 )
 from blip2_jax.convert.files.digests import digest
+from blip2_jax.convert.files.json_files import read_json_object
 from blip2_jax.convert.files.output import (
     ShardWriter,
     atomic_output,
@@ -33,11 +36,10 @@ from blip2_jax.convert.files.output import (
     progress,
     write_json,
 )
-from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.data.hub import TOKENIZER_FILES
 from blip2_jax.data.text.tokenizers import tokenizer_directory
 from blip2_jax.models import presets
-from blip2_jax.parallel.files import FileFormatError, read_json
 
 FORMAT = 1
 MODEL, MANIFEST = "model.json", "manifest.json"
@@ -63,7 +65,7 @@ class FolderArrays(LazyArrays):
         """
         self._source = CheckpointFiles(path)
         super().__init__(self._source)
-        self.manifest: Manifest = read_json(path / MANIFEST)
+        self.manifest: Manifest = read_json_object(path / MANIFEST)
         if self.manifest.keys() != self._source.keys():
             differing = sorted(self.manifest.keys() ^ self._source.keys())
             raise SourceError(
@@ -80,6 +82,19 @@ class FolderArrays(LazyArrays):
     def shape(self, path: str) -> tuple[int, ...]:
         """Return the shape of a parameter without reading it."""
         return self._source.shape(path)
+
+    def check(self, model: ModelSource) -> None:
+        """Compare the parameters with those of the model.
+
+        Raises:
+          SourceError: they differ; the message names them.
+        """
+        actual = {
+            path: jax.ShapeDtypeStruct(self.shape(path), self._source.dtype(path))
+            for path in self
+        }
+        expected = expected_shapes(model.config, model.question_in_qformer)
+        compare_with_model(actual, expected, absent=model.absent, carried=TEXT_BRANCH)
 
     def origin(self, path: str) -> dict[str, Any]:
         """Return the manifest's entry of a parameter, with the digest of its values.
@@ -122,7 +137,7 @@ def read_folder(path: pathlib.Path) -> ModelSource:
       SourceError: the folder is damaged or was written by a later version.
     """
     try:
-        fields = read_json(path / MODEL)
+        fields = read_json_object(path / MODEL)
         if fields.pop("format") != FORMAT:
             raise SourceError(f"{path} was written by a later version of this package")
         config = presets.from_plain(fields.pop("sizes"))
@@ -131,9 +146,12 @@ def read_folder(path: pathlib.Path) -> ModelSource:
                 fields[role] = str(path / fields[role])
         for name in ("absent", "elsewhere"):
             fields[name] = tuple(fields[name])
-        return ModelSource(config, FolderArrays(path), **fields)
-    except (FileFormatError, KeyError, TypeError, FileNotFoundError) as error:
+        arrays = FolderArrays(path)
+        model = ModelSource(config, arrays, **fields)
+        arrays.check(model)
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise SourceError(f"{path} is a damaged folder of weights: {error}") from error
+    return model
 
 
 def write_folder(

@@ -115,9 +115,16 @@ def bert_part(
       queries: include what the query pass uses; False: the text branch alone.
 
     Raises:
-      SourceError: the checkpoint is no BERT.
+      SourceError: the checkpoint is no BERT, or one of another vocabulary.
     """
     expect_kind(source, ["bert"], "the start of a Q-Former")
+    words = source.shape(bert.WORDS)[0] if bert.WORDS in source else 0
+    if words >= config.vocab_size:
+        raise SourceError(
+            f"{source.name} has {words:,} words, with [DEC] {words + 1:,}, but the "
+            f"Q-Former's table has {config.vocab_size:,} rows: use the BERT that its "
+            f"tokenizer is from, or set qformer.vocab_size to {words + 1}"
+        )
     rules = bert.bert_rules(config, source, queries=queries)
     leftovers = bert.LEFTOVERS if queries else (r"bert\..*", *bert.LEFTOVERS)
     return Part(source, rules, leftovers)

@@ -20,11 +20,19 @@ from blip2_jax.convert.lavis_file import lavis_part
 from blip2_jax.convert.model_source import is_text_branch
 from blip2_jax.convert.native_folder import FolderArrays, is_native_folder
 from blip2_jax.convert.positions import arrays_at_size
+from blip2_jax.convert.tables import bert
 from blip2_jax.convert.towers import bert_part, language_part, vision_part
+from blip2_jax.convert.vocabulary import arrays_at_vocabulary
 from blip2_jax.data import hub
 from blip2_jax.models.presets import Blip2Config
 
 Arrays = Mapping[str, np.ndarray]
+# Word tables of a BERT, LAVIS and Hugging Face; the rows that reading adds ([DEC]).
+WORD_TABLES = {
+    bert.WORDS: 1,
+    f"Qformer.{bert.WORDS}": 0,
+    "embeddings.word_embeddings.weight": 0,
+}
 
 
 def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
@@ -33,11 +41,16 @@ def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
     Args:
       path: a file, a folder or a name of the hub with weights of any kind in
         `detect.KINDS`, or of a folder that a conversion wrote.
-      config: sizes of the model; position embeddings fit its image size.
+      config: sizes of the model. Position embeddings are fitted to its image size, and
+        spare rows of token tables are left out.
 
     Raises:
       SourceError: the path holds no weights, or weights of another kind of model.
     """
+    return arrays_at_vocabulary(_open_arrays(path, config), config)
+
+
+def _open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
     folder = hub.local_path(path)
     if is_native_folder(folder):
         return arrays_at_size(FolderArrays(folder), config.vision)
@@ -74,6 +87,27 @@ def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
         config = dataclasses.replace(config, language_model=None)
     make_part = lavis_part if kind == "lavis" else huggingface_part
     return make_part(source, config)
+
+
+def with_text_branch_sizes(
+    config: Blip2Config, path: str | pathlib.Path
+) -> Blip2Config:
+    """Return the sizes of a stage-2 model with the vocabulary of a text branch.
+
+    The model itself has no token table. Its `config.json` may declare another size than
+    the text branch has: released folders do not count [DEC].
+
+    Args:
+      config: sizes of the model.
+      path: a stage-1 checkpoint or a BERT.
+    """
+    source = CheckpointFiles(path)
+    for name, added in WORD_TABLES.items():
+        if name in source:
+            rows = source.shape(name)[0] + added
+            qformer = dataclasses.replace(config.qformer, vocab_size=rows)
+            return dataclasses.replace(config, qformer=qformer)
+    return config
 
 
 def text_branch_part(path: str | pathlib.Path, config: Blip2Config) -> Part:

@@ -90,7 +90,7 @@ def test_a_checkpoint_of_another_size(stage1):
     path, _ = stage1
     with pytest.raises(SourceError, match=r"sizes of no released model.*--sizes"):
         open_model(path)
-    with pytest.raises(SourceError, match=r"arrays have another shape: .*the model"):
+    with pytest.raises(SourceError, match=r"blocks\.\* has 3 layers where .* has 39"):
         open_model(path, ExtraWeights(sizes="pretrain"))
 
 
@@ -99,7 +99,10 @@ def test_weights_that_do_not_fit_their_config(huggingface):
     content = json.loads(file.read_text())
     content["qformer_config"]["intermediate_size"] = 32
     file.write_text(json.dumps(content))
-    with pytest.raises(SourceError, match=r"query_mlp/.* is \(16, 24\).* \(16, 32\)"):
+    message = (
+        r"config\.json: qformer_config.intermediate_size is 32, .* weights have 24"
+    )
+    with pytest.raises(SourceError, match=message):
         open_model(huggingface)
 
 

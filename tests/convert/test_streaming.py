@@ -8,11 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from blip2_jax.convert.files import torch_pickle
-from blip2_jax.convert.files.checkpoint_files import (
-    CheckpointFiles,
-    PickleFile,
-    SafetensorsFile,
-)
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.files.formats import PickleFile, SafetensorsFile
 from blip2_jax.convert.files.output import ShardWriter
 from blip2_jax.convert.files.torch_pickle import SMALL
 from blip2_jax.convert.model_source import ModelSource

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -14,10 +16,13 @@ import ml_dtypes  # registers bfloat16 with numpy
 import numpy as np
 import rich.console
 import rich.progress
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 SHARD_BYTES = 2**29  # memory that a writer fills before it writes a shard
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNFINISHED = ".unfinished"
+MARK = ".blip2_jax_conversion"  # a file in every folder that `atomic_output` makes
 T = TypeVar("T")
 
 
@@ -25,29 +30,38 @@ T = TypeVar("T")
 def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a temporary path, which is renamed to `path` if the block succeeds.
 
-    The output of an interrupted conversion to the same path is removed first.
+    The temporary path is inside a marked folder beside `path`. Such a folder of an
+    interrupted conversion to the same path is removed first; any other is left alone.
 
     Raises:
-      FileExistsError: `path` exists and is not an empty folder.
+      FileExistsError: `path` exists and is not an empty folder; or the temporary folder
+        exists and no conversion made it.
+      OSError: the disk is full; the message names `path`.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already: name another output")
-    temporary = path.with_name(path.name + UNFINISHED)
-    _remove(temporary)
+    folder = path.with_name(path.name + UNFINISHED)
+    if folder.exists() or folder.is_symlink():
+        if folder.is_symlink() or not (folder / MARK).is_file():
+            raise FileExistsError(
+                f"{folder} is in the way and does not come from a conversion: move it, "
+                "or name another output"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     try:
-        yield temporary
+        (folder / MARK).touch()
+        yield folder / path.name
         if path.is_dir():
             path.rmdir()
-        temporary.rename(path)
-    except BaseException:
-        _remove(temporary)
+        (folder / path.name).rename(path)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            reason = os.strerror(error.errno)
+            raise OSError(error.errno, f"{reason}; {path} was not written") from error
         raise
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class ShardWriter:
@@ -92,9 +106,21 @@ class ShardWriter:
 
     def _flush(self) -> None:
         shard = self._temporary(len(self._shards))
-        save_file(self._pending, shard, metadata={"format": "pt"})
+        try:
+            save_file(self._pending, shard, metadata={"format": "pt"})
+        except SafetensorError as error:  # its class for what the system reports
+            raise os_error(error) from error
         self._shards.append(list(self._pending))
         self._pending, self._bytes = {}, 0
+
+
+def os_error(error: Exception) -> OSError:
+    """Return the error of the system that another library reports as text."""
+    text = str(error)
+    for number in NO_ROOM:
+        if os.strerror(number) in text or f"os error {number}" in text:
+            return OSError(number, os.strerror(number))
+    return OSError(text)
 
 
 def write_json(path: pathlib.Path, content: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from blip2_jax.convert.files.output import cast
+from blip2_jax.convert.files.output import cast, os_error
 from blip2_jax.convert.tables.name_table import Array
 
 SMALL = 2**20  # bytes; smaller arrays stay in memory
@@ -47,7 +47,10 @@ def save(
                 tensor = _tensor(cast(np.asarray(array), dtype), path)
                 previous = array
             tensors[name] = tensor
-        torch.save({"model": tensors}, file)
+        try:
+            torch.save({"model": tensors}, file)
+        except RuntimeError as error:  # its class for what the system reports
+            raise os_error(error) from error
 
 
 def _tensor(array: np.ndarray, path: pathlib.Path) -> Any:

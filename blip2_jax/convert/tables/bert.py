@@ -18,6 +18,7 @@ from blip2_jax.convert.tables import lavis
 from blip2_jax.convert.tables.name_table import Array, Arrays, Rule, Transform
 from blip2_jax.models.presets import QFormerConfig
 
+WORDS = "bert.embeddings.word_embeddings.weight"
 # Patterns of BERT's arrays that have no place in the Q-Former.
 LEFTOVERS = (
     r"(bert\.)?embeddings\.(token_type_embeddings\.weight|position_ids)",

@@ -20,7 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import jax
@@ -108,7 +115,7 @@ class Rule:
       layers: numbers that replace `{}`; None: the names have no `{}`.
       stack: our parameter has a leading axis over the layers.
       aliases: further names of the one source array (tied parameters). They are
-        written, never read.
+        written too. A source may lack any of the names; `available` selects one.
     """
 
     source: str | tuple[str, ...]
@@ -145,6 +152,20 @@ class Rule:
     def paths(self) -> list[str]:
         """Return our paths of all layers."""
         return [path for group in self.target_paths() for path in group]
+
+    def available(self, names: Container[str]) -> Rule:
+        """Return the rule that reads an alias if a source has no other name.
+
+        Of arrays that share memory, `safetensors.torch.save_model` keeps one name.
+        """
+        if not self.aliases or self.sources[0] in names:
+            return self
+        present = [alias for alias in self.aliases if alias in names]
+        if not present:
+            return self
+        others = [name for name in self.aliases if name != present[0]]
+        aliases = (self.sources[0], *others)
+        return dataclasses.replace(self, source=present[0], aliases=aliases)
 
     def to_ours(self, source: Mapping[str, Array]) -> dict[str, Array]:
         """Convert source arrays to ours.
@@ -205,7 +226,7 @@ def to_ours(
     ours: dict[str, Array] = {}
     missing: list[str] = []
     unused = set(source) - set(ignore)
-    for rule in rules:
+    for rule in (rule.available(source) for rule in rules):
         names = set(rule.names())
         if names <= set(source):
             ours |= rule.to_ours(source)

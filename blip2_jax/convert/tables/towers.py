@@ -145,12 +145,12 @@ def language_model_rules(
 def opt_rules(config: OPTConfig, source: str = "", target: str = "") -> list[Rule]:
     """Return the table of transformers' `OPTForCausalLM`.
 
-    The output head is an alias of the token table.
+    A tied output head is an alias of the token table.
     """
     theirs, ours = f"{source}model.decoder", f"{target}embeddings"
     token, head = f"{theirs}.embed_tokens.weight", f"{source}lm_head.weight"
     rules = [
-        Rule(token, f"{ours}/token", aliases=(head,)),
+        Rule(token, f"{ours}/token", aliases=(head,) if config.tied_head else ()),
         Rule(f"{theirs}.embed_positions.weight", f"{ours}/position"),
         *_opt_block_rules(config, f"{theirs}.layers.{{}}", f"{target}blocks"),
     ]
@@ -161,6 +161,8 @@ def opt_rules(config: OPTConfig, source: str = "", target: str = "") -> list[Rul
         ]
     if config.pre_norm:
         rules += norm(f"{theirs}.final_layer_norm", f"{target}final_norm")
+    if not config.tied_head:
+        rules.append(Rule(head, f"{target}head/kernel", TRANSPOSE))
     return rules
 
 
@@ -230,13 +232,14 @@ def tie_missing_t5_head(rules: Sequence[Rule], names: Container[str]) -> list[Ru
     """Read T5's head from the token table if the checkpoint has no head.
 
     transformers ties the two in a T5 that was not initialised from a v1.1 checkpoint,
-    and then saves the table alone.
+    and then saves one of their names.
     """
-    head, table = "lm_head.weight", "shared.weight"
-    return [
-        dataclasses.replace(rule, source=rule.sources[0].replace(head, table))
-        if rule.targets == ("language_model/head/kernel",)
-        and rule.sources[0] not in names
-        else rule
-        for rule in rules
-    ]
+    (table,) = (r for r in rules if r.targets == ("language_model/embeddings/token",))
+    (head,) = (r for r in rules if r.targets == ("language_model/head/kernel",))
+    tables = (table.sources[0], *table.aliases)
+    if head.sources[0] not in names:
+        head = dataclasses.replace(head, source=tables[0], aliases=tables[1:])
+    elif not any(name in names for name in tables):
+        table = dataclasses.replace(table, source=head.sources[0])
+    tied = {rule.targets: rule for rule in (table, head)}
+    return [tied.get(rule.targets, rule) for rule in rules]

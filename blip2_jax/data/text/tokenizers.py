@@ -193,18 +193,22 @@ def load_tokenizer(
 
     Raises:
       FileNotFoundError: the directory or a vocabulary in it does not exist.
-      ValueError: a file cannot be read as its format demands, or the loaded tokenizer
-        lacks words of the directory's vocabulary.
+      ValueError: a file cannot be read as its format demands, needs code of its own,
+        which is never run, or the loaded tokenizer lacks words of the directory's
+        vocabulary.
     """
     from transformers import AutoTokenizer  # slow to import
 
     directory = tokenizer_directory(spec)
     expected = vocabulary_size(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the Rust library raises plain `Exception`
+        message = " ".join(str(error).split())
         raise ValueError(
-            f"the tokenizer in {directory} cannot be loaded: {error}"
+            f"the tokenizer in {directory} cannot be loaded: {message}"
         ) from error
     if len(tokenizer) < expected:
         raise ValueError(

@@ -1,0 +1,142 @@
+"""Comparison of the sizes in a `config.json` with the shapes of the arrays.
+
+It comes before a name table is made, which has one rule for each declared layer. A
+message names the setting and both numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+
+OPT_EMBEDDINGS = "language_model.model.decoder.embed_"
+# Setting: an array that has this size, and the axis.
+SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
+    "vision_config.hidden_size": ("vision_model.embeddings.class_embedding", -1),
+    "vision_config.patch_size": ("vision_model.embeddings.patch_embedding.weight", -1),
+    "vision_config.intermediate_size": (
+        "vision_model.encoder.layers.0.mlp.fc1.weight",
+        0,
+    ),
+    "qformer_config.hidden_size": ("query_tokens", -1),
+    "qformer_config.intermediate_size": (
+        "qformer.encoder.layer.0.intermediate_query.dense.weight",
+        0,
+    ),
+    "qformer_config.vocab_size": ("embeddings.word_embeddings.weight", 0),
+    "qformer_config.max_position_embeddings": (
+        "embeddings.position_embeddings.weight",
+        0,
+    ),
+    "num_query_tokens": ("query_tokens", -2),
+    "image_text_hidden_size": ("vision_projection.weight", 0),
+}
+OPT_SIZES_IN_ARRAYS = {
+    "text_config.vocab_size": (f"{OPT_EMBEDDINGS}tokens.weight", 0),
+    "text_config.word_embed_proj_dim": (f"{OPT_EMBEDDINGS}tokens.weight", 1),
+    "text_config.hidden_size": (f"{OPT_EMBEDDINGS}positions.weight", 1),
+    "text_config.ffn_dim": ("language_model.model.decoder.layers.0.fc1.weight", 0),
+}
+T5_SIZES_IN_ARRAYS = {
+    "text_config.vocab_size": ("language_model.shared.weight", 0),
+    "text_config.d_model": ("language_model.shared.weight", 1),
+    "text_config.d_ff": (
+        "language_model.encoder.block.0.layer.1.DenseReluDense.wo.weight",
+        1,
+    ),
+    "text_config.relative_attention_num_buckets": (
+        "language_model.encoder.block.0.layer.0.SelfAttention."
+        "relative_attention_bias.weight",
+        0,
+    ),
+}
+# Setting: pattern of an array of one layer, with the layer's number.
+LAYERS = {
+    "vision_config.num_hidden_layers": r"vision_model\.encoder\.layers\.(\d+)\.",
+    "qformer_config.num_hidden_layers": r"qformer\.encoder\.layer\.(\d+)\.",
+}
+OPT_LAYERS = {
+    "text_config.num_hidden_layers": r"language_model\.model\.decoder\.layers\.(\d+)\."
+}
+T5_LAYERS = {
+    "text_config.num_layers": r"language_model\.encoder\.block\.(\d+)\.",
+    "text_config.num_decoder_layers": r"language_model\.decoder\.block\.(\d+)\.",
+}
+CROSS_ATTENTION = r"qformer\.encoder\.layer\.(\d+)\.crossattention\."
+
+
+def check_declared_sizes(
+    theirs: Any, source: CheckpointFiles, with_language_model: bool
+) -> None:
+    """Compare declared sizes with the arrays of a Hugging Face folder.
+
+    Args:
+      theirs: transformers' `Blip2Config`.
+      source: the folder.
+      with_language_model: the model uses `text_config`.
+
+    Raises:
+      SourceError: a size differs; the message has the setting and both numbers.
+    """
+    arrays, layers = dict(SIZES_IN_ARRAYS), dict(LAYERS)
+    if with_language_model:
+        is_opt = theirs.text_config.model_type == "opt"
+        arrays |= OPT_SIZES_IN_ARRAYS if is_opt else T5_SIZES_IN_ARRAYS
+        layers |= OPT_LAYERS if is_opt else T5_LAYERS
+    actual = {
+        name: source.shape(array)[axis]
+        for name, (array, axis) in arrays.items()
+        if array in source and len(source.shape(array)) >= max(axis + 1, -axis)
+    }
+    actual |= {
+        name: len(_layer_numbers(source, pattern)) for name, pattern in layers.items()
+    }
+    for name, size in actual.items():
+        if (declared := _setting(theirs, name)) != size:
+            raise SourceError(
+                f"{source.path / 'config.json'}: {name} is {declared!r}, but the "
+                f"weights have {size}"
+            )
+    _check_image_size(theirs.vision_config, source)
+    _check_cross_attention(theirs.qformer_config, source)
+
+
+def _setting(theirs: Any, name: str) -> Any:
+    """Return a setting by its name with the section before it."""
+    section, _, key = name.rpartition(".")
+    return getattr(getattr(theirs, section) if section else theirs, key)
+
+
+def _layer_numbers(source: CheckpointFiles, pattern: str) -> set[int]:
+    matches = (re.match(pattern, name) for name in source)
+    return {int(match[1]) for match in matches if match}
+
+
+def _check_image_size(vision: Any, source: CheckpointFiles) -> None:
+    """Raise a SourceError if the position embeddings are for another image size."""
+    name = "vision_model.embeddings.position_embedding"
+    sizes = (vision.image_size, vision.patch_size)
+    if name not in source or not all(isinstance(s, int) and s > 0 for s in sizes):
+        return
+    declared, actual = (sizes[0] // sizes[1]) ** 2 + 1, source.shape(name)[-2]
+    if declared != actual:
+        raise SourceError(
+            f"{source.path / 'config.json'}: vision_config.image_size {sizes[0]} means "
+            f"{declared} image tokens, but {name} has {actual}; for another size than "
+            "the model's, keep the file and use --image_size"
+        )
+
+
+def _check_cross_attention(qformer: Any, source: CheckpointFiles) -> None:
+    """Raise a SourceError if other blocks have cross-attention than declared."""
+    every, depth = qformer.cross_attention_frequency, qformer.num_hidden_layers
+    actual = _layer_numbers(source, CROSS_ATTENTION)
+    declared = set(range(0, depth, every)) if every > 0 else set()
+    if declared != actual:
+        raise SourceError(
+            f"{source.path / 'config.json'}: qformer_config.cross_attention_frequency "
+            f"is {every}, but the weights have cross-attention in blocks "
+            f"{', '.join(map(str, sorted(actual)))}"
+        )

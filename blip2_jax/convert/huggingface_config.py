@@ -1,0 +1,244 @@
+"""Sizes of a Hugging Face BLIP-2 folder, from its `config.json`.
+
+Every declared setting is used, refused by name, or listed as without effect
+(`tables.huggingface_settings`). Declared sizes are compared with the shapes of the
+arrays before anything is built from them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from blip2_jax.convert.declared_sizes import check_declared_sizes
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.tables import huggingface_settings as settings
+from blip2_jax.models.presets import (
+    Blip2Config,
+    LanguageModelConfig,
+    OPTConfig,
+    QFormerConfig,
+    T5Config,
+    ViTConfig,
+)
+
+P = TypeVar("P", ViTConfig, QFormerConfig, OPTConfig, T5Config)
+
+
+def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
+    """Read the sizes from the `config.json` of a Hugging Face BLIP-2 folder.
+
+    Raises:
+      SourceError: there is no such file, it declares something that this package does
+        not have, or sizes that the arrays do not have.
+    """
+    declared, file = source.config, source.path / "config.json"
+    if declared.get("model_type") != "blip-2":
+        model_type = declared.get("model_type")
+        content = f"model_type {model_type!r}" if declared else "no config.json"
+        raise SourceError(
+            f"{source.name}: a folder of Hugging Face's BLIP-2 has a config.json with "
+            f"model_type 'blip-2'; this folder has {content}"
+        )
+    retrieval = "itm_head.weight" in source
+    check_settings(declared, file, with_language_model=not retrieval)
+    theirs = _their_config(declared, file)
+    check_declared_sizes(theirs, source, with_language_model=not retrieval)
+    try:
+        return _sizes(theirs, source, retrieval)
+    except SourceError:
+        raise
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}") from error
+
+
+def check_settings(
+    declared: Mapping[str, Any], file: pathlib.Path, with_language_model: bool
+) -> None:
+    """Check that this package follows every declared setting.
+
+    Args:
+      declared: content of `config.json`.
+      file: where it is, for messages.
+      with_language_model: the model uses `text_config`.
+
+    Raises:
+      SourceError: a setting is refused; the message names it and its value.
+    """
+    tables = {
+        "": settings.BLIP2,
+        "vision_config": settings.VISION,
+        "qformer_config": settings.QFORMER,
+    }
+    if with_language_model:
+        model_type = _section(declared, "text_config", file).get("model_type", "opt")
+        if model_type not in settings.LANGUAGE_MODELS:
+            raise SourceError(
+                f"{file}: the language model is {model_type!r}; supported are "
+                f"{' and '.join(settings.LANGUAGE_MODELS)}"
+            )
+        tables["text_config"] = settings.LANGUAGE_MODELS[model_type]
+    for section, table in tables.items():
+        values = _section(declared, section, file) if section else declared
+        if problem := table.problem(values):
+            where = f"{section}." if section else ""
+            raise SourceError(f"{file}: {where}{problem}")
+
+
+def _section(
+    declared: Mapping[str, Any], name: str, file: pathlib.Path
+) -> Mapping[str, Any]:
+    """Return a part of `config.json`; {} if it is not declared."""
+    section = declared.get(name)
+    if section is not None and not isinstance(section, Mapping):
+        raise SourceError(f"{file}: {name} is {section!r}; expected an object {{...}}")
+    return section or {}
+
+
+def _their_config(declared: Mapping[str, Any], file: pathlib.Path) -> Any:
+    """Return transformers' object, which fills in the settings that are not declared.
+
+    Raises:
+      SourceError: transformers refuses a value.
+    """
+    from transformers import Blip2Config as TheirConfig
+
+    try:
+        return TheirConfig.from_dict(dict(declared))
+    except Exception as error:  # its validation raises many classes
+        message = " ".join(str(error).split())
+        raise SourceError(f"{file} is refused by transformers: {message}") from error
+
+
+def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config:
+    vision, qformer = theirs.vision_config, theirs.qformer_config
+    if qformer.attention_probs_dropout_prob != qformer.hidden_dropout_prob:
+        raise ValueError(
+            "qformer_config.attention_probs_dropout_prob is "
+            f"{qformer.attention_probs_dropout_prob}, hidden_dropout_prob "
+            f"{qformer.hidden_dropout_prob}; this package has one rate for both"
+        )
+    return Blip2Config(
+        vision=_part(
+            ViTConfig,
+            "vision_config",
+            width=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            heads=vision.num_attention_heads,
+            mlp_dim=vision.intermediate_size,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            activation=vision.hidden_act,
+            layer_norm_eps=vision.layer_norm_eps,
+            key_bias=_has_key_bias(source, vision),
+        ),
+        qformer=_part(
+            QFormerConfig,
+            "qformer_config",
+            width=qformer.hidden_size,
+            depth=qformer.num_hidden_layers,
+            heads=qformer.num_attention_heads,
+            mlp_dim=qformer.intermediate_size,
+            cross_attention_every=qformer.cross_attention_frequency,
+            num_queries=theirs.num_query_tokens,
+            vocab_size=qformer.vocab_size,
+            max_positions=qformer.max_position_embeddings,
+            projection_dim=theirs.image_text_hidden_size,
+            layer_norm_eps=qformer.layer_norm_eps,
+            dropout=qformer.hidden_dropout_prob,
+            activation=qformer.hidden_act,
+        ),
+        language_model=None if retrieval else language_sizes(theirs.text_config),
+        ln_vision_eps=vision.layer_norm_eps,
+    )
+
+
+def _part(kind: type[P], section: str, **sizes: Any) -> P:
+    """Build the sizes of a part; errors name its section of `config.json`."""
+    try:
+        return kind(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
+
+
+def language_sizes(theirs: Any) -> LanguageModelConfig:
+    """Convert transformers' `OPTConfig` or `T5Config`.
+
+    Raises:
+      ValueError: this package does not have the variant.
+    """
+    return _opt_sizes(theirs) if theirs.model_type == "opt" else _t5_sizes(theirs)
+
+
+def _opt_sizes(theirs: Any) -> OPTConfig:
+    embed = theirs.word_embed_proj_dim
+    return _part(
+        OPTConfig,
+        "text_config",
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers,
+        heads=theirs.num_attention_heads,
+        mlp_dim=theirs.ffn_dim,
+        vocab_size=theirs.vocab_size,
+        max_positions=theirs.max_position_embeddings,
+        embed_width=None if embed == theirs.hidden_size else embed,
+        pre_norm=theirs.do_layer_norm_before,
+        dropout=theirs.dropout,
+        pad_id=theirs.pad_token_id,
+        bos_id=theirs.bos_token_id,
+        tied_head=theirs.tie_word_embeddings,
+    )
+
+
+def _t5_sizes(theirs: Any) -> T5Config:
+    if not theirs.is_gated_act:
+        raise ValueError(
+            f"text_config.feed_forward_proj is {theirs.feed_forward_proj!r}; only the "
+            "gated ones of T5-v1.1 and Flan-T5 are supported, such as 'gated-gelu'"
+        )
+    # T5-v1.1 does not tie its head. Newer versions of transformers tie it in name only
+    # and mark the first T5 by `scale_decoder_outputs`.
+    scaled = getattr(theirs, "scale_decoder_outputs", theirs.tie_word_embeddings)
+    if scaled:
+        raise ValueError(
+            "the language model is the first T5 (text_config.tie_word_embeddings is "
+            "not false); only v1.1 and Flan-T5 are supported"
+        )
+    same_depth = theirs.num_decoder_layers == theirs.num_layers
+    end_ids = theirs.eos_token_id  # an id or a list of ids
+    if isinstance(end_ids, list) and len(end_ids) != 1:
+        raise ValueError(f"text_config.eos_token_id is {end_ids}; expected one id")
+    return _part(
+        T5Config,
+        "text_config",
+        width=theirs.d_model,
+        depth=theirs.num_layers,
+        heads=theirs.num_heads,
+        mlp_dim=theirs.d_ff,
+        head_width=theirs.d_kv,
+        decoder_depth=None if same_depth else theirs.num_decoder_layers,
+        vocab_size=theirs.vocab_size,
+        activation=theirs.dense_act_fn,
+        relative_buckets=theirs.relative_attention_num_buckets,
+        relative_max_distance=theirs.relative_attention_max_distance,
+        layer_norm_eps=theirs.layer_norm_epsilon,
+        dropout=theirs.dropout_rate,
+        pad_id=theirs.pad_token_id,
+        eos_id=end_ids[0] if isinstance(end_ids, list) else end_ids,
+        decoder_start_id=theirs.decoder_start_token_id or 0,
+    )
+
+
+def _has_key_bias(source: CheckpointFiles, vision: Any) -> bool:
+    """Return True if the joined bias of any layer is not zero for the keys.
+
+    The released models have no key bias and store zeros.
+    """
+    for layer in range(vision.num_hidden_layers):
+        name = f"vision_model.encoder.layers.{layer}.self_attn.qkv.bias"
+        if name in source and np.any(np.split(source[name], 3)[1]):
+            return True
+    return False

@@ -1,0 +1,118 @@
+"""Comparison of tokenizers with token tables, and tables with spare rows.
+
+A token id beyond the table has no embedding: XLA reads another row or NaN in its place.
+A table may have more rows than the tokenizer has tokens, because rows are often padded
+to a round number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from blip2_jax.convert.files.checkpoint_files import LazyArrays
+from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
+from blip2_jax.models.presets import Blip2Config
+
+Arrays = Mapping[str, np.ndarray]
+# Axis of the tokens in parameters whose last rows may be spare. The Q-Former's table is
+# not listed, because its last row is [DEC].
+TOKEN_AXES = {
+    "language_model/embeddings/token": 0,
+    "language_model/head/kernel": 1,
+}
+
+
+def check_vocabulary(
+    tokenizer: QFormerTokenizer | LanguageTokenizer, config: Blip2Config
+) -> None:
+    """Check that a tokenizer's ids are rows of the table that it is for.
+
+    Args:
+      tokenizer: of the Q-Former or of the language model.
+      config: sizes of the model.
+
+    Raises:
+      ValueError: they do not fit; the message has both sizes.
+    """
+    if isinstance(tokenizer, QFormerTokenizer):
+        name, rows = "Q-Former", config.qformer.vocab_size
+    else:
+        assert config.language_model is not None
+        name, rows = "language model", config.language_model.vocab_size
+    if tokenizer.vocab_size > rows:
+        part = name.lower().replace("-", "").replace(" ", "_")
+        raise ValueError(
+            f"the tokenizer of the {name} has {tokenizer.vocab_size:,} tokens, its "
+            f"table of embeddings {rows:,} rows: choose the tokenizer of this model, "
+            f"or train a model with {part}.vocab_size {tokenizer.vocab_size}"
+        )
+
+
+def arrays_at_vocabulary(arrays: Arrays, config: Blip2Config) -> Arrays:
+    """Return parameters by path without the spare rows of longer token tables.
+
+    Args:
+      arrays: parameters of a checkpoint.
+      config: sizes of the model that reads them.
+
+    Returns:
+      `arrays` itself if no table is longer than the model's.
+    """
+    if config.language_model is None:
+        return arrays
+    rows = config.language_model.vocab_size
+    longer = {
+        path: rows
+        for path, axis in TOKEN_AXES.items()
+        if path in arrays and _shape(arrays, path)[axis : axis + 1] > (rows,)
+    }
+    return CutTables(arrays, longer) if longer else arrays
+
+
+def _shape(arrays: Arrays, path: str) -> tuple[int, ...]:
+    """Return the shape of a parameter, without reading it where that is possible."""
+    return arrays.shape(path) if hasattr(arrays, "shape") else arrays[path].shape
+
+
+class CutTables(LazyArrays):
+    """Parameters by path, with token tables cut to the model's number of rows.
+
+    Attributes:
+      notes: lines for the user on how the arrays were changed.
+    """
+
+    def __init__(self, arrays: Arrays, rows: Mapping[str, int]) -> None:
+        super().__init__(arrays)
+        self._arrays, self._rows = arrays, rows
+        cuts = (
+            f"{path} has {_shape(arrays, path)[TOKEN_AXES[path]]:,} rows; the first "
+            f"{count:,} are read"
+            for path, count in rows.items()
+        )
+        self.notes = (*getattr(arrays, "notes", ()), *cuts)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        array = self._arrays[path]
+        if path not in self._rows:
+            return array
+        return array[(slice(None),) * TOKEN_AXES[path] + (slice(self._rows[path]),)]
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Return the shape of a parameter."""
+        shape = list(_shape(self._arrays, path))
+        if path in self._rows:
+            shape[TOKEN_AXES[path]] = self._rows[path]
+        return tuple(shape)
+
+    def origin(self, path: str) -> Any:
+        """Return the origin of a parameter; of a cut table only the file.
+
+        The digest in a manifest is that of the whole table.
+        """
+        origin = getattr(self._arrays, "origin", lambda path: "memory")(path)
+        if path in self._rows and isinstance(origin, Mapping):
+            return origin["source"]
+        return origin
