@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.data.text.prompts import (
     QUESTION_PROMPT,
     SHORT_ANSWER_PROMPT,
@@ -201,11 +202,7 @@ class Blip2Generator(Blip2):
                 f"this model needs a tokenizer of the family {family!r}, not "
                 f"{tokenizer.family!r}"
             )
-        if tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the language model "
-                f"{config.vocab_size}"
-            )
+        check_vocabulary(tokenizer, self.model.config)
         return tokenizer
 
     @property

@@ -29,7 +29,8 @@ from blip2_jax.convert.model_source import (
     expected_shapes,
 )
 from blip2_jax.convert.positions import config_at_size
-from blip2_jax.convert.weights import text_branch_part
+from blip2_jax.convert.vocabulary import check_vocabulary
+from blip2_jax.convert.weights import text_branch_part, with_text_branch_sizes
 from blip2_jax.data import hub
 from blip2_jax.data.dataclass_options import check_keys, from_options
 from blip2_jax.data.text.tokenizers import load_tokenizer
@@ -211,6 +212,8 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
         )
     if extra.image_size is not None:
         config = config_at_size(config, extra.image_size)
+    if extra.text_branch and config.language_model is not None:
+        config = with_text_branch_sizes(config, extra.text_branch)
     parts = _text_branch(config, extra)
     if kind == "huggingface":
         return open_huggingface(files, config, extra=parts)
@@ -299,7 +302,7 @@ def load_source(
     dtype = jnp.dtype(precision)
     model = build_model(source.config, source.question_in_qformer, dtype)
     params = _place_params(source, dtype, mesh, devices)
-    qformer_tokenizer = _tokenizer(source.qformer_tokenizer, language_model=False)
+    qformer_tokenizer = _tokenizer(source, language_model=False)
     if isinstance(model, Blip2Stage1):
         return Blip2Retriever(
             model,
@@ -312,7 +315,7 @@ def load_source(
     return Blip2Generator(
         model,
         params,
-        language_tokenizer=_tokenizer(source.language_tokenizer, language_model=True),
+        language_tokenizer=_tokenizer(source, language_model=True),
         qformer_tokenizer=qformer_tokenizer,
         prompt=source.config.prompt,
         question_prompt=source.question_prompt,
@@ -320,8 +323,15 @@ def load_source(
     )
 
 
-def _tokenizer(spec: str, *, language_model: bool) -> Any:
-    return load_tokenizer(spec, language_model=language_model) if spec else None
+def _tokenizer(source: ModelSource, *, language_model: bool) -> Any:
+    """Load a tokenizer of a model and compare it with its token table."""
+    spec = source.language_tokenizer if language_model else source.qformer_tokenizer
+    if not spec:
+        return None
+    tokenizer = load_tokenizer(spec, language_model=language_model)
+    if language_model or source.stage == 1 or source.question_in_qformer:
+        check_vocabulary(tokenizer, source.config)
+    return tokenizer
 
 
 def _place_params(

@@ -203,7 +203,9 @@ class Blip2Retriever(Blip2):
                 "(Hugging Face does not store it): it can only match and give features"
             )
         tokenizer = self.qformer_tokenizer
-        ids = [[tokenizer.start_id, *tokenizer.encode_words(p)] for p in prompts]
+        # Training puts [DEC] in the last row, also if the tokenizer has fewer tokens.
+        start_id = self.model.config.qformer.vocab_size - 1
+        ids = [[start_id, *tokenizer.encode_words(p)] for p in prompts]
         if len({len(row) for row in ids}) > 1:
             raise ValueError(
                 "a stage-1 model takes prompts of equal length only: give one for all"

@@ -49,7 +49,10 @@ def matches(patterns: Iterable[str], path: str) -> bool:
 
 
 def split(
-    params: Mapping[str, Any], frozen: Sequence[str] = (), carried: Sequence[str] = ()
+    params: Mapping[str, Any],
+    frozen: Sequence[str] = (),
+    carried: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Partition:
     """Split a parameter tree by path.
 
@@ -58,13 +61,14 @@ def split(
       frozen: patterns of the parameters that are used but not trained.
       carried: patterns of the parameters that are kept but not used. A path that
         matches both lists is frozen.
+      optional: patterns that may match no path.
 
     Raises:
-      ValueError: a pattern matches no path, or no parameter is left to train.
+      ValueError: another pattern matches no path, or no parameter is left to train.
     """
     leaves = flatten(params)
     for name, patterns in (("frozen", frozen), ("carried", carried)):
-        check_patterns(name, patterns, leaves)
+        check_patterns(name, patterns, leaves, optional)
     trainable: Tree = {}
     frozen_leaves: Tree = {}
     carried_leaves: Tree = {}
@@ -98,19 +102,27 @@ def merge(*parts: Mapping[str, Any]) -> Tree:
     return unflatten(merged)
 
 
-def check_patterns(name: str, patterns: Sequence[str], paths: Iterable[str]) -> None:
+def check_patterns(
+    name: str,
+    patterns: Sequence[str],
+    paths: Iterable[str],
+    optional: Sequence[str] = (),
+) -> None:
     """Check that every pattern matches a path.
 
     Args:
       name: of the list of patterns, for the message.
       patterns: regular expressions.
       paths: of all parameters.
+      optional: patterns that may match no path.
 
     Raises:
-      ValueError: a pattern matches no path; the message names the first one.
+      ValueError: another pattern matches no path; the message names the first one.
     """
     paths = list(paths)
     for pattern in patterns:
+        if pattern in optional:
+            continue
         if not any(re.search(pattern, path) for path in paths):
             tops = ", ".join(sorted({path.split("/")[0] for path in paths}))
             raise ValueError(

@@ -21,6 +21,7 @@ from blip2_jax.convert.model_source import TOWER_PREFIXES, TOWERS
 from blip2_jax.convert.native_folder import FolderArrays, Manifest, manifest_entry
 from blip2_jax.convert.positions import POSITIONS, arrays_at_size, notes_of
 from blip2_jax.convert.tables.name_table import shorten
+from blip2_jax.convert.vocabulary import arrays_at_vocabulary
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.trees import Tree, flatten, merge, unflatten
@@ -71,7 +72,8 @@ def run_arrays(run_dir: str, which: str | int = "last") -> dict[str, np.ndarray]
 def tower_weights(spec: str, sizes: Blip2Config) -> Arrays:
     """Open the weights of a tower: of a file, or of the last checkpoint of a run."""
     if is_run(spec):
-        return arrays_at_size(run_arrays(spec), sizes.vision)
+        arrays = arrays_at_size(run_arrays(spec), sizes.vision)
+        return arrays_at_vocabulary(arrays, sizes)
     return open_weights(spec, sizes)
 
 
@@ -87,7 +89,8 @@ def initial_weights(config: ConfigDict) -> dict[str, Arrays]:
     }
     if config.init.from_run:
         arrays = run_arrays(config.init.from_run, config.init.which)
-        sources[config.init.from_run] = arrays_at_size(arrays, sizes.vision)
+        resized = arrays_at_size(arrays, sizes.vision)
+        sources[config.init.from_run] = arrays_at_vocabulary(resized, sizes)
     return sources
 
 

@@ -32,6 +32,7 @@ from blip2_jax.training.frozen import (
     tower_weights,
 )
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
+from blip2_jax.training.train_config import DEFAULT_RULES
 
 INIT_STREAM = 0x1A17  # keeps initial values independent of the keys of steps
 
@@ -55,9 +56,11 @@ def parameter_shapes(config: ConfigDict, task: Task) -> trees.Partition:
     """Return shapes of trainable and frozen parameters, without allocation.
 
     Raises:
-      ValueError: a pattern of `config.frozen` matches nothing.
+      ValueError: a pattern of `config.frozen`, other than the defaults, matches
+        nothing.
     """
-    return trees.split(task.parameter_shapes(), config.frozen)
+    shapes = task.parameter_shapes()
+    return trees.split(shapes, config.frozen, optional=DEFAULT_RULES)
 
 
 def load_frozen_parameters(
@@ -96,9 +99,10 @@ def initialise(
       mesh: of the run.
 
     Raises:
-      WeightsError: an array has another shape than the model's; a carried pattern
-        matches nothing in the sources; the sources hold nothing of this model; or they
-        lack a tower that is to be trained.
+      WeightsError: an array has another shape than the model's; the sources hold
+        nothing of this model; or they lack a tower that is to be trained.
+      ValueError: a pattern of `config.carried`, other than the defaults, matches
+        nothing.
     """
     fresh = random_parameters(config, task, shapes, mesh)
     paths = list(flatten(shapes))
@@ -199,7 +203,8 @@ def _from_sources(
     if not taken:
         raise WeightsError(f"{', '.join(sources)} hold no parameter of this model")
     # This task may train what the pattern names, as VQA trains the text branch.
-    trees.check_patterns("carried", config.carried, (*carried, *taken))
+    paths = (*carried, *taken)
+    trees.check_patterns("carried", config.carried, paths, optional=DEFAULT_RULES)
     new = [path for path in params if path not in taken]
     report.append(f"new (random): {_summary(new)}")
     return InitialParams(unflatten(params), unflatten(carried), report)

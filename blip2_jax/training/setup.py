@@ -31,6 +31,7 @@ from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.step_plan import plan_step
 from blip2_jax.training.tasks import Task
+from blip2_jax.training.text_limits import check_texts
 from blip2_jax.training.train_config import ConfigError
 
 # Maps all parameters of the model to its evaluation scores by name.
@@ -226,6 +227,7 @@ def open_batches(
     config: ConfigDict, task: Task, mesh: Mesh, start: int
 ) -> TrainingBatches:
     """Open the training batches of this process, from a step on."""
+    check_texts(config, task)
     return training_batches(
         config.data,
         task.batch_format,

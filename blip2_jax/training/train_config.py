@@ -60,6 +60,9 @@ _TEXT_BRANCH = (
     "^(vision_projection|text_projection|itm_head)/",
     "^temperature$",
 )
+# Rules of the defaults; a model that lacks a part needs no other list. Any other rule
+# that matches nothing is an error.
+DEFAULT_RULES = (*(rule for rules in _FROZEN.values() for rule in rules), *_TEXT_BRANCH)
 
 
 class ConfigError(ValueError):

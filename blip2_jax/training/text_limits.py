@@ -1,0 +1,54 @@
+"""Checks that the texts of a run fit its model, before anything compiles."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from blip2_jax.convert.vocabulary import check_vocabulary
+from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.models.presets import OPTConfig
+from blip2_jax.training.tasks import Task, model_config
+from blip2_jax.training.train_config import ConfigError
+
+
+def check_texts(config: ConfigDict, task: Task) -> None:
+    """Check tokenizers against token tables, and text lengths against positions.
+
+    Args:
+      config: configuration of the run.
+      task: of the run.
+
+    Raises:
+      ConfigError: ids or positions exceed a table; the message has both sizes.
+    """
+    sizes = model_config(config.model)
+    for role in task.tokenizers:
+        if not (spec := config.data.tokenizer[role]):
+            continue  # the data pipeline says which tokenizer is missing
+        tokenizer = load_tokenizer(spec, language_model=role == "language_model")
+        try:
+            check_vocabulary(tokenizer, sizes)
+        except ValueError as error:
+            raise ConfigError(f"data.tokenizer.{role}={spec}: {error}") from error
+    _check_positions(config, task)
+
+
+def _check_positions(config: ConfigDict, task: Task) -> None:
+    """Raise a ConfigError if a text can be longer than a table of positions."""
+    sizes, length = model_config(config.model), config.data.max_text_length
+    if task.name != "contrast" and "qformer" in task.tokenizers:
+        limit = sizes.qformer.max_positions
+        if length > limit:
+            raise ConfigError(
+                f"data.max_text_length is {length}, but the Q-Former has {limit} "
+                "positions"
+            )
+    language_model = sizes.language_model
+    if "language_model" in task.tokenizers and isinstance(language_model, OPTConfig):
+        queries = 0 if task.name == "language_model" else sizes.qformer.num_queries
+        limit = language_model.max_positions
+        if queries + length > limit:
+            raise ConfigError(
+                f"{queries} queries and data.max_text_length {length} take "
+                f"{queries + length} positions, but this OPT has {limit}"
+            )
