@@ -55,8 +55,6 @@ def test_a_language_model_with_fewer_rows(tmp_path):
 @pytest.mark.parametrize("task", ["stage1", "opt"])
 def test_a_text_longer_than_the_positions(tmp_path, task):
     config = config_of(task, data__max_text_length=3000)
-    with pytest.raises(
-        ConfigError, match=r"max_text_length.* 3000.* has \d+ positions"
-    ):
+    with pytest.raises(ConfigError, match=r"max_text_length.* 3000.* has \d+"):
         set_up(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

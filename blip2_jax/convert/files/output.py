@@ -59,6 +59,8 @@ def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if error.errno in NO_ROOM:
             reason = os.strerror(error.errno)
             raise OSError(error.errno, f"{reason}; {path} was not written") from error
+        if error.errno is None:  # see `os_error`
+            raise OSError(f"{error}; {path} was not written") from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +122,7 @@ def os_error(error: Exception) -> OSError:
     for number in NO_ROOM:
         if os.strerror(number) in text or f"os error {number}" in text:
             return OSError(number, os.strerror(number))
-    return OSError(text)
+    return OSError(f"the file cannot be written, maybe the disk is full ({text})")
 
 
 def write_json(path: pathlib.Path, content: object) -> None:
