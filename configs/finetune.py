@@ -1,9 +1,9 @@
 """blip2-jax train --config finetune:MODEL,DATA --workdir runs/mine
 
 Fine-tune a model on captions or questions of your own. MODEL is a Hugging Face folder
-or hub name, a LAVIS file, a folder that `blip2-jax convert` wrote, or a run. DATA is a
-file or folder in any layout of docs/layouts.md. A tenth of the images is held out for
-evaluation.
+or hub name, a LAVIS file, a folder that `blip2-jax convert` wrote, a run, or "shapes",
+the small model of the package. DATA is a file or folder in any layout of
+docs/layouts.md. A tenth of the images is held out for evaluation.
 
 Sizes, prompts, tokenizers and image size are the model's. The Q-Former and the
 projection are trained; image encoder and language model stay frozen. The batch size is
@@ -29,6 +29,7 @@ from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.sources.layouts import Layout, detect_layout
 from blip2_jax.data.text.prompts import QUESTION_PROMPT
 from blip2_jax.inference.load import ExtraWeights, open_model
+from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.models import presets
 from blip2_jax.planning.batch_fit import fitting_batch_size, usable_memory
 from blip2_jax.training.checkpoints import is_run
@@ -158,6 +159,9 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     if is_run(args.model):
         config.init.from_run, config.init.which = args.model, "best"
         former = read_config(args.model).frozen_sources
+    elif args.model in SHIPPED_MODELS:
+        shipped = SHIPPED_MODELS[args.model]
+        config.init.from_weights, former = (shipped.trained,), shipped.towers
     else:
         config.init.from_weights = (args.model,)
         former = dict.fromkeys(towers, args.model)

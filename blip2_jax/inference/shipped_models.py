@@ -7,6 +7,7 @@ They are those of `blip2-jax demo`: trained on the generated world of coloured s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.models.presets import preset
@@ -14,27 +15,33 @@ from blip2_jax.training.frozen import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
-class _ShippedModel:
+class ShippedModel:
     """A model of the package.
 
     Attributes:
       sizes: name of its preset.
-      weights: specs of its weights, as in `config.frozen_sources`.
+      trained: its trained weights, for `config.init.from_weights`.
+      towers: its frozen weights, for `config.frozen_sources`.
       language_tokenizer: tokenizer of its language model; "" for none.
     """
 
     sizes: str
-    weights: tuple[str, ...]
+    trained: str
+    towers: Mapping[str, str]
     language_tokenizer: str = ""
 
 
-_MODELS = {
-    "shapes": _ShippedModel(
-        "shapes_opt", ("shapes:stage2_opt", "shapes:vision", "shapes:opt"), "shapes:opt"
+SHIPPED_MODELS = {
+    "shapes": ShippedModel(
+        "shapes_opt",
+        "shapes:stage2_opt",
+        {"vision": "shapes:vision", "language_model": "shapes:opt"},
+        language_tokenizer="shapes:opt",
     ),
-    "shapes_stage1": _ShippedModel("shapes", ("shapes:stage1", "shapes:vision")),
+    "shapes_stage1": ShippedModel(
+        "shapes", "shapes:stage1", {"vision": "shapes:vision"}
+    ),
 }
-SHIPPED_MODELS = tuple(_MODELS)
 
 
 def open_shipped_model(name: str) -> ModelSource:
@@ -43,11 +50,11 @@ def open_shipped_model(name: str) -> ModelSource:
     Args:
       name: one of `SHIPPED_MODELS`.
     """
-    shipped = _MODELS[name]
+    shipped = SHIPPED_MODELS[name]
     config = preset(shipped.sizes)
     arrays = {
         path: array
-        for spec in shipped.weights
+        for spec in (shipped.trained, *shipped.towers.values())
         for path, array in open_weights(spec, config).items()
     }
     return ModelSource(

@@ -54,10 +54,12 @@ def photos(tmp_path_factory):
         ("t5", "questions.json", "", "vqa_accuracy"),
         ("retrieval", "captions.csv", "", "itm_r_mean"),
         ("run", "captions.csv", ",vision", "cider"),
+        ("shapes", "captions.csv", "", "cider"),
     ],
 )
 def test_one_command(models, photos, tmp_path, model, data, options, metric):
-    argument = f"{models / model},{photos / data},epochs=1,batch=8{options}"
+    path = model if model == "shapes" else models / model
+    argument = f"{path},{photos / data},epochs=1,batch=8{options}"
     config = get_config(argument).unlock()
     config.data.workers = 0
     assert config.steps == math.ceil(0.9 * PHOTOS) // 8
