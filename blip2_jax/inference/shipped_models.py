@@ -1,7 +1,13 @@
-"""Trained models that are part of the package, by name.
+r"""Trained models that are part of the package, by name.
 
-They are those of `blip2-jax demo`: trained on the generated world of coloured shapes
-(`blip2_jax.data.shapes`). `blip2-jax pack_tower --part trained` writes their files.
+They were made by the recipes of the demo, on the generated world of coloured shapes:
+
+    blip2-jax demo --workdir runs/demo --only stage1
+    blip2-jax demo --workdir runs/demo --only stage2_opt --steps 0.65
+    blip2-jax pack_tower --model runs/demo/stage1 --part bridge \
+        --out blip2_jax/data/shapes/weights/stage1.safetensors
+    blip2-jax pack_tower --model runs/demo/stage2_opt --part bridge \
+        --out blip2_jax/data/shapes/weights/stage2_opt.safetensors
 """
 
 from __future__ import annotations

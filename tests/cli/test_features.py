@@ -11,7 +11,6 @@ from blip2_jax.data.shapes.source import ShapesSource
 from blip2_jax.data.sources.features import FeaturesSource
 from blip2_jax.inference.image_encoder import open_image_encoder
 from blip2_jax.inference.load import load
-from tests.support import tolerances
 from tests.support.tiny_runs import make_run
 
 SHAPES = {"kind": "shapes", "split": "train", "size": 8, "count": 1}
@@ -29,16 +28,17 @@ def test_features_are_those_of_the_encoder(tmp_path, capsys):
     assert stored.dtype == np.float16 and stored.shape == (8, 5, 128)
     images = np.stack([ShapesSource("train", 8).load_image(i) for i in range(8)])
     expected = load("shapes_stage1")._encode_images(images)
-    tolerances.assert_values(stored, expected.astype(np.float16))
+    # float16 has 11 significant bits.
+    np.testing.assert_allclose(stored.astype(np.float32), expected, 1e-3, 1e-4)
     assert features.main([*options, f"--out={tmp_path / 'out'}"]) == 1
     assert "exists already" in capsys.readouterr().err
 
 
 def test_broken_images_are_left_out_and_counted(tmp_path, capsys):
-    names = [f"{number:02}.png" for number in range(30)]
+    names = [f"{number:03}.png" for number in range(120)]
     for number, name in enumerate(names):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / name)
-    (tmp_path / "07.png").write_bytes(b"broken")
+    (tmp_path / "007.png").write_bytes(b"broken")
     rows = [{"image": name, "caption": text} for name in names for text in "ab"]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     make_run(tmp_path / "run", "stage1")
@@ -58,9 +58,9 @@ def test_broken_images_are_left_out_and_counted(tmp_path, capsys):
     )
     output = capsys.readouterr()
     assert code == 0, output.err
-    assert "left out: 1 broken" in output.out or "not an image" in output.out
+    assert output.out.startswith("left out: ") and "007.png" in output.out
     keys = json.loads((out / "keys.json").read_text())
-    assert len(keys) == len(np.load(out / "features.npy")) == 29
+    assert len(keys) == len(np.load(out / "features.npy")) == 119
     assert sorted(path.name for path in out.iterdir()) == ["features.npy", "keys.json"]
 
 
