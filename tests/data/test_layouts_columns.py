@@ -11,7 +11,7 @@ from blip2_jax.data.sources.base import Question
 from blip2_jax.data.sources.columns import find_columns
 from blip2_jax.data.sources.layouts import detect_layout
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.data.sources.splits import split_of
+from blip2_jax.data.sources.split_names import split_of
 from tests.support.layouts import NAMES, image_structs, write_images
 
 

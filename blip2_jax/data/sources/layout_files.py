@@ -26,7 +26,7 @@ from blip2_jax.data.sources.json_table import (
     JsonSource,
     has_lines,
 )
-from blip2_jax.data.sources.splits import choose_split, same_split, split_of
+from blip2_jax.data.sources.split_names import choose_split, same_split, split_of
 from blip2_jax.data.sources.table_source import Table, TableSource, file_name
 from blip2_jax.parallel.files import read_json, read_text
 

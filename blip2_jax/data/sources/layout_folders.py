@@ -30,7 +30,7 @@ from blip2_jax.data.sources.layout_files import (
     sample_table,
     split_option,
 )
-from blip2_jax.data.sources.splits import choose_split, split_of
+from blip2_jax.data.sources.split_names import choose_split, split_of
 from blip2_jax.parallel.files import read_json
 
 # Sub-folders that are searched for annotations too.

@@ -136,7 +136,7 @@ def select_splits(
     return (
         (number, values)
         for number, values in rows
-        if not isinstance(values, Mapping) or values.get(column) in splits
+        if not isinstance(values, Mapping) or str(values.get(column)) in splits
     )
 
 
