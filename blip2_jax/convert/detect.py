@@ -44,8 +44,10 @@ def kind_of(source: CheckpointFiles) -> str:
     for kind, pattern in KINDS.items():
         if any(re.match(pattern, name) for name in source):
             return kind
+    model_type = source.config.get("model_type")
+    said = f" its config.json says {model_type!r}," if model_type else ""
     raise SourceError(
-        f"{source.name} is none of: {', '.join(DESCRIPTIONS.values())}; it holds "
+        f"{source.name} is none of: {', '.join(DESCRIPTIONS.values())};{said} it holds "
         f"{len(source)} arrays such as {', '.join(list(source)[:3])}"
     )
 

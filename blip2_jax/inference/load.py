@@ -182,7 +182,8 @@ def _open_path(
     if not path.exists():
         raise FileNotFoundError(
             f"no file or folder {str(spec)!r}; the models of the package are "
-            f"{', '.join(SHIPPED_MODELS)}"
+            f"{', '.join(SHIPPED_MODELS)}; those of the Hugging Face hub are named "
+            "ORG/NAME or hf://ORG/NAME"
         )
     if is_run(path):
         _refuse(extra, f"{spec} is a run", ("text_branch", "sizes"))

@@ -97,8 +97,10 @@ def test_only_the_shards_that_are_read_are_fetched(server):
 
 def test_of_a_single_file_the_kind_is_known_before_it_is_fetched(server):
     content = save(TEXT)
-    server.add(NAME, {"model.safetensors": content, "config.json": "{}"})
-    with pytest.raises(SourceError, match=r"^org/model is none of: .* text.embedding"):
+    config = '{"model_type": "llama"}'
+    server.add(NAME, {"model.safetensors": content, "config.json": config})
+    message = r"^org/model is none of: .*; its config.json says 'llama', .* text.embed"
+    with pytest.raises(SourceError, match=message):
         kind_of(CheckpointFiles(NAME))
     assert server.fetched()["model.safetensors"] < len(content)
 
@@ -203,6 +205,12 @@ def test_a_private_repository_needs_a_token(server, monkeypatch):
     assert "if it is private, log in" in fail(server, monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     assert "text.embedding" in CheckpointFiles(NAME)
+
+
+def test_a_token_that_is_not_valid(server, monkeypatch):
+    server.add(NAME, sharded())
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    assert "refuses access (401): log in with" in fail(server, monkeypatch)
 
 
 def test_without_network(server, monkeypatch):

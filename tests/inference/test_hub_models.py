@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import blip2_jax
-from blip2_jax.cli import caption, convert
+from blip2_jax.cli import caption, convert, evaluate
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_folder import huggingface_sizes
 from blip2_jax.data import hub
@@ -121,6 +121,15 @@ def test_the_command_prints_one_line(server, capsys):
     assert error.count("\n") == 1
     assert caption.main([*arguments, "org/opt"]) == 0
     assert capsys.readouterr().out.startswith("shapes:0: ")
+
+
+def test_a_model_is_evaluated_by_name(server, tmp_path, capsys):
+    data = {"kind": "shapes", "split": "test", "size": 6}
+    arguments = ["--model", "org/retrieval", "--task", "retrieval"]
+    arguments += ["--data", json.dumps(data), "--out", str(tmp_path / "record.json")]
+    assert evaluate.main(arguments) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["settings"]["model"] == "org/retrieval"
 
 
 def convert_to(layout, tmp_path, *more):

@@ -90,14 +90,18 @@ class HubServer:
         return sent
 
     def refusal(self, kind, name, token):
-        """Return (status, error code) if a user may not read a repository."""
+        """Return status and headers if a user may not read a repository."""
+        if token is not None and token not in self.tokens:
+            return 401, {
+                "X-Error-Message": "Invalid credentials in Authorization header"
+            }
+        missing = {"X-Error-Code": "RepoNotFound"}
         if (kind, name) not in self._commits:
-            return 401 if token is None else 404, "RepoNotFound"
+            return 401 if token is None else 404, missing
         restricted = self._restricted[kind, name]
-        if restricted and token not in self.tokens:
-            return {"gated": (403, "GatedRepo"), "private": (401, "RepoNotFound")}[
-                restricted
-            ]
+        if restricted and token is None:
+            gated = 403, {"X-Error-Code": "GatedRepo"}
+            return gated if restricted == "gated" else (401, missing)
         return None
 
 
@@ -155,8 +159,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _repository(self, kind, name, revision):
         """Return commit and files; answer with an error and return None otherwise."""
         if refusal := self.hub.refusal(kind, name, self._token()):
-            status, code = refusal
-            self._answer(status, b"", {"X-Error-Code": code})
+            status, headers = refusal
+            self._answer(status, b"", headers)
             return None
         found = self.hub.files(name, revision, kind)
         if found is None:
