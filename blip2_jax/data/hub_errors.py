@@ -89,9 +89,12 @@ def _explanation(name: HubName, error: Exception) -> str:
     if isinstance(cause, errors.HfHubHTTPError):
         status = cause.response.status_code
         if status in (401, 403):
-            return f"{typed}: {hub} refuses access ({status}): {LOGIN}"
+            return (
+                f"{typed}: {hub} refuses access ({status}), because the token is "
+                f"invalid or may not do this: {LOGIN}"
+            )
         return f"{typed}: {hub} answers with status {status}: try again later"
     return (
-        f"{local}{hub} cannot be reached to fetch {typed}, which is not in the cache "
-        f"({type(cause).__name__}): check the network and HF_ENDPOINT"
+        f"{local}{hub} cannot be reached for {typed} ({type(cause).__name__}): check "
+        "the network and HF_ENDPOINT"
     )

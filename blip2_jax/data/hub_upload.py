@@ -13,9 +13,11 @@ def check_login() -> None:
     Raises:
       HubError: there is no token, it is invalid, or the hub cannot be reached.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import LocalTokenNotFoundError
 
+    if constants.HF_HUB_OFFLINE:
+        raise HubError("an upload needs the hub, but HF_HUB_OFFLINE is set: unset it")
     try:
         with explained(HubName("", typed="the upload")):
             HfApi().whoami()
@@ -38,14 +40,19 @@ def upload(
       The URL of the repository.
 
     Raises:
-      HubError: the user may not write there, or the hub cannot be reached.
+      HubError: the user may not write there, or the hub cannot be reached; the folder
+        stays as it is.
     """
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    with explained(HubName(repository, typed=f"hf://{repository}")):
-        url = api.create_repo(repository, private=private or None, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message
-        )
+    api, options = HfApi(), {"repo_id": repository, "commit_message": message}
+    try:
+        with explained(HubName(repository, typed=f"hf://{repository}")):
+            url = api.create_repo(repository, private=private or None, exist_ok=True)
+            api.upload_folder(folder_path=folder, **options)
+    except HubError as error:
+        raise HubError(
+            f"{error}; {folder} is complete: `hf upload {repository} {folder}` uploads "
+            "it later"
+        ) from error
     return str(url)

@@ -210,13 +210,15 @@ def test_a_private_repository_needs_a_token(server, monkeypatch):
 def test_a_token_that_is_not_valid(server, monkeypatch):
     server.add(NAME, sharded())
     monkeypatch.setenv("HF_TOKEN", "hf_old")
-    assert "refuses access (401): log in with" in fail(server, monkeypatch)
+    assert "refuses access (401), because the token is invalid" in fail(
+        server, monkeypatch
+    )
 
 
 def test_without_network(server, monkeypatch):
     server.close()
     message = fail(server, monkeypatch)
-    assert "cannot be reached to fetch org/model" in message
+    assert "cannot be reached for org/model" in message
     assert "check the network" in message
 
 

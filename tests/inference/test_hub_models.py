@@ -161,6 +161,17 @@ def test_a_converted_model_is_pushed_with_a_card_and_loads(
     assert model.caption(image) == blip2_jax.load("org/opt").caption(image)
 
 
+def test_a_push_that_fails_keeps_the_folder(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    server.read_only.add("hf_good")
+    assert convert_to("blip2_jax", tmp_path, "--push", "me/mine") == 1
+    error = capsys.readouterr().err
+    assert "hf://me/mine: http://127" in error
+    assert "refuses access (403)" in error
+    assert f"`hf upload me/mine {tmp_path / 'out'}` uploads it later" in error
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def files_in(tmp_path):
     return [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 

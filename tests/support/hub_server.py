@@ -32,11 +32,13 @@ class HubServer:
       url: of the hub, for HF_ENDPOINT.
       requests: (method, path, bytes of the answer) of each request.
       tokens: of users who may read gated and private repositories, and may write.
+      read_only: the tokens that may not write.
     """
 
     def __init__(self):
         self.requests = []
         self.tokens = {"hf_good"}
+        self.read_only = set()
         self.failure = None  # status of all answers, as of a hub that is down
         self._commits = {}  # {(kind, name): [(commit, {path: bytes})]}
         self._branches = {}  # {(kind, name): {branch or tag: commit}}
@@ -202,6 +204,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _write(self, path, body):
         if self._token() not in self.hub.tokens and not path.startswith("/blobs/"):
             return self._answer(401, b"Invalid username or password.")
+        if self._token() in self.hub.read_only:
+            return self._answer(403, b"")
         if path == "/api/repos/create":
             wanted = json.loads(body)
             name = f"{wanted['organization']}/{wanted['name']}"
