@@ -77,13 +77,18 @@ class Repository:
     def fetch(self, *patterns: str) -> list[pathlib.Path]:
         """Fetch the files that match any of the patterns; return their paths.
 
+        Code is left out.
+
         Raises:
           HubError: a file cannot be fetched.
         """
         matching = [
             file
             for file in self.files
-            if any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
+            if not file.endswith(".py")
+            and (
+                file in patterns or any(fnmatch.fnmatchcase(file, p) for p in patterns)
+            )
         ]
         missing = [file for file in matching if not (self.folder / file).is_file()]
         with explained(self.name):

@@ -150,13 +150,14 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(server):
 
 
 def test_a_file_or_a_folder_of_data_is_fetched_alone(server):
-    files = {"a/1.json": "[]", "a/2.jpg": "x", "b/3.jpg": "y"}
+    files = {"a/1.json": "[]", "a/2.jpg": "x", "b/[3].jpg": "y"}
+    files["a/load.py"] = "raise SystemExit"
     server.add("org/photos", files, kind="dataset")
     path = hub.local_path("hf://datasets/org/photos/a")
     assert sorted(p.name for p in path.iterdir()) == ["1.json", "2.jpg"]
     assert set(server.fetched()) == {"a/1.json", "a/2.jpg"}
-    assert hub.local_path("hf://datasets/org/photos/b/3.jpg").read_text() == "y"
-    with pytest.raises(HubError, match=r"no 'c'; it has 3 files: a/1.json"):
+    assert hub.local_path("hf://datasets/org/photos/b/[3].jpg").read_text() == "y"
+    with pytest.raises(HubError, match=r"no 'c'; it has 4 files: a/1.json"):
         hub.local_path("hf://datasets/org/photos/c")
 
 
