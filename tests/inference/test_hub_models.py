@@ -124,7 +124,7 @@ def test_the_command_prints_one_line(server, capsys):
 
 
 def test_a_model_is_evaluated_by_name(server, tmp_path, capsys):
-    data = {"kind": "shapes", "split": "test", "size": 6}
+    data = {"kind": "shapes", "split": "heldout", "size": 28}
     arguments = ["--model", "org/retrieval", "--task", "retrieval"]
     arguments += ["--data", json.dumps(data), "--out", str(tmp_path / "record.json")]
     assert evaluate.main(arguments) == 0, capsys.readouterr().err
