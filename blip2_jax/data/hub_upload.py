@@ -45,11 +45,13 @@ def upload(
     """
     from huggingface_hub import HfApi
 
-    api, options = HfApi(), {"repo_id": repository, "commit_message": message}
+    api = HfApi()
     try:
         with explained(HubName(repository, typed=f"hf://{repository}")):
             url = api.create_repo(repository, private=private or None, exist_ok=True)
-            api.upload_folder(folder_path=folder, **options)
+            api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=message
+            )
     except HubError as error:
         raise HubError(
             f"{error}; {folder} is complete: `hf upload {repository} {folder}` uploads "

@@ -78,8 +78,8 @@ class ImageEncoder:
 def _encode(
     config: ViTConfig, dtype: Any, params: PyTree, images: UInt8[jax.Array, "B R R 3"]
 ) -> Float[jax.Array, "B P D"]:
-    module = VisionTransformer(config, dtype)
-    return module.apply({"params": params}, normalize_images(images))
+    tower = VisionTransformer(config, dtype).bind({"params": params})
+    return tower(normalize_images(images))
 
 
 def open_image_encoder(
@@ -144,7 +144,7 @@ def _clip_sizes(config: Mapping[str, Any]) -> ViTConfig:
     """Return the sizes of a CLIP of Hugging Face, without its last block."""
     from transformers import CLIPVisionConfig  # slow to import
 
-    theirs = CLIPVisionConfig.from_dict(dict(config))
+    theirs: Any = CLIPVisionConfig.from_dict(dict(config))
     return ViTConfig(
         width=theirs.hidden_size,
         depth=theirs.num_hidden_layers - 1,
