@@ -6,7 +6,9 @@ import pytest
 
 from blip2_jax.cli import evaluate, train
 from blip2_jax.cli.evaluation_run import set_up
+from blip2_jax.training import tasks
 from blip2_jax.training.train_config import check_same_run, read_config, write_config
+from tests.support import toy_task
 from tests.support.layouts import NAMES, write_csv, write_images
 from tests.support.processes import SUPPORT
 from tests.support.tiny_runs import make_run
@@ -33,6 +35,23 @@ def test_the_detected_source_is_the_training_data(tmp_path, capsys):
     check_same_run(read_config(tmp_path), training_config("--data", str(folder)))
     given = training_config("--data", json.dumps(spec))
     check_same_run(read_config(tmp_path), given)
+
+
+def test_a_run_on_a_path_continues_and_notices_other_captions(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(tasks.TASKS, "stage1", toy_task.make_toy)
+    folder = write_csv(tmp_path / "data")
+    command = [f"--config={SUPPORT / 'toy_task.py'}", f"--data={folder}"]
+    command += [f"--workdir={tmp_path / 'run'}", "--config.steps=3"]
+    assert train.main(command) == 0
+    assert "finished 3 steps" in capsys.readouterr().err
+    assert train.main(command) == 0
+    (folder / "captions.txt").write_text(
+        (folder / "captions.txt").read_text().replace("red", "bed")
+    )
+    assert train.main(command) == 1
+    assert "captions.txt has other texts and their order" in capsys.readouterr().err
 
 
 def test_dry_run_shows_the_data(tmp_path, monkeypatch, capsys):
