@@ -143,6 +143,10 @@ BAD_COMMAND_LINES = f"""
 1 report record.json
 1 report bytes.json
 1 report empty
+2 features --model shapes:vision --out x
+1 features --model empty --out x --data list.json
+1 features --model shapes:vision --out x --data empty
+1 features --model shapes:vision --out empty --data list.json
 2 demo --steps many
 1 demo --workdir text.txt
 2 tables --seeds x
