@@ -189,7 +189,7 @@ def set_data(
         train = {"kind": "per_question", "of": train}
         config.objective = ConfigDict({"mean_over": "texts"})
         config.data.question_prompt = source.question_prompt or QUESTION_PROMPT
-        config.evaluation.metric = "vqa_accuracy"
+        config.evaluation.metric = "exact_match"  # data of one answer has no other
         config.evaluation.max_new_tokens = 10
     elif purpose == "caption":
         config.data.prompt = source.config.prompt or CAPTION_PROMPT

@@ -51,7 +51,7 @@ def photos(tmp_path_factory):
     ("model", "data", "options", "metric"),
     [
         ("opt", "captions.csv", "", "cider"),
-        ("t5", "questions.json", "", "vqa_accuracy"),
+        ("t5", "questions.json", "", "exact_match"),
         ("retrieval", "captions.csv", "", "itm_r_mean"),
         ("run", "captions.csv", ",vision", "cider"),
         ("shapes", "captions.csv", "", "cider"),
