@@ -28,7 +28,7 @@ $(STAMP): setup.py
 demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.html
 	$(MALLOC) $(BIN)/python launch/demo.py --workdir $(DEMO_DIR)
 
-test: $(STAMP) lint types  ## lint, types and the fast tests (about 20 minutes on 2 cores)
+test: $(STAMP) lint types  ## lint, types and the fast tests (40 CPU-minutes)
 	$(PYTEST) --dist loadfile -m "not slow" tests
 
 test-slow: $(STAMP)  ## the longer tests (about half an hour on 2 cores)
