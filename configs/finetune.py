@@ -80,7 +80,7 @@ def get_config(argument: str = "") -> ConfigDict:
         memory = usable_memory()
         config.batch_size = fitting_batch_size(config, memory, LARGEST_BATCH)
     set_schedule(config, args, examples_of(layout, purpose))
-    describe(config, source, layout, purpose)
+    describe(config, source, layout, purpose, args.train_vision)
     return config.lock()
 
 
@@ -168,8 +168,6 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     for tower in towers:
         config.frozen_sources[tower] = args.values[tower] or former[tower]
     config.model.question_in_qformer = source.question_in_qformer
-    if not source.carried():
-        config.carried = ()
     if args.train_vision:
         config.frozen = tuple(p for p in config.frozen if p != "^visual_encoder/")
         config.model.remat = "full"  # its activations would fill a device
@@ -198,8 +196,11 @@ def set_data(
     vision = source.config.vision
     assert isinstance(vision, presets.ViTConfig)  # see `check_purpose`
     config.data.image.size = vision.image_size
-    longest = source.config.qformer.max_positions if source.stage == 1 else 64
-    config.data.max_text_length = min(32 if purpose != "vqa" else 64, longest)
+    config.data.max_text_length = {
+        "caption": 32,
+        "vqa": 64,
+        "retrieval": min(32, source.config.qformer.max_positions),
+    }[purpose]
     config.data.workers = 2
     config.evaluation.sources = (parts["held_out"],)
     config.evaluation.max_examples = 1000
@@ -234,14 +235,14 @@ def set_schedule(config: ConfigDict, args: Arguments, examples: int) -> None:
 
 
 def describe(
-    config: ConfigDict, source: ModelSource, layout: Layout, purpose: str
+    config: ConfigDict,
+    source: ModelSource,
+    layout: Layout,
+    purpose: str,
+    train_vision: bool,
 ) -> None:
     """Print what was found and chosen."""
-    trained = (
-        "Q-Former"
-        if config.frozen[:1] == ("^visual_encoder/",)
-        else ("Q-Former and image encoder")
-    )
+    trained = "Q-Former and image encoder" if train_vision else "Q-Former"
     for line in (
         f"model: {source.summary()}",
         f"data: {layout}",
