@@ -294,20 +294,17 @@ class Blip2Generator(Blip2):
         logits, prefix = prefill_language_model(
             self.model, self.params, images, ids, mask, tuple(question), weights
         )
-        plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
-        decoded = _decode_plan(
+        return decode_with_language_model(
             self.model,
             self.params,
             logits,
             prefix,
-            plan,
-            values,
-            self.language_tokenizer.end_id,
-            history,
-            keys,
-            weights,
+            config,
+            eos_id=self.language_tokenizer.end_id,
+            history=history,
+            keys=keys,
+            weights=weights,
         )
-        return select_results(hosts.to_host(decoded), config)
 
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
         return self.language_tokenizer.decode(ids)
@@ -396,7 +393,7 @@ def decode_with_language_model(
     decoded = _decode_plan(
         model, params, logits, prefix, plan, values, eos_id, history, keys, weights
     )
-    return select_results(decoded, config)
+    return select_results(hosts.to_host(decoded), config)
 
 
 @programs.compile_function(static=("model", "plan", "eos_id"))
