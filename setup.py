@@ -10,10 +10,14 @@ VERSION = re.search(
     r'__version__ = "([^"]+)"', (HERE / "blip2_jax" / "__init__.py").read_text()
 ).group(1)
 
+# Paths on object stores.
+REMOTE = ["fsspec", "gcsfs", "s3fs"]
+
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 TEST = [
     *DOCS,
+    *REMOTE,
     "beartype",
     "datasets",  # writes a data set that a test reads
     "ipykernel",
@@ -56,6 +60,7 @@ setup(
     install_requires=[
         "jax>=0.10",
         "flax",
+        "etils",
         "optax",
         "orbax-checkpoint",
         "transformers>=5",
@@ -82,6 +87,7 @@ setup(
         "docs": DOCS,
         "evaluate": ["pycocoevalcap", "spacy"],
         "parity": [*TEST, "torch"],
+        "remote": REMOTE,
         "test": TEST,
         "tpu": ["jax[tpu]"],
     },
