@@ -146,8 +146,17 @@ class ArrowSource(Source):
         """Load the image of a record; see `Source`."""
         if not self._is_encoded:
             return self._images.load(self.record(index).key, at_least)
-        number = int(self._rows[self._starts[index]])
-        place = self._files.place(number)
+        return decode_image(self.encoded_image(index), self._place(index), at_least)
+
+    def _place(self, index: int) -> str:
+        """Return the place of a record's first row, for errors."""
+        return self._files.place(int(self._rows[self._starts[index]]))
+
+    def encoded_image(self, index: int) -> bytes:
+        """Read the image of a record; see `Source`."""
+        if not self._is_encoded:
+            return self._images.read(self.record(index).key)
+        number, place = int(self._rows[self._starts[index]]), self._place(index)
         try:
             value = self._files.cell(number, self.columns.image)
         except (OSError, pa.ArrowException) as error:
@@ -156,10 +165,11 @@ class ArrowSource(Source):
         if isinstance(value, Mapping):
             value, path = value["bytes"], value.get("path")
         if value is not None:
-            return decode_image(value, place, at_least)
+            data: bytes = value
+            return data
         if not path:
             raise BrokenSample("missing image", place)
-        return self._images.load(path, at_least)
+        return self._images.read(path)
 
     def content(self) -> Digests:
         """Return digests of all texts and of the files; see `Source`."""

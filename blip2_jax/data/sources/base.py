@@ -176,6 +176,18 @@ class Source(abc.ABC):
         """
         raise NotImplementedError(f"{self.name} holds no pixels")
 
+    def encoded_image(self, index: int) -> bytes | None:
+        """Read a record's image as the source keeps it, e.g. the bytes of a JPEG file.
+
+        Returns:
+          The bytes; None if the source keeps no encoded image.
+
+        Raises:
+          BrokenSample: the image is missing or cannot be read.
+        """
+        del index
+        return None
+
     def check_image(self, index: int) -> None:
         """Check, without reading it, that a record's image is there.
 

@@ -242,6 +242,12 @@ class RecordsSource(Source):
             return super().load_image(index, at_least)
         return self._files.load(self.record(index).key, at_least)
 
+    def encoded_image(self, index: int) -> bytes | None:
+        """Read the image file of a record; see `Source`."""
+        if self._files is None:
+            return super().encoded_image(index)
+        return self._files.read(self.record(index).key)
+
     def check_image(self, index: int) -> None:
         """Check that the image is a file; see `Source`."""
         if self._files is not None:

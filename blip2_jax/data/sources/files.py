@@ -50,12 +50,19 @@ class ImageFiles:
         Raises:
           BrokenSample: the image is missing or cannot be decoded.
         """
+        return decode_image(self.read(name), name, at_least)
+
+    def read(self, name: str) -> bytes:
+        """Read the bytes of an image.
+
+        Raises:
+          BrokenSample: the image is missing or cannot be read.
+        """
         path = self.check(name)
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise BrokenSample("unreadable image", name, str(error)) from None
-        return decode_image(data, name, at_least)
 
     def check(self, name: str) -> pathlib.Path:
         """Check that an image is a file, and return its path.

@@ -122,6 +122,10 @@ class TextFilesSource(Source):
         """Load the image of a record; see `Source`."""
         return self._files.load(self._images[index], at_least)
 
+    def encoded_image(self, index: int) -> bytes:
+        """Read the image file of a record; see `Source`."""
+        return self._files.read(self._images[index])
+
     def content(self) -> Digests:
         """Return digests of texts and of all files; see `Source`."""
         texts = [self._files.path(_text_name(name)) for name in self._images]

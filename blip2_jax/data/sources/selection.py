@@ -44,6 +44,10 @@ class SelectionSource(Source):
         """Load the image of a record; see `Source`."""
         return self._of.load_image(self._index(index), at_least)
 
+    def encoded_image(self, index: int) -> bytes | None:
+        """Read the image of a record; see `Source`."""
+        return self._of.encoded_image(self._index(index))
+
     def load_features(self, index: int) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
         return self._of.load_features(self._index(index))

@@ -90,10 +90,15 @@ class TarsSource(Source):
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
+        data = self.encoded_image(index)
+        return decode_image(data, self._key(index), at_least)
+
+    def encoded_image(self, index: int) -> bytes:
+        """Read the image of a record; see `Source`."""
         data = self._read(index, IMAGE)
         if data is None:
             raise BrokenSample("missing image", self._key(index))
-        return decode_image(data, self._key(index), at_least)
+        return data
 
     def content(self) -> Digests:
         """Return digests of the index, of the tars and of a sample of the records."""

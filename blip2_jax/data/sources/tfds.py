@@ -89,8 +89,13 @@ class TfdsSource(Source):
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
-        data = _feature(self._example(index), self._open[3])
+        data = self.encoded_image(index)
         return decode_image(data, f"{self.name}/{index}", at_least)
+
+    def encoded_image(self, index: int) -> bytes:
+        """Read the image of a record; see `Source`."""
+        data: bytes = _feature(self._example(index), self._open[3])
+        return data
 
     def content(self) -> Digests:
         """Return a digest of a sample of the examples; see `Source`."""

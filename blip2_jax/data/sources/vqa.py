@@ -97,6 +97,13 @@ class VqaSource(RecordsSource):
         source, row = self._image_row(index)
         return source.load_image(row, at_least)
 
+    def encoded_image(self, index: int) -> bytes | None:
+        """Read the image of a record; see `Source`."""
+        if self._images is None:
+            return super().encoded_image(index)
+        source, row = self._image_row(index)
+        return source.encoded_image(row)
+
     def check_image(self, index: int) -> None:
         """Check that the image is there; see `Source`."""
         super().check_image(index)

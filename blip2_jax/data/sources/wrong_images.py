@@ -73,6 +73,10 @@ class WrongImages(Source):
         """Load the image of a record; see `Source`."""
         return self._blanked(self._of.load_image(self._image_index(index), at_least))
 
+    def encoded_image(self, index: int) -> bytes | None:
+        """Read the image that is shown; see `Source`. Blank images are not kept."""
+        return None if self._blank else self._of.encoded_image(self._image_index(index))
+
     def load_features(self, index: int) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
         return self._blanked(self._of.load_features(self._image_index(index)))
