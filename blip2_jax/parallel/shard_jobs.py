@@ -13,11 +13,10 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import pathlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from etils import epath
 
 from blip2_jax.parallel.files import FileFormatError, parse_json
 from blip2_jax.parallel.progress import track_progress
@@ -34,7 +33,7 @@ class ShardJob(abc.ABC):
       output: directory of the output files.
     """
 
-    output: epath.Path
+    output: pathlib.Path
 
     @abc.abstractmethod
     def settings(self) -> Mapping[str, Any]:
@@ -56,7 +55,7 @@ class ShardJob(abc.ABC):
         """Open the inputs and load the model, once in each process that works."""
 
     @abc.abstractmethod
-    def write_shard(self, shard: int, path: epath.Path) -> Report:
+    def write_shard(self, shard: int, path: pathlib.Path) -> Report:
         """Write the output of a shard.
 
         Args:
@@ -135,14 +134,14 @@ def finish_shard(job: ShardJob, shard: int) -> Report:
     return report
 
 
-def write_json(path: epath.Path, content: Any) -> None:
+def write_json(path: pathlib.Path, content: Any) -> None:
     """Write a JSON file that is whole under its name."""
     temporary = path.parent / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)
 
 
-def _report_path(job: ShardJob, shard: int) -> epath.Path:
+def _report_path(job: ShardJob, shard: int) -> pathlib.Path:
     return job.output / f"{job.file_name(shard)}.report.json"
 
 

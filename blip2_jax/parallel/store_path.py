@@ -339,4 +339,5 @@ class _TextUpload(io.TextIOWrapper):
     def __exit__(self, *error: Any) -> None:
         if error[0] is not None:
             self.detach().close(upload=False)  # type: ignore[call-arg]
+            return
         self.close()

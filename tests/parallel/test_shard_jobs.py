@@ -1,9 +1,9 @@
 """Jobs over shards: what is finished is not done again, what is not is done whole."""
 
 import dataclasses
+import pathlib
 
 import pytest
-from etils import epath
 
 from blip2_jax.parallel import shard_jobs
 
@@ -12,7 +12,7 @@ from blip2_jax.parallel import shard_jobs
 class Squares(shard_jobs.ShardJob):
     """Write the square of each shard's number; fail at one of them."""
 
-    output: epath.Path
+    output: pathlib.Path
     count: int = 5
     fail_at: int = -1
     power: int = 2
@@ -43,7 +43,7 @@ def contents(path):
 
 
 def test_a_killed_job_continues_with_what_is_missing(tmp_path):
-    job = Squares(epath.Path(tmp_path / "out"), fail_at=2)
+    job = Squares(pathlib.Path(tmp_path / "out"), fail_at=2)
     with pytest.raises(RuntimeError):
         shard_jobs.run_shards(job)
     assert contents(job.output) == {"00000.txt": "0", "00001.txt": "1"}
@@ -55,16 +55,16 @@ def test_a_killed_job_continues_with_what_is_missing(tmp_path):
 
 
 def test_processes_and_parts_write_the_same_files(tmp_path):
-    alone = Squares(epath.Path(tmp_path / "alone"))
+    alone = Squares(pathlib.Path(tmp_path / "alone"))
     shard_jobs.run_shards(alone)
-    parts = Squares(epath.Path(tmp_path / "parts"))
+    parts = Squares(pathlib.Path(tmp_path / "parts"))
     assert len(shard_jobs.run_shards(parts, part=(1, 2))) == 2
     shard_jobs.run_shards(parts, processes=2, part=(0, 2))
     assert contents(parts.output) == contents(alone.output)
 
 
 def test_a_damaged_report_or_a_lost_file_is_made_again(tmp_path):
-    job = Squares(epath.Path(tmp_path / "out"))
+    job = Squares(pathlib.Path(tmp_path / "out"))
     shard_jobs.run_shards(job)
     (job.output / "00001.txt.report.json").write_text("{")
     (job.output / "00003.txt").unlink()
@@ -73,7 +73,7 @@ def test_a_damaged_report_or_a_lost_file_is_made_again(tmp_path):
 
 
 def test_other_settings_are_refused(tmp_path):
-    job = Squares(epath.Path(tmp_path / "out"))
+    job = Squares(pathlib.Path(tmp_path / "out"))
     shard_jobs.run_shards(job)
     with pytest.raises(shard_jobs.OtherSettings, match="power is 3, was 2"):
         shard_jobs.run_shards(dataclasses.replace(job, power=3))
