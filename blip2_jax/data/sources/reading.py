@@ -8,11 +8,14 @@ check the types of records, so that texts and ids are what the code behind expec
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import logging
 from collections.abc import Iterator
 
 from jaxtyping import Shaped
 from numpy import ndarray as Array
+from PIL import Image
 
 from blip2_jax.data.broken_samples import BrokenSampleStats
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
@@ -98,6 +101,50 @@ def read_pixels(
     """
     with broken_on_error("unreadable image", key):
         return source.load_image(index, at_least)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImage:
+    """The content of an image file in a format that tars of records hold.
+
+    Attributes:
+      data: the content of the file.
+      suffix: of its name: "jpg", "png" or "webp".
+    """
+
+    data: bytes
+    suffix: str
+
+
+def read_encoded(source: Source, index: int, key: str) -> EncodedImage:
+    """Read a record's image as the file that a tar of records holds.
+
+    The file is copied if its format is JPEG, PNG or WebP; other images become PNGs.
+
+    Args:
+      source: a source of pixels.
+      index: index of the record.
+      key: key of the record, for messages.
+
+    Raises:
+      BrokenSample: the image cannot be read. The content of a file is not checked.
+    """
+    with broken_on_error("unreadable image", key):
+        data = source.encoded_image(index)
+        if data is not None and (suffix := _suffix(data)):
+            return EncodedImage(data, suffix)
+        png = io.BytesIO()
+        Image.fromarray(source.load_image(index)).save(png, "PNG")
+        return EncodedImage(png.getvalue(), "png")
+
+
+def _suffix(data: bytes) -> str:
+    """Recognise the format of an image file; "" for formats that tars do not hold."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
 
 
 def read_features(source: Source, index: int, key: str) -> Shaped[Array, "P D"]:
