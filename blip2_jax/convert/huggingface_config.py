@@ -207,6 +207,8 @@ def _t5_sizes(theirs: Any) -> T5Config:
             "the language model is the first T5 (text_config.tie_word_embeddings is "
             "not false); only v1.1 and Flan-T5 are supported"
         )
+    # Folders that transformers 5 writes may lack it; T5 starts with its padding.
+    start = getattr(theirs, "decoder_start_token_id", None)
     same_depth = theirs.num_decoder_layers == theirs.num_layers
     end_ids = theirs.eos_token_id  # an id or a list of ids
     if isinstance(end_ids, list) and len(end_ids) != 1:
@@ -228,7 +230,7 @@ def _t5_sizes(theirs: Any) -> T5Config:
         dropout=theirs.dropout_rate,
         pad_id=theirs.pad_token_id,
         eos_id=end_ids[0] if isinstance(end_ids, list) else end_ids,
-        decoder_start_id=theirs.decoder_start_token_id or 0,
+        decoder_start_id=theirs.pad_token_id if start is None else start,
     )
 
 

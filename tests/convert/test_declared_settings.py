@@ -242,3 +242,12 @@ def test_declared_settings_survive_the_round_trip(folders, tmp_path, family):
             if not name.endswith("_config"):
                 assert getattr(old, name) == getattr(new, name), (section, name)
     assert before.qformer_config.hidden_act == "relu"
+
+
+def test_t5_starts_with_its_padding_where_no_start_is_declared(folders, tmp_path):
+    """`transformers` 5 writes no `decoder_start_token_id` that it was not given."""
+    folder = changed(folders("t5"), tmp_path / "x", text_config__pad_token_id=3)
+    content = json.loads((folder / "config.json").read_text())
+    del content["text_config"]["decoder_start_token_id"]
+    (folder / "config.json").write_text(json.dumps(content))
+    assert open_model(folder).config.language_model.decoder_start_id == 3
