@@ -26,6 +26,7 @@ TEST = [
     "pycocoevalcap",
     "pytest",
     "pytest-xdist",
+    "ray",  # a cluster of two local nodes
     "ruff",
     "setuptools>=77",  # builds the wheel that a test installs
 ]
@@ -87,6 +88,7 @@ setup(
         "docs": DOCS,
         "evaluate": ["pycocoevalcap", "spacy"],
         "parity": [*TEST, "torch"],
+        "ray": ["ray"],
         "remote": REMOTE,
         "test": TEST,
         "tpu": ["jax[tpu]"],

@@ -17,6 +17,7 @@ import statistics
 import sys
 
 from blip2_jax.cli import jobs
+from blip2_jax.parallel.worker_places import available_cores
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRECISIONS = ("float32", "bfloat16")
@@ -74,7 +75,7 @@ def train_missing(options: argparse.Namespace, pairs: list[tuple[int, str]]) -> 
         ]
         name = f"{precision}, seed {seed}"
         todo.append(jobs.Job(name, command, directory / "log.txt"))
-    if failed := jobs.run_jobs(todo, cores=jobs.available_cores()):
+    if failed := jobs.run_jobs(todo, cores=available_cores()):
         sys.exit(f"failed: {'; '.join(failed)}")
 
 

@@ -32,6 +32,7 @@ from blip2_jax.cli.options import (
     cache_option,
     run_command,
 )
+from blip2_jax.parallel.worker_places import available_cores
 
 LANGUAGE_MODELS = ("opt", "t5")
 STAGE2 = tuple(f"stage2_{name}" for name in LANGUAGE_MODELS)
@@ -188,7 +189,7 @@ def has_several_cores() -> bool:
     """
     import jax
 
-    return jax.default_backend() == "cpu" and len(jobs.available_cores()) > 1
+    return jax.default_backend() == "cpu" and len(available_cores()) > 1
 
 
 def train_in_parallel(arguments: argparse.Namespace, names: Sequence[str]) -> int:
@@ -208,7 +209,7 @@ def train_in_parallel(arguments: argparse.Namespace, names: Sequence[str]) -> in
             )
             for name in names
         ],
-        cores=jobs.available_cores(),
+        cores=available_cores(),
         report=functools.partial(print, flush=True),
         echo=True,
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import TextIO
+
+from blip2_jax.parallel.signals import exit_on_sigterm
 
 PACKAGE_PARENT = pathlib.Path(__file__).parents[2]
 
@@ -32,13 +32,6 @@ class Job:
     command: Sequence[str]
     log: pathlib.Path
     needs: tuple[str, ...] = ()
-
-
-def available_cores() -> list[int]:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -72,7 +65,7 @@ def run_jobs(
       SystemExit: SIGTERM was received; the running jobs have ended.
     """
     queue = _JobQueue(list(jobs), report, echo)
-    with _exit_on_sigterm(), futures.ThreadPoolExecutor(len(cores)) as workers:
+    with exit_on_sigterm(), futures.ThreadPoolExecutor(len(cores)) as workers:
         try:
             work = [workers.submit(queue.work, core) for core in cores]
             for future in futures.as_completed(work):
@@ -81,19 +74,6 @@ def run_jobs(
             queue.stop()
             raise
     return queue.failed
-
-
-@contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Raise SystemExit in the main thread on SIGTERM, so that jobs are terminated."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _JobQueue:

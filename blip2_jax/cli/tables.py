@@ -25,6 +25,7 @@ from blip2_jax.cli.options import (
     cache_option,
     run_command,
 )
+from blip2_jax.parallel.worker_places import available_cores
 
 QUICK_STEPS, QUICK_SCENES = 20, 20
 
@@ -98,7 +99,7 @@ def run_missing(
     print(f"{len(missing)} of {seeds * len(names)} trainings to do", flush=True)
     failed = jobs.run_jobs(
         [make_job(arguments, name, seed) for name, seed in missing],
-        cores=jobs.available_cores()[: arguments.jobs or None],
+        cores=available_cores()[: arguments.jobs or None],
         report=functools.partial(print, flush=True),
     )
     if failed:

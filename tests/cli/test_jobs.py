@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from blip2_jax.cli.jobs import Job, available_cores, run_jobs
+from blip2_jax.cli.jobs import Job, run_jobs
+from blip2_jax.parallel.worker_places import available_cores
 
 
 def make_job(tmp_path, name, code="", needs=()):
@@ -90,7 +91,8 @@ def test_each_core_runs_one_job(tmp_path):
 def test_a_signal_terminates_the_running_job(tmp_path, number, code):
     program = f"""
 import pathlib, signal, sys
-from blip2_jax.cli.jobs import Job, available_cores, run_jobs
+from blip2_jax.cli.jobs import Job, run_jobs
+from blip2_jax.parallel.worker_places import available_cores
 wait = '''
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))

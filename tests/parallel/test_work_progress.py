@@ -1,0 +1,15 @@
+"""Progress of long work: lines without a terminal."""
+
+import re
+
+from blip2_jax.parallel.work_progress import WorkProgress
+
+
+def test_lines_tell_what_is_done_and_the_rate_of_this_run(capsys):
+    with WorkProgress("caption", "images", 4000, done=1000, interval_s=0) as progress:
+        for _ in range(3):
+            progress.advance(1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # none after the end
+    pattern = r"caption: 2,000 of 4,000 images, [\d,.]+ images/s, [\d:]+ left"
+    assert re.fullmatch(pattern, lines[0])
