@@ -27,6 +27,8 @@ TESTS = (
     "tests/generation",
     "tests/convert",
     "tests/inference/test_model.py",
+    "tests/inference/test_blip_captioner.py",
+    "tests/inference/test_clip_scorer.py",
     "tests/evaluation/test_stage1_scorer.py",
 )
 
@@ -67,6 +69,11 @@ BLOCKS = (
     ("Decoding from torch's logits", TRANSFORMERS, r"test_transformers5"),
     ("Picture to text, OPT", TRANSFORMERS, r"loaded_models.*their_ids\[opt"),
     ("Picture to text, T5", TRANSFORMERS, r"loaded_models.*their_ids\[t5"),
+    ("BLIP, image encoder", TRANSFORMERS, r"blip_captioner.*:: image encoder$"),
+    ("BLIP, text blocks and logits", TRANSFORMERS, r"blip_capt.*:: (block|logits)$"),
+    ("BLIP at other image sizes", TRANSFORMERS, r"blip_captioner.*image_size_inter"),
+    ("Picture to text, BLIP", TRANSFORMERS, r"blip_captioner.*test_ids_equal"),
+    ("CLIP, vectors and logits", TRANSFORMERS, r"clip_scorer.*:: (image|text|logits)"),
 )
 HEAD = """# Parity with PyTorch
 

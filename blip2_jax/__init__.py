@@ -14,8 +14,9 @@ A dimension with a lower-case name is local, as in "height width 3". `einsum` su
 use the same letters in lower case.
 
 Public: `load`, `example_image`, `presets`, and the classes `Blip2`, `Blip2Retriever`
-(stage 1) and `Blip2Generator` (stage 2). They are imported on first use, so that
-`import blip2_jax` is fast.
+(stage 1) and `Blip2Generator` (stage 2). `load_captioner` and `load_clip` open the two
+models of CapFilt, a `BlipCaptioner` and a `ClipScorer`. They are imported on first use,
+so that `import blip2_jax` is fast.
 """
 
 import importlib
@@ -30,9 +31,13 @@ __all__ = [
     "Blip2",
     "Blip2Generator",
     "Blip2Retriever",
+    "BlipCaptioner",
+    "ClipScorer",
     "__version__",
     "example_image",
     "load",
+    "load_captioner",
+    "load_clip",
     "presets",
 ]
 
@@ -40,8 +45,12 @@ _MODULES = {
     "Blip2": "blip2_jax.inference.model",
     "Blip2Generator": "blip2_jax.inference.generator",
     "Blip2Retriever": "blip2_jax.inference.retriever",
+    "BlipCaptioner": "blip2_jax.inference.blip_captioner",
+    "ClipScorer": "blip2_jax.inference.clip_scorer",
     "example_image": "blip2_jax.inference.example_images",
     "load": "blip2_jax.inference.load",
+    "load_captioner": "blip2_jax.inference.load_capfilt",
+    "load_clip": "blip2_jax.inference.load_capfilt",
 }
 
 

@@ -7,19 +7,25 @@ message names the setting and both numbers.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 
+POSITIONS = "vision_model.embeddings.position_embedding"
 OPT_EMBEDDINGS = "language_model.model.decoder.embed_"
-# Setting: an array that has this size, and the axis.
-SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
+# Setting: an array that has this size, and the axis. The image encoders of BLIP-2, BLIP
+# and CLIP share these names.
+VISION_SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
     "vision_config.hidden_size": ("vision_model.embeddings.class_embedding", -1),
     "vision_config.patch_size": ("vision_model.embeddings.patch_embedding.weight", -1),
     "vision_config.intermediate_size": (
         "vision_model.encoder.layers.0.mlp.fc1.weight",
         0,
     ),
+}
+SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
+    **VISION_SIZES_IN_ARRAYS,
     "qformer_config.hidden_size": ("query_tokens", -1),
     "qformer_config.intermediate_size": (
         "qformer.encoder.layer.0.intermediate_query.dense.weight",
@@ -53,8 +59,11 @@ T5_SIZES_IN_ARRAYS = {
     ),
 }
 # Setting: pattern of an array of one layer, with the layer's number.
+VISION_LAYERS = {
+    "vision_config.num_hidden_layers": r"vision_model\.encoder\.layers\.(\d+)\."
+}
 LAYERS = {
-    "vision_config.num_hidden_layers": r"vision_model\.encoder\.layers\.(\d+)\.",
+    **VISION_LAYERS,
     "qformer_config.num_hidden_layers": r"qformer\.encoder\.layer\.(\d+)\.",
 }
 OPT_LAYERS = {
@@ -85,6 +94,28 @@ def check_declared_sizes(
         is_opt = theirs.text_config.model_type == "opt"
         arrays |= OPT_SIZES_IN_ARRAYS if is_opt else T5_SIZES_IN_ARRAYS
         layers |= OPT_LAYERS if is_opt else T5_LAYERS
+    compare_sizes(theirs, source, arrays, layers)
+    check_image_size(theirs.vision_config, source, POSITIONS)
+    _check_cross_attention(theirs.qformer_config, source)
+
+
+def compare_sizes(
+    theirs: Any,
+    source: CheckpointFiles,
+    arrays: Mapping[str, tuple[str, int]],
+    layers: Mapping[str, str],
+) -> None:
+    """Compare declared sizes with arrays.
+
+    Args:
+      theirs: an object of transformers with the settings.
+      source: the folder.
+      arrays: setting: an array that has this size, and the axis.
+      layers: setting: pattern of an array of one layer, with the layer's number.
+
+    Raises:
+      SourceError: a size differs; the message has the setting and both numbers.
+    """
     actual = {
         name: source.shape(array)[axis]
         for name, (array, axis) in arrays.items()
@@ -99,8 +130,6 @@ def check_declared_sizes(
                 f"{source.path / 'config.json'}: {name} is {declared!r}, but the "
                 f"weights have {size}"
             )
-    _check_image_size(theirs.vision_config, source)
-    _check_cross_attention(theirs.qformer_config, source)
 
 
 def _setting(theirs: Any, name: str) -> Any:
@@ -114,9 +143,17 @@ def _layer_numbers(source: CheckpointFiles, pattern: str) -> set[int]:
     return {int(match[1]) for match in matches if match}
 
 
-def _check_image_size(vision: Any, source: CheckpointFiles) -> None:
-    """Raise a SourceError if the position embeddings are for another image size."""
-    name = "vision_model.embeddings.position_embedding"
+def check_image_size(vision: Any, source: CheckpointFiles, name: str) -> None:
+    """Check that the position embeddings are for the declared image size.
+
+    Args:
+      vision: settings of the image encoder.
+      source: the folder.
+      name: of the array.
+
+    Raises:
+      SourceError: they are for another size.
+    """
     sizes = (vision.image_size, vision.patch_size)
     if name not in source or not all(isinstance(s, int) and s > 0 for s in sizes):
         return

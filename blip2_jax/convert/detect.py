@@ -12,6 +12,7 @@ from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceErro
 KINDS = {
     "lavis": r"Qformer\.",
     "huggingface": r"qformer\.encoder\.layer\.",
+    "blip": r"text_decoder\.bert\.encoder\.layer\.",
     "blip2_jax": r"[a-z_]+/",
     "bert": r"bert\.encoder\.layer\.",
     "eva": r"(visual\.)?blocks\.0\.attn\.q_bias",
@@ -23,6 +24,7 @@ KINDS = {
 DESCRIPTIONS = {
     "lavis": "LAVIS's BLIP-2",
     "huggingface": "Hugging Face's BLIP-2",
+    "blip": "BLIP's captioner",
     "blip2_jax": "this package's own",
     "bert": "BERT",
     "eva": "EVA-CLIP's image encoder",

@@ -21,11 +21,12 @@ from blip2_jax.models.presets import (
     LanguageModelConfig,
     OPTConfig,
     QFormerConfig,
+    Sizes,
     T5Config,
     ViTConfig,
 )
 
-P = TypeVar("P", ViTConfig, QFormerConfig, OPTConfig, T5Config)
+P = TypeVar("P", bound=Sizes)
 
 
 def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
@@ -36,16 +37,10 @@ def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
         not have, or sizes that the arrays do not have.
     """
     declared, file = source.config, source.path / "config.json"
-    if declared.get("model_type") != "blip-2":
-        model_type = declared.get("model_type")
-        content = f"model_type {model_type!r}" if declared else "no config.json"
-        raise SourceError(
-            f"{source.name}: a folder of Hugging Face's BLIP-2 has a config.json with "
-            f"model_type 'blip-2'; this folder has {content}"
-        )
+    expect_model_type(source, "blip-2", "Hugging Face's BLIP-2")
     retrieval = "itm_head.weight" in source
     check_settings(declared, file, with_language_model=not retrieval)
-    theirs = _their_config(declared, file)
+    theirs = their_config(declared, file, "Blip2Config")
     check_declared_sizes(theirs, source, with_language_model=not retrieval)
     try:
         return _sizes(theirs, source, retrieval)
@@ -53,6 +48,26 @@ def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
         raise
     except ValueError as error:
         raise SourceError(f"{file}: {error}") from error
+
+
+def expect_model_type(source: CheckpointFiles, model_type: str, model: str) -> None:
+    """Check that the `config.json` of a folder is that of a kind of model.
+
+    Args:
+      source: the folder.
+      model_type: expected value of the setting.
+      model: name of the model, for the message.
+
+    Raises:
+      SourceError: there is no such file, or it is that of another model.
+    """
+    declared = source.config.get("model_type")
+    if declared != model_type:
+        content = f"model_type {declared!r}" if source.config else "no config.json"
+        raise SourceError(
+            f"{source.name}: a folder of {model} has a config.json with model_type "
+            f"{model_type!r}; this folder has {content}"
+        )
 
 
 def check_settings(
@@ -81,6 +96,24 @@ def check_settings(
                 f"{' and '.join(settings.LANGUAGE_MODELS)}"
             )
         tables["text_config"] = settings.LANGUAGE_MODELS[model_type]
+    check_tables(declared, file, tables)
+
+
+def check_tables(
+    declared: Mapping[str, Any],
+    file: pathlib.Path,
+    tables: Mapping[str, settings.Settings],
+) -> None:
+    """Check the settings of every section of a `config.json`.
+
+    Args:
+      declared: content of the file.
+      file: where it is, for messages.
+      tables: by name of the section; "" is the top level.
+
+    Raises:
+      SourceError: a setting is refused; the message names it and its value.
+    """
     for section, table in tables.items():
         values = _section(declared, section, file) if section else declared
         if problem := table.problem(values):
@@ -98,16 +131,21 @@ def _section(
     return section or {}
 
 
-def _their_config(declared: Mapping[str, Any], file: pathlib.Path) -> Any:
+def their_config(declared: Mapping[str, Any], file: pathlib.Path, name: str) -> Any:
     """Return transformers' object, which fills in the settings that are not declared.
+
+    Args:
+      declared: content of `config.json`.
+      file: where it is, for messages.
+      name: of the class in transformers.
 
     Raises:
       SourceError: transformers refuses a value.
     """
-    from transformers import Blip2Config as TheirConfig
+    import transformers  # slow to import
 
     try:
-        return TheirConfig.from_dict(dict(declared))
+        return getattr(transformers, name).from_dict(dict(declared))
     except Exception as error:  # its validation raises many classes
         message = " ".join(str(error).split())
         raise SourceError(f"{file} is refused by transformers: {message}") from error
@@ -122,20 +160,8 @@ def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config
             f"{qformer.hidden_dropout_prob}; this package has one rate for both"
         )
     return Blip2Config(
-        vision=_part(
-            ViTConfig,
-            "vision_config",
-            width=vision.hidden_size,
-            depth=vision.num_hidden_layers,
-            heads=vision.num_attention_heads,
-            mlp_dim=vision.intermediate_size,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            activation=vision.hidden_act,
-            layer_norm_eps=vision.layer_norm_eps,
-            key_bias=_has_key_bias(source, vision),
-        ),
-        qformer=_part(
+        vision=vision_sizes(vision, key_bias=_has_key_bias(source, vision)),
+        qformer=make_part(
             QFormerConfig,
             "qformer_config",
             width=qformer.hidden_size,
@@ -156,7 +182,33 @@ def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config
     )
 
 
-def _part(kind: type[P], section: str, **sizes: Any) -> P:
+def vision_sizes(theirs: Any, **sizes: Any) -> ViTConfig:
+    """Convert the settings of an image encoder of transformers.
+
+    Args:
+      theirs: transformers' `Blip2VisionConfig`, `BlipVisionConfig` or
+        `CLIPVisionConfig`.
+      **sizes: fields of `ViTConfig` that follow from the kind of model.
+
+    Raises:
+      ValueError: a value is impossible.
+    """
+    return make_part(
+        ViTConfig,
+        "vision_config",
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers,
+        heads=theirs.num_attention_heads,
+        mlp_dim=theirs.intermediate_size,
+        image_size=theirs.image_size,
+        patch_size=theirs.patch_size,
+        activation=theirs.hidden_act,
+        layer_norm_eps=theirs.layer_norm_eps,
+        **sizes,
+    )
+
+
+def make_part(kind: type[P], section: str, **sizes: Any) -> P:
     """Build the sizes of a part; errors name its section of `config.json`."""
     try:
         return kind(**sizes)
@@ -175,7 +227,7 @@ def language_sizes(theirs: Any) -> LanguageModelConfig:
 
 def _opt_sizes(theirs: Any) -> OPTConfig:
     embed = theirs.word_embed_proj_dim
-    return _part(
+    return make_part(
         OPTConfig,
         "text_config",
         width=theirs.hidden_size,
@@ -213,7 +265,7 @@ def _t5_sizes(theirs: Any) -> T5Config:
     end_ids = theirs.eos_token_id  # an id or a list of ids
     if isinstance(end_ids, list) and len(end_ids) != 1:
         raise ValueError(f"text_config.eos_token_id is {end_ids}; expected one id")
-    return _part(
+    return make_part(
         T5Config,
         "text_config",
         width=theirs.d_model,

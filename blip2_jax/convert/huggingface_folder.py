@@ -76,8 +76,7 @@ def open_huggingface(
     arrays = ConvertedArrays([huggingface_part(source, config), *extra])
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())
-    has_tokenizer = any((source.path / name).exists() for name in VOCABULARY_FILES)
-    tokenizer = source.spec if has_tokenizer else ""
+    tokenizer = own_tokenizer(source)
     return ModelSource(
         config,
         arrays,
@@ -91,6 +90,12 @@ def open_huggingface(
         qformer_tokenizer=tokenizer if config.language_model is None else "",
         language_tokenizer=tokenizer if config.language_model else "",
     )
+
+
+def own_tokenizer(source: CheckpointFiles) -> str:
+    """Return what to record for the tokenizer in a folder; "" if it has none."""
+    has_one = any((source.path / name).exists() for name in VOCABULARY_FILES)
+    return source.spec if has_one else ""
 
 
 def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:

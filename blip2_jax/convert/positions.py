@@ -30,16 +30,24 @@ def config_at_size(config: Blip2Config, image_size: int) -> Blip2Config:
       SourceError: the model has no image encoder, or the size is not a whole number of
         patches.
     """
-    vision = config.vision
-    if not isinstance(vision, ViTConfig):
+    if not isinstance(config.vision, ViTConfig):
         raise SourceError("this model reads features: it has no image size")
+    vision = vision_at_size(config.vision, image_size)
+    return dataclasses.replace(config, vision=vision)
+
+
+def vision_at_size(vision: ViTConfig, image_size: int) -> ViTConfig:
+    """Return the sizes of an image encoder for another image size.
+
+    Raises:
+      SourceError: the size is not a whole number of patches.
+    """
     if image_size % vision.patch_size:
         raise SourceError(
             f"the image size must be a multiple of the patch size {vision.patch_size}, "
             f"not {image_size}"
         )
-    vision = dataclasses.replace(vision, image_size=image_size)
-    return dataclasses.replace(config, vision=vision)
+    return dataclasses.replace(vision, image_size=image_size)
 
 
 def arrays_at_size(arrays: Arrays, vision: ViTConfig | FeaturesConfig) -> Arrays:

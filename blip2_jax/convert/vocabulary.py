@@ -42,12 +42,27 @@ def check_vocabulary(
     else:
         assert config.language_model is not None
         name, rows = "language model", config.language_model.vocab_size
-    if tokenizer.vocab_size > rows:
-        part = name.lower().replace("-", "").replace(" ", "_")
+    part = name.lower().replace("-", "").replace(" ", "_")
+    advice = f", or train a model with {part}.vocab_size {tokenizer.vocab_size}"
+    check_rows(name, tokenizer.vocab_size, rows, advice)
+
+
+def check_rows(name: str, tokens: int, rows: int, advice: str = "") -> None:
+    """Check that a tokenizer has no more tokens than a table has rows.
+
+    Args:
+      name: of the part that has the table, for the message.
+      tokens: number of the tokenizer's tokens.
+      rows: number of rows of the table of embeddings.
+      advice: end of the message.
+
+    Raises:
+      ValueError: there are more tokens; the message has both numbers.
+    """
+    if tokens > rows:
         raise ValueError(
-            f"the tokenizer of the {name} has {tokenizer.vocab_size:,} tokens, its "
-            f"table of embeddings {rows:,} rows: choose the tokenizer of this model, "
-            f"or train a model with {part}.vocab_size {tokenizer.vocab_size}"
+            f"the tokenizer of the {name} has {tokens:,} tokens, its table of "
+            f"embeddings {rows:,} rows: choose the tokenizer of this model{advice}"
         )
 
 

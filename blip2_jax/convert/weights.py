@@ -74,6 +74,8 @@ def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
     """
     if kind in VISION:
         return vision_part(source, config.vision)
+    if kind == "blip":
+        raise SourceError(f"{source.name} is {DESCRIPTIONS[kind]}, no part of a BLIP-2")
     if kind == "bert":
         return bert_part(source, config.qformer)
     if kind in LANGUAGE:

@@ -207,6 +207,18 @@ def evaluation_image(
     return _resize(Image.fromarray(pixels), size)
 
 
+def center_image(
+    pixels: UInt8[Array, "height width 3"], size: int
+) -> UInt8[Array, "R R 3"]:
+    """Resize the shorter side with bicubic interpolation and crop the centre (CLIP)."""
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    height, width = int(size * height / shorter), int(size * width / shorter)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
 def training_image(
     pixels: UInt8[Array, "height width 3"],
     config: ImageConfig,

@@ -189,9 +189,13 @@ def _next_tokens(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     assert keys is not None  # checked by `decode`
     logits = logits / values.temperature
-    if plan.candidates:
+    if plan.candidates and plan.uses_top_p:
+        logits = keep_top_k_then_p(
+            logits, values.top_k, values.dropped_share, plan.candidates
+        )
+    elif plan.candidates:
         logits = keep_top_k(logits, values.top_k, plan.candidates)
-    if plan.uses_top_p:
+    elif plan.uses_top_p:
         logits = drop_least_likely(logits, values.dropped_share)
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
     ids = jax.vmap(jax.random.categorical)(step_keys, logits)
@@ -233,9 +237,38 @@ def drop_least_likely(
 
     The most likely token and ties are kept.
     """
-    ascending = jnp.sort(logits, axis=-1)
+    lowest_kept = _lowest_kept(jnp.sort(logits, axis=-1), share)
+    return jnp.where(logits < lowest_kept, -jnp.inf, logits)
+
+
+def keep_top_k_then_p(
+    logits: Float[Array, "... V"],
+    top_k: int | Int[Array, ""],
+    share: float | Float[Array, ""],
+    candidates: int,
+) -> Float[Array, "... V"]:
+    """Apply `keep_top_k` and then `drop_least_likely`.
+
+    Only the candidates are sorted, which for a large vocabulary is most of the time of
+    a step.
+
+    Args:
+      logits: the logits.
+      top_k: see `keep_top_k`.
+      share: probability to drop.
+      candidates: static upper bound of `top_k`.
+    """
+    highest = jax.lax.top_k(logits, min(candidates, logits.shape[-1]))[0]
+    is_kept = jnp.arange(highest.shape[-1]) < top_k
+    ascending = jnp.where(is_kept, highest, -jnp.inf)[..., ::-1]
+    return jnp.where(logits < _lowest_kept(ascending, share), -jnp.inf, logits)
+
+
+def _lowest_kept(
+    ascending: Float[Array, "... choices"], share: float | Float[Array, ""]
+) -> Float[Array, "... 1"]:
+    """Return the lowest logit that is left when `share` is dropped from below."""
     cumulative = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
     is_dropped = (cumulative <= share).at[..., -1].set(False)
     kept = jnp.where(is_dropped, jnp.inf, ascending)
-    lowest_kept = jnp.min(kept, axis=-1, keepdims=True)
-    return jnp.where(logits < lowest_kept, -jnp.inf, logits)
+    return jnp.min(kept, axis=-1, keepdims=True)

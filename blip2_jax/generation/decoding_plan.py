@@ -74,7 +74,7 @@ class DecodingValues:
 
 
 def split_config(
-    config: DecodingConfig, slots: int | None = None
+    config: DecodingConfig, slots: int | None = None, prompt_tokens: int = 1
 ) -> tuple[DecodingPlan, DecodingValues]:
     """Split settings into a plan and the values of its program.
 
@@ -84,6 +84,8 @@ def split_config(
     Args:
       config: the settings.
       slots: N, at least `max_new_tokens`; None: `max_new_tokens`.
+      prompt_tokens: number of tokens before the first new one, start token included.
+        Convention `original` adds them to the lengths of beam search.
     """
     slots = slots or int(config.max_new_tokens)
     searches, samples = config.num_beams > 1, bool(config.sample)
@@ -97,7 +99,7 @@ def split_config(
         candidates=_candidates(config.top_k) if samples else 0,
         uses_top_p=samples and bool(config.top_p < 1),
     )
-    divisors: Any = _divisors(config, slots + 2)
+    divisors: Any = _divisors(config, slots + 2, prompt_tokens)
     stop_divisors: Any = _stop_divisors(config, divisors)
     scalar: Any = np.asarray  # arrays of NumPy become those of JAX in the program
     values = DecodingValues(
@@ -120,9 +122,16 @@ def _candidates(top_k: int) -> int:
     return max(MIN_CANDIDATES, 1 << (int(top_k) - 1).bit_length())
 
 
-def _divisors(config: DecodingConfig, count: int) -> Float[np.ndarray, " lengths"]:
-    """Return length ** length_penalty for lengths below `count`, in fp32."""
-    lengths = np.maximum(np.arange(count), 1)  # no sequence has length 0
+def _divisors(
+    config: DecodingConfig, count: int, prompt_tokens: int
+) -> Float[np.ndarray, " lengths"]:
+    """Return length ** length_penalty for lengths below `count`, in fp32.
+
+    Searches index the table as if `start_tokens` tokens preceded the new ones; longer
+    prompts shift its values.
+    """
+    lengths = np.arange(count) + config.start_tokens * (prompt_tokens - 1)
+    lengths = np.maximum(lengths, 1)  # no sequence has length 0
     powers = lengths.astype(np.float64) ** float(config.length_penalty)
     return powers.astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Decoding settings of the original LAVIS code and of its evaluations."""
+"""Decoding settings of the original LAVIS and BLIP code and of its evaluations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def from_lavis_lengths(
     min_length: int = 1,
     *,
     new_tokens: bool = False,
+    prompt_tokens: int = 1,
     **settings: Any,
 ) -> DecodingConfig:
     """Convert LAVIS's generation lengths to a config of convention `original`.
@@ -19,14 +20,17 @@ def from_lavis_lengths(
     Args:
       max_length: LAVIS's `max_length`. It counts the start token: 30 allows 29 new
         tokens for OPT and the Q-Former.
-      min_length: LAVIS's `min_length`, which always counts the start token.
+      min_length: LAVIS's `min_length`, which always counts the start token. The end
+        token is allowed once there are so many tokens.
       new_tokens: True where LAVIS passes `max_length` to transformers as
         `max_new_tokens`: for T5, and for question answering with any language model.
+      prompt_tokens: tokens before the first new one, start token included; BLIP's
+        lengths count its whole prompt.
       **settings: other fields of `DecodingConfig`.
     """
     return DecodingConfig(
-        max_new_tokens=max_length if new_tokens else max_length - 1,
-        min_new_tokens=max(min_length - 1, 0),
+        max_new_tokens=max_length if new_tokens else max_length - prompt_tokens,
+        min_new_tokens=max(min_length - prompt_tokens, 0),
         convention="original",
         **settings,
     )
@@ -71,3 +75,35 @@ def lavis_defaults(task: str, family: str) -> DecodingConfig:
             f"there are {', '.join(tasks) or 'none'}"
         )
     return tasks[task]
+
+
+def blip_defaults(
+    prompt_tokens: int, *, sample: bool, max_length: int = 20, min_length: int = 5
+) -> DecodingConfig:
+    """Return the settings of BLIP's captioner.
+
+    Sampling keeps the 50 most likely tokens before it applies `top_p`: 50 is the
+    default of transformers' `top_k`, which BLIP's code does not change.
+
+    Args:
+      prompt_tokens: number of tokens of the prompt, start token included.
+      sample: nucleus sampling; False: beam search.
+      max_length: longest caption, with the prompt and the end token.
+      min_length: number of tokens, with the prompt, from which on a caption may end.
+
+    Raises:
+      ValueError: the prompt leaves no token of `max_length`.
+    """
+    if prompt_tokens >= max_length:
+        raise ValueError(
+            f"the prompt has {prompt_tokens} tokens, [DEC] included; max_length="
+            f"{max_length} leaves none for the caption"
+        )
+    settings: dict[str, Any] = (
+        {"sample": True, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
+        if sample
+        else {"num_beams": 3}
+    )
+    return from_lavis_lengths(
+        max_length, min_length, prompt_tokens=prompt_tokens, **settings
+    )

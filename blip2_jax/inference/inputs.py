@@ -18,18 +18,21 @@ LENGTH_STEP = 8  # token arrays are padded to a multiple of this
 T = TypeVar("T")
 
 
-def as_images(images: Any, size: int) -> UInt8[Array, "B height width 3"]:
+def as_images(
+    images: Any, size: int, transform: Callable[..., Array] = evaluation_image
+) -> UInt8[Array, "B height width 3"]:
     """Convert one image or several to an array of `size` x `size` pixels.
 
     Args:
       images: one image (see `as_pixels`), a list of them, or an array
         [B, height, width, 3].
       size: height and width of the result.
+      transform: function of pixels and `size`.
 
     Raises:
       ValueError: there are no images, or as `as_pixels`.
     """
-    rows = [evaluation_image(as_pixels(image), size) for image in _as_list(images, 3)]
+    rows = [transform(as_pixels(image), size) for image in _as_list(images, 3)]
     if not rows:
         raise ValueError("no image was given")
     return np.stack(rows)

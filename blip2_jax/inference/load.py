@@ -205,6 +205,11 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
         config = _sizes(extra) or huggingface_sizes(files)
     elif kind == "lavis":
         config = _sizes(extra) or released_sizes(files)
+    elif kind == "blip":
+        raise SourceError(
+            f"{path} is {DESCRIPTIONS[kind]}, not a BLIP-2: open it with "
+            "blip2_jax.load_captioner"
+        )
     else:
         raise SourceError(
             f"{path} is {DESCRIPTIONS[kind]}: a part of a model. Name it where a model "

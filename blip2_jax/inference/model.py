@@ -271,7 +271,8 @@ class Blip2(abc.ABC):
         texts: list[list[str]] = []
         for batch, size in inputs.batches(len(indices), self.batch_size):
             padded = [inputs.pad_batch(array[batch], size) for array in prompt_arrays]
-            keys = _row_keys(seed, batch.start, size) if config.sample else None
+            rows_of_batch = np.arange(batch.start, batch.start + size)
+            keys = row_keys(seed, rows_of_batch) if config.sample else None
             image_batch = inputs.pad_batch(images[indices[batch]], size)
             decoded = self._decode_batch(image_batch, tuple(padded), config, keys)
             texts += self._detokenize_rows(decoded, batch.stop - batch.start)
@@ -316,9 +317,9 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed={seed!r}: expected a whole number of 64 bits")
 
 
-def _row_keys(seed: int, start: int, count: int) -> Key[jax.Array, " B"]:
+def row_keys(seed: int, indices: Int[Array, " B"]) -> Key[jax.Array, " B"]:
     """Make a key for each row of a batch, from its index in the whole call."""
-    return _fold_in_rows(jax.random.key(seed), np.arange(start, start + count))
+    return _fold_in_rows(jax.random.key(seed), indices)
 
 
 @jax.jit

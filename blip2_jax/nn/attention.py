@@ -113,7 +113,7 @@ def cached_attention(
     query: Float[Array, "B W H K"],
     key: Float[Array, "B H S K"],
     value: Float[Array, "B H S K"],
-    mask: Bool[Array, "B S"],
+    mask: Bool[Array, "B S"] | None = None,
     *,
     scale: float | None = None,
 ) -> Float[Array, "B W H K"]:
@@ -123,11 +123,12 @@ def cached_attention(
       query: one token per beam; the beams of a row share the cache.
       key: cached keys.
       value: cached values.
-      mask: True = a real token.
+      mask: True = a real token; None = all are.
       scale: factor of the scores; None = K ** -0.5.
     """
     scores = _cached_scores(query, key) * _scale(query, scale)
-    weights = jax.nn.softmax(_restrict(scores, None, mask[:, None, None]), axis=-1)
+    visible = None if mask is None else mask[:, None, None]
+    weights = jax.nn.softmax(_restrict(scores, None, visible), axis=-1)
     return _cached_context(weights.astype(value.dtype), value)
 
 

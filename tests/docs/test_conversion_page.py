@@ -4,9 +4,11 @@ import pathlib
 
 import pytest
 
+from blip2_jax.convert.tables import capfilt_settings
 from blip2_jax.convert.tables import huggingface_settings as settings
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conversion.md"
+TABLES = settings.TABLES | capfilt_settings.TABLES
 
 
 def rows():
@@ -23,9 +25,9 @@ def listed(text):
     return {part for index, part in enumerate(text.split("`")) if index % 2}
 
 
-@pytest.mark.parametrize("title", settings.TABLES)
+@pytest.mark.parametrize("title", TABLES)
 def test_settings_of_a_class(title):
-    table = settings.TABLES[title]
+    table = TABLES[title]
     used, fixed = next(row[1:] for row in rows() if row[0] == title)
     assert listed(used) == set(table.used)
     assert listed(fixed) == set(table.fixed)

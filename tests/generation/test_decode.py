@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from blip2_jax.generation import DecodingConfig, decode, lavis_defaults
-from blip2_jax.generation.decode import keep_top_k, keep_top_p
+from blip2_jax.generation.decode import keep_top_k, keep_top_k_then_p, keep_top_p
 from blip2_jax.generation.decoder import penalize_repetition
+from blip2_jax.generation.decoding_plan import split_config
+from blip2_jax.generation.lavis_defaults import blip_defaults
 from tests.support.history_decoder import EOS, PAD, history_decoder, random_language
 
 
@@ -61,6 +63,34 @@ def test_samples_depend_only_on_the_row_and_its_key():
     assert len({tuple(ids) for ids in together.ids[0]}) > 1
     other = run(language, [4], config, seeds=[15])
     assert (other.ids != alone.ids).any()
+
+
+@pytest.mark.parametrize("top_k, candidates", [(5, 8), (8, 8), (60, 64)])
+def test_top_k_then_top_p_sorts_the_candidates_only(top_k, candidates):
+    logits = 3 * jax.random.normal(jax.random.key(0), (40, 50))
+    expected = keep_top_p(keep_top_k(logits, top_k), 0.9)
+    actual = keep_top_k_then_p(logits, top_k, 0.1, candidates)
+    np.testing.assert_array_equal(actual, expected)
+    assert (np.isfinite(actual).sum(axis=1) < min(top_k, 50)).any()
+
+
+def test_the_original_convention_counts_the_whole_prompt():
+    """Scores are divided by the length with all tokens of the prompt."""
+    config = DecodingConfig(num_beams=2, max_new_tokens=3, convention="original")
+    one, four = (split_config(config, prompt_tokens=n)[1] for n in (1, 4))
+    np.testing.assert_array_equal(four.divisors[1:], one.divisors[1:] + 3)
+    np.testing.assert_array_equal(four.stop_divisors, one.stop_divisors + 3)
+    config = config.replace(convention="transformers5")
+    one, four = (split_config(config, prompt_tokens=n)[1] for n in (1, 4))
+    np.testing.assert_array_equal(four.divisors, one.divisors)
+
+
+def test_lengths_of_blip_count_the_prompt():
+    config = blip_defaults(4, sample=True)
+    assert (config.max_new_tokens, config.min_new_tokens) == (16, 1)
+    assert blip_defaults(7, sample=False).min_new_tokens == 0
+    with pytest.raises(ValueError, match=r"20 tokens, .* leaves none"):
+        blip_defaults(20, sample=False)
 
 
 def test_first_tokens_follow_the_nucleus_distribution():

@@ -6,6 +6,8 @@ behind a prefix.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from blip2_jax.convert.tables.name_table import Rule, leading_axes, linear, norm
@@ -80,26 +82,36 @@ def qformer_query_rules(
     theirs, ours = f"{source}encoder.layer.{{}}", "qformer/layer_{}"
     return [
         *norm(f"{source}embeddings.LayerNorm", "qformer/embeddings/norm"),
-        *_attention(f"{theirs}.attention", f"{ours}/attention", layers),
-        *_attention(
+        *attention_rules(f"{theirs}.attention", f"{ours}/attention", layers),
+        *attention_rules(
             f"{theirs}.crossattention", f"{ours}/cross_attention", cross_layers
         ),
-        *_feed_forward(theirs, f"{ours}/query_mlp", "_query", layers),
+        *feed_forward_rules(theirs, f"{ours}/query_mlp", "_query", layers),
     ]
 
 
 def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[Rule]:
     """Return the rules of the text branch: embeddings, feed-forward, LM head."""
-    embeddings, head = f"{source}bert.embeddings", f"{source}cls.predictions"
-    word = f"{embeddings}.word_embeddings.weight"
     layers, layer = range(config.depth), f"{source}bert.encoder.layer.{{}}"
     return [
-        Rule(word, "qformer/embeddings/word", aliases=(f"{head}.decoder.weight",)),
-        Rule(f"{embeddings}.position_embeddings.weight", "qformer/embeddings/position"),
-        *_feed_forward(layer, "qformer/layer_{}/text_mlp", "", layers),
-        *linear(f"{head}.transform.dense", "qformer/head/dense"),
-        *norm(f"{head}.transform.LayerNorm", "qformer/head/norm"),
-        Rule(f"{head}.bias", "qformer/head/bias", aliases=(f"{head}.decoder.bias",)),
+        *vocabulary_rules(source, "qformer/"),
+        *feed_forward_rules(layer, "qformer/layer_{}/text_mlp", "", layers),
+    ]
+
+
+def vocabulary_rules(source: str, target: str) -> list[Rule]:
+    """Return the rules of BERT's token and position tables and of its LM head."""
+    embeddings, head = f"{source}bert.embeddings", f"{source}cls.predictions"
+    word = f"{embeddings}.word_embeddings.weight"
+    return [
+        Rule(word, f"{target}embeddings/word", aliases=(f"{head}.decoder.weight",)),
+        Rule(
+            f"{embeddings}.position_embeddings.weight",
+            f"{target}embeddings/position",
+        ),
+        *linear(f"{head}.transform.dense", f"{target}head/dense"),
+        *norm(f"{head}.transform.LayerNorm", f"{target}head/norm"),
+        Rule(f"{head}.bias", f"{target}head/bias", aliases=(f"{head}.decoder.bias",)),
     ]
 
 
@@ -108,19 +120,27 @@ def position_ids(config: QFormerConfig) -> dict[str, np.ndarray]:
     return {POSITION_IDS: np.arange(config.max_positions, dtype=np.int64)[None]}
 
 
-def _attention(source: str, target: str, layers: range) -> list[Rule]:
+def attention_rules(
+    source: str, target: str, layers: range, stack: bool = False
+) -> list[Rule]:
+    """Return the rules of an attention of BERT, its output and norm included."""
+    where: dict[str, Any] = {"layers": layers, "stack": stack}
     parts = [("self.query", "query"), ("self.key", "key"), ("self.value", "value")]
     return [
         rule
         for theirs, ours in [*parts, ("output.dense", "output")]
-        for rule in linear(f"{source}.{theirs}", f"{target}/{ours}", layers=layers)
-    ] + norm(f"{source}.output.LayerNorm", f"{target}_norm", layers=layers)
+        for rule in linear(f"{source}.{theirs}", f"{target}/{ours}", **where)
+    ] + norm(f"{source}.output.LayerNorm", f"{target}_norm", **where)
 
 
-def _feed_forward(source: str, target: str, suffix: str, layers: range) -> list[Rule]:
+def feed_forward_rules(
+    source: str, target: str, suffix: str, layers: range, stack: bool = False
+) -> list[Rule]:
+    """Return the rules of a feed-forward of BERT, its norm included."""
+    where: dict[str, Any] = {"layers": layers, "stack": stack}
     output = f"{source}.output{suffix}"
     return [
-        *linear(f"{source}.intermediate{suffix}.dense", f"{target}/up", layers=layers),
-        *linear(f"{output}.dense", f"{target}/down", layers=layers),
-        *norm(f"{output}.LayerNorm", f"{target}_norm", layers=layers),
+        *linear(f"{source}.intermediate{suffix}.dense", f"{target}/up", **where),
+        *linear(f"{output}.dense", f"{target}/down", **where),
+        *norm(f"{output}.LayerNorm", f"{target}_norm", **where),
     ]

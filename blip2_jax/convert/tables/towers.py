@@ -1,4 +1,4 @@
-"""Name tables of the towers: EVA-CLIP, CLIP, OPT and T5.
+"""Name tables of the towers: EVA-CLIP, BLIP's ViT, CLIP, OPT and T5.
 
 Each function returns the rules that map the tower's own checkpoint to this package's
 parameters. LAVIS and Hugging Face's BLIP-2 keep these names behind a prefix.
@@ -32,6 +32,7 @@ from blip2_jax.models.presets import (
     T5Config,
     ViTConfig,
 )
+from blip2_jax.models.vision.dual_encoder import TextTowerConfig
 
 
 def _stacked(depth: int) -> dict[str, Any]:
@@ -68,6 +69,27 @@ def eva_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rul
     ]
 
 
+def blip_vit_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rule]:
+    """Return the table of BLIP's image encoder, without its final norm.
+
+    It has the names of EVA-CLIP, but one `qkv.bias` for queries, keys and values.
+    """
+    parts = ("query", "key", "value")
+    biases = tuple(f"{target}blocks/attention/{part}/bias" for part in parts)
+    rules = [
+        rule
+        for rule in eva_rules(config, source, target)
+        if rule.targets[0] not in biases
+    ]
+    joined = Rule(
+        f"{source}blocks.{{}}.attn.qkv.bias",
+        biases,
+        split(3, transpose=False),
+        **_stacked(config.depth),
+    )
+    return [*rules, joined]
+
+
 def clip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rule]:
     """Return the table of OpenAI's CLIP ViT-L/14.
 
@@ -101,8 +123,6 @@ def clip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Ru
 
 def clip_huggingface_rules(config: ViTConfig, target: str = "") -> list[Rule]:
     """Return the table of the image encoder in transformers' `CLIPModel`."""
-    layers = _stacked(config.depth)
-    theirs, ours = "vision_model.encoder.layers.{}", f"{target}blocks"
     embeddings = "vision_model.embeddings"
     return [
         Rule(f"{embeddings}.class_embedding", f"{target}class_token"),
@@ -113,6 +133,25 @@ def clip_huggingface_rules(config: ViTConfig, target: str = "") -> list[Rule]:
             patch_kernel(config.patch_size),
         ),
         *norm("vision_model.pre_layrnorm", f"{target}pre_norm"),  # CLIPModel's spelling
+        *_clip_block_rules(config.depth, "vision_model", target),
+    ]
+
+
+def clip_text_rules(config: TextTowerConfig, target: str = "") -> list[Rule]:
+    """Return the table of the text encoder in transformers' `CLIPModel`."""
+    embeddings = "text_model.embeddings"
+    return [
+        Rule(f"{embeddings}.token_embedding.weight", f"{target}word"),
+        Rule(f"{embeddings}.position_embedding.weight", f"{target}position"),
+        *_clip_block_rules(config.depth, "text_model", target),
+    ]
+
+
+def _clip_block_rules(depth: int, source: str, target: str) -> list[Rule]:
+    """Return the rules of the blocks of either tower of transformers' `CLIPModel`."""
+    layers = _stacked(depth)
+    theirs, ours = f"{source}.encoder.layers.{{}}", f"{target}blocks"
+    return [
         *norm(f"{theirs}.layer_norm1", f"{ours}/attention_norm", **layers),
         *_self_attention(theirs, ours, layers),
         *norm(f"{theirs}.layer_norm2", f"{ours}/mlp_norm", **layers),

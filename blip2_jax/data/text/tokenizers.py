@@ -1,4 +1,4 @@
-"""Tokenizers of the Q-Former and of language models; cleaning of texts.
+"""Tokenizers of the Q-Former, of language models and of CLIP; cleaning of texts.
 
 The wrappers use the backend of fast tokenizers without its padding and truncation
 state, so that many threads can share a tokenizer.
@@ -169,6 +169,28 @@ class LanguageTokenizer(_FastTokenizer):
         return ids[0]
 
 
+class ClipTokenizer(_FastTokenizer):
+    """CLIP's tokenizer: begin token, words in lower case, end token.
+
+    Attributes:
+      start_id: id of the begin token.
+      end_id: id of the end token, which is the padding too: the text ends at the first.
+      vocab_size: number of tokens.
+    """
+
+    def __init__(self, tokenizer: Any):
+        """Wrap a tokenizer of transformers."""
+        super().__init__(tokenizer)
+        self.start_id: int = _required(tokenizer, "bos_token_id")
+        self.end_id: int = _required(tokenizer, "eos_token_id")
+        self.vocab_size = len(tokenizer)
+
+    def encode(self, text: str, limit: int) -> list[int]:
+        """Encode a text of at most `limit` ids; the end of a longer one is left out."""
+        words = self.encode_words(text)[: limit - 2]
+        return [self.start_id, *words, self.end_id]
+
+
 @overload
 def load_tokenizer(
     spec: str, *, language_model: Literal[True]
@@ -197,6 +219,17 @@ def load_tokenizer(
         which is never run, or the loaded tokenizer lacks words of the directory's
         vocabulary.
     """
+    tokenizer = _load(spec)
+    return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
+
+
+def load_clip_tokenizer(spec: str) -> ClipTokenizer:
+    """Load CLIP's tokenizer; see `load_tokenizer`."""
+    return ClipTokenizer(_load(spec))
+
+
+def _load(spec: str) -> Any:
+    """Load a tokenizer of transformers; see `load_tokenizer`."""
     from transformers import AutoTokenizer  # slow to import
 
     directory = tokenizer_directory(spec)
@@ -215,7 +248,7 @@ def load_tokenizer(
             f"the vocabulary in {directory} has {expected} words, but only "
             f"{len(tokenizer)} were loaded"
         )
-    return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
+    return tokenizer
 
 
 def tokenizer_directory(spec: str) -> pathlib.Path:

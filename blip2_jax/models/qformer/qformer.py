@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from blip2_jax.models.blip_presets import BertDecoderConfig
 from blip2_jax.models.presets import QFormerConfig
 from blip2_jax.models.qformer.block import ALL_TO_ALL, AttentionSpan, QFormerLayer
 from blip2_jax.nn import masks
@@ -42,7 +43,7 @@ QueryCache = tuple[KeyValue, ...]  # self-attention keys and values, one per blo
 class Embeddings(nn.Module):
     """Word and position tables, and the norm and dropout of all embeddings."""
 
-    config: QFormerConfig
+    config: QFormerConfig | BertDecoderConfig
     dtype: DTypeLike
     text: bool = True  # False = only queries: no tables
 
@@ -73,7 +74,7 @@ class Embeddings(nn.Module):
 class LanguageModelHead(nn.Module):
     """BERT's language-model head, whose decoder is the word embedding."""
 
-    config: QFormerConfig
+    config: QFormerConfig | BertDecoderConfig
     dtype: DTypeLike
 
     def setup(self) -> None:

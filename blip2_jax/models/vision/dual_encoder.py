@@ -43,7 +43,7 @@ PATCH_STD = 0.04
 
 @dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
-    """Sizes of a bidirectional pre-norm transformer over token ids.
+    """Sizes of a pre-norm transformer over token ids, bidirectional unless `causal`.
 
     With depth 0 the tower is a table of words without context: each image token that
     matches a word has to name that attribute by itself, and the image tower learns
@@ -60,6 +60,8 @@ class TextTowerConfig:
       window: with depth 0, number of words averaged on either side.
       max_positions: longest text.
       layer_norm_eps: epsilon of the layer norms.
+      activation: of the feed-forward.
+      causal: a word attends only to itself and earlier words, as in CLIP.
     """
 
     vocab_size: int
@@ -70,6 +72,8 @@ class TextTowerConfig:
     window: int = 0
     max_positions: int = 64
     layer_norm_eps: float = 1e-6
+    activation: str = "gelu"
+    causal: bool = False
 
 
 class TextBlock(nn.Module):
@@ -86,10 +90,10 @@ class TextBlock(nn.Module):
             c.width, c.heads, c.width // c.heads, self.dtype
         )
         self.mlp_norm = layer_norm(c.layer_norm_eps, self.dtype)
-        self.mlp = Mlp(c.mlp_dim, c.width, "gelu", self.dtype)
+        self.mlp = Mlp(c.mlp_dim, c.width, c.activation, self.dtype)
 
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 1 T"], per_layer: None
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B 1 #T T"], per_layer: None
     ) -> tuple[Float[Array, "B T D"], None]:
         """Run the block."""
         x = x + self.attention(self.attention_norm(x), mask)
@@ -125,7 +129,8 @@ class TextTower(nn.Module):
         if not c.depth:
             return window_means(self.word[ids], mask, c.window).astype(self.dtype)
         x = self.word[ids] + self.position[: ids.shape[1]]
-        x, _ = self.stack(self.blocks, x.astype(self.dtype), masks.padding(mask))
+        attended = masks.causal(mask) if c.causal else masks.padding(mask)
+        x, _ = self.stack(self.blocks, x.astype(self.dtype), attended)
         return x
 
 
