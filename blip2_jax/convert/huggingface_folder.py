@@ -15,6 +15,7 @@ from typing import Any
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.convert.huggingface_config import huggingface_sizes
+from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.convert.tables.lavis import (
     qformer_text_rules,
@@ -70,9 +71,11 @@ def open_huggingface(
       extra: further parts, such as a text branch.
 
     Raises:
-      SourceError: weights and sizes do not fit, or this package has no such model.
+      SourceError: weights and sizes do not fit, or this package has no such model or
+        no such preprocessing of images.
     """
     config = config or huggingface_sizes(source)
+    check_image_processor(source, config)
     arrays = ConvertedArrays([huggingface_part(source, config), *extra])
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())

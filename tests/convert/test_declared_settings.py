@@ -251,3 +251,33 @@ def test_t5_starts_with_its_padding_where_no_start_is_declared(folders, tmp_path
     del content["text_config"]["decoder_start_token_id"]
     (folder / "config.json").write_text(json.dumps(content))
     assert open_model(folder).config.language_model.decoder_start_id == 3
+
+
+PREPROCESSING = {
+    "image_mean": [0.5, 0.5, 0.5],
+    "resample": 2,
+    "do_normalize": False,
+    "size": {"height": 384, "width": 384},
+    "a_new_setting": 1,
+}
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_other_preprocessing_of_images_is_refused(folders, tmp_path, name, file):
+    _, transformers = peers.torch_and_transformers()
+    folder = changed(folders("opt"), tmp_path / "x")
+    side = open_model(folder).config.vision.image_size
+    size = {"height": side, "width": side}
+    declared = transformers.BlipImageProcessor(size=size).to_dict()
+    nested = file == "processor_config.json"
+
+    def write(values):
+        values = {"image_processor": values} if nested else values
+        (folder / file).write_text(json.dumps(values))
+
+    write(declared)
+    open_model(folder)
+    write(declared | {name: PREPROCESSING[name]})
+    with pytest.raises(SourceError, match=rf"{file}: .*{name} is "):
+        open_model(folder)

@@ -293,3 +293,38 @@ TABLES = {
     "`OPTConfig`": OPT,
     "`T5Config`": T5,
 }
+
+_PROCESSOR = "how transformers runs its image processor"
+# `BlipImageProcessor`, in `preprocessor_config.json` or `processor_config.json`. The
+# mean and the deviation are CLIP's.
+IMAGE_PROCESSOR = Settings(
+    used=("size",),
+    fixed={
+        "crop_size": (),
+        "do_center_crop": (False,),
+        "do_convert_rgb": (True,),
+        "do_normalize": (True,),
+        "do_pad": (False,),
+        "do_rescale": (True,),
+        "do_resize": (True,),
+        "image_mean": ([0.48145466, 0.4578275, 0.40821073],),
+        "image_std": ([0.26862954, 0.26130258, 0.27577711],),
+        "pad_size": (),
+        "resample": (3,),  # bicubic
+        "rescale_factor": (1 / 255,),
+    },
+    without_effect={
+        "data_format": _PROCESSOR,
+        "default_to_square": _PROCESSOR,
+        "device": _PROCESSOR,
+        "disable_grouping": _PROCESSOR,
+        "feature_extractor_type": RECORD,
+        "image_processor_type": RECORD,
+        "image_seq_length": _PROCESSOR,
+        "input_data_format": _PROCESSOR,
+        "num_query_tokens": "the one in `config.json` counts",
+        "processor_class": RECORD,
+        "return_tensors": _PROCESSOR,
+        "size_divisor": _PROCESSOR,
+    },
+)
