@@ -66,6 +66,7 @@ setup(
         "transformers>=5",
         "huggingface_hub>=1.31",
         "grain",
+        "array_record",
         "tensorflow-datasets",
         "ml_collections",
         "numpy",

@@ -44,14 +44,15 @@ from blip2_jax.evaluation.tasks import (
 )
 from blip2_jax.evaluation.vqa import VqaTask, check_result_format
 from blip2_jax.inference.generator import Blip2Generator
-from blip2_jax.inference.load import load
+from blip2_jax.inference.load import ExtraWeights, load, open_model
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.vqa import VARIANTS
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 from blip2_jax.parallel import hosts
 from blip2_jax.perf.compile_cache import compiling_message
 from blip2_jax.reports.caption_page import caption_page, draw_captioned
+from blip2_jax.training.cached_features import check_encoder, encoder_manifest
 from blip2_jax.training.checkpoints import is_run, parse_checkpoint
 from blip2_jax.training.train_config import read_config, to_plain
 
@@ -136,6 +137,7 @@ def set_up(config: ConfigDict) -> EvaluationRun:
     vision = model.model.config.vision
     size = 0 if isinstance(vision, FeaturesConfig) else vision.image_size
     data = EvaluationSet(specs, size, config.max_examples, config.max_broken_share)
+    _check_features(config, vision, data)
     config = config.copy_and_resolve_references()  # the caller's does not change
     with config.unlocked():
         if config.text_length is None:
@@ -161,6 +163,22 @@ def _check(config: ConfigDict) -> None:
         raise ValueError("no model was given: a run, a folder or a file of weights")
     if not parse_name(config.model) and not pathlib.Path(config.model).exists():
         raise FileNotFoundError(f"no file or folder {config.model!r}")
+
+
+def _check_features(
+    config: ConfigDict, vision: ViTConfig | FeaturesConfig, data: EvaluationSet
+) -> None:
+    """Check that cached features are of the model's own encoder.
+
+    Raises:
+      ConfigError: they are of another.
+    """
+    if not data.feature_origins:
+        return
+    extra = ExtraWeights(**config.beside)
+    source = open_model(config.model, extra, parse_checkpoint(str(config.which)))
+    manifest = encoder_manifest(source.arrays)
+    check_encoder(data.feature_origins, vision, manifest, config.model)
 
 
 def make_task(run: EvaluationRun) -> EvaluationTask[Any]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "caption images, answer questions, score texts",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
     "features": "compute the features of a data set's images with an image encoder",
+    "cache_features": "store an image encoder's outputs, to train without the images",
     "plan": "estimate memory and time of a training step on other hardware",
     "report": "compare evaluations on a page",
     "demo": "train both stages on a small generated world and report",

@@ -47,6 +47,7 @@ class EvaluationSet:
       broken_stats: counts of broken records and images.
       broken_images: (cause, place) of broken images by index into `records`.
       left_out: elements that the sources leave out, by reason (see `Source`).
+      feature_origins: origins of features, of the sources that know them.
       max_broken_share: share of broken records and images above which an error is
         raised.
     """
@@ -70,6 +71,7 @@ class EvaluationSet:
 
         Raises:
           TooManyBrokenSamples: too many records are malformed or have no image.
+          ValueError: the sources hold different kinds of images, or random crops.
         """
         self.max_broken_share = max_broken_share
         plain = [{k: v for k, v in spec.items() if k != "weight"} for spec in specs]
@@ -79,6 +81,12 @@ class EvaluationSet:
         self._broken_records = 0
         has_images = {s.image_kind for s in mixture.sources} != {ImageKind.NONE}
         self.image_key = image_key(mixture.sources, has_images)
+        _check_crops(mixture.sources)
+        self.feature_origins = [
+            source.feature_origin
+            for source in mixture.sources
+            if source.feature_origin is not None
+        ]
         self._size = image_size
         self.records: list[Record] = []
         self._source_indices: list[tuple[Source, int]] = []
@@ -212,6 +220,21 @@ class EvaluationSet:
             "index": np.array([index or 0 for index in indices], np.int32),
             "valid": np.array([image is not None for image in images]),
         }
+
+
+def _check_crops(sources: Sequence[Source]) -> None:
+    """Refuse cached features of random crops, of which no score is reproducible.
+
+    Raises:
+      ValueError: a source holds random crops.
+    """
+    for source in sources:
+        origin = source.feature_origin
+        if origin is not None and origin.crops > 1:
+            raise ValueError(
+                f"{source.name} holds {origin.crops} random crops of each image; "
+                "evaluation needs whole images: cache them with --crops 0"
+            )
 
 
 def evaluation_batches(

@@ -80,6 +80,8 @@ class TrainingBatches(Iterator[Batch]):
 
     Attributes:
       broken_stats: counts of broken samples in this process's rows since the start.
+      sources: the sources of the mixture.
+      image_key: key of the images: "image", "features", or None without images.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class TrainingBatches(Iterator[Batch]):
         """Start loading; use `training_batches` to make a stream."""
         self.broken_stats = BrokenSampleStats(config.max_broken_share)
         self._mixture = rows.mixture
+        self.sources, self.image_key = rows.mixture.sources, rows.image_key
         if not flags.FLAGS.is_parsed():  # grain's workers read flags
             flags.FLAGS.mark_as_parsed()
         steps = grain.MapDataset.range(start, start + _ENDLESS).map(step_batch)

@@ -125,13 +125,21 @@ class TrainingRows:
         image_id = record.image_id + self.mixture.image_id_offsets[draw.source]
         image = None
         if self.image_key == "features":
-            image = read_features(source, index, record.key)
+            crop = self._crop(source, position)
+            image = read_features(source, index, record.key, crop)
         elif self.image_key == "image":
             pixels = read_pixels(source, index, record.key, self._image.at_least)
             rng = self._rng(position, RngPurpose.IMAGE)
             with broken_on_error("unusable image", record.key):
                 image = training_image(pixels, self._image, rng)
         return BatchRow(position, record.key, image_id, text, image)
+
+    def _crop(self, source: Source, position: int) -> int:
+        """Draw the crop of a cached image; 0 if there is one."""
+        crops = source.feature_origin.crops if source.feature_origin else 1
+        if crops == 1:
+            return 0
+        return int(self._rng(position, RngPurpose.IMAGE).integers(crops))
 
     def _rng(self, position: int, purpose: RngPurpose) -> np.random.Generator:
         """Return the generator of a position and purpose."""

@@ -11,25 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, UInt8
+from ml_collections import ConfigDict
 from numpy import ndarray as Array
 
 from blip2_jax.convert.detect import kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
-from blip2_jax.convert.native_folder import is_native_folder
+from blip2_jax.convert.model_source import TOWER_PREFIXES
+from blip2_jax.convert.native_folder import is_native_folder, manifest_entry
 from blip2_jax.inference.load import named_sizes, open_model
 from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.models import presets
 from blip2_jax.models.presets import Blip2Config, ViTConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
 from blip2_jax.nn.precision import PRECISIONS
-from blip2_jax.nn.trees import unflatten
+from blip2_jax.nn.trees import flatten, unflatten
+from blip2_jax.training.cached_features import encoder_digest
 from blip2_jax.training.checkpoints import is_run
-from blip2_jax.training.frozen import tower_weights
-from blip2_jax.training.tasks import model_config
-from blip2_jax.training.train_config import read_config
+from blip2_jax.training.frozen import Arrays, frozen_sources, tower_weights
+from blip2_jax.training.initial_params import parameter_shapes
+from blip2_jax.training.tasks import make_task, model_config
+from blip2_jax.training.train_config import ConfigError, read_config
 from blip2_jax.training.trained_model import TASKS
 
-_PREFIX = "visual_encoder/"
+_PREFIX = TOWER_PREFIXES["vision"]
 # Presets with the sizes of the encoders of the paper, by kind of file.
 _PRESETS = {
     "eva": "pretrain",
@@ -44,26 +48,42 @@ class ImageEncoder:
     Attributes:
       config: its sizes.
       params: its parameters.
+      name: name of its weights.
+      digest: SHA-256 of its parameters before any cast; see `encoder_digest`.
+      precision: dtype of matmul inputs.
     """
 
-    def __init__(self, config: ViTConfig, params: PyTree, precision: str = "float32"):
-        """Place the parameters on the first device.
+    def __init__(
+        self, config: ViTConfig, arrays: Arrays, name: str, precision: str = "float32"
+    ):
+        """Hash the parameters and place them on the first device.
 
         Args:
           config: sizes.
-          params: parameters of the `VisionTransformer`.
+          arrays: parameters of a model by path, of which the encoder's are taken.
+          name: name of the weights.
           precision: "float32" or "bfloat16".
 
         Raises:
           ValueError: there is no such precision.
+          SourceError: there is no parameter of an image encoder, or one is missing
+            or has another shape.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
-        self.config = config
+        self.config, self.name, self.precision = config, name, precision
         self._dtype = jnp.dtype(precision)
-        self.params = jax.device_put(
-            jax.tree.map(lambda leaf: np.asarray(leaf).astype(self._dtype), params)
-        )
+        params, manifest = {}, {}
+        for path in arrays:
+            if path.startswith(_PREFIX):
+                array = np.asarray(arrays[path])
+                manifest[path] = manifest_entry(arrays, path, array)
+                params[path.removeprefix(_PREFIX)] = array.astype(self._dtype)
+        if not params:
+            raise SourceError(f"{name} holds no image encoder")
+        _check_shapes(config, params, name)
+        self.digest = encoder_digest(manifest)
+        self.params = jax.device_put(unflatten(params))
 
     def encode(self, images: UInt8[Array, "B R R 3"]) -> Float[jax.Array, "B P D"]:
         """Compute the features that a model trained on features reads.
@@ -72,6 +92,27 @@ class ImageEncoder:
           images: images of the encoder's size.
         """
         return _encode(self.config, self._dtype, self.params, images)
+
+
+def _check_shapes(config: ViTConfig, params: Arrays, name: str) -> None:
+    """Compare parameters by path with those of an encoder of this size.
+
+    Raises:
+      SourceError: one is missing or has another shape.
+    """
+    tower = VisionTransformer(config)
+    image = jax.ShapeDtypeStruct(
+        (1, config.image_size, config.image_size, 3), jnp.float32
+    )
+    expected = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
+    for path, leaf in flatten(expected).items():
+        if path not in params:
+            raise SourceError(f"{name} has no {_PREFIX}{path}")
+        if params[path].shape != leaf.shape:
+            raise SourceError(
+                f"{_PREFIX}{path} is {params[path].shape} in {name}, an encoder of the "
+                f"given sizes has {leaf.shape}"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -107,14 +148,33 @@ def open_image_encoder(
         arrays = tower_weights(spec, config)
     if not isinstance(config.vision, ViTConfig):
         raise SourceError(f"{spec} reads features and has no image encoder")
-    params = {
-        path.removeprefix(_PREFIX): arrays[path]
-        for path in arrays
-        if path.startswith(_PREFIX)
-    }
-    if not params:
-        raise SourceError(f"{spec} holds no image encoder")
-    return ImageEncoder(config.vision, unflatten(params), precision)
+    return ImageEncoder(config.vision, arrays, spec, precision)
+
+
+def configured_image_encoder(config: ConfigDict) -> ImageEncoder:
+    """Open the frozen image encoder of a training configuration.
+
+    Args:
+      config: sizes, precision and `frozen_sources` of a run.
+
+    Raises:
+      ConfigError: the model has no image encoder, or trains it.
+      SourceError: the weights are missing, or have other sizes.
+    """
+    task = make_task(config)
+    vision = model_config(config.model).vision
+    if not isinstance(vision, ViTConfig):
+        raise ConfigError("the model of the configuration reads features")
+    shapes = parameter_shapes(config, task).frozen
+    paths = [path for path in flatten(shapes) if path.startswith(_PREFIX)]
+    if not paths:
+        raise ConfigError(
+            "the configuration trains its image encoder, so that features cannot be "
+            f"computed in advance: add '^{_PREFIX}' to config.frozen"
+        )
+    (arrays,) = frozen_sources(config, task.init_params, paths).values()
+    name = config.frozen_sources.vision
+    return ImageEncoder(vision, arrays, name, config.precision)
 
 
 def _own_sizes(spec: str) -> Blip2Config | None:

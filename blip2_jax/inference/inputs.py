@@ -64,6 +64,8 @@ def as_model_images(
 ) -> Shaped[Array, "B ..."]:
     """Convert images or features, depending on what the model takes.
 
+    A model with an image encoder takes features that this encoder computed.
+
     Args:
       vision: configuration of the model's image encoder.
       images: images, or None.
@@ -88,9 +90,11 @@ def as_model_images(
         return _convert_rows(
             features, 2, several, lambda rows: as_features(rows, tokens, width)
         )
+    if names == ["features"]:
+        return as_features(features, vision.num_tokens, vision.width)
     if names != ["images"]:
         raise ValueError(
-            "this model has an image encoder: pass images, not "
+            "this model has an image encoder: pass images, or its features, not "
             f"{' and '.join(names) or 'nothing'}"
         )
     size = vision.image_size

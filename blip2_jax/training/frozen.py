@@ -163,7 +163,11 @@ class TowerArrays(LazyArrays):
 
 
 def load_frozen(
-    shapes: Tree, sources: Mapping[str, Arrays], dtype: Any, mesh: Mesh
+    shapes: Tree,
+    sources: Mapping[str, Arrays],
+    dtype: Any,
+    mesh: Mesh,
+    unused: tuple[str, ...] = (),
 ) -> tuple[Tree, Manifest]:
     """Read frozen parameters one by one, cast them and place them on the mesh.
 
@@ -173,10 +177,12 @@ def load_frozen(
         path provides it.
       dtype: of the result.
       mesh: see `sharding.make_mesh`.
+      unused: path prefixes of parameters that are not placed.
 
     Returns:
-      The tree, and its manifest: for every path the source, and digest, shape and dtype
-      of the array there; `notes` if it was resized.
+      The tree without the unused parameters, and the manifest of all: for every path
+      the source, and digest, shape and dtype of the array there; `notes` if it was
+      resized.
 
     Raises:
       WeightsError: no source has a path, or it has another shape there.
@@ -193,6 +199,8 @@ def load_frozen(
         manifest[path] = entry | {"source": name}
         if path == POSITIONS and (notes := notes_of(sources[name])):
             manifest[path]["notes"] = list(notes)
+        if path.startswith(unused):
+            continue
         loaded[path] = sharding.make_sharded_array(shape, shardings[path], read, dtype)
     return unflatten(loaded), manifest
 

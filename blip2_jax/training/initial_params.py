@@ -64,7 +64,11 @@ def parameter_shapes(config: ConfigDict, task: Task) -> trees.Partition:
 
 
 def load_frozen_parameters(
-    config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh
+    config: ConfigDict,
+    task: Task,
+    shapes: Tree,
+    mesh: Mesh,
+    unused: tuple[str, ...] = (),
 ) -> tuple[Tree, Manifest]:
     """Load the frozen parameters of a run in the compute dtype.
 
@@ -73,9 +77,10 @@ def load_frozen_parameters(
       task: of the run.
       shapes: `parameter_shapes(...).frozen`.
       mesh: of the run.
+      unused: path prefixes of parameters that are only hashed.
 
     Returns:
-      The parameters on the mesh, and their manifest.
+      The parameters on the mesh, and the manifest of all.
 
     Raises:
       WeightsError: no source is named, or a source lacks an array.
@@ -83,7 +88,7 @@ def load_frozen_parameters(
     if not shapes:
         return {}, {}
     sources = frozen_sources(config, task.init_params, list(flatten(shapes)))
-    return load_frozen(shapes, sources, compute_dtype(config), mesh)
+    return load_frozen(shapes, sources, compute_dtype(config), mesh, unused)
 
 
 def initialise(

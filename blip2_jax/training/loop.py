@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
+from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.trees import matches, merge
 from blip2_jax.parallel import hosts, sharding
@@ -72,18 +73,26 @@ def train(
             return Loop(run).run()
 
 
-def flops_per_image(config: ConfigDict) -> int | None:
+def flops_per_image(config: ConfigDict, reads_features: bool = False) -> int | None:
     """Return the FLOPs per image that MFU is computed from; None if undefined.
 
     The number is that of the original algorithm at the full text length, so that
     skipped work (e.g. by `data.length_buckets`) counts as speed. It is defined for
     the tasks of the paper only.
+
+    Args:
+      config: of the run.
+      reads_features: the step reads features in place of images, so that the image
+        encoder does not count.
     """
     if config.task not in ("stage1", "stage2"):
         return None
-    length = config.data.max_text_length
+    length, sizes = config.data.max_text_length, model_config(config.model)
+    if reads_features:
+        vision = FeaturesConfig(sizes.vision.num_tokens, sizes.vision.width)
+        sizes = dataclasses.replace(sizes, vision=vision)
     return mfu_numerator(
-        model_config(config.model),
+        sizes,
         length,
         length,
         question=length if config.model.get("question_in_qformer", False) else 0,
@@ -111,7 +120,9 @@ class Loop:
         self.training_run = run
         self.config = run.config
         self.last_saved: int | None = run.start or None
-        self.meter = Meter(run.config.batch_size, flops_per_image(run.config))
+        self.meter = Meter(
+            run.config.batch_size, flops_per_image(run.config, run.reads_features)
+        )
         self.log, self.terminal = None, None
         if hosts.is_first():
             self.log = MetricsLog(run.directory, run.start, _wandb_options(run))

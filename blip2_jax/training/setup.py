@@ -22,7 +22,13 @@ from blip2_jax.data.pipeline import TrainingBatches, training_batches
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.nn.trees import Tree
 from blip2_jax.parallel import hosts, sharding
-from blip2_jax.training import frozen, initial_params, replay, run_directory
+from blip2_jax.training import (
+    cached_features,
+    frozen,
+    initial_params,
+    replay,
+    run_directory,
+)
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.hub_names import pin_hub_names
 from blip2_jax.training.run_lock import RunLock
@@ -30,7 +36,7 @@ from blip2_jax.training.same_data import verify_data
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.step_plan import plan_step
-from blip2_jax.training.tasks import Task
+from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.text_limits import check_texts
 from blip2_jax.training.train_config import ConfigError
 
@@ -58,6 +64,7 @@ class TrainingRun:
       checkpoints: checkpoints of the directory.
       evaluator: maps all parameters to scores; None without evaluation.
       negatives: replayed negatives by step.
+      reads_features: the batches hold features of images, not images.
       report: lines for the user: devices, sizes, and the origin of the parameters.
     """
 
@@ -74,6 +81,7 @@ class TrainingRun:
     checkpoints: Checkpoints
     evaluator: Evaluator | None
     negatives: dict[int, Negatives]
+    reads_features: bool
     report: list[str]
 
     def trees(self) -> dict[str, Tree]:
@@ -125,10 +133,19 @@ def set_up(
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)
+    origins = cached_features.feature_origins(batches.sources)
+    cached_features.check_trainable(origins, shapes.trainable)
     evaluator = build_evaluator(config, task, make_evaluator)
     negatives = replay.read(config.replay)
+    unused = cached_features.unused_prefixes(config, origins)
     frozen_params, manifest = initial_params.load_frozen_parameters(
-        config, task, shapes.frozen, mesh
+        config, task, shapes.frozen, mesh, unused
+    )
+    cached_features.check_encoder(
+        [*origins, *cached_features.evaluation_origins(config)],
+        model_config(config.model).vision,
+        manifest,
+        config.frozen_sources.vision,
     )
     notes: list[str] = []
     if continues:
@@ -153,7 +170,12 @@ def set_up(
         checkpoints=open_checkpoints(config, directory),
         evaluator=evaluator,
         negatives=negatives,
-        report=_report(mesh, values, frozen_params, manifest) + notes,
+        reads_features=batches.image_key == "features",
+        report=[
+            *_report(mesh, values, frozen_params, manifest),
+            *cached_features.describe(origins, unused),
+            *notes,
+        ],
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
+from blip2_jax.data.feature_origin import FeatureOrigin
 from blip2_jax.data.sources.content_digest import (
     MAX_SAMPLED_RECORDS,
     MAX_STATED,
@@ -134,9 +135,11 @@ class Source(abc.ABC):
         each other) that are shuffled as one; it divides the number of records.
       left_out: number of elements that the files of the source hold and that are not
         among its records, by reason.
+      feature_origin: encoder and crops of the features; None if they are not known.
     """
 
     image_kind: ImageKind = ImageKind.PIXELS
+    feature_origin: FeatureOrigin | None = None
     name: str = "source"
     group_size: int = 1
     left_out: Mapping[str, int] = types.MappingProxyType({})
@@ -196,8 +199,12 @@ class Source(abc.ABC):
         """
         del index  # nothing is known
 
-    def load_features(self, index: int) -> Float[Array, "P D"]:
+    def load_features(self, index: int, crop: int = 0) -> Float[Array, "P D"]:
         """Load the precomputed features of a record's image.
+
+        Args:
+          index: index of the record.
+          crop: number of the crop, of those of `feature_origin`.
 
         Raises:
           BrokenSample: the features are missing or not finite.

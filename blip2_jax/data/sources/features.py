@@ -7,7 +7,7 @@ keys in the source of the texts (SHARD/KEY for tars).
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,21 +58,7 @@ class FeaturesSource(Source):
         self._texts = None if texts is None else build_source(texts)
         self._rows: list[int | None] = []
         if self._texts is not None:
-            self._rows = self._join(self._texts)
-            self.left_out = dict(self._texts.left_out)
-            if without := len(self._texts) - len({*self._rows} - {None}):
-                self.left_out["records without features"] = without
-
-    def _join(self, texts: Source) -> list[int | None]:
-        """Return the index of each feature's record in `texts`, or None."""
-        indices = {key: index for index, key in enumerate(texts.keys())}
-        rows = [indices.get(key) for key in self._keys]
-        if not any(row is not None for row in rows):
-            raise ValueError(
-                f"no key of {self.name} ({self._keys[0]!r}, ...) is in {texts.name} "
-                f"({next(iter(indices), None)!r}, ...)"
-            )
-        return rows
+            self._rows, self.left_out = join_texts(self.name, self._keys, self._texts)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -112,8 +98,9 @@ class FeaturesSource(Source):
             **{k: v for k, v in texts.items() if not k.startswith("image ")},
         }
 
-    def load_features(self, index: int) -> Float[Array, "P D"]:
+    def load_features(self, index: int, crop: int = 0) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
+        del crop  # there is one
         features = np.array(self._features()[index])
         if not np.isfinite(features).all():
             raise BrokenSample("non-finite features", self._keys[index])
@@ -127,6 +114,36 @@ class FeaturesSource(Source):
                     f"{self.name} has shape {self._array.shape}, not [images, P, D]"
                 )
         return self._array
+
+
+def join_texts(
+    name: str, keys: Sequence[str], texts: Source
+) -> tuple[list[int | None], dict[str, int]]:
+    """Find the record of texts of each image by its key.
+
+    Args:
+      name: of the source of the images, for errors.
+      keys: of the images; "" for broken ones.
+      texts: source of the texts.
+
+    Returns:
+      Indices in `texts`, None for images without texts; and what is left out of
+      `texts`, by reason.
+
+    Raises:
+      ValueError: no image has a text.
+    """
+    indices = {key: index for index, key in enumerate(texts.keys())}
+    rows = [indices.get(key) for key in keys]
+    if not any(row is not None for row in rows):
+        raise ValueError(
+            f"no key of {name} ({keys[0]!r}, ...) is in {texts.name} "
+            f"({next(iter(indices), None)!r}, ...)"
+        )
+    left_out = dict(texts.left_out)
+    if without := len(texts) - len({*rows} - {None}):
+        left_out["records without features"] = without
+    return rows, left_out
 
 
 def _read_keys(path: pathlib.Path) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from blip2_jax.data.feature_manifest import is_feature_cache
 from blip2_jax.data.sources.arrow_table import SavedDatasetSource
 from blip2_jax.data.sources.columns import find_columns
 from blip2_jax.data.sources.image_folder import (
@@ -51,6 +52,8 @@ def match_folder(folder: pathlib.Path, request: Request) -> tuple[Match, Request
     Raises:
       ValueError: nothing matches, or several layouts or splits do.
     """
+    if is_feature_cache(folder):
+        return _match_feature_cache(str(folder)), request
     if (folder / "state.json").is_file():
         return match_arrow(str(folder), SavedDatasetSource, request.columns), request
     if (folder / "dataset_dict.json").is_file():
@@ -127,6 +130,18 @@ def _match_text_files(folder: str) -> Match:
         return CompleteSpec(TextFilesSource.title, spec, folder)
 
     return Match(TextFilesSource.title, folder, complete)
+
+
+def _match_feature_cache(folder: str) -> Match:
+    """Recognise a cache of image features."""
+    title = "cached features"
+
+    def complete(request: Request) -> CompleteSpec:
+        check_no_split(folder, request)
+        spec = {"kind": "cached_features", "path": folder}
+        return CompleteSpec(title, spec, folder)
+
+    return Match(title, folder, complete)
 
 
 def _match_files(

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blip2_jax.data import hub
-from blip2_jax.data.sources.base import BrokenSample, Source
+from blip2_jax.data.sources.base import BrokenSample, ImageKind, Source
 from blip2_jax.data.sources.checked_rows import RecordsSource
 from blip2_jax.data.sources.layout_files import CompleteSpec, Request, match_file
 from blip2_jax.data.sources.layout_folders import match_folder
-from blip2_jax.data.sources.reading import read_pixels, read_record
+from blip2_jax.data.sources.reading import read_features, read_pixels, read_record
 from blip2_jax.data.sources.registry import build_source
 
 _SAMPLED = 1000  # records that are checked of a source that does not hold them
@@ -157,15 +157,17 @@ def _count_texts(source: Source) -> dict[str, Any]:
 
 
 def _check_images(source: Source, images: str) -> None:
-    """Check that one of the first images can be loaded.
+    """Check that one of the first images, or their features, can be loaded.
 
     Raises:
       FileNotFoundError: none can; the message describes the first.
     """
     problems = []
+    has_features = source.image_kind is ImageKind.FEATURES
+    read = read_features if has_features else read_pixels
     for index in range(len(source)):
         try:
-            read_pixels(source, index, "")
+            read(source, index, "")
         except BrokenSample as error:
             problems.append(str(error))
         else:

@@ -147,16 +147,19 @@ def _suffix(data: bytes) -> str:
     return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
 
 
-def read_features(source: Source, index: int, key: str) -> Shaped[Array, "P D"]:
+def read_features(
+    source: Source, index: int, key: str, crop: int = 0
+) -> Shaped[Array, "P D"]:
     """Load the features of a record's image.
 
     Args:
       source: a source of features.
       index: index of the record.
       key: key of the record, for messages.
+      crop: number of the crop.
 
     Raises:
       BrokenSample: the features cannot be read.
     """
     with broken_on_error("unreadable features", key):
-        return source.load_features(index)
+        return source.load_features(index, crop)

@@ -14,6 +14,7 @@ from blip2_jax.data.sources.base import Source
 # Source classes are imported on first use: importing TFDS takes seconds.
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
+    "cached_features": "blip2_jax.data.sources.cached_features:CachedFeaturesSource",
     "captions_by_file": "blip2_jax.data.sources.json_table:CaptionsByFileSource",
     "csv": "blip2_jax.data.sources.csv_table:CsvSource",
     "image_folder": "blip2_jax.data.sources.image_folder:ImageFolderSource",

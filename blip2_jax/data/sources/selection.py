@@ -24,6 +24,7 @@ class SelectionSource(Source):
     def __init__(self, of: Mapping[str, Any]):
         self._of = build_source(of)
         self.image_kind = self._of.image_kind
+        self.feature_origin = self._of.feature_origin
         self.left_out = dict(self._of.left_out)
 
     @abc.abstractmethod
@@ -48,6 +49,6 @@ class SelectionSource(Source):
         """Read the image of a record; see `Source`."""
         return self._of.encoded_image(self._index(index))
 
-    def load_features(self, index: int) -> Float[Array, "P D"]:
+    def load_features(self, index: int, crop: int = 0) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
-        return self._of.load_features(self._index(index))
+        return self._of.load_features(self._index(index), crop)

@@ -85,6 +85,7 @@ class VqaSource(RecordsSource):
         else:
             self._images = build_source(images)
             self.image_kind: ImageKind = self._images.image_kind
+            self.feature_origin = self._images.feature_origin
             self._rows = {key: row for row, key in enumerate(self._images.keys())}
             self.left_out = {**self._images.left_out, **left_out}
 
@@ -116,10 +117,10 @@ class VqaSource(RecordsSource):
         images = {} if self._images is None else self._images.content()
         return super().content() | {f"images: {k}": v for k, v in images.items()}
 
-    def load_features(self, index: int) -> Float[Array, "P D"]:
+    def load_features(self, index: int, crop: int = 0) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
         source, row = self._image_row(index)
-        return source.load_features(row)
+        return source.load_features(row, crop)
 
     def _image_row(self, index: int) -> tuple[Source, int]:
         """Return the source of a record's image and the index in it."""

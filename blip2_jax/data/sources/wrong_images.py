@@ -39,6 +39,7 @@ class WrongImages(Source):
             raise ValueError(f"{self._of.name} has too few images to shuffle")
         self.name = f"{pictures} pictures of {self._of.name}"
         self.image_kind = self._of.image_kind
+        self.feature_origin = self._of.feature_origin
         self.group_size = self._of.group_size
         self.left_out = dict(self._of.left_out)
         self._blank = pictures == "blank"
@@ -77,9 +78,9 @@ class WrongImages(Source):
         """Read the image that is shown; see `Source`. Blank images are not kept."""
         return None if self._blank else self._of.encoded_image(self._image_index(index))
 
-    def load_features(self, index: int) -> Float[Array, "P D"]:
+    def load_features(self, index: int, crop: int = 0) -> Float[Array, "P D"]:
         """Load the features of a record; see `Source`."""
-        return self._blanked(self._of.load_features(self._image_index(index)))
+        return self._blanked(self._of.load_features(self._image_index(index), crop))
 
     def _image_index(self, index: int) -> int:
         """Return the index of the record whose image is shown."""
