@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
 from blip2_jax.convert.model_source import TOWERS, ModelSource, build_model
@@ -153,12 +155,13 @@ def _read_trained(
     Raises:
       WeightsError: a parameter is missing or has another shape.
     """
-    checkpoints = Checkpoints(directory, mode=mode, read_only=True)
-    try:
-        step = checkpoints.find(which)
-        parts = checkpoints.read(step, ("trainable", "carried")).trees
-    finally:
-        checkpoints.close()
+    with _without_warnings():
+        checkpoints = Checkpoints(directory, mode=mode, read_only=True)
+        try:
+            step = checkpoints.find(which)
+            parts = checkpoints.read(step, ("trainable", "carried")).trees
+        finally:
+            checkpoints.close()
     params = {
         path: leaf for tree in parts.values() for path, leaf in flatten(tree).items()
     }
@@ -170,3 +173,14 @@ def _read_trained(
                 f"needs {expected.shape}"
             )
     return params
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let orbax report errors only: it warns whenever a checkpoint is only read."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,5 +1,8 @@
 """Export of runs to Hugging Face, to LAVIS and to this package's folder."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,6 +59,17 @@ def test_a_converted_run_captions_like_the_run(run, tmp_path):
     assert ours.elsewhere == ("visual_encoder/", "language_model/")
     captions = blip2_jax.load(tmp_path / "ours").caption(pictures(), num_beams=1)
     assert captions == blip2_jax.load(run).caption(pictures(), num_beams=1)
+
+
+def test_opening_a_run_warns_of_nothing(run):
+    """Orbax warns of every checkpoint that is opened to be read."""
+    code = (
+        "from blip2_jax.inference.load import open_model\n"
+        f"list(open_model({str(run)!r}).arrays.values())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "absl" not in done.stderr
 
 
 def test_digests_are_those_before_the_cast(run, tmp_path):
