@@ -67,6 +67,7 @@ setup(
         "huggingface_hub>=1.31",
         "grain",
         "array_record",
+        "ml_dtypes",
         "tensorflow-datasets",
         "ml_collections",
         "numpy",

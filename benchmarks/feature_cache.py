@@ -32,11 +32,8 @@ from blip2_jax.data.data_config import data_config
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.inference.cache_estimate import inspect
 from blip2_jax.inference.cache_manifest import relative_error, write_manifest
-from blip2_jax.inference.feature_cache import (
-    CacheOptions,
-    EncoderRecipe,
-    FeatureCacheJob,
-)
+from blip2_jax.inference.cache_options import CacheOptions, EncoderRecipe
+from blip2_jax.inference.feature_cache import FeatureCacheJob
 from blip2_jax.parallel import sharding
 from blip2_jax.parallel.shard_jobs import run_shards
 from blip2_jax.perf import flops

@@ -123,7 +123,7 @@ def _requested(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Return source specs, encoder and options of a command line."""
     from blip2_jax.data.data_config import data_config
     from blip2_jax.data.images import ImageConfig
-    from blip2_jax.inference.feature_cache import CacheOptions, EncoderRecipe
+    from blip2_jax.inference.cache_options import CacheOptions, EncoderRecipe
     from blip2_jax.training.train_config import to_plain
 
     specs, image, seed = read_data_option(arguments, default_split="train"), None, 0

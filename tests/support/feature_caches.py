@@ -8,11 +8,8 @@ from ml_collections import ConfigDict
 from blip2_jax.data.data_config import data_config
 from blip2_jax.data.feature_manifest import FeatureManifest
 from blip2_jax.inference.cache_manifest import write_manifest
-from blip2_jax.inference.feature_cache import (
-    CacheOptions,
-    EncoderRecipe,
-    FeatureCacheJob,
-)
+from blip2_jax.inference.cache_options import CacheOptions, EncoderRecipe
+from blip2_jax.inference.feature_cache import FeatureCacheJob
 from blip2_jax.parallel.shard_jobs import run_shards
 from blip2_jax.training.train_config import to_plain
 
