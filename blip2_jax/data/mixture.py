@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,16 @@ class Mixture:
         per_period, in_period = self._counts[-1, source], self._counts[slot, source]
         return SourceDraw(source, period * int(per_period) + int(in_period))
 
+    def rows_before(self, position: int) -> tuple[int, ...]:
+        """Return the number of draws from each source before a global position."""
+        periods, slot = divmod(position, _PERIOD)
+        return tuple(
+            periods * int(per_period) + int(in_period)
+            for per_period, in_period in zip(
+                self._counts[-1], self._counts[slot], strict=True
+            )
+        )
+
     def record_index(self, draw: SourceDraw, seed: int) -> int:
         """Return the record index of a draw; groups of a source stay together."""
         source = self.sources[draw.source]
@@ -115,6 +126,29 @@ def build_mixture(specs: Sequence[Mapping[str, Any]]) -> Mixture:
             )
             logger.warning("%s leaves out %s", source.name, listing)
     return Mixture(sources, weights or None)
+
+
+def short_names(sources: Sequence[Source]) -> list[str]:
+    """Return a short name for each source, for logs.
+
+    It is the last directory or file that the source's path names: "cc3m" for
+    "tars:data/cc3m/*.tar". Equal names are numbered.
+    """
+    names: list[str] = []
+    for source in sources:
+        name = _last_part(source.name)
+        same = sum(other.partition(" (")[0] == name for other in names)
+        names.append(f"{name} ({same + 1})" if same else name)
+    return names
+
+
+def _last_part(name: str) -> str:
+    """Return the last part of a source's path that is no pattern, without suffix."""
+    path = pathlib.PurePosixPath(name.partition(":")[2].partition(",")[0])
+    parts = [part for part in path.parts if not set("*?[") & set(part)]
+    if (len(path.parts) < 2 and not path.suffix) or not parts:
+        return name  # no path, e.g. "shapes:train"
+    return pathlib.PurePosixPath(parts[-1]).stem
 
 
 def _interleave(shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

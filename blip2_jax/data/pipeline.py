@@ -22,6 +22,7 @@ from absl import flags
 from blip2_jax.data.broken_samples import BrokenSampleStats
 from blip2_jax.data.data_config import BatchFormat, DataConfig, data_config
 from blip2_jax.data.length_buckets import LengthBuckets
+from blip2_jax.data.mixture import short_names
 from blip2_jax.data.rows import NoSubstitute, TrainingRows
 from blip2_jax.data.shared_memory import avoid_small_shared_memory, explain_worker_error
 
@@ -82,15 +83,25 @@ class TrainingBatches(Iterator[Batch]):
       broken_stats: counts of broken samples in this process's rows since the start.
       sources: the sources of the mixture.
       image_key: key of the images: "image", "features", or None without images.
+      broken_by_source: their number in each source of the mixture.
+      source_names: short names of the sources.
     """
 
     def __init__(
-        self, rows: TrainingRows, step_batch: _StepBatch, config: DataConfig, start: int
+        self,
+        rows: TrainingRows,
+        step_batch: _StepBatch,
+        config: DataConfig,
+        start: int,
+        batch_size: int,
     ):
         """Start loading; use `training_batches` to make a stream."""
         self.broken_stats = BrokenSampleStats(config.max_broken_share)
         self._mixture = rows.mixture
         self.sources, self.image_key = rows.mixture.sources, rows.image_key
+        self._batch_size = batch_size
+        self.source_names = short_names(rows.mixture.sources)
+        self.broken_by_source = [0] * len(self.source_names)
         if not flags.FLAGS.is_parsed():  # grain's workers read flags
             flags.FLAGS.mark_as_parsed()
         steps = grain.MapDataset.range(start, start + _ENDLESS).map(step_batch)
@@ -127,11 +138,18 @@ class TrainingBatches(Iterator[Batch]):
             if (explained := explain_worker_error(error)) is error:
                 raise
             raise explained from error
-        broken = [tuple(item) for item in batch.pop("_broken")]
-        self.broken_stats.add(len(batch.get("_key", ())), broken)
+        broken = batch.pop("_broken")
+        for source, _, _ in broken:
+            self.broken_by_source[source] += 1
+        places = [(cause, place) for _, cause, place in broken]
+        self.broken_stats.add(len(batch.get("_key", ())), places)
         if "_unusable" in batch:
             raise self.broken_stats.error()
         return batch
+
+    def rows_by_source(self, steps: int) -> tuple[int, ...]:
+        """Return the number of rows of each source in the first steps of the run."""
+        return self._mixture.rows_before(steps * self._batch_size)
 
     def close(self) -> None:
         """Stop worker processes and threads."""
@@ -173,4 +191,4 @@ def training_batches(
     own_rows = range(batch_size) if own_rows is None else own_rows
     buckets = LengthBuckets(rows, config.length_buckets, batch_size)
     step_batch = _StepBatch(rows, buckets, own_rows)
-    return TrainingBatches(rows, step_batch, config, start_step)
+    return TrainingBatches(rows, step_batch, config, start_step, batch_size)

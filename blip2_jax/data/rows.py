@@ -22,6 +22,7 @@ from blip2_jax.data.sources.reading import (
 )
 
 T = TypeVar("T")
+Broken = tuple[int, str, str]
 
 MAX_SUBSTITUTES = 100  # consecutive broken elements that make a source unusable
 
@@ -36,7 +37,8 @@ class BatchRow:
       image_id: id of the image, unique across sources.
       text: the drawn text.
       image: pixels or features; None in text-only batches.
-      broken: (cause, place) of the broken elements that this row replaces.
+      broken: source index, cause and place of the broken elements that this row
+        replaces.
     """
 
     position: int
@@ -44,17 +46,17 @@ class BatchRow:
     image_id: int
     text: DrawnText
     image: np.ndarray | None
-    broken: tuple[tuple[str, str], ...] = ()
+    broken: tuple[Broken, ...] = ()
 
 
 class NoSubstitute(Exception):
     """All substitutes of a position are broken.
 
     Attributes:
-      broken: (cause, place) of the elements.
+      broken: source index, cause and place of the elements.
     """
 
-    def __init__(self, broken: Sequence[tuple[str, str]]):
+    def __init__(self, broken: Sequence[Broken]):
         """Set the broken elements."""
         super().__init__(tuple(broken))
         self.broken = tuple(broken)
@@ -98,16 +100,16 @@ class TrainingRows:
 
     def _unbroken(
         self, position: int, read: Callable[[int, SourceDraw], T]
-    ) -> tuple[T, list[tuple[str, str]]]:
+    ) -> tuple[T, list[Broken]]:
         """Read the position's element, or the next one that is not broken."""
         first = self.mixture.locate(position)
-        broken: list[tuple[str, str]] = []
+        broken: list[Broken] = []
         for substitute in range(MAX_SUBSTITUTES):
             draw = SourceDraw(first.source, first.ordinal + substitute)
             try:
                 return read(position, draw), broken
             except BrokenSample as error:
-                broken.append((error.cause, error.place))
+                broken.append((first.source, error.cause, error.place))
         raise NoSubstitute(broken)
 
     def _draw(self, position: int, draw: SourceDraw) -> tuple[int, Record, DrawnText]:

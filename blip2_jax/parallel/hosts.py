@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -102,6 +103,14 @@ def sum_over_hosts(count: int) -> int:
     if jax.process_count() == 1:
         return count
     return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
+def sum_each_over_hosts(counts: Sequence[int]) -> list[int]:
+    """Return the sums of several counts of all processes."""
+    if jax.process_count() == 1:
+        return list(counts)
+    gathered = multihost_utils.process_allgather(np.array(counts, np.int32))
+    return [int(count) for count in gathered.sum(axis=0)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from blip2_jax.training.guards import (
 from blip2_jax.training.metrics_log import MetricsLog
 from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
+from blip2_jax.training.source_counts import SourceCount, as_metrics, count_sources
 from blip2_jax.training.tasks import model_config
 from blip2_jax.training.terminal import Terminal, shorten_path
 from blip2_jax.training.train_config import ConfigError, best_metric, to_plain
@@ -107,6 +108,7 @@ class _PendingStep:
     step: int
     metrics: Mapping[str, Any]
     keys: list[str]
+    broken: list[int]  # samples of each source in this process's rows so far
 
 
 class Loop:
@@ -197,7 +199,8 @@ class Loop:
                     run.state, run.frozen, batch, negatives
                 )
         keys = rows.get("_key") or [str(position) for position in rows["position"]]
-        return _PendingStep(step, metrics, keys)
+        broken = list(run.batches.broken_by_source)
+        return _PendingStep(step, metrics, keys, broken)
 
     def _meter_compilation(
         self, batch: Mapping[str, jax.Array]
@@ -230,22 +233,38 @@ class Loop:
             self.config.steps,
         ):
             scalars.pop("finite", None)
-            self.write_metrics(pending.step, scalars)
+            self.write_metrics(pending, scalars)
 
-    def write_metrics(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Log the metrics of a step together with rates and memory."""
-        broken = hosts.sum_over_hosts(
-            self.training_run.batches.broken_stats.counts.total()
-        )
+    def write_metrics(
+        self, pending: _PendingStep, scalars: Mapping[str, float]
+    ) -> None:
+        """Log the metrics of a step together with rates, memory and counts of data."""
+        sources = self.source_counts(pending.step, pending.broken)
         values = {
             **scalars,
             **CONSTANTS.get(self.training_run.task.name, {}),
             **self.meter.read(),
-            "broken_samples": float(broken),
+            "broken_samples": float(sum(count.broken for count in sources)),
+            **as_metrics(sources),
         }
         if self.log is not None and self.terminal is not None:
-            self.log.write(step, values)
-            self.terminal.write_metrics(step, values)
+            self.log.write(pending.step, values)
+            self.terminal.write_metrics(pending.step, values)
+
+    def source_counts(self, step: int, broken: Sequence[int]) -> list[SourceCount]:
+        """Count the rows and broken samples of each source up to a step.
+
+        Args:
+          step: the step.
+          broken: broken samples in this process's rows since the process started.
+        """
+        run = self.training_run
+        return count_sources(
+            run.batches.source_names,
+            run.batches.rows_by_source(step),
+            run.broken_before,
+            hosts.sum_each_over_hosts(broken),
+        )
 
     def is_due(self, step: int) -> bool:
         """Return True if the run evaluates or saves after this step."""
@@ -315,12 +334,14 @@ class Loop:
 
     def save(self, step: int, score: float | None) -> None:
         """Start to save a checkpoint."""
+        run = self.training_run
+        counts = self.source_counts(step, run.batches.broken_by_source)
         meta = {
             "step": step,
             "seed": self.config.seed,
             "position": step * self.config.batch_size,
+            "broken_samples": {count.name: count.broken for count in counts},
         }
-        run = self.training_run
         run.checkpoints.save(step, run.trees(), meta, score)
         self.last_saved = step
 

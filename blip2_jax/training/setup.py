@@ -61,6 +61,7 @@ class TrainingRun:
       frozen: frozen parameters in the compute dtype.
       carried: host arrays that only checkpoints hold.
       batches: training batches, from `start` on.
+      broken_before: number of broken samples of each source before `start`.
       checkpoints: checkpoints of the directory.
       evaluator: maps all parameters to scores; None without evaluation.
       negatives: replayed negatives by step.
@@ -78,6 +79,7 @@ class TrainingRun:
     frozen: Tree
     carried: Tree
     batches: TrainingBatches
+    broken_before: list[int]
     checkpoints: Checkpoints
     evaluator: Evaluator | None
     negatives: dict[int, Negatives]
@@ -98,6 +100,7 @@ class _StartValues:
     state: TrainState
     carried: Tree
     report: list[str]
+    broken: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def set_up(
@@ -167,6 +170,7 @@ def set_up(
         frozen=frozen_params,
         carried=values.carried,
         batches=batches,
+        broken_before=[values.broken.get(name, 0) for name in batches.source_names],
         checkpoints=open_checkpoints(config, directory),
         evaluator=evaluator,
         negatives=negatives,
@@ -229,7 +233,11 @@ def restore(
     step = sharding.shard_tree(np.int32(restored.step), target.step.sharding)
     state = TrainState(step, restored.trees["trainable"], restored.trees["optimizer"])
     return _StartValues(
-        restored.step, state, carried, [f"continued from checkpoint {restored.step}"]
+        restored.step,
+        state,
+        carried,
+        [f"continued from checkpoint {restored.step}"],
+        restored.meta.get("broken_samples", {}),  # older checkpoints have none
     )
 
 

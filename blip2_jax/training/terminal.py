@@ -13,6 +13,8 @@ from typing import NamedTuple
 import rich.console
 import rich.progress
 
+from blip2_jax.training import source_counts
+
 Values = Mapping[str, float]
 
 MAX_WIDTH = 120  # columns of the longest line
@@ -193,6 +195,9 @@ class Terminal:
         for text in header:
             self._print(text, style="bold")
         self._print(line)
+        sources = source_counts.from_metrics(values)
+        if header and len(sources) > 1:  # as often as the header
+            self._print(f"rows so far: {source_counts.describe(sources)}")
 
     def _report_compilation(self, seconds: float | None) -> None:
         if seconds is None:

@@ -35,6 +35,7 @@ if __name__ == "__main__":
     assert hosts.is_first() == (index == 0)
     assert hosts.broadcast_from_first(0.1 + index) == 0.1
     assert hosts.sum_over_hosts(3 + index) == 7
+    assert hosts.sum_each_over_hosts([index, 5]) == [1, 10]
     check_rows((8, 1, 1), B // 2)
     check_rows((2, 2, 2), B // 2)
     check_rows((1, 1, 8), B)

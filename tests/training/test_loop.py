@@ -66,7 +66,12 @@ def test_a_run_leaves_what_the_documentation_lists(tmp_path):
     sources = json.loads((run / "sources.json").read_text())
     assert list(sources["frozen"]) == ["visual_encoder/kernel"]
     meta = Checkpoints(run, read_only=True).meta(20)
-    assert meta == {"step": 20, "seed": 0, "position": 160}
+    assert meta == {
+        "step": 20,
+        "seed": 0,
+        "position": 160,
+        "broken_samples": {"shapes:train": 0},
+    }
 
 
 def test_frozen_weights_are_not_in_checkpoints_and_do_not_move(tmp_path):
