@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "evaluate retrieval, captioning or visual question answering",
     "caption": "caption images, answer questions, score texts",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
+    "prepare": "write a data set as ArrayRecord files or tars, images resized",
     "features": "compute the features of a data set's images with an image encoder",
     "cache_features": "store an image encoder's outputs, to train without the images",
     "plan": "estimate memory and time of a training step on other hardware",

@@ -88,6 +88,23 @@ class RecordFiles:
         return reader
 
 
+def count_records(path: pathlib.Path) -> int:
+    """Return the number of records of a local ArrayRecord file.
+
+    Raises:
+      FileFormatError: the file is none, or is truncated.
+      FileNotFoundError: it does not exist or is no regular file.
+    """
+    if not path.is_file():  # a named pipe would block for ever
+        raise FileNotFoundError(f"{path} does not exist or is no regular file")
+    reader = ArrayRecordReader(str(path), _READER_OPTIONS)
+    if not reader.ok():  # opening does not raise
+        raise FileFormatError(f"{path} is not a whole ArrayRecord file")
+    count = int(reader.num_records())
+    reader.close()
+    return count
+
+
 def write_records(path: AnyPath, records: Iterable[bytes]) -> tuple[int, str]:
     """Write an ArrayRecord file; one on an object store is written locally first.
 

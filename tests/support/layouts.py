@@ -8,6 +8,9 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip2_jax.data.prepare.job import PrepareJob, PrepareOptions
+from blip2_jax.data.prepare.manifest import write_manifest
+from blip2_jax.parallel.shard_jobs import run_shards
 from tests.support.generated_data import captions, encoded, picture, write_tar
 
 COUNT = 5
@@ -215,6 +218,92 @@ def write_tars(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def write_cc12m(folder: pathlib.Path) -> pathlib.Path:
+    """Write CC12M's list, with a dead URL, and images called by the ends of URLs."""
+    write_images(folder / "images")
+    lines = [
+        f"http://example.com/a/{name}?size=1\t{caption}\n"
+        for name, caption in [*rows(), ("dead.png", "gone")]
+    ]
+    (folder / "cc12m.tsv").write_text("".join(lines))
+    return folder
+
+
+def write_sbu(folder: pathlib.Path) -> pathlib.Path:
+    """Write SBU's parallel lists."""
+    write_images(folder / "images")
+    content = {
+        "image_urls": [f"http://static.example.com/2723/{name}" for name, _ in rows()],
+        "captions": [caption for _, caption in rows()],
+        "user_ids": ["x" for _ in rows()],
+    }
+    (folder / "sbu-captions-all.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_visual_genome_images(folder: pathlib.Path) -> None:
+    """Write the images as Visual Genome does: two folders, called by their ids."""
+    for number, data in enumerate(IMAGES):
+        path = folder / "images" / ("VG_100K", "VG_100K_2")[number % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{number + 1}.jpg").write_bytes(data)
+
+
+def write_visual_genome(folder: pathlib.Path) -> pathlib.Path:
+    """Write Visual Genome's regions."""
+    write_visual_genome_images(folder)
+    content = [
+        {
+            "id": number + 1,
+            "regions": [
+                {"region_id": k, "image_id": number + 1, "x": 0, "y": 0, "phrase": text}
+                for k, text in enumerate(texts)
+            ],
+        }
+        for number, texts in enumerate(TEXTS)
+    ]
+    (folder / "region_descriptions.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_visual_genome_of_lavis(folder: pathlib.Path) -> pathlib.Path:
+    """Write LAVIS' `vg_caption.json`, with the paths of its authors."""
+    write_visual_genome_images(folder)
+    content = [
+        {
+            "image": f"/export/vg/image/{number + 1}.jpg",
+            "caption": text,
+            "image_id": f"vg_{number + 1}",
+            "dataset": "vg",
+        }
+        for number, texts in enumerate(TEXTS)
+        for text in texts
+    ]
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "vg_caption.json").write_text(json.dumps(content))
+    return folder / "annotations" / "vg_caption.json"
+
+
+def write_prepared(folder: pathlib.Path, format_: str = "arrayrecord") -> pathlib.Path:
+    """Write two shards by `prepare`."""
+    write_csv(folder / "raw")
+    spec = {
+        "kind": "csv",
+        "path": str(folder / "raw" / "captions.txt"),
+        "images": str(folder / "raw" / "Images"),
+    }
+    options = PrepareOptions(format_, shard_size=3)
+    job = PrepareJob(spec, folder / "prepared", options)
+    run_shards(job)
+    write_manifest(job)
+    return folder / "prepared"
+
+
+def write_prepared_tars(folder: pathlib.Path) -> pathlib.Path:
+    """Write two tars by `prepare`."""
+    return write_prepared(folder, "tars")
+
+
 def write_saved_dataset(folder: pathlib.Path) -> pathlib.Path:
     """Write a data set by `datasets.Dataset.save_to_disk`."""
     import datasets
@@ -250,5 +339,11 @@ WRITERS: dict[str, tuple[str, Callable[[pathlib.Path], pathlib.Path]]] = {
     "parquet_binary": ("Parquet", write_parquet_binary),
     "parquet_names": ("Parquet", write_parquet_names),
     "tars": ("tars", write_tars),
+    "cc12m": ("list of URLs", write_cc12m),
+    "sbu": ("list of URLs", write_sbu),
+    "visual_genome": ("Visual Genome", write_visual_genome),
+    "visual_genome_of_lavis": ("Visual Genome", write_visual_genome_of_lavis),
+    "array_record": ("ArrayRecord", write_prepared),
+    "prepared_tars": ("tars", write_prepared_tars),
     "saved_dataset": ("data set on disk", write_saved_dataset),
 }

@@ -85,7 +85,7 @@ class ArrowSource(Source):
         column = self.columns.image_id if self._is_encoded else self.columns.image
         rows = self._select_rows(splits)
         # The rows of record i are _rows[_starts[i] : _starts[i + 1]].
-        self._rows, self._starts = _group(rows, self._texts, column)
+        self._rows, self._starts = _group(rows, self._texts, column, path)
 
     @classmethod
     @abc.abstractmethod
@@ -107,7 +107,13 @@ class ArrowSource(Source):
         if not self.columns.split:
             raise ValueError(f"{self.name} has no column of splits, not {splits}")
         column = self._texts[self.columns.split]
-        chosen = pc.is_in(column, value_set=pa.array(list(splits), column.type))
+        try:
+            chosen = pc.is_in(column, value_set=pa.array(list(splits), column.type))
+        except (pa.ArrowException, TypeError):
+            raise ValueError(
+                f"column {self.columns.split!r} of {self.name} holds {column.type}; "
+                "it should hold names of splits"
+            ) from None
         rows = np.flatnonzero(chosen.to_numpy())
         if not len(rows):
             raise ValueError(f"{self.name} has no row of the splits {splits}")
@@ -174,7 +180,7 @@ class ArrowSource(Source):
     def content(self) -> Digests:
         """Return digests of all texts and of the files; see `Source`."""
         batches = self._texts.to_batches(_HASHED_ROWS)
-        texts = (str(batch.to_pylist()).encode() for batch in batches)
+        texts = map(_batch_bytes, batches)
         return {
             TEXTS: hash_parts([self._rows.view(np.uint8).data, *texts]),
             **file_digests(self._files.paths, "table "),
@@ -227,6 +233,15 @@ class SavedDatasetSource(ArrowSource):
         return SavedDataset(pathlib.Path(path))
 
 
+def _batch_bytes(batch: pa.RecordBatch) -> bytes:
+    """Return the bytes of some rows, for a digest."""
+    try:
+        return str(batch.to_pylist()).encode()
+    except UnicodeDecodeError:  # of damaged text, which is a broken row when it is read
+        buffers = [buffer for column in batch for buffer in column.buffers() if buffer]
+        return b"".join(map(bytes, buffers))
+
+
 def encoded_columns(schema: pa.Schema) -> list[str]:
     """Return the columns of encoded images: binary, or structs with `bytes`."""
     return [field.name for field in schema if _is_encoded(field.type)]
@@ -240,7 +255,7 @@ def _is_encoded(type_: pa.DataType) -> bool:
 
 
 def _group(
-    rows: Int[Array, " rows"], texts: pa.Table, column: str
+    rows: Int[Array, " rows"], texts: pa.Table, column: str, table: str
 ) -> tuple[Int[Array, " rows"], Int[Array, " records_and_end"]]:
     """Group rows with equal values of a column, in the order of first appearance.
 
@@ -248,13 +263,20 @@ def _group(
       rows: numbers of the rows.
       texts: the table.
       column: the column, "" for none. Rows without a value are groups of their own.
+      table: name of the table in errors.
 
     Returns:
       The rows, ordered by group, and the start of each group, followed by the end.
     """
     if not column:
         return rows, np.arange(len(rows) + 1)
-    values = texts[column].take(rows).cast(pa.large_string()).combine_chunks()
+    try:
+        values = texts[column].take(rows).cast(pa.large_string()).combine_chunks()
+    except pa.ArrowException:
+        raise ValueError(
+            f"column {column!r} of {table} holds {texts[column].type}; it should hold "
+            "names or ids of images"
+        ) from None
     codes = np.asarray(values.dictionary_encode().indices.fill_null(-1), np.int64)
     codes = np.where(codes < 0, -1 - np.arange(len(rows)), codes)
     _, first, group = np.unique(codes, return_index=True, return_inverse=True)

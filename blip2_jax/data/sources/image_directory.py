@@ -90,7 +90,15 @@ def _name_formats(names: Sequence[str]) -> list[str]:
 
 def _count(names: Sequence[str], directory: pathlib.Path, form: str) -> int:
     """Count the names that are files in a directory."""
-    return sum((directory / _format(form, name)).is_file() for name in names)
+    return sum(is_file(directory / _format(form, name)) for name in names)
+
+
+def is_file(path: pathlib.Path) -> bool:
+    """Return True for a file; False also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
 
 
 def _format(form: str, name: str) -> str:

@@ -88,7 +88,8 @@ def _list_of_objects(content: Any, path: str) -> list[Any]:
     """Return the list of rows in a JSON file."""
     if isinstance(content, list):
         return content
-    lists = [v for v in content.values() if isinstance(v, list)] if content else []
+    values = content.values() if isinstance(content, dict) else ()
+    lists = [value for value in values if isinstance(value, list)]
     if len(lists) != 1:
         raise ValueError(f"{path} is neither a list of objects nor an object with one")
     return lists[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from blip2_jax.data.sources.array_records import SUFFIX as ARRAY_RECORDS
 from blip2_jax.data.sources.arrow_table import (
     ArrowSource,
     ParquetSource,
@@ -19,7 +20,7 @@ from blip2_jax.data.sources.arrow_table import (
 )
 from blip2_jax.data.sources.columns import Columns, find_columns
 from blip2_jax.data.sources.csv_table import CsvSource
-from blip2_jax.data.sources.image_directory import find_image_directory
+from blip2_jax.data.sources.image_directory import find_image_directory, is_file
 from blip2_jax.data.sources.json_table import (
     LINES_SUFFIXES,
     CaptionsByFileSource,
@@ -28,10 +29,28 @@ from blip2_jax.data.sources.json_table import (
 )
 from blip2_jax.data.sources.split_names import choose_split, same_split, split_of
 from blip2_jax.data.sources.table_source import Table, TableSource, file_name
+from blip2_jax.data.sources.url_list import (
+    UrlListSource,
+    is_parallel_lists,
+    is_url_list,
+    likely_names,
+)
+from blip2_jax.data.sources.visual_genome import (
+    VisualGenomeSource,
+    is_visual_genome,
+    likely_image_names,
+)
 from blip2_jax.parallel.files import read_json, read_text
+from blip2_jax.parallel.paths import as_path
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", *LINES_SUFFIXES)
-SUFFIXES = (*TABLE_SUFFIXES, ".parquet", ".tar")
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".json", *LINES_SUFFIXES)
+SUFFIXES = (*TABLE_SUFFIXES, ".parquet", ".tar", ARRAY_RECORDS)
+# Title, kind of the source and place of the images, by suffix.
+SHARDS = {
+    ".tar": ("tars", "tars", "in the tars"),
+    ARRAY_RECORDS: ("ArrayRecord", "array_record", "in the files"),
+}
 _NAMES_TRIED = 20  # images that are looked for
 
 GivenColumns = Mapping[str, str | Sequence[str]]
@@ -89,7 +108,7 @@ def match_file(path: str, columns: GivenColumns) -> Match:
     """Recognise the layout of a file.
 
     Args:
-      path: the file, or a glob pattern of Parquet files or tars.
+      path: the file, or a glob pattern of Parquet or ArrayRecord files or tars.
       columns: names of columns by field.
 
     Raises:
@@ -101,10 +120,12 @@ def match_file(path: str, columns: GivenColumns) -> Match:
         raise FileNotFoundError(f"{path} does not exist")
     if suffix == ".parquet":
         return match_arrow(path, ParquetSource, columns)
-    if suffix == ".tar":
-        return match_tars(path)
+    if suffix in SHARDS:
+        return match_shards(path)
     if suffix == ".json" and not has_lines(path, read_text(path)):
         return _match_json(path, read_json(path), columns)
+    if suffix in TEXT_SUFFIXES and is_url_list(path):
+        return _match_images_by_name(UrlListSource, path, likely_names(path))
     if suffix in TABLE_SUFFIXES:
         is_json = suffix in (".json", *LINES_SUFFIXES)
         return _match_table(path, JsonSource if is_json else CsvSource, columns)
@@ -113,14 +134,15 @@ def match_file(path: str, columns: GivenColumns) -> Match:
     )
 
 
-def match_tars(path: str) -> Match:
-    """Recognise tars by a path or pattern."""
+def match_shards(path: str) -> Match:
+    """Recognise files that hold images and texts, by a path or pattern."""
+    title, kind, where = SHARDS[pathlib.Path(path).suffix.lower()]
 
     def complete(request: Request) -> CompleteSpec:
         check_no_split(path, request)
-        return CompleteSpec("tars", {"kind": "tars", "paths": path}, "in the tars")
+        return CompleteSpec(title, {"kind": kind, "paths": path}, where)
 
-    return Match("tars", path, complete)
+    return Match(title, path, complete)
 
 
 def match_arrow(path: str, source: type[ArrowSource], columns: GivenColumns) -> Match:
@@ -131,8 +153,8 @@ def match_arrow(path: str, source: type[ArrowSource], columns: GivenColumns) -> 
 
     def complete(request: Request) -> CompleteSpec:
         spec = {"kind": source.kind, "path": path, "columns": found.as_options()}
-        values = files.read([found.split])[0].unique() if found.split else pa.array([])
-        spec |= split_option(path, found.split, values.to_pylist(), request)
+        values = _distinct(files.read([found.split])[0]) if found.split else []
+        spec |= split_option(path, found.split, values, request)
         if found.image in encoded:
             return CompleteSpec(source.title, spec, "in the table")
         first = files.read([found.image])[0].slice(0, _NAMES_TRIED).to_pylist()
@@ -143,8 +165,21 @@ def match_arrow(path: str, source: type[ArrowSource], columns: GivenColumns) -> 
     return Match(source.title, path, complete)
 
 
+def _distinct(column: pa.ChunkedArray) -> list[Any]:
+    """Return the distinct values of a column, or [] if they cannot name splits."""
+    try:
+        return column.unique().to_pylist()
+    except pa.ArrowException:  # of lists and objects
+        return []
+
+
 def _match_json(path: str, content: Any, columns: GivenColumns) -> Match:
     """Recognise the layout of a JSON file by its structure."""
+    if is_visual_genome(content) and not _is_there(content[0].get("image")):
+        names = likely_image_names(content[:_NAMES_TRIED])
+        return _match_images_by_name(VisualGenomeSource, path, names)
+    if is_parallel_lists(content):
+        return _match_images_by_name(UrlListSource, path, likely_names(path))
     if not isinstance(content, dict):
         return _match_table(path, JsonSource, columns)
     first = {
@@ -168,8 +203,38 @@ def _match_json(path: str, content: Any, columns: GivenColumns) -> Match:
     raise ValueError(
         f"{path} has none of the known layouts of JSON: COCO captions (images and "
         "annotations with a caption), Karpathy (images with sentences), captions by "
-        "file, or a list of objects"
+        "file, lists image_urls and captions (SBU), regions of Visual Genome, or a "
+        "list of objects"
     )
+
+
+def _is_there(image: Any) -> bool:
+    """Return True if a row's image is a path of an existing file."""
+    return isinstance(image, str) and is_file(as_path(image))
+
+
+def _match_images_by_name(
+    source: type[VisualGenomeSource] | type[UrlListSource],
+    path: str,
+    names: Sequence[str],
+) -> Match:
+    """Make the match of a layout whose images have names of its own.
+
+    Args:
+      source: class of the source.
+      path: the file.
+      names: names of which images have some.
+    """
+
+    def complete(request: Request) -> CompleteSpec:
+        check_no_split(path, request)
+        if not names:
+            raise ValueError(f"none of the first rows of {path} names an image")
+        directory = find_image_directory(names, as_path(path), request.images)
+        spec = {"kind": source.kind, "path": path, "images": directory.path}
+        return CompleteSpec(source.title, spec, directory.path)
+
+    return Match(source.title, path, complete)
 
 
 def _is_text(value: Any) -> bool:
@@ -217,7 +282,7 @@ def _match_annotations(title: str, path: str, images: Sequence[Any]) -> Match:
         column = "split" if any(values) else ""
         spec |= split_option(path, column, values, request)
         names = [
-            "/".join(filter(None, [image.get("filepath"), _name_of(image)]))
+            "/".join(filter(None, [str(image.get("filepath") or ""), _name_of(image)]))
             for image in images[:_NAMES_TRIED]
         ]
         return _with_images(title, spec, names, pathlib.Path(path), request)
@@ -240,7 +305,8 @@ def split_option(
     if not column:
         check_no_split(path, request)
         return {}
-    existing = [value for value in dict.fromkeys(values) if isinstance(value, str)]
+    # Values of other types are malformed rows; they may not even have a hash.
+    existing = list(dict.fromkeys(v for v in values if isinstance(v, str)))
     distinct = {split_of(value) or value for value in existing}
     if len(distinct) < 2 and not request.split:
         return {}

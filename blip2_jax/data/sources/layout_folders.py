@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from blip2_jax.data.feature_manifest import is_feature_cache
 from blip2_jax.data.sources.arrow_table import SavedDatasetSource
@@ -19,6 +19,7 @@ from blip2_jax.data.sources.image_folder import (
     list_pairs,
 )
 from blip2_jax.data.sources.layout_files import (
+    SHARDS,
     TABLE_SUFFIXES,
     CompleteSpec,
     GivenColumns,
@@ -27,7 +28,7 @@ from blip2_jax.data.sources.layout_files import (
     check_no_split,
     match_arrow,
     match_file,
-    match_tars,
+    match_shards,
     sample_table,
     split_option,
 )
@@ -36,10 +37,14 @@ from blip2_jax.parallel.files import read_json
 
 # Sub-folders that are searched for annotations too.
 _SUBFOLDERS = ("annotations", "captions", "data")
+# Files that `parallel.shard_jobs` and `prepare` write beside shards.
+_JOB_FILES = ("job.json", "manifest.json", "dropped.jsonl")
+_REPORT_SUFFIX = ".report.json"
 _LOOKED_FOR = (
     f"{' or '.join(METADATA_FILES)}; state.json or dataset_dict.json of save_to_disk; "
-    f"annotations ({' '.join(TABLE_SUFFIXES)}), Parquet files or tars, there or in "
-    f"{', '.join(_SUBFOLDERS)}; folders of splits; images with a .txt file each"
+    f"annotations ({' '.join(TABLE_SUFFIXES)}), Parquet, ArrayRecord or tar "
+    f"files, there or in {', '.join(_SUBFOLDERS)}; folders of splits; images with a "
+    ".txt file each"
 )
 
 
@@ -154,9 +159,10 @@ def _match_files(
         if not directory.is_dir():
             continue
         files = sorted(path for path in directory.iterdir() if path.is_file())
-        tars = [path for path in files if path.suffix == ".tar"]
-        matches += [match_tars(pattern) for pattern in _patterns(tars)]
-        files = [path for path in files if not _belongs_to_shard(path, tars)]
+        for suffix in SHARDS:
+            shards = [path for path in files if path.suffix == suffix]
+            matches += [match_shards(pattern) for pattern in _patterns(shards)]
+            files = [path for path in files if not _belongs_to_shard(path, shards)]
         parquet = _patterns([path for path in files if path.suffix == ".parquet"])
         for path in [*parquet, *_tables(files, has_pairs)]:
             try:
@@ -178,10 +184,17 @@ def _tables(files: Sequence[pathlib.Path], has_pairs: bool) -> list[str]:
     ]
 
 
-def _belongs_to_shard(path: pathlib.Path, tars: Iterable[pathlib.Path]) -> bool:
-    """Return True for files that img2dataset writes beside each tar."""
-    stem = path.stem.removesuffix("_stats")
-    return any(path.suffix == ".tar" or stem == tar.stem for tar in tars)
+def _belongs_to_shard(path: pathlib.Path, shards: Sequence[pathlib.Path]) -> bool:
+    """Return True for shards and what img2dataset and `prepare` write beside them."""
+    if not shards:
+        return False
+    stems = {shard.stem for shard in shards}
+    return (
+        path in shards
+        or path.stem.removesuffix("_stats") in stems
+        or path.name in _JOB_FILES
+        or path.name.endswith(_REPORT_SUFFIX)
+    )
 
 
 def _patterns(paths: Sequence[pathlib.Path]) -> list[str]:

@@ -15,6 +15,7 @@ from blip2_jax.data.sources.base import Source
 SOURCES = {
     "annotations": "blip2_jax.data.sources.annotations:AnnotationsSource",
     "cached_features": "blip2_jax.data.sources.cached_features:CachedFeaturesSource",
+    "array_record": "blip2_jax.data.sources.array_records:ArrayRecordSource",
     "captions_by_file": "blip2_jax.data.sources.json_table:CaptionsByFileSource",
     "csv": "blip2_jax.data.sources.csv_table:CsvSource",
     "image_folder": "blip2_jax.data.sources.image_folder:ImageFolderSource",
@@ -29,6 +30,8 @@ SOURCES = {
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
     "tars": "blip2_jax.data.sources.tars:TarsSource",
     "tfds": "blip2_jax.data.sources.tfds:TfdsSource",
+    "url_list": "blip2_jax.data.sources.url_list:UrlListSource",
+    "visual_genome": "blip2_jax.data.sources.visual_genome:VisualGenomeSource",
     "vqa": "blip2_jax.data.sources.vqa:VqaSource",
 }
 

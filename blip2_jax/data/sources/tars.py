@@ -1,13 +1,15 @@
 """img2dataset and webdataset tars with random access through an index.
 
 Members that share a name up to the first dot form a record: an image (jpg, jpeg, png,
-webp) and its captions as `.json` ("captions" or "caption", or a plain list) or `.txt`.
+webp) and its captions as `.json` (an object of `record_json`, or a plain list) or
+`.txt`.
 Other members are left out and counted by reason (see `tar_index`).
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -17,11 +19,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
-from blip2_jax.data.sources.checked_rows import (
-    describe_problem,
-    take_id,
-    take_texts,
-)
+from blip2_jax.data.sources.checked_rows import describe_problem, take_texts
 from blip2_jax.data.sources.content_digest import (
     MAX_READ,
     Digests,
@@ -30,6 +28,7 @@ from blip2_jax.data.sources.content_digest import (
     hash_parts,
 )
 from blip2_jax.data.sources.files import expand_paths
+from blip2_jax.data.sources.record_json import record_from_json
 from blip2_jax.data.sources.tar_index import (
     IMAGE,
     JSON,
@@ -78,8 +77,20 @@ class TarsSource(Source):
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
-        captions, original = self._texts(index)
-        return Record(self._key(index), index, captions, original_id=original)
+        record = Record(self._key(index), index)
+        if (data := self._read(index, JSON)) is not None:
+            try:
+                record = _json_record(parse_json(data, "the JSON"), record.key, index)
+            except Exception as error:
+                reason = describe_problem(error)
+                raise BrokenSample("broken json", record.key, reason) from None
+        if not record.captions and (data := self._read(index, TEXT)) is not None:
+            try:
+                captions = (decode_text(data, "the text"),)
+            except ValueError as error:
+                raise BrokenSample("broken text", record.key, str(error)) from None
+            record = dataclasses.replace(record, captions=captions)
+        return record
 
     def check_image(self, index: int) -> None:
         """Check that the record has an image; see `Source`."""
@@ -122,25 +133,6 @@ class TarsSource(Source):
         except BrokenSample:
             return b""
 
-    def _texts(self, index: int) -> tuple[tuple[str, ...], int | str | None]:
-        """Read a record's captions and, if its JSON has one, the image's own id."""
-        captions: list[str] = []
-        original = None
-        if (data := self._read(index, JSON)) is not None:
-            try:
-                captions, original = _json_captions(parse_json(data, "the JSON"))
-            except Exception as error:
-                reason = describe_problem(error)
-                raise BrokenSample("broken json", self._key(index), reason) from None
-        if not captions and (data := self._read(index, TEXT)) is not None:
-            try:
-                captions = [decode_text(data, "the text")]
-            except ValueError as error:
-                raise BrokenSample(
-                    "broken text", self._key(index), str(error)
-                ) from None
-        return tuple(captions), original
-
     def _key(self, index: int) -> str:
         """Return a record's key."""
         # Names in other encodings than UTF-8 are shown with escapes.
@@ -168,12 +160,10 @@ class TarsSource(Source):
         return data
 
 
-def _json_captions(content: object) -> tuple[list[str], int | str | None]:
-    """Return the captions and the image id of a record's JSON."""
+def _json_record(content: object, key: str, index: int) -> Record:
+    """Return the record that the content of its JSON describes."""
     if isinstance(content, list):
-        return list(take_texts(content, "captions")), None
+        return Record(key, index, take_texts(content, "captions"))
     if not isinstance(content, dict):
         raise ValueError("the JSON is neither an object nor a list")
-    captions = content.get("captions") or content.get("caption") or []
-    original = take_id(content.get("image_id"), "image_id")
-    return list(take_texts(captions, "captions")), original
+    return record_from_json(content, key, index)

@@ -1,0 +1,1 @@
+"""Conversion of any data source to shards of ArrayRecord files or tars."""
