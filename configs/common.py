@@ -45,7 +45,11 @@ def tar_files(name: str) -> dict[str, Any]:
 COCO_IMAGES = "data/coco/images"
 COCO_TRAIN = annotation_file("coco_karpathy_train.json", COCO_IMAGES)
 COCO_VALIDATION = annotation_file("coco_karpathy_val.json", COCO_IMAGES)
-VISUAL_GENOME = annotation_file("vg_caption.json", "data/vg/images")
+VISUAL_GENOME = {
+    "kind": "visual_genome",
+    "path": "data/annotations/vg_caption.json",
+    "images": "data/vg/images",
+}
 VQA_VALIDATION = {
     "kind": "vqa",
     "questions": "data/vqav2/v2_OpenEnded_mscoco_val2014_questions.json",

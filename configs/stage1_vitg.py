@@ -24,15 +24,18 @@ def get_config(variant: str = "paper") -> ConfigDict:
     config.init.from_weights = (common.BERT,)
     config.data.tokenizer.qformer = common.BERT
 
-    # 129 million images. Length buckets would not help: a batch of so many captions
-    # nearly always contains one of the full length.
+    # The paper draws from 129 million images as from one set: an image of LAION is as
+    # frequent as one of COCO. So the weight of a set is its number of images, here in
+    # millions as BLIP's paper counts them, also where some could not be downloaded.
+    # Length buckets would not help: a batch of so many captions nearly always contains
+    # one of the full length.
     config.data.train = (
-        common.COCO_TRAIN,
-        common.VISUAL_GENOME,
-        common.tar_files("cc3m"),
-        common.tar_files("cc12m"),
-        common.tar_files("sbu"),
-        common.tar_files("laion115m"),
+        common.COCO_TRAIN | {"weight": 0.113},
+        common.VISUAL_GENOME | {"weight": 0.1},
+        common.tar_files("cc3m") | {"weight": 3.0},
+        common.tar_files("cc12m") | {"weight": 10.0},
+        common.tar_files("sbu") | {"weight": 0.86},
+        common.tar_files("laion115m") | {"weight": 115.0},
     )
     config.data.image.size = 224
 
