@@ -88,6 +88,7 @@ class Blip2Generator(Blip2):
         image_of: Sequence[int] | None = None,
         features: Any = None,
         seed: int = 0,
+        sample_ids: Sequence[int] | None = None,
         decoding: str = "",
         **settings: Any,
     ) -> list[Any]:
@@ -105,6 +106,7 @@ class Blip2Generator(Blip2):
           image_of: index into `images` for each question; each image is encoded once.
           features: as in `caption`.
           seed: as in `caption`.
+          sample_ids: as in `caption`.
           decoding: as in `caption`.
           **settings: as in `caption`.
 
@@ -129,7 +131,7 @@ class Blip2Generator(Blip2):
                 rows,
             )
         return self._generate_texts(
-            rows, prompts, config, seed, qformer_questions, image_of
+            rows, prompts, config, seed, qformer_questions, image_of, sample_ids
         )
 
     def converse(

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Key, PyTree, Shaped
+from jaxtyping import Float, Integer, Key, PyTree, Shaped, UInt32
 from numpy import ndarray as Array
 
 from blip2_jax.data.dataclass_options import is_integer
@@ -92,6 +92,7 @@ class Blip2(abc.ABC):
         *,
         features: Any = None,
         seed: int = 0,
+        sample_ids: Sequence[int] | None = None,
         decoding: str = "",
         **settings: Any,
     ) -> list[Any]:
@@ -106,6 +107,9 @@ class Blip2(abc.ABC):
           features: [P, D] or [B, P, D], in place of images, for a model that was
             trained on features.
           seed: seed for `sample=True`.
+          sample_ids: a number for each row, below 2**32, by which its samples are
+            drawn; None: its index. Part of a longer list has the same samples with the
+            numbers of the whole list.
           decoding: settings to start from: "" for this package's defaults, "original"
             for those of LAVIS's model methods, "original_coco" or "original_nocaps" for
             those of its evaluations (see `generation.lavis_defaults`).
@@ -120,7 +124,7 @@ class Blip2(abc.ABC):
         config = self._decoding_config(decoding, "generate", settings)
         prompts = self.prompt if prompt is None else prompt
         rows = self._image_arrays(images, features, self._accepts_several_images)
-        return self._generate_texts(rows, prompts, config, seed)
+        return self._generate_texts(rows, prompts, config, seed, sample_ids=sample_ids)
 
     def features(
         self, images: Any = None, *, mode: str = "image", features: Any = None
@@ -240,6 +244,7 @@ class Blip2(abc.ABC):
         seed: int,
         questions: Questions | None = None,
         image_of: Sequence[int] | None = None,
+        sample_ids: Sequence[int] | None = None,
     ) -> list[Any]:
         """Generate texts for prompts about images.
 
@@ -247,9 +252,10 @@ class Blip2(abc.ABC):
           images: images or features; each image is encoded once.
           prompts: one for all rows, or one per row.
           config: static settings.
-          seed: seed of sampling; a row's samples depend on it and the row's index.
+          seed: seed of sampling; a row's samples depend on it and the row's number.
           questions: see `Questions`.
           image_of: index of each row's image; None pairs rows with images.
+          sample_ids: see `caption`.
         """
         check_seed(seed)
         rows: dict[str, Any] = {
@@ -260,6 +266,7 @@ class Blip2(abc.ABC):
             rows["questions"] = questions
         indices, *columns = inputs.align(**rows)
         indices, prompt_arrays = np.array(indices), self._prompt_arrays(*columns)
+        numbers = _row_numbers(sample_ids, len(indices))
         is_features = isinstance(self.model.config.vision, FeaturesConfig)
         has_several = images.ndim > (3 if is_features else 4)
         images_per_row = images.shape[1] if has_several else 1
@@ -271,8 +278,8 @@ class Blip2(abc.ABC):
         texts: list[list[str]] = []
         for batch, size in inputs.batches(len(indices), self.batch_size):
             padded = [inputs.pad_batch(array[batch], size) for array in prompt_arrays]
-            rows_of_batch = np.arange(batch.start, batch.start + size)
-            keys = row_keys(seed, rows_of_batch) if config.sample else None
+            numbers_of_batch = inputs.pad_batch(numbers[batch], size)
+            keys = row_keys(seed, numbers_of_batch) if config.sample else None
             image_batch = inputs.pad_batch(images[indices[batch]], size)
             decoded = self._decode_batch(image_batch, tuple(padded), config, keys)
             texts += self._detokenize_rows(decoded, batch.stop - batch.start)
@@ -317,13 +324,31 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed={seed!r}: expected a whole number of 64 bits")
 
 
-def row_keys(seed: int, indices: Int[Array, " B"]) -> Key[jax.Array, " B"]:
-    """Make a key for each row of a batch, from its index in the whole call."""
-    return _fold_in_rows(jax.random.key(seed), indices)
+def _row_numbers(sample_ids: Sequence[int] | None, rows: int) -> UInt32[Array, " rows"]:
+    """Return the numbers by which the samples of rows are drawn.
+
+    Raises:
+      ValueError: there is not one number below 2**32 for each row.
+    """
+    if sample_ids is None:
+        return np.arange(rows, dtype=np.uint32)
+    numbers = np.asarray(sample_ids)
+    is_number = numbers.dtype.kind in "iu" and numbers.shape == (rows,)
+    if not is_number or numbers.min() < 0 or numbers.max() >= 2**32:
+        raise ValueError(
+            f"sample_ids are {rows} whole numbers below 2**32, one for each row, not "
+            f"{sample_ids!r}"
+        )
+    return numbers.astype(np.uint32)
+
+
+def row_keys(seed: int, numbers: Integer[Array, " B"]) -> Key[jax.Array, " B"]:
+    """Make a random key for each row of a batch, from its number."""
+    return _fold_in_rows(jax.random.key(seed), numbers.astype(np.uint32))
 
 
 @jax.jit
 def _fold_in_rows(
-    key: Key[jax.Array, ""], indices: Int[jax.Array, " B"]
+    key: Key[jax.Array, ""], numbers: UInt32[jax.Array, " B"]
 ) -> Key[jax.Array, " B"]:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)

@@ -104,6 +104,51 @@ class Blip2Retriever(Blip2):
         )
         return Match(scores["itc"], scores["itm"])
 
+    def image_text_similarity(
+        self, images: Any, texts: Sequence[Sequence[str]], *, score: str = "itc"
+    ) -> list[Float[Array, " texts"]]:
+        """Score several texts of each image. Each image is encoded once.
+
+        Args:
+          images: as in `match`.
+          texts: the texts of each image. Tokens that exceed the Q-Former's positions
+            are cut off.
+          score: "itc" or "itm"; see `Match`.
+
+        Returns:
+          The scores of each image's texts.
+        """
+        if score not in Match._fields:
+            raise ValueError(f"score {score!r}: there are {', '.join(Match._fields)}")
+        rows = self._image_arrays(images, None)
+        if len(texts) != len(rows):
+            raise ValueError(f"{len(rows)} images, but texts of {len(texts)}")
+        rows = self._encode_images(rows)
+        all_texts = inputs.as_texts([text for own in texts for text in own], "texts")
+        ids, mask = self._text_arrays(all_texts, truncate=True)
+        ends = np.cumsum([len(own) for own in texts])
+        own_texts = [
+            slice(end - len(own), end) for own, end in zip(texts, ends, strict=True)
+        ]
+        if score == "itm":
+            return [
+                self._match_texts(row, ids[own], mask[own])
+                for row, own in zip(rows, own_texts, strict=True)
+            ]
+        similarity = self._contrast_all(rows, ids, mask)
+        return [row[own] for row, own in zip(similarity, own_texts, strict=True)]
+
+    def _contrast_all(
+        self,
+        images: Shaped[Array, "B ..."],
+        ids: Int[Array, "texts T"],
+        mask: Bool[Array, "texts T"],
+    ) -> Float[Array, "B texts"]:
+        """Score every image with every text by the contrastive head."""
+        vectors: Any = self._run_batches(embeddings.text_vectors, ids, mask)["vectors"]
+        queries: Any = self._run_batches(embeddings.image_features, images)
+        return np.asarray(max_query_similarity(queries["image_embeds_proj"], vectors))
+
     def _match_all(
         self,
         images: Shaped[Array, "B ..."],
@@ -177,13 +222,17 @@ class Blip2Retriever(Blip2):
         return "qformer"
 
     def _text_arrays(
-        self, texts: Sequence[str]
+        self, texts: Sequence[str], truncate: bool = False
     ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-        """Tokenize to [CLS] text [SEP], without truncation."""
+        """Tokenize to [CLS] text [SEP].
+
+        Raises:
+          ValueError: a text is too long, unless long texts are truncated.
+        """
         tokenizer = self.qformer_tokenizer
         limit = self.model.config.qformer.max_positions
         longest = max(len(tokenizer.encode_words(text)) + 2 for text in texts)
-        if longest > limit:
+        if longest > limit and not truncate:
             raise ValueError(f"a text has {longest} tokens, the Q-Former reads {limit}")
         return tokenizer.encode(texts, min(inputs.padded_length(longest), limit))
 

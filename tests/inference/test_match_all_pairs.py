@@ -1,4 +1,4 @@
-"""Scores of all pairs equal those of the pairs one by one."""
+"""Scores of many pairs equal those of the pairs one by one."""
 
 import numpy as np
 import pytest
@@ -30,3 +30,25 @@ def test_all_pairs_equal_single_pairs(monkeypatch):
 def test_other_kinds_of_pairs_are_refused():
     with pytest.raises(ValueError, match="pairs 'matrix': there are rows, all"):
         stage1().match(photos(1), TEXTS, pairs="matrix")
+
+
+@pytest.mark.parametrize("score", ["itc", "itm"])
+def test_own_texts_of_each_image_equal_single_pairs(score):
+    model, images = stage1(batch_size=2), photos(3)
+    texts = [TEXTS[:1], TEXTS, TEXTS[1:]]
+    rows = model.image_text_similarity(images, texts, score=score)
+    for image, own, row in zip(images, texts, rows, strict=True):
+        single = getattr(stage1().match(image, own), score)
+        tolerances.assert_values(row, single)
+
+
+def test_long_texts_are_cut_and_wrong_arguments_are_refused():
+    model, image = stage1(), photos(1)
+    limit = model.model.config.qformer.max_positions
+    long, longer = ("cat " * number for number in (limit, 2 * limit))
+    (row,) = model.image_text_similarity(image, [[long, longer]])
+    assert row[0] == row[1]
+    with pytest.raises(ValueError, match="1 images, but texts of 2"):
+        model.image_text_similarity(image, [TEXTS, TEXTS])
+    with pytest.raises(ValueError, match="score 'cosine': there are itc, itm"):
+        model.image_text_similarity(image, [TEXTS], score="cosine")
