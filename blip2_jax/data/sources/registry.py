@@ -28,6 +28,7 @@ SOURCES = {
     "wrong_images": "blip2_jax.data.sources.wrong_images:WrongImages",
     "split": "blip2_jax.data.sources.split:SplitSource",
     "shapes": "blip2_jax.data.shapes.source:ShapesSource",
+    "swapped_captions": "blip2_jax.data.sources.swapped_captions:SwappedCaptions",
     "tars": "blip2_jax.data.sources.tars:TarsSource",
     "tfds": "blip2_jax.data.sources.tfds:TfdsSource",
     "url_list": "blip2_jax.data.sources.url_list:UrlListSource",
