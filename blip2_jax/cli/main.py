@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "write a data set as ArrayRecord files or tars, images resized",
     "features": "compute the features of a data set's images with an image encoder",
     "cache_features": "store an image encoder's outputs, to train without the images",
+    "capfilt": "caption web images, rank all captions and keep the best",
     "plan": "estimate memory and time of a training step on other hardware",
     "report": "compare evaluations on a page",
     "demo": "train both stages on a small generated world and report",

@@ -1,4 +1,4 @@
-"""Line charts as SVG."""
+"""Line charts and histograms as SVG."""
 
 from __future__ import annotations
 
@@ -40,16 +40,73 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) 
             zip(_COLORS, series.items(), strict=False)
         )
     ]
-    axes = (
-        f'<path d="M{_LEFT} 0V{ground}H{_WIDTH - 8}" stroke="#99a" fill="none"/>'
-        f'<text x="{_LEFT - 4}" y="12" text-anchor="end">{top:.1f}</text>'
-        f'<text x="{_LEFT - 4}" y="{ground}" text-anchor="end">0</text>'
+    labels = (
         f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">'
         f"{right:.0f} steps</text>"
         f'<text x="{_LEFT}" y="{_HEIGHT - 8}" font-weight="bold">'
         f"{html.escape(title)}</text>"
     )
+    return _svg([*parts, _axes(f"{top:.1f}"), labels])
+
+
+def histogram(
+    title: str, series: Mapping[str, Mapping[int, int]], bin_width: float
+) -> Html:
+    """Draw histograms over each other as an <svg> element.
+
+    The height of a bin is its share of the values of its series.
+
+    Args:
+      title: of the values.
+      series: by name, the number of values by bin; bin n begins at n times `bin_width`.
+        At most four series; empty ones are left out.
+      bin_width: width of a bin.
+    """
+    drawn = {name: counts for name, counts in series.items() if sum(counts.values())}
+    bins = [bin_ for counts in drawn.values() for bin_ in counts]
+    first, end = min(bins, default=0), max(bins, default=0) + 1
+    ground = _HEIGHT - _BOTTOM
+    top = max(
+        (max(counts.values()) / sum(counts.values()) for counts in drawn.values()),
+        default=1.0,
+    )
+    parts = []
+    for number, (color, (name, counts)) in enumerate(
+        zip(_COLORS, drawn.items(), strict=False)
+    ):
+        path = f"M{_LEFT} {ground}"
+        for bin_ in range(first, end):
+            height = counts.get(bin_, 0) / sum(counts.values()) / top * (ground - 4)
+            right = _LEFT + (bin_ + 1 - first) / (end - first) * (_WIDTH - _LEFT - 8)
+            path += f"V{ground - height:.1f}H{right:.1f}"
+        parts.append(
+            f'<path d="{path}V{ground}Z" fill="{color}" fill-opacity="0.25" '
+            f'stroke="{color}"/><text x="{_WIDTH - 8}" y="{14 + 15 * number}" '
+            f'fill="{color}" text-anchor="end">{html.escape(name)} '
+            f"{sum(counts.values())}</text>"
+        )
+    labels = (
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{first * bin_width:.2f}</text>'
+        f'<text x="{(_LEFT + _WIDTH - 8) / 2}" y="{_HEIGHT - 8}" font-weight="bold" '
+        f'text-anchor="middle">{html.escape(title)}</text>'
+        f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">'
+        f"{end * bin_width:.2f}</text>"
+    )
+    return _svg([*parts, _axes(f"{100 * top:.0f} %"), labels])
+
+
+def _axes(top: str) -> str:
+    """Draw both axes, with the label of the highest value."""
+    ground = _HEIGHT - _BOTTOM
+    return (
+        f'<path d="M{_LEFT} 0V{ground}H{_WIDTH - 8}" stroke="#99a" fill="none"/>'
+        f'<text x="{_LEFT - 4}" y="12" text-anchor="end">{top}</text>'
+        f'<text x="{_LEFT - 4}" y="{ground}" text-anchor="end">0</text>'
+    )
+
+
+def _svg(parts: Sequence[str]) -> Html:
     return Html(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" '
-        f'font-family="system-ui" font-size="11">{axes}{"".join(parts)}</svg>'
+        f'font-family="system-ui" font-size="11">{"".join(parts)}</svg>'
     )
