@@ -3,7 +3,7 @@
     python -m benchmarks.capfilt_shapes
     python -m benchmarks.capfilt_shapes --workdir runs/capfilt_shapes --seeds 1
 
-30 % of the captions of 3,000 scenes are swapped ("raw"). For each seed, stage 1 is
+30 % of the captions of 2,000 scenes are swapped ("raw"). For each seed, stage 1 is
 trained on them. That model then captions and ranks for CapFilt, so that no model has
 seen clean captions ("filtered"). Stage 1 is trained anew on the filtered captions, and
 on those without swaps ("clean"). All are evaluated on other scenes and compared, paired
@@ -41,7 +41,7 @@ from blip2_jax.perf.compile_cache import enable_compile_cache
 from blip2_jax.training.loop import train
 
 CAPTIONS = ("raw", "filtered", "clean")
-CLEAN = {"kind": "shapes", "split": "train", "size": 3000, "count": 1}
+CLEAN = {"kind": "shapes", "split": "train", "size": 2000, "count": 1}
 RAW = {"kind": "swapped_captions", "of": CLEAN, "share": 0.3}
 EXAMS = ("retrieval,validation", "captions,validation")
 SCORES = {

@@ -13,7 +13,8 @@ from blip2_jax.configs import shapes_stage1
 def get_config(directory: str = "runs/capfilt_shapes/raw") -> ConfigDict:
     """Build the configuration; `directory` holds the tars."""
     config = shapes_stage1.get_config().unlock()
-    config.steps, config.batch_size = 400, 32
+    config.steps, config.batch_size = 160, 32
+    config.optimizer.warmup_steps = 20
     config.data.train = (
         {
             "kind": "tars",
