@@ -3,7 +3,7 @@
 Writes JPEGs, caches the outputs of a frozen ViT for them in bf16 and in int8, and then
 runs steps of stage 1 on the images and on both caches in turn, each from its files to
 the updated parameters. `--size quarter` has the widths of ViT-g and the Q-Former
-divided by four and their depths by three, so that the encoder's share of the step is
+divided by four and their depths by six, so that the encoder's share of the step is
 that of the real model; `--size real` is ViT-g with the full Q-Former, for an
 accelerator; `--size tiny` shows that the command works.
 """
@@ -44,8 +44,8 @@ from blip2_jax.training.train_config import default_config, to_plain
 SIZES: dict[str, dict[str, Any]] = {
     "real": {},
     "quarter": {
-        "vision": {"width": 352, "depth": 13, "heads": 4, "mlp_dim": 1536},
-        "qformer": {"width": 192, "depth": 4, "heads": 3, "mlp_dim": 768},
+        "vision": {"width": 352, "depth": 7, "heads": 4, "mlp_dim": 1536},
+        "qformer": {"width": 192, "depth": 2, "heads": 3, "mlp_dim": 768},
     },
     "tiny": {
         "vision": {"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64},
