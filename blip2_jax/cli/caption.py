@@ -13,9 +13,11 @@ r"""Caption images, answer questions about them or score texts against them.
         --example b.jpg "how many?" "two"
     blip2-jax caption --model blip2_pretrained_opt2.7b.pth --image a.jpg \
         --vision eva_vit_g.pth --language_model opt-2.7b --language_tokenizer opt-2.7b
+    blip2-jax caption --model RUN --images photos/ --output captions.jsonl
 
 Prints one line for each image, and for each question or text about it. Models that
-were trained on features take `--features FILE.npy` in place of images.
+were trained on features take `--features FILE.npy` in place of images. `--images`
+writes files about a folder, a pattern or tars of any size (docs/captioning.md).
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blip2_jax.cli.caption_folder import (
+    add_folder_options,
+    caption_folder,
+    check_folder_options,
+)
 from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import (
     CommandParser,
@@ -82,6 +89,7 @@ def make_parser() -> CommandParser:
     add_cache_option(parser)
     _add_input_options(parser)
     _add_dialogue_options(parser)
+    add_folder_options(parser)
     decoding = parser.add_argument_group("decoding (docs/using.md)")
     for name, (kind, description) in DECODING_OPTIONS.items():
         metavar = {int: "N", float: "X", str: "NAME"}[kind]
@@ -105,6 +113,12 @@ def _add_input_options(parser: CommandParser) -> None:
     )
     images.add_argument(
         "--features", metavar="FILE.npy", help="features, [P, D] or [B, P, D]"
+    )
+    images.add_argument(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="a folder, files or glob patterns, or tars; needs --output",
     )
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument(
@@ -174,6 +188,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print captions, answers or scores; returns the exit code."""
     check_options(arguments)
     settings = decoding_settings(arguments)
+    if arguments.images:
+        return caption_folder(arguments, settings)
     inputs = read_inputs(arguments)
     import blip2_jax
     from blip2_jax.perf.compile_cache import compiling_message, enable_compile_cache
@@ -230,8 +246,10 @@ def check_options(arguments: argparse.Namespace) -> None:
     """Check that the options go together.
 
     Raises:
-      UsageError: an option about questions without a question, or two histories.
+      UsageError: an option about questions without a question, two histories, or
+        options of many images and of single ones.
     """
+    check_folder_options(arguments)
     for name in ("dialogue", "history", "example"):
         if getattr(arguments, name) and not arguments.question:
             raise UsageError(f"--{name} needs --question")

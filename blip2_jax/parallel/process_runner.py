@@ -64,45 +64,86 @@ def run_in_processes(
     Raises:
       Exception: what `job.open` raised.
     """
-    queue, deaths = collections.deque(shards), collections.Counter[int]()
-    content = pickle.dumps(job)  # once: a job may be large
-    workers: list[_Worker] = []
+    workers = _Workers(job, shards, write, discard)
     try:
         for place in places[: len(shards)]:
-            workers.append(_start(content, write, place))
-            _send_next(workers[-1], queue)
-        while workers:
-            for worker in _ready(workers):
+            workers.start(place)
+        yield from workers.outcomes()
+    finally:
+        workers.stop()
+
+
+class _Workers:
+    """The running workers of a job and the shards that wait for them."""
+
+    def __init__(
+        self, job: ShardJob, shards: Sequence[int], write: Write, discard: Discard
+    ):
+        self._job, self._write, self._discard = job, write, discard
+        self._content = pickle.dumps(job)  # once: a job may be large
+        self._queue = collections.deque(shards)
+        self._deaths = collections.Counter[int]()
+        self._running: list[_Worker] = []
+
+    def start(self, place: Place) -> None:
+        """Start a worker and send it a shard."""
+        worker = _start(self._content, self._write, place)
+        self._running.append(worker)
+        self._send_next(worker)
+
+    def outcomes(self) -> Iterator[tuple[int, str]]:
+        """Yield the outcomes of shards until all are done; see `run_in_processes`."""
+        while self._running:
+            pipes = [worker.connection for worker in self._running]
+            ready = multiprocessing.connection.wait(pipes)
+            for worker in [w for w in self._running if w.connection in ready]:
                 shard = worker.shard
                 try:
                     answer = worker.connection.recv()
                 except (EOFError, OSError):
-                    worker.process.join()
-                    workers.remove(worker)
-                    discard(job, shard, worker.process.pid)
-                    deaths[shard] += 1
-                    if deaths[shard] < MAX_ATTEMPTS:
-                        queue.appendleft(shard)
-                    else:
-                        yield shard, _describe_death(worker.process.exitcode)
-                    if queue:
-                        workers.append(_start(content, write, worker.place))
-                        _send_next(workers[-1], queue)
+                    yield from self._replace(worker)
                     continue
                 if isinstance(answer, BaseException):
                     raise answer
                 yield shard, answer
-                if not _send_next(worker, queue):
-                    worker.process.join()
-                    workers.remove(worker)
-    finally:
-        _stop(job, workers, discard)
+                self._send_next(worker)
 
+    def _send_next(self, worker: _Worker) -> None:
+        """Send a worker its next shard, or the end."""
+        shard = self._queue.popleft() if self._queue else None
+        # A broken pipe is a death, which the next `recv` finds.
+        with contextlib.suppress(OSError):
+            worker.connection.send(shard)
+        if shard is None:
+            worker.process.join()
+            self._running.remove(worker)
+        else:
+            worker.shard = shard
 
-def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Wait for a worker that has sent an answer or died."""
-    ready = multiprocessing.connection.wait([w.connection for w in workers])
-    return [worker for worker in workers if worker.connection in ready]
+    def _replace(self, worker: _Worker) -> Iterator[tuple[int, str]]:
+        """Start a worker in place of a dead one; yield its shard if it fails."""
+        worker.process.join()
+        self._running.remove(worker)
+        shard = worker.shard
+        self._discard(self._job, shard, worker.process.pid)
+        self._deaths[shard] += 1
+        if self._deaths[shard] < MAX_ATTEMPTS:
+            self._queue.appendleft(shard)
+        else:
+            yield shard, _describe_death(worker.process.exitcode)
+        if self._queue:
+            self.start(worker.place)
+
+    def stop(self) -> None:
+        """End workers that are still busy; what they have not finished is deleted."""
+        for worker in self._running:
+            worker.process.terminate()
+        for worker in self._running:
+            worker.process.join(_SECONDS_TO_END)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            self._discard(self._job, worker.shard, worker.process.pid)
 
 
 def _start(content: bytes, write: Write, place: Place) -> _Worker:
@@ -129,33 +170,6 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _send_next(worker: _Worker, queue: collections.deque[int]) -> bool:
-    """Send a worker its next shard, or the end; returns False at the end."""
-    # A broken pipe is a death, which the next `recv` finds.
-    with contextlib.suppress(OSError):
-        worker.connection.send(queue[0] if queue else None)
-    if not queue:
-        return False
-    worker.shard = queue.popleft()
-    return True
-
-
-def _stop(
-    job: ShardJob,
-    workers: Sequence[_Worker],
-    discard: Discard,
-) -> None:
-    """End workers that are still busy; what they have not finished is deleted."""
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(_SECONDS_TO_END)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        discard(job, worker.shard, worker.process.pid)
 
 
 def _describe_death(code: int) -> str:

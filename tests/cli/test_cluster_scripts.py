@@ -8,6 +8,7 @@ import pytest
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 SLURM, TPU = LAUNCH / "slurm" / "train.sbatch", LAUNCH / "tpu" / "train.sh"
+ARRAY = LAUNCH / "slurm" / "shards.sbatch"
 ARGUMENTS = ("--config", "configs/x.py", "--config.data.train[0].path=/a b/c")
 
 
@@ -22,6 +23,9 @@ def run(script, *arguments, commands, tmp_path):
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "VENV": str(tmp_path),
         "SLURM_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "5",
+        "SLURM_ARRAY_TASK_MIN": "3",
+        "SLURM_ARRAY_TASK_COUNT": "4",
     }
     return subprocess.run(
         ["bash", script, *arguments], env=environment, capture_output=True, text=True
@@ -39,6 +43,11 @@ def test_slurm(tmp_path, code, queued):
     command = "--kill-on-bad-exit=1|python|launch/train.py|--multihost|"
     assert command + "|".join(ARGUMENTS) + "|" in done.stdout
     assert ("requeue 7" in done.stdout) == queued
+
+
+def test_each_task_of_a_slurm_array_does_its_part(tmp_path):
+    done = run(ARRAY, "caption", "a b", commands={"python": PRINT}, tmp_path=tmp_path)
+    assert done.stdout == "-m|blip2_jax.cli.main|caption|a b|--shard|2/4|"
 
 
 def test_tpu(tmp_path):
@@ -59,6 +68,6 @@ def test_tpu_prints_its_usage(tmp_path):
     assert done.returncode != 0 and "setup|run NAME ZONE" in done.stderr
 
 
-@pytest.mark.parametrize("script", [SLURM, TPU])
+@pytest.mark.parametrize("script", [SLURM, ARRAY, TPU])
 def test_bash_parses_the_scripts(script):
     assert subprocess.run(["bash", "-n", script]).returncode == 0

@@ -128,7 +128,10 @@ def check(words: list[str]) -> None:
     elif program == "sbatch":
         (script,) = [word for word in rest if word.endswith(".sbatch")]
         assert (ROOT / script).exists()
-        check_command("train", *rest[rest.index(script) + 1 :])
+        arguments = rest[rest.index(script) + 1 :]
+        check_command(
+            *(["train"] if script.endswith("train.sbatch") else []), *arguments
+        )
     elif program.startswith("launch/"):
         assert (ROOT / program).exists()
         check_command("train", *rest[rest.index("--config") :])

@@ -18,6 +18,7 @@ from numpy import ndarray as Array
 from PIL import Image
 
 from blip2_jax.data.broken_samples import BrokenSampleStats
+from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
 from blip2_jax.data.sources.checked_rows import (
     describe_problem,
@@ -131,11 +132,29 @@ def read_encoded(source: Source, index: int, key: str) -> EncodedImage:
     """
     with broken_on_error("unreadable image", key):
         data = source.encoded_image(index)
-        if data is not None and (suffix := _suffix(data)):
-            return EncodedImage(data, suffix)
-        png = io.BytesIO()
-        Image.fromarray(source.load_image(index)).save(png, "PNG")
-        return EncodedImage(png.getvalue(), "png")
+        if data is not None:
+            return as_tar_image(data, key)
+        return _as_png(source.load_image(index))
+
+
+def as_tar_image(data: bytes, key: str) -> EncodedImage:
+    """Return the content of an image file as a tar of records holds it.
+
+    Args:
+      data: the content; formats other than JPEG, PNG and WebP become PNG.
+      key: name of the image in errors.
+
+    Raises:
+      BrokenSample: another format, which cannot be decoded.
+    """
+    suffix = _suffix(data)
+    return EncodedImage(data, suffix) if suffix else _as_png(decode_image(data, key))
+
+
+def _as_png(pixels: Shaped[Array, "height width 3"]) -> EncodedImage:
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    return EncodedImage(png.getvalue(), "png")
 
 
 def _suffix(data: bytes) -> str:

@@ -1,0 +1,109 @@
+"""The part of `caption` for many images: `--images` and `--output`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from blip2_jax.cli.errors import FAILURE, UsageError, reading_option
+from blip2_jax.cli.options import extra_weights
+from blip2_jax.cli.shard_options import add_shard_options, parse_count, shard_options
+
+FORMATS = ("jsonl", "csv", "txt", "tars")
+_SUFFIXES = {".jsonl": "jsonl", ".csv": "csv"}
+# Options about single images.
+_OTHER_OPTIONS = ("together", "dialogue", "history", "example")
+
+
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of many images, other than `--images`."""
+    group = parser.add_argument_group("many images (docs/captioning.md)")
+    group.add_argument(
+        "--output",
+        default="",
+        metavar="PATH",
+        help="file to write, .jsonl or .csv, or a directory of text files or tars",
+    )
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: by the suffix of --output; of a directory txt",
+    )
+    group.add_argument(
+        "--batch_size", type=parse_count, default=32, metavar="N", help="images a batch"
+    )
+    group.add_argument(
+        "--shard_size",
+        type=parse_count,
+        metavar="N",
+        help="images that are written together (default: 64 to 4096, by their number)",
+    )
+    add_shard_options(parser)
+
+
+def check_folder_options(arguments: argparse.Namespace) -> None:
+    """Check that the options of many images and of single ones are not mixed.
+
+    Raises:
+      UsageError: they are, or the output is missing.
+    """
+    if not arguments.images:
+        if arguments.output:
+            raise UsageError("--output needs --images, which takes many images")
+        return
+    if not arguments.output:
+        raise UsageError("--output is missing, e.g. --output captions.jsonl")
+    for name in _OTHER_OPTIONS:
+        if getattr(arguments, name):
+            raise UsageError(f"--{name} is for --image, not for --images")
+
+
+def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Write rows about many images; returns the exit code.
+
+    Args:
+      arguments: the parsed command line.
+      settings: decoding settings.
+    """
+    from blip2_jax.inference.caption_job import CaptionJob, caption_images
+    from blip2_jax.inference.image_requests import ImageRequest
+    from blip2_jax.parallel.paths import as_path
+
+    target = as_path(arguments.output)
+    request = ImageRequest(
+        arguments.prompt,
+        tuple(arguments.question or ()),
+        tuple(arguments.text or ()),
+        arguments.seed,
+        settings,
+    )
+    with reading_option(f"--output {arguments.output}: "):
+        job = CaptionJob(
+            target,
+            arguments.format or _SUFFIXES.get(target.suffix.lower(), "txt"),
+            tuple(arguments.images),
+            {
+                "path": arguments.model,
+                "which": arguments.which,
+                "precision": arguments.precision,
+                **extra_weights(arguments),
+            },
+            request,
+            arguments.batch_size,
+            arguments.shard_size or 0,
+            arguments.compile_cache,
+        )
+    summary = caption_images(job, **shard_options(arguments))
+    if summary is None:
+        index, count = arguments.shard
+        print(f"part {index} of {count} is finished; others are not", file=sys.stderr)
+        return 0
+    broken = sum(summary.broken.values())
+    print(
+        f"{arguments.output}: {summary.images - broken:,} of {summary.images:,} images"
+    )
+    if broken:
+        reasons = (f"{count:,} {cause}" for cause, count in summary.broken.items())
+        print(f"{job.broken_file}: not readable: {', '.join(reasons)}", file=sys.stderr)
+    return 0 if broken < summary.images else FAILURE
