@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray as Array
 
@@ -75,7 +74,7 @@ class ImageRequest:
         """
         count = len(images)
         images = inputs.pad_batch(images, model.batch_size)
-        padded = inputs.pad_batch(np.array(numbers), len(images))
+        padded = [*numbers, *[numbers[-1]] * (len(images) - count)]
         if self.texts:
             return self._scores(model, images)[:count]
         if self.questions:
@@ -84,13 +83,13 @@ class ImageRequest:
             images,
             self.prompt,
             seed=self.seed,
-            sample_ids=[*map(int, padded)],
+            sample_ids=padded,
             **self.settings,
         )
         return [[(text,) for text in _as_list(texts)] for texts in captions[:count]]
 
     def _answers(
-        self, model: Any, images: UInt8[Array, "B R R 3"], numbers: Any
+        self, model: Any, images: UInt8[Array, "B R R 3"], numbers: Sequence[int]
     ) -> list[list[Row]]:
         """Answer every question about every image."""
         each = len(self.questions)
@@ -100,7 +99,7 @@ class ImageRequest:
             self.questions * len(images),
             image_of=[index for index in range(len(images)) for _ in range(each)],
             seed=self.seed,
-            sample_ids=[int(numbers[image]) * each + text for image, text in pairs],
+            sample_ids=[numbers[image] * each + text for image, text in pairs],
             **self.settings,
         )
         return [
