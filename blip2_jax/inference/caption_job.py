@@ -159,7 +159,7 @@ class CaptionJob(ShardJob):
         enable_compile_cache(self.compile_cache)
         self._images = image_sets.open_images(self.images, self.output)
         self._model: Blip2 = load(**self.model, batch_size=self.batch_size)
-        self.request.check_model(self._model)
+        self._image_size = self.request.check_model(self._model)
         self._threads = len(available_cores())
 
     def write_shard(self, shard: int, path: pathlib.Path) -> Report:
@@ -168,7 +168,7 @@ class CaptionJob(ShardJob):
         images = image_batches.load_images(
             self._images,
             *self._range(shard),
-            size=model.model.config.vision.image_size,
+            size=self._image_size,
             batch_size=self.batch_size,
             threads=self._threads,
         )

@@ -46,18 +46,20 @@ class ImageRequest:
             return ("text", "itc", "itm")
         return ("question", "answer") if self.questions else ("caption",)
 
-    def check_model(self, model: Blip2) -> None:
-        """Check that a model can do what is asked.
+    def check_model(self, model: Blip2) -> int:
+        """Check that a model can do what is asked; returns its image size in pixels.
 
         Raises:
           ValueError: it is of the other stage, or has no image encoder.
         """
-        if isinstance(model.model.config.vision, FeaturesConfig):
+        vision = model.model.config.vision
+        if isinstance(vision, FeaturesConfig):
             raise ValueError("this model was trained on features and reads no images")
         if self.texts and not isinstance(model, Blip2Retriever):
             raise ValueError("texts are scored by stage-1 models; this one is stage 2")
         if self.questions and not isinstance(model, Blip2Generator):
             raise ValueError("questions need a language model; this is a stage-1 model")
+        return vision.image_size
 
     def rows(
         self, model: Blip2, images: UInt8[Array, "B R R 3"], numbers: Sequence[int]

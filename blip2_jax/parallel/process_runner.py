@@ -13,17 +13,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from blip2_jax.parallel.worker_places import Place
 
-if TYPE_CHECKING:
-    from blip2_jax.parallel.shard_jobs import ShardJob
+
+class Job(Protocol):
+    """What the runners know of a job (`shard_jobs.ShardJob`)."""
+
+    def open(self) -> None:
+        """Open the inputs, once in each process."""
+
 
 # Writes a shard; returns what went wrong, "" if nothing.
-Write = Callable[["ShardJob", int], str]
+Write = Callable[[Any, int], str]
 # Deletes the unfinished file of a shard that a process of this id left behind.
-Discard = Callable[["ShardJob", int, int], None]
+Discard = Callable[[Any, int, int], None]
 
 MAX_ATTEMPTS = 3  # of a shard whose worker dies
 _SECONDS_TO_END = 10.0  # for a worker to put its files in order
@@ -40,7 +45,7 @@ class _Worker:
 
 
 def run_in_processes(
-    job: ShardJob,
+    job: Job,
     shards: Sequence[int],
     places: Sequence[Place],
     write: Write,
@@ -76,9 +81,7 @@ def run_in_processes(
 class _Workers:
     """The running workers of a job and the shards that wait for them."""
 
-    def __init__(
-        self, job: ShardJob, shards: Sequence[int], write: Write, discard: Discard
-    ):
+    def __init__(self, job: Job, shards: Sequence[int], write: Write, discard: Discard):
         self._job, self._write, self._discard = job, write, discard
         self._content = pickle.dumps(job)  # once: a job may be large
         self._queue = collections.deque(shards)
@@ -195,7 +198,7 @@ def _work(
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     try:
-        job: ShardJob = pickle.loads(content)
+        job: Job = pickle.loads(content)
         job.open()
     except Exception as error:
         connection.send(picklable(error))

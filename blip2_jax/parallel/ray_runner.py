@@ -9,12 +9,9 @@ from __future__ import annotations
 import collections
 import pickle
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from blip2_jax.parallel.process_runner import MAX_ATTEMPTS, Write, picklable
-
-if TYPE_CHECKING:
-    from blip2_jax.parallel.shard_jobs import ShardJob
+from blip2_jax.parallel.process_runner import MAX_ATTEMPTS, Job, Write, picklable
 
 
 class _Worker:
@@ -22,13 +19,13 @@ class _Worker:
 
     def __init__(self, content: bytes, write: Write):
         self._content, self._write = content, write
-        self._job: ShardJob | None = None
+        self._job: Job | None = None
 
     def write(self, shard: int) -> str | Exception:
         """Write a shard; returns what `run_on_ray` yields, or why nothing opens."""
         if self._job is None:
             try:
-                job: ShardJob = pickle.loads(self._content)
+                job: Job = pickle.loads(self._content)
                 job.open()
             except Exception as error:
                 return picklable(error)
@@ -37,7 +34,7 @@ class _Worker:
 
 
 def run_on_ray(
-    job: ShardJob, shards: Sequence[int], processes: int | None, write: Write
+    job: Job, shards: Sequence[int], processes: int | None, write: Write
 ) -> Iterator[tuple[int, str]]:
     """Write shards on the Ray cluster of `RAY_ADDRESS`, or of this machine.
 

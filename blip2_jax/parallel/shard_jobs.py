@@ -16,7 +16,7 @@ import contextlib
 import json
 import pathlib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from blip2_jax.parallel.files import FileFormatError, parse_json
@@ -164,7 +164,7 @@ def run_shards(
 
 def _outcomes(
     job: ShardJob, shards: Sequence[int], processes: int | None, runner: str
-) -> Iterator[tuple[int, str]]:
+) -> Generator[tuple[int, str], None, None]:
     """Write shards; yield each with what went wrong, "" if it is finished."""
     if runner == "ray":
         from blip2_jax.parallel.ray_runner import run_on_ray

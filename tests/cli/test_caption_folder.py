@@ -14,6 +14,7 @@ import pytest
 import blip2_jax
 from blip2_jax.cli.caption import main
 from blip2_jax.data.sources.tars import TarsSource
+from tests.support.processes import ROOT
 
 COUNT = 10
 SHORT = ("--num_beams", "1", "--max_new_tokens", "8", "--batch_size", "4")
@@ -151,7 +152,10 @@ def test_a_killed_job_gives_the_same_bytes(photos, tmp_path):
     command = [sys.executable, "-m", "blip2_jax.cli.main", "caption"]
     command += ["--model", "shapes", "--images", str(photos), "--output", str(killed)]
     process = subprocess.Popen(
-        [*command, *SHORT, *options], stderr=subprocess.DEVNULL, start_new_session=True
+        [*command, *SHORT, *options],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     parts = tmp_path / "killed.jsonl.parts"
     end = time.monotonic() + 120

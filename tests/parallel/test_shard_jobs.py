@@ -1,6 +1,7 @@
 """Jobs over shards: what is finished is not done again, what is not is done whole."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from blip2_jax.parallel import shard_jobs, worker_places
+from tests.support.processes import ROOT
 from tests.support.shard_squares import NeverOpens, Squares
 
 
@@ -89,6 +91,7 @@ def test_a_signal_leaves_only_finished_files(tmp_path, number, processes):
     program = f"""
 import pathlib, signal
 from blip2_jax.parallel.shard_jobs import run_shards
+from tests.support.processes import ROOT
 from tests.support.shard_squares import Squares
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
@@ -98,7 +101,11 @@ if __name__ == "__main__":
 """
     script = tmp_path / "script.py"
     script.write_text(program)
-    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     wait_for(lambda: len(list(log.iterdir())) == processes)
     process.send_signal(number)
     assert process.wait(30) != 0
