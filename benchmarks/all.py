@@ -23,7 +23,7 @@ BENCHMARKS = {
     "stage2_step": (),
     "generation": ("torch_python",),
     "reranking": (),
-    "image_pipeline": ("photos",),
+    "image_pipeline": ("torch_python", "photos"),
     "startup": (),
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks import harness, shared_inputs
 from benchmarks.ours_base import Machine, parameters
+from benchmarks.ours_images import Images, TrainingPath
 from benchmarks.ours_tower import Tower
 from benchmarks.ours_training import Training
 
@@ -25,6 +26,7 @@ def main() -> None:
             "generation": Generation,
             "reranking": Reranking,
             "images": Images,
+            "training_path": TrainingPath,
             "tower": Tower,
         }
     )
@@ -167,45 +169,6 @@ class Reranking(Machine):
             self._scorer.match_logits(features, *self._texts)[:, 1]
             for features in self._features
         ]
-
-
-class Images:
-    """The training path of photos: decode, crop, flip; normalised as a batch."""
-
-    def __init__(self, tars: Sequence[str], count: int, size: int):
-        """Read the photos' bytes."""
-        import jax
-
-        from blip2_jax.data.images import ImageConfig
-        from blip2_jax.models.vision.vit import normalize_images
-
-        self._files = harness.photos(tars, count)
-        self._config = ImageConfig(size=size)
-        self._normalize = jax.jit(normalize_images)
-
-    def versions(self) -> str:
-        """Return the versions of the libraries that decode and resize."""
-        import cv2
-        import PIL
-
-        return harness.versions(PIL.__name__, cv2.__name__)
-
-    def load(self, rows: int = 8) -> float:
-        """Load all photos in batches; returns the seconds."""
-        return harness.seconds(lambda: self._load(rows))[0]
-
-    def _load(self, rows: int) -> None:
-        from blip2_jax.data.images import decode_image, training_image
-
-        rng = np.random.default_rng(0)
-        for start in range(0, len(self._files), rows):
-            ready = [
-                training_image(
-                    decode_image(data, key, self._config.at_least), self._config, rng
-                )
-                for key, data in self._files[start : start + rows]
-            ]
-            self._normalize(np.stack(ready)).block_until_ready()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_every_script_gets_its_flags(commands):
     for name, flags in flags_of.items():
         own = {
             "generation": ["--torch_python", "other"],
-            "image_pipeline": photos,
+            "image_pipeline": ["--torch_python", "other", *photos],
         }.get(name, [])
         assert flags == ["--tiny", "--write", *counts, *peers, *own]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import harness, ours, stage1_step, stage2_step, startup
+from benchmarks import harness, image_pipeline, ours, stage1_step, stage2_step, startup
 from blip2_jax.models import presets
 
 
@@ -82,7 +82,9 @@ def test_reranking_scores_every_pair():
     assert np.shape(contestant.scores()) == (2, 3)
 
 
-def test_photos_become_batches(tmp_path):
+@pytest.fixture
+def photos(tmp_path):
+    """Write a tar of three JPEGs; return the settings of the image pipeline."""
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         for number in range(3):
             file = io.BytesIO()
@@ -91,8 +93,32 @@ def test_photos_become_batches(tmp_path):
             member.size = file.tell()
             file.seek(0)
             tar.addfile(member, file)
-    contestant = ours.Images([str(tmp_path / "photos.tar")], count=2, size=32)
-    assert contestant.load(rows=2) > 0
+    tar_of_two = tmp_path / "two.tar"
+    files = image_pipeline.write_photos([tmp_path / "photos.tar"], tar_of_two, 2, 90)
+    assert Image.open(io.BytesIO(files[1][1])).size == (90, 60)
+    return {"tars": [str(tar_of_two)], "count": 2, "size": 32}
+
+
+def test_photos_become_batches(photos):
+    assert ours.Images(**photos).load(rows=2) > 0
+    path = ours.TrainingPath(**photos, rows=2)
+    assert path.load() > 0
+    path.close()
+
+
+def test_the_loaders_of_torch_read_the_same_photos(photos):
+    for name in ("torch", "torchvision", "webdataset"):
+        pytest.importorskip(name)
+    from benchmarks import torch_loaders
+
+    for loader in (
+        torch_loaders.PillowLoader(**photos),
+        torch_loaders.TensorLoader(**photos),
+        torch_loaders.WebLoader(**photos),
+    ):
+        (batch,) = loader.batches(2)
+        assert batch.shape == (2, 3, 32, 32)
+        assert loader.load(rows=2) > 0 and loader.versions()
 
 
 @pytest.mark.slow
