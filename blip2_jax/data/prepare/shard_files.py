@@ -19,12 +19,12 @@ class Item(NamedTuple):
     """A record to write.
 
     Attributes:
-      index: index of the record in its source.
+      number: index of the record in its source.
       record: its texts and ids.
       image: its image.
     """
 
-    index: int
+    number: int
     record: Record
     image: StoredImage
 
@@ -53,8 +53,8 @@ def write_tar(path: pathlib.Path, items: Iterable[Item]) -> str:
     Members are called by the index of the record in its source.
     """
     with open_tar_writer(path) as tar:
-        for index, record, image in items:
-            tar.write(f"{index:09d}", image.file, record_to_json(record))
+        for number, record, image in items:
+            tar.write(f"{number:09d}", image.file, record_to_json(record))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -77,23 +77,16 @@ class UrlListSource(RecordsSource):
         rows = read_url_list(path)
         there = _file_names(images)
         form = image_name or _most_frequent_form(rows, there)
-        try:
-            names = [
-                row.image_name(form) if isinstance(row, UrlRow) else row for row in rows
-            ]
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"image_name {form!r} is no format of row, crc32 and name: {error}"
-            ) from None
+        _check_form(form)
         records = [
             Row(name, (row.caption,)) if isinstance(row, UrlRow) else row
-            for row, name in zip(rows, names, strict=True)
-            if not isinstance(row, UrlRow) or name in there
+            for row in rows
+            if (name := _name_of(row, form)) in there or isinstance(row, BrokenSample)
         ]
         if missing := len(rows) - len(records):
             self.left_out = {"images that were not downloaded": missing}
         if all(isinstance(record, BrokenSample) for record in records):
-            first = next((n for n in names if isinstance(n, str)), form)
+            first = next(filter(None, (_name_of(row, form) for row in rows)), form)
             raise FileNotFoundError(
                 f"no image of {path} is in {images}: the first would be {first!r}"
             )
@@ -166,6 +159,25 @@ def _read_parallel_lists(path: str) -> list[UrlRow | BrokenSample]:
     pairs = enumerate(zip(urls, captions, strict=True))
     items = ((number + 1, (number, *pair)) for number, pair in pairs)
     return parse_rows(path, items, parse, "row")
+
+
+def _check_form(form: str) -> None:
+    """Check a format of names.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        UrlRow(0, "", "").image_name(form)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"image_name {form!r} is no format of row, crc32 and name: {error}"
+        ) from None
+
+
+def _name_of(row: UrlRow | BrokenSample, form: str) -> str:
+    """Return the name of a row's image; "" for a broken row."""
+    return row.image_name(form) if isinstance(row, UrlRow) else ""
 
 
 def _most_frequent_form(rows: Sequence[UrlRow | BrokenSample], there: set[str]) -> str:
