@@ -97,3 +97,13 @@ def test_unusable_mixtures_are_refused():
         Mixture([Numbers("a", 7), Numbers("b", 0)], None)
     with pytest.raises(ValueError, match="share below"):
         Mixture([Numbers("a", 7), Numbers("b", 5)], [1, 1e-9])
+
+
+def test_image_ids_beyond_32_bits_are_refused():
+    """Batches hold int32 ids; the paper's 129 M images are far below."""
+    paper = Mixture([Numbers("a", 129_000_000), Numbers("b", 2**30)], None)
+    assert paper.image_id_offsets == (0, 129_000_000)
+    draw = paper.locate(10**15)
+    assert 0 <= paper.record_index(draw, seed=0) < len(paper.sources[draw.source])
+    with pytest.raises(ValueError, match=r"2147483648 images exceed 32-bit ids"):
+        Mixture([Numbers("a", 2**30), Numbers("b", 2**30)], None)

@@ -1,15 +1,25 @@
-"""Members of tars are counted, those left out by reason; damaged indices are remade."""
+"""Members of tars are read and counted, those left out by reason."""
 
 import io
+import json
 import tarfile
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from blip2_jax.data.mixture import build_mixture
+from blip2_jax.data.pipeline import training_batches
 from blip2_jax.data.sources.base import BrokenSample
+from blip2_jax.data.sources.layouts import detect_layout
 from blip2_jax.data.sources.registry import build_source
-from tests.support.generated_data import encoded, picture, tar_members, write_tar
+from tests.support.generated_data import (
+    bert_directory,
+    encoded,
+    picture,
+    tar_members,
+    write_tar,
+)
 
 IMAGE = encoded(picture(0), "JPEG")
 
@@ -105,53 +115,6 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     assert build_source(tars(tmp_path)).keys() == ["x/\u732b"]
 
 
-def index_of_another_tar(path):
-    with np.load(path) as arrays:
-        content = dict(arrays)
-    content["spans"] = content["spans"] + 10**9
-    np.savez(path, **content)
-
-
-def index_without_rows(path):
-    with np.load(path) as arrays:
-        content = dict(arrays)
-    content["keys"] = content["keys"][1:]
-    np.savez(path, **content)
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    middle = content.index(b"00001")
-    content[middle] ^= 1
-    path.write_bytes(bytes(content))
-
-
-DAMAGE = {
-    "empty": lambda path: path.write_bytes(b""),
-    "garbled": lambda path: path.write_bytes(b"PK\3\4garbage" * 9),
-    "no archive": lambda path: path.write_bytes(b"nothing"),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "a bit": flip,
-    "spans": index_of_another_tar,
-    "rows": index_without_rows,
-    "another archive": lambda path: np.savez(path, a=np.zeros(3)),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_index_is_made_again(tmp_path, damage):
-    write_tar(tmp_path / "x.tar", tar_members(range(5)))
-    keys = build_source(tars(tmp_path)).keys()
-    (stored,) = (tmp_path / "index").iterdir()
-    whole = stored.read_bytes()
-    damage(stored)
-    assert stored.read_bytes() != whole
-    source = build_source(tars(tmp_path))
-    assert source.keys() == keys and source.load_image(4).shape == (30, 40, 3)
-    with np.load(stored) as arrays:  # it is stored again
-        assert len(arrays["keys"]) == 5
-
-
 def test_a_tar_that_is_cut_later_has_broken_samples(tmp_path):
     write_tar(tmp_path / "x.tar", tar_members(range(3)))
     source = build_source(tars(tmp_path))
@@ -159,3 +122,54 @@ def test_a_tar_that_is_cut_later_has_broken_samples(tmp_path):
     (tmp_path / "x.tar").write_bytes(content[:1500])
     with pytest.raises(BrokenSample, match=r"truncated tar: x/00002 \(0 of \d+ bytes"):
         source.load_image(2)
+
+
+def img2dataset_members(key, caption, status, image=IMAGE, text=None):
+    """Members of a record as img2dataset writes them."""
+    facts = {"caption": caption, "url": "http://x", "key": key, "status": status}
+    facts |= {"error_message": None, "width": 40, "exif": "{}", "sha256": "0" * 64}
+    members = {} if image is None else {f"{key}.jpg": image}
+    if text is not None:
+        members[f"{key}.txt"] = text.encode()
+    return members | {f"{key}.json": json.dumps(facts).encode()}
+
+
+def test_records_of_img2dataset_without_image_or_caption_are_counted(
+    tmp_path, monkeypatch
+):
+    """Beside each tar lie a table of the same rows and a file of statistics."""
+    members = {}
+    for number in range(20):
+        key, text = f"00000{number:04d}", f"a thing, number {number}"
+        members |= img2dataset_members(key, text, "success", text=text)
+    failed = "failed_to_download"
+    members |= img2dataset_members("000000020", "gone", failed, None, "gone")
+    members |= img2dataset_members("000000021", None, "success")
+    members |= img2dataset_members("000000022", None, "success", text="")
+    members |= img2dataset_members("000000023", "", "success", text=" ")
+    members |= img2dataset_members("000000024", None, "success", text="of the text")
+    write_tar(tmp_path / "00000.tar", members)
+    table = pa.table({"url": ["http://x"], "caption": ["a"], "key": ["000000000"]})
+    pq.write_table(table, tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text('{"count": 24, "successes": 23}')
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layout = detect_layout(tmp_path)
+    assert layout.spec["kind"] == "tars" and layout.records == 25
+    spec = {**layout.spec, "index_directory": str(tmp_path / "index")}
+    source = build_source(spec)
+    assert not source.left_out and source.record(24).captions == ("of the text",)
+    with pytest.raises(BrokenSample, match="missing image: 00000/000000020"):
+        source.check_image(20)
+    options = {
+        "train": [spec],
+        "image": {"size": 16},
+        "tokenizer": {"qformer": bert_directory(tmp_path / "bert")},
+        "max_broken_share": 1.0,
+    }
+    batches = training_batches(options, "image_text", seed=0, batch_size=25)
+    batch = next(batches)
+    batches.close()
+    broken = {"missing image": 1, "no text": 1, "empty caption": 2}
+    assert batches.broken_stats.counts == broken
+    assert len(batch["_key"]) == 25

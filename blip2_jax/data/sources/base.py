@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import pathlib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
@@ -163,7 +163,11 @@ class Source(abc.ABC):
 
     def keys(self) -> list[str]:
         """List the keys of all records; "" for broken ones."""
-        return [self._key_or_empty(index) for index in range(len(self))]
+        return list(self.iterate_keys())
+
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of all records; "" for broken ones."""
+        return map(self._key_or_empty, range(len(self)))
 
     def load_image(
         self, index: int, at_least: int = 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
@@ -29,7 +30,7 @@ from blip2_jax.data.feature_records import (
 from blip2_jax.data.record_files import RecordFiles
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
 from blip2_jax.data.sources.content_digest import Digests
-from blip2_jax.data.sources.features import NO_TEXT, join_texts
+from blip2_jax.data.sources.features import NO_ROW, NO_TEXT, join_texts
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.files import FileFormatError
 from blip2_jax.parallel.paths import as_path, is_remote
@@ -81,7 +82,7 @@ class CachedFeaturesSource(Source):
             self.group_size = 1
         self._files = RecordFiles()
         self._texts = None if texts is None else build_source(texts)
-        self._rows: list[int | None] = []
+        self._rows = np.zeros(0, np.int64)
         if self._texts is not None:
             self._rows, self.left_out = join_texts(self.name, self.keys(), self._texts)
 
@@ -124,20 +125,18 @@ class CachedFeaturesSource(Source):
             record = self._cached(index).readable()
             image_id = record.image_id - self._first_image
             return dataclasses.replace(record, image_id=image_id)
-        row = self._rows[index]
-        if row is None:
+        row = int(self._rows[index])
+        if row == NO_ROW:
             raise BrokenSample(NO_TEXT, self._cached(index).readable().key)
         return self._texts.record(row)
 
-    def keys(self) -> list[str]:
-        """List the keys of all records, "" for broken ones; reads all texts."""
-        keys = []
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of all records, "" for broken ones; reads all texts."""
         for index in range(len(self)):
             try:
-                keys.append(self._cached(index).readable().key)
+                yield self._cached(index).readable().key
             except BrokenSample:
-                keys.append("")
-        return keys
+                yield ""
 
     def check_image(self, index: int) -> None:
         """Check that the image was whole when it was cached; see `Source`."""

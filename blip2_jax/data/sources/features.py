@@ -7,11 +7,11 @@ keys in the source of the texts (SHARD/KEY for tars).
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
@@ -26,6 +26,7 @@ from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.files import read_array, read_json
 
 NO_TEXT = "no text for features"  # cause of broken samples
+NO_ROW = -1  # features without a text
 
 
 class FeaturesSource(Source):
@@ -56,7 +57,7 @@ class FeaturesSource(Source):
                 f"{path}: {len(self._keys)} keys for {len(self._features())} features"
             )
         self._texts = None if texts is None else build_source(texts)
-        self._rows: list[int | None] = []
+        self._rows = np.zeros(0, np.int64)
         if self._texts is not None:
             self._rows, self.left_out = join_texts(self.name, self._keys, self._texts)
 
@@ -71,16 +72,16 @@ class FeaturesSource(Source):
         """Number of images; see `Source`."""
         return len(self) if self._texts is None else self._texts.num_images
 
-    def keys(self) -> list[str]:
-        """List the keys of all records."""
-        return list(self._keys)
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of all records."""
+        return iter(self._keys)
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
         if self._texts is None:
             return Record(self._keys[index], index)
-        row = self._rows[index]
-        if row is None:
+        row = int(self._rows[index])
+        if row == NO_ROW:
             raise BrokenSample(NO_TEXT, self._keys[index])
         return self._texts.record(row)
 
@@ -118,7 +119,7 @@ class FeaturesSource(Source):
 
 def join_texts(
     name: str, keys: Sequence[str], texts: Source
-) -> tuple[list[int | None], dict[str, int]]:
+) -> tuple[Int64[Array, " images"], dict[str, int]]:
     """Find the record of texts of each image by its key.
 
     Args:
@@ -127,21 +128,25 @@ def join_texts(
       texts: source of the texts.
 
     Returns:
-      Indices in `texts`, None for images without texts; and what is left out of
+      Indices in `texts`, `NO_ROW` for images without texts; and what is left out of
       `texts`, by reason.
 
     Raises:
       ValueError: no image has a text.
     """
-    indices = {key: index for index, key in enumerate(texts.keys())}
-    rows = [indices.get(key) for key in keys]
-    if not any(row is not None for row in rows):
+    wanted = set(keys)
+    # There may be far more texts than images.
+    indices = {
+        key: index for index, key in enumerate(texts.iterate_keys()) if key in wanted
+    }
+    if not indices:
         raise ValueError(
             f"no key of {name} ({keys[0]!r}, ...) is in {texts.name} "
-            f"({next(iter(indices), None)!r}, ...)"
+            f"({next(texts.iterate_keys(), None)!r}, ...)"
         )
+    rows = np.array([indices.get(key, NO_ROW) for key in keys], np.int64)
     left_out = dict(texts.left_out)
-    if without := len(texts) - len({*rows} - {None}):
+    if without := len(texts) - len(np.unique(rows[rows != NO_ROW])):
         left_out["records without features"] = without
     return rows, left_out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -99,9 +99,9 @@ class TextFilesSource(Source):
     def __len__(self) -> int:
         return len(self._images)
 
-    def keys(self) -> list[str]:
-        """List the keys of all records."""
-        return list(self._images)
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of all records."""
+        return iter(self._images)
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""

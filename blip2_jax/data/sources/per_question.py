@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from blip2_jax.data.sources.base import BrokenSample, Record
 from blip2_jax.data.sources.features import NO_TEXT
 from blip2_jax.data.sources.reading import read_record
@@ -30,12 +32,12 @@ class PerQuestion(SelectionSource):
         super().__init__(of)
         self.name = f"each question of {self._of.name}"
         # (record, number of the question) of every question
-        self._indices = [
-            (index, number)
-            for index in range(len(self._of))
-            for number in range(self._count_questions(index))
-        ]
-        if not self._indices:
+        counts = [self._count_questions(index) for index in range(len(self._of))]
+        self._indices = np.array(
+            [(i, number) for i, count in enumerate(counts) for number in range(count)],
+            np.int32,
+        )
+        if not len(self._indices):
             raise ValueError(f"{self._of.name} has no questions")
 
     def _count_questions(self, index: int) -> int:
@@ -55,10 +57,10 @@ class PerQuestion(SelectionSource):
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
-        record_index, number = self._indices[index]
+        record_index, number = self._indices[index].tolist()
         record = read_record(self._of, record_index)
         questions = (record.questions[number],)
         return dataclasses.replace(record, captions=(), questions=questions)
 
     def _index(self, index: int) -> int:
-        return self._indices[index][0]
+        return int(self._indices[index, 0])

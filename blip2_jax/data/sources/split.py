@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray as Array
 
 from blip2_jax.data.sources.base import BrokenSample, Record
+from blip2_jax.data.sources.bit_selection import BitSelection
 from blip2_jax.data.sources.reading import read_record
 from blip2_jax.data.sources.selection import SelectionSource
 
@@ -54,24 +57,27 @@ class SplitSource(SelectionSource):
 
     def _select(
         self, part: str, share: float, seed: int
-    ) -> tuple[list[int], dict[int, int]]:
-        """Return indices of the part's records, and new image ids by former ones."""
+    ) -> tuple[BitSelection, Int64[Array, " images"] | None]:
+        """Select the part's records and images; None if each record is an image."""
         count = self._of.num_images
         order = np.random.default_rng(seed).permutation(count)
-        held_out = set(order[: max(1, round(share * count))].tolist())
-        image_of = [self._image_of(index) for index in range(len(self._of))]
-        indices = [
-            index
-            for index, image in enumerate(image_of)
-            if (image in held_out) == (part == "held_out")
-        ]
-        images = sorted({image_of[index] for index in indices})
-        return indices, {image: number for number, image in enumerate(images)}
+        in_part = np.full(count, part == "train")
+        in_part[order[: max(1, round(share * count))]] = part == "held_out"
+        if self._one_image_each():
+            return BitSelection(in_part), None
+        images = map(self._image_of, range(len(self._of)))
+        image_of = np.fromiter(images, np.int64, len(self._of))
+        selected = in_part[image_of]
+        return BitSelection(selected), np.unique(image_of[selected])
+
+    def _one_image_each(self) -> bool:
+        """Return True if no two records share an image."""
+        return self._of.num_images == len(self._of)
 
     def _image_of(self, index: int) -> int:
         """Return the image id of a record; a broken record stays in one part."""
-        if self._of.num_images == len(self._of):
-            return index  # no two records share an image
+        if self._one_image_each():
+            return index
         try:
             return read_record(self._of, index).image_id
         except BrokenSample:
@@ -83,13 +89,16 @@ class SplitSource(SelectionSource):
     @property
     def num_images(self) -> int:
         """Number of images; see `Source`."""
-        return len(self._images)
+        return len(self) if self._images is None else len(self._images)
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
-        index = self._indices[index]
-        record = read_record(self._of, index)
-        return dataclasses.replace(record, image_id=self._images[self._image_of(index)])
+        original = self._indices[index]
+        record = read_record(self._of, original)
+        image = index
+        if self._images is not None:
+            image = int(np.searchsorted(self._images, self._image_of(original)))
+        return dataclasses.replace(record, image_id=image)
 
     def _index(self, index: int) -> int:
         return self._indices[index]

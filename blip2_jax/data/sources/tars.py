@@ -8,12 +8,11 @@ Other members are left out and counted by reason (see `tar_index`).
 
 from __future__ import annotations
 
-import collections
+import concurrent.futures
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray as Array
 
@@ -29,14 +28,12 @@ from blip2_jax.data.sources.content_digest import (
 )
 from blip2_jax.data.sources.files import expand_paths
 from blip2_jax.data.sources.record_json import record_from_json
-from blip2_jax.data.sources.tar_index import (
-    IMAGE,
-    JSON,
-    TEXT,
-    default_cache,
-    tar_index,
-)
+from blip2_jax.data.sources.tar_index import IMAGE, JSON, TEXT
+from blip2_jax.data.sources.tar_indexing import open_tar_set
 from blip2_jax.parallel.files import decode_text, parse_json
+from blip2_jax.parallel.paths import read_range
+
+_REQUESTS = 32
 
 
 class TarsSource(Source):
@@ -46,7 +43,7 @@ class TarsSource(Source):
 
     Args:
       paths: path or glob pattern of tars, or a list of these.
-      index_directory: cache directory of the indices; "": in the user's cache.
+      index_directory: local directory of the index; "": in the user's cache.
 
     Raises:
       FileNotFoundError: a pattern matches no file.
@@ -57,23 +54,17 @@ class TarsSource(Source):
         patterns = [paths] if isinstance(paths, str) else list(paths)
         self.name = "tars:" + ",".join(patterns)
         self._paths = expand_paths(patterns, "tar")
-        directory = pathlib.Path(index_directory or default_cache())
-        indices = [tar_index(path, directory) for path in self._paths]
-        self._starts = np.cumsum([0, *(len(index.keys) for index in indices)])
-        self._keys = np.concatenate([index.keys for index in indices])
-        # Offset and size of each record's image, text and JSON; size -1: absent.
-        self._spans = np.concatenate([index.spans for index in indices])
-        left_out: collections.Counter[str] = collections.Counter()
-        for index in indices:
-            left_out.update(index.left_out)
-        self.left_out = dict(left_out)
+        self._index = open_tar_set(patterns, self._paths, index_directory)
+        self.left_out = self._index.left_out
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._index)
 
-    def keys(self) -> list[str]:
-        """List the keys of all records."""
-        return [self._key(index) for index in range(len(self))]
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of all records."""
+        for number, path in enumerate(self._paths):
+            for key in self._index.keys(number):
+                yield _full_key(path, key)
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
@@ -94,7 +85,7 @@ class TarsSource(Source):
 
     def check_image(self, index: int) -> None:
         """Check that the record has an image; see `Source`."""
-        if self._spans[index, IMAGE, 1] < 0:
+        if self._index.span(index, IMAGE) is None:
             raise BrokenSample("missing image", self._key(index))
 
     def load_image(
@@ -113,16 +104,17 @@ class TarsSource(Source):
 
     def content(self) -> Digests:
         """Return digests of the index, of the tars and of a sample of the records."""
-        arrays = (self._keys, self._spans.reshape(-1))
-        members = [array.view(np.uint8).data for array in arrays]
-        sample = (
-            self._sampled(index, column)
+        places = [
+            (index, column)
             for index in evenly_spaced(len(self), MAX_READ)
             for column in (IMAGE, TEXT, JSON)
-        )
+        ]
+        # A store answers many requests at once.
+        with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as threads:
+            sample = hash_parts(threads.map(self._sampled, *zip(*places, strict=True)))
         return {
-            "members and their order": hash_parts(members),
-            "members (sample)": hash_parts(sample),
+            "members and their order": self._index.digest,
+            "members (sample)": sample,
             **file_digests(self._paths, "tar "),
         }
 
@@ -135,29 +127,32 @@ class TarsSource(Source):
 
     def _key(self, index: int) -> str:
         """Return a record's key."""
-        # Names in other encodings than UTF-8 are shown with escapes.
-        key = self._keys[index].decode("utf-8", errors="backslashreplace")
-        return f"{self._shard(index).stem}/{key}"
+        return _full_key(self._shard(index), self._index.key(index))
 
     def _shard(self, index: int) -> pathlib.Path:
         """Return the path of a record's tar."""
-        return self._paths[int(np.searchsorted(self._starts, index, side="right")) - 1]
+        return self._paths[self._index.tar_of(index)]
 
     def _read(self, index: int, column: int) -> bytes | None:
         """Read a record's image, text or JSON; None if it is absent."""
-        offset, size = (int(n) for n in self._spans[index, column])
-        if size < 0:
+        span = self._index.span(index, column)
+        if span is None:
             return None
+        offset, size = span
         try:
-            with open(self._shard(index), "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
+            data = read_range(self._shard(index), offset, size)
         except OSError as error:
             raise BrokenSample("unreadable tar", self._key(index), str(error)) from None
         if len(data) < size:
             reason = f"{len(data)} of {size} bytes are there"
             raise BrokenSample("truncated tar", self._key(index), reason)
         return data
+
+
+def _full_key(shard: pathlib.Path, key: bytes) -> str:
+    """Return a record's key with its tar."""
+    # Names in other encodings than UTF-8 are shown with escapes.
+    return f"{shard.stem}/{key.decode('utf-8', errors='backslashreplace')}"
 
 
 def _json_record(content: object, key: str, index: int) -> Record:

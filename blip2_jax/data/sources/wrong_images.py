@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -52,9 +52,9 @@ class WrongImages(Source):
         """Number of images; see `Source`."""
         return self._of.num_images
 
-    def keys(self) -> list[str]:
-        """List the keys of all records."""
-        return self._of.keys()
+    def iterate_keys(self) -> Iterator[str]:
+        """Yield the keys of all records."""
+        return self._of.iterate_keys()
 
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
