@@ -114,11 +114,11 @@ def _digest(records: Column, keys: Column, count: int) -> str:
         padded = np.zeros((len(rows), width), np.uint8)
         content = keys.read(int(rows["key_start"][0]), int(sizes.sum(dtype=np.int64)))
         padded[np.arange(width) < sizes[:, None]] = np.frombuffer(content, np.uint8)
-        sha.update(padded)
+        sha.update(padded.tobytes())
     sha.update(b"%d:" % (count * 3 * 2 * 8))
     for rows in parts(_CHUNK // (3 * 2 * 8)):
         sizes = rows["size"].astype(np.int64)
         spans = np.stack([rows["block"].astype(np.int64) * BLOCK, sizes], axis=-1)
         spans[sizes == ABSENT] = -1
-        sha.update(spans)
+        sha.update(spans.tobytes())
     return sha.hexdigest()
