@@ -20,7 +20,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.data.sources.base import BrokenSample, Question, Record
+from blip2_jax.data.sources.base import BrokenSample, Record
+from blip2_jax.data.sources.checked_rows import take_text
+from blip2_jax.data.sources.record_json import record_from_json, record_to_json
 from blip2_jax.parallel.files import FileFormatError
 
 FeatureDtype = Literal["bf16", "int8"]
@@ -116,7 +118,8 @@ def pack_record(cached: CachedRecord) -> bytes:
     """Return the record of texts."""
     fields: dict[str, Any] = {"features": cached.features}
     if cached.record is not None:
-        fields["record"] = dataclasses.asdict(cached.record)
+        fields["record"] = record_to_json(cached.record)
+        fields["image"] = cached.record.image_id
     if cached.broken is not None:
         fields["broken"] = cached.broken
     return json.dumps(fields, default=int).encode()  # ids may be NumPy's integers
@@ -134,28 +137,15 @@ def unpack_record(data: bytes, name: str) -> CachedRecord:
     """
     try:
         fields = json.loads(data)
-        record, broken = fields.get("record"), fields.get("broken")
+        record, broken = None, fields.get("broken")
+        if "record" in fields:
+            content, image = fields["record"], int(fields["image"])
+            record = record_from_json(
+                content, take_text(content.get("key", ""), "key"), image
+            )
         if broken is not None:
             cause, key, detail = map(str, broken)
             broken = (cause, key, detail)
-        return CachedRecord(
-            record=None if record is None else _record(record),
-            broken=broken,
-            features=int(fields["features"]),
-        )
+        return CachedRecord(record, broken, int(fields["features"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{name} is damaged: {error!r}") from None
-
-
-def _record(fields: dict[str, Any]) -> Record:
-    questions = [
-        Question(**{**question, "answers": tuple(question["answers"])})
-        for question in fields["questions"]
-    ]
-    return Record(
-        **{
-            **fields,
-            "captions": tuple(fields["captions"]),
-            "questions": tuple(questions),
-        }
-    )
