@@ -32,6 +32,7 @@ from blip2_jax.data.sources.reading import (
     read_pixels,
     read_record,
 )
+from blip2_jax.data.sources.record_json import record_to_json
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.data.tar_writer import TarWriter, open_tar_writer
 from blip2_jax.parallel.shard_jobs import Report, ShardJob
@@ -221,9 +222,7 @@ class CapFiltJob(ShardJob):
                 counts.without_captions += 1
         for (loaded, _), ranked in zip(captioned, self._rank(captioned), strict=True):
             counts.add_image(ranked)
-            content = ranked.as_json() | {"key": loaded.record.key}
-            if loaded.record.original_id is not None:
-                content["image_id"] = loaded.record.original_id
+            content = record_to_json(loaded.record) | ranked.as_json()
             tar.write(f"{loaded.number:09d}", loaded.file, content)
 
     def _rank(
