@@ -18,6 +18,7 @@ from blip2_jax.capfilt.candidates import (
 from blip2_jax.data.sources.base import BrokenSample
 
 BINS_PER_UNIT = 100  # of the histograms of scores: bins of 0.01
+MAX_PLACES = 20  # broken images that a sum over shards names
 
 Counter = collections.Counter[str]
 
@@ -34,7 +35,8 @@ class CapFiltCounts:
       images: images that are written, with a caption at least.
       without_captions: images that are left out because they have no caption.
       broken: broken images by cause, which are left out too.
-      broken_places: the cause and the key of every broken image.
+      broken_places: the cause and the key of every broken image; in the sum over
+        shards, of the first ones.
       captions: by origin: "all", "merged" (into an earlier one), "empty", "kept", and
         "best" of their image.
       histograms: by origin: number of scores by bin; bin n holds scores from n/100
@@ -95,7 +97,8 @@ def sum_counts(reports: Iterable[Mapping[str, Any]]) -> CapFiltCounts:
         total.images += report["images"]
         total.without_captions += report["without_captions"]
         total.broken.update(report["broken"])
-        total.broken_places += report["broken_places"]
+        room = MAX_PLACES - len(total.broken_places)
+        total.broken_places += report["broken_places"][:room]
         for origin in ORIGINS:
             total.captions[origin].update(report["captions"][origin])
             total.histograms[origin].update(report["histograms"][origin])

@@ -22,7 +22,6 @@ from blip2_jax.reports.template import (
     render_table,
 )
 
-_PLACES = 20  # broken images that are named
 _ROWS = {
     "all": "captions",
     "merged": "further captions equal to these",
@@ -139,8 +138,8 @@ def _left_out(counts: CapFiltCounts) -> list[Html]:
     parts = [element("h2", "Images that are left out")]
     parts.append(render_table(["cause", "images"], rows))
     if counts.broken_places:
-        parts.append(render_list(counts.broken_places[:_PLACES]))
-    if more := len(counts.broken_places[_PLACES:]):
+        parts.append(render_list(counts.broken_places))
+    if more := counts.broken.total() - len(counts.broken_places):
         parts.append(render_note(f"... and {more} more, in the reports of the shards."))
     return parts
 

@@ -49,6 +49,8 @@ def test_counts_of_shards_add_up():
     counts.add_image(rank_candidates(candidates, np.array([0.1, 0.255, -0.001]), 2))
     counts.add_broken(BrokenSample("missing image", "x"))
     counts.without_captions += 1
+    total = sum_counts([counts.as_json()] * 30)
+    assert total.broken.total() == 30 and len(total.broken_places) == 20
     total = sum_counts([counts.as_json(), counts.as_json()])
     assert total.images == 2 and total.records == 6
     assert total.broken == {"missing image": 2}
