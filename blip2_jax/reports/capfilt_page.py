@@ -59,10 +59,13 @@ def capfilt_page(
             render_note(web_share(counts)),
             element("h2", "Scores by origin"),
             _histograms(counts),
-            *_left_out(counts),
             element("h2", "Images with all captions"),
-            render_note("Kept captions are green."),
+            render_note(
+                "Scores and captions, best first; those that are kept are green. "
+                f"Captions of the web are marked ({WEB})."
+            ),
             element("div", *map(_card, examples), class_="cards"),
+            *_left_out(counts),
         ],
     )
 
@@ -152,8 +155,9 @@ def _card(example: Example) -> Html:
     captions = [
         element(
             "li",
-            f"{each['text']} ",
-            element("span", _details(each), class_="name"),
+            element("span", f"{each['score']:.3f}", class_="name"),
+            f" {each['text']} ",
+            element("span", _marks(each), class_="name"),
             **({"class_": "right"} if each["kept"] else {}),
         )
         for each in ranked
@@ -170,7 +174,8 @@ def _card(example: Example) -> Html:
     )
 
 
-def _details(candidate: Mapping[str, Any]) -> str:
-    """Return score, origin and number of a caption."""
-    times = f", {candidate['times']} times" if candidate["times"] > 1 else ""
-    return f"{candidate['score']:.3f}, {candidate['origin']}{times}"
+def _marks(candidate: Mapping[str, Any]) -> str:
+    """Say if a caption is of the web, and how often it occurs."""
+    times = [f"{candidate['times']} times"] if candidate["times"] > 1 else []
+    marks = [*([WEB] if candidate["origin"] == WEB else []), *times]
+    return f"({', '.join(marks)})" if marks else ""

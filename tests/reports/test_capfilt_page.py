@@ -43,7 +43,8 @@ def test_a_page_shows_examples_of_all_tars(tmp_path):
     assert "<script" not in page and "<img src=x" not in page
     assert "&lt;script&gt;alert(0)" in page and "&lt;c&gt;" in page
     assert page.count("data:image/jpeg;base64,") == 6
-    assert "a &amp; b" in page and "0.900, generated, 2 times" in page
+    assert ">0.900</span> a &amp; b <" in page and "(2 times)" in page
+    assert page.count("(web)") == 1 + 6
     assert "truncated image: &lt;img src=x&gt;" in page
     assert web_share(counts) == "0 of 9 web captions are kept (0.0 %)"
     assert json.loads(json.dumps(counts.as_json()))["images"] == 9
