@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from blip2_jax.data.prepare.job import COUNTS, PrepareJob
-from blip2_jax.parallel.shard_jobs import Report, finished_reports, write_json
+from blip2_jax.parallel.shard_files import whole_file, write_json
+from blip2_jax.parallel.shard_jobs import Report, finished_reports
 
 MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
 
@@ -24,9 +25,8 @@ def write_manifest(job: PrepareJob) -> dict[str, Any] | None:
         return None
     lines = [item for report in reports for item in report["dropped"]]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    temporary = job.output / f".{DROPPED}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(job.output / DROPPED)
+    with whole_file(job.output / DROPPED) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     manifest = _manifest(job, reports)
     write_json(job.output / MANIFEST, manifest)
     return manifest
