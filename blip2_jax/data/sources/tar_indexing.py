@@ -111,7 +111,8 @@ def _state(path: pathlib.Path) -> TarState:
     try:
         # A named pipe would block its reader.
         if is_remote(path) or path.is_file():
-            return TarState(str(path.resolve()), *file_state(path))
+            name = str(path) if is_remote(path) else os.path.abspath(path)
+            return TarState(name, *file_state(path))
     except (FileNotFoundError, IsADirectoryError):
         pass
     raise ValueError(f"{path} is not a regular file")
