@@ -126,7 +126,8 @@ def _requested(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from blip2_jax.inference.cache_options import CacheOptions, EncoderRecipe
     from blip2_jax.training.train_config import to_plain
 
-    specs, image, seed = read_data_option(arguments, default_split="train"), None, 0
+    specs: Any = read_data_option(arguments, default_split="train")
+    image, seed = ImageConfig(), 0
     if arguments.config is None:
         _check_complete(arguments, specs)
         precision = arguments.precision or "bfloat16"
@@ -140,16 +141,16 @@ def _requested(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
                 config.frozen_sources.vision = arguments.model
             config.precision = arguments.precision or config.precision
         recipe = EncoderRecipe(to_plain(config))
-        options = data_config(config.data)
-        image, seed = options.image, config.seed
-        specs = options.train if specs is None else specs
+        data = data_config(config.data)
+        image, seed = data.image, config.seed
+        specs = data.train if specs is None else specs
         if not specs:
             raise UsageError("--data is missing, and the configuration names no data")
     with reading_option("--"):
         options = CacheOptions(
             arguments.dtype,
             arguments.crops,
-            image or ImageConfig(),
+            image,
             seed,
             arguments.batch_size,
             arguments.records_per_shard,

@@ -137,7 +137,8 @@ def unpack_record(data: bytes, name: str) -> CachedRecord:
     """
     try:
         fields = json.loads(data)
-        record, broken = None, fields.get("broken")
+        record: Record | None = None
+        broken = fields.get("broken")
         if "record" in fields:
             content, image = fields["record"], int(fields["image"])
             record = record_from_json(

@@ -68,7 +68,7 @@ class CachedImages:
         """Return the fingerprints of the sources, which hold no paths and times."""
         prints = []
         for source in self.sources:
-            fields: dict[str, Any] = source.fingerprint()
+            fields: dict[str, Any] = {**source.fingerprint()}
             content = fields["content"].items()
             fields["content"] = {k: v for k, v in content if not k.endswith(TIMES)}
             prints.append({k: v for k, v in fields.items() if k != "name"})

@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 from blip2_jax.convert.detect import kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.model_source import TOWER_PREFIXES
-from blip2_jax.convert.native_folder import is_native_folder, manifest_entry
+from blip2_jax.convert.native_folder import Manifest, is_native_folder, manifest_entry
 from blip2_jax.inference.load import named_sizes, open_model
 from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.models import presets
@@ -73,7 +73,8 @@ class ImageEncoder:
             raise ValueError(f"precision={precision!r}: expected one of {PRECISIONS}")
         self.config, self.name, self.precision = config, name, precision
         self._dtype = jnp.dtype(precision)
-        params, manifest = {}, {}
+        params: dict[str, Array] = {}
+        manifest: Manifest = {}
         for path in arrays:
             if path.startswith(_PREFIX):
                 array = np.asarray(arrays[path])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip2_jax.data import hub
@@ -164,6 +164,7 @@ def _check_images(source: Source, images: str) -> None:
     """
     problems = []
     has_features = source.image_kind is ImageKind.FEATURES
+    read: Callable[[Source, int, str], Any]
     read = read_features if has_features else read_pixels
     for index in range(len(source)):
         try:
