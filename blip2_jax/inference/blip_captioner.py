@@ -130,16 +130,7 @@ class BlipCaptioner:
             decoded = self._decode_batch(
                 inputs.pad_batch(pixels[batch], size), start, config, keys
             )
-            rows = batch.stop - batch.start
-            for ids, lengths in zip(
-                decoded.ids[:rows], decoded.lengths[:rows], strict=True
-            ):
-                captions.append(
-                    [
-                        self._caption_text(start, row[:length])
-                        for row, length in zip(ids, lengths, strict=True)
-                    ]
-                )
+            captions += self._texts(start, decoded, batch.stop - batch.start)
         return captions
 
     def _start_ids(self) -> list[int]:
@@ -182,6 +173,19 @@ class BlipCaptioner:
             keys,
         )
         return select_results(hosts.to_host(decoded), config)
+
+    def _texts(
+        self, start: Sequence[int], decoded: Decoded, count: int
+    ) -> list[list[str]]:
+        """Convert the results of the first `count` images to texts, best first."""
+        rows = zip(decoded.ids[:count], decoded.lengths[:count], strict=True)
+        return [
+            [
+                self._caption_text(start, ids[:length])
+                for ids, length in zip(*row, strict=True)
+            ]
+            for row in rows
+        ]
 
     def _caption_text(self, start: Sequence[int], ids: Int[Array, " N"]) -> str:
         """Return the text after the prompt.

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from blip2_jax.generation import DecodingConfig, decode
+from blip2_jax.generation.decode import keep_top_k_then_p
+from blip2_jax.generation.decoder import penalize_repetition
 from tests.support.history_decoder import history_decoder
 from tests.support.tolerances import assert_ids
 
@@ -161,3 +163,24 @@ def test_ids_and_scores_are_equal(family, name):
         if config.num_beams > 1:
             scores = theirs.sequences_scores.reshape(ROWS, results).numpy()
             np.testing.assert_allclose(decoded.scores, scores, rtol=1e-4)
+
+
+def test_tokens_to_sample_from_equal_those_of_transformers():
+    """Repetition penalty, then the 50 most likely tokens, then 90 % of the rest."""
+    from transformers.generation import logits_process as theirs
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 200)).astype(np.float32) * 3
+    ids = rng.integers(0, 200, (6, 30))
+    expected = torch.tensor(logits)
+    for processor in (
+        theirs.RepetitionPenaltyLogitsProcessor(1.1),
+        theirs.TopKLogitsWarper(50),
+        theirs.TopPLogitsWarper(0.9),
+    ):
+        expected = processor(torch.tensor(ids), expected)
+    rows = jnp.asarray(logits)[:, None], jnp.asarray(ids, jnp.int32)[:, None]
+    penalized = penalize_repetition(*rows, 1.1)
+    actual = keep_top_k_then_p(penalized[:, 0], 50, 0.1, 64)
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-6)
+    assert 1 < np.isfinite(actual).sum() / 6 < 50

@@ -69,6 +69,14 @@ def test_each_image_has_texts_of_its_own(folder):
         scorer.image_text_similarity(images, TEXTS)
 
 
+def test_half_precision(folder):
+    path, _ = folder()
+    images = capfilt.pictures(3)
+    full = blip2_jax.load_clip(path).similarity(images, TEXTS)
+    half = blip2_jax.load_clip(path, precision="bfloat16").similarity(images, TEXTS)
+    np.testing.assert_allclose(half, full, atol=0.03)
+
+
 def test_pixels_equal_those_of_transformers():
     """The shorter side is resized and the centre is cropped, as in the original."""
     _, transformers = torch_and_transformers()

@@ -15,6 +15,7 @@ from blip2_jax.data import hub
 from blip2_jax.data.hub_errors import HubError
 from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.training.frozen import tower_weights
+from tests.support import capfilt_models as capfilt
 from tests.support import peer_models as peers
 from tests.support.hub_server import hub_server
 
@@ -76,6 +77,18 @@ def test_a_model_is_loaded_by_name(server, folders):
     server.requests.clear()
     open_model("org/opt")
     assert not server.requests
+
+
+def test_a_captioner_and_a_clip_are_loaded_by_name(monkeypatch, tmp_path):
+    capfilt.write_blip(tmp_path / "blip")
+    capfilt.write_clip(tmp_path / "clip")
+    kinds = {"blip": blip2_jax.load_captioner, "clip": blip2_jax.load_clip}
+    with hub_server(monkeypatch, tmp_path / "cache") as server:
+        for name, load in kinds.items():
+            server.add(f"org/{name}", tmp_path / name)
+            ours, expected = load(f"org/{name}"), load(tmp_path / name)
+            jax.tree.map(np.testing.assert_array_equal, ours.params, expected.params)
+            assert f"(org/{name})" in repr(ours)
 
 
 def test_of_a_tower_only_its_shards_are_fetched(server, folders):
