@@ -32,6 +32,7 @@ from blip2_jax.convert.huggingface_config import (
     vision_sizes,
 )
 from blip2_jax.convert.huggingface_folder import own_tokenizer, renamed_rule
+from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.positions import vision_at_size
 from blip2_jax.convert.tables import capfilt_settings as settings
@@ -46,6 +47,7 @@ from blip2_jax.models.blip import Blip
 from blip2_jax.models.blip_presets import BLIP_VIT_B, BertDecoderConfig, BlipConfig
 from blip2_jax.nn.trees import flatten
 
+DEFAULT_IMAGE_SIZE = 384  # of transformers' `BlipVisionConfig`
 # Width of a head in all models of the authors, which their files do not say.
 HEAD_WIDTH = 64
 # A buffer 0, 1, 2, ...; it holds no parameter.
@@ -87,6 +89,8 @@ def open_blip(
     expect_kind(source, ("blip",), "a captioner")
     is_huggingface = any(name.startswith("vision_model.") for name in source)
     config = huggingface_sizes(source) if is_huggingface else file_sizes(source)
+    if is_huggingface:
+        check_image_processor(source, DEFAULT_IMAGE_SIZE)
     if image_size is not None:
         vision = vision_at_size(config.vision, image_size)
         config = dataclasses.replace(config, vision=vision)

@@ -24,6 +24,7 @@ from blip2_jax.convert.huggingface_config import (
     vision_sizes,
 )
 from blip2_jax.convert.huggingface_folder import own_tokenizer
+from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.tables import capfilt_settings as settings
 from blip2_jax.convert.tables.name_table import Rule, linear, norm
@@ -33,6 +34,7 @@ from blip2_jax.models.vision.clip import Clip, ClipConfig
 from blip2_jax.models.vision.dual_encoder import TextTowerConfig
 from blip2_jax.nn.trees import flatten
 
+DEFAULT_IMAGE_SIZE = 224  # of transformers' `CLIPVisionConfig`
 # Buffers 0, 1, 2, ... of older versions of transformers.
 BUFFERS = (r"(text|vision)_model\.embeddings\.position_ids",)
 _WORDS = "text_model.embeddings.token_embedding.weight"
@@ -69,6 +71,9 @@ def open_clip(source: CheckpointFiles) -> OpenedModel[ClipConfig]:
     """
     expect_kind(source, ("clip_huggingface",), "the similarity of images and texts")
     config = clip_sizes(source)
+    check_image_processor(
+        source, DEFAULT_IMAGE_SIZE, table=settings.CLIP_IMAGE_PROCESSOR, crops=True
+    )
     arrays = ConvertedArrays([Part(source, clip_model_rules(config), BUFFERS)])
     arrays.check(clip_shapes(config))
     return OpenedModel(config, arrays, own_tokenizer(source))

@@ -27,6 +27,7 @@ from blip2_jax.convert.tables.towers import tie_missing_t5_head
 from blip2_jax.models.presets import Blip2Config, T5Config, ViTConfig
 
 BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
+DEFAULT_IMAGE_SIZE = 224  # of transformers' `Blip2VisionConfig`
 # A folder with one of these files has a tokenizer.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
@@ -75,7 +76,7 @@ def open_huggingface(
         no such preprocessing of images.
     """
     config = config or huggingface_sizes(source)
-    check_image_processor(source, config)
+    check_image_processor(source, DEFAULT_IMAGE_SIZE)
     arrays = ConvertedArrays([huggingface_part(source, config), *extra])
     absent = RETRIEVAL_LACKS if config.language_model is None else ()
     arrays.check(expected_shapes(config), absent, TEXT_BRANCH if extra else ())

@@ -1,7 +1,8 @@
 """The image preprocessing that a Hugging Face folder declares, compared with ours.
 
-Images are resized to the encoder's size with bicubic interpolation and normalised with
-CLIP's mean and deviation. A folder that declares anything else is refused.
+Images are resized with bicubic interpolation and normalised with CLIP's mean and
+deviation: for BLIP-2 and BLIP to the encoder's size, for CLIP so that the shorter side
+has it and the rest is cropped. A folder that declares anything else is refused.
 """
 
 from __future__ import annotations
@@ -11,16 +12,33 @@ from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.files.json_files import read_json_object
-from blip2_jax.convert.tables.huggingface_settings import IMAGE_PROCESSOR
-from blip2_jax.models.presets import Blip2Config, ViTConfig
+from blip2_jax.convert.tables.huggingface_settings import IMAGE_PROCESSOR, Settings
 
 
-def check_image_processor(source: CheckpointFiles, config: Blip2Config) -> None:
+def check_image_processor(
+    source: CheckpointFiles,
+    default_size: int,
+    *,
+    table: Settings = IMAGE_PROCESSOR,
+    crops: bool = False,
+) -> None:
     """Check that the preprocessing a folder declares is that of this package.
+
+    Args:
+      source: the folder.
+      default_size: image size of a `config.json` that declares none. The size of the
+        folder counts, also if positions are interpolated to another one.
+      table: settings of the image processor.
+      crops: the shorter side is resized and the rest is cropped.
 
     Raises:
       SourceError: it declares another one; the message names file, setting and value.
     """
+    vision = source.config.get("vision_config")
+    declared_size = vision.get("image_size") if isinstance(vision, Mapping) else None
+    side = declared_size or default_size
+    square, shorter = {"height": side, "width": side}, {"shortest_edge": side}
+    sizes = {"size": shorter, "crop_size": square} if crops else {"size": square}
     # transformers 5 writes the second file, earlier versions the first.
     for name, section in (
         ("preprocessor_config.json", ""),
@@ -33,20 +51,20 @@ def check_image_processor(source: CheckpointFiles, config: Blip2Config) -> None:
         declared = content.get(section, {}) if section else content
         if not isinstance(declared, Mapping):
             raise SourceError(f"{file}: {section} is {declared!r}; expected an object")
-        problem = IMAGE_PROCESSOR.problem(declared) or _other_size(declared, config)
+        problem = table.problem(declared) or _other_size(declared, sizes, side)
         if problem:
             where = f"{section}." if section else ""
             raise SourceError(f"{file}: {where}{problem}")
 
 
-def _other_size(declared: Mapping[str, Any], config: Blip2Config) -> str:
-    """Describe a declared size that is not the image encoder's; "" if it is."""
-    if not isinstance(config.vision, ViTConfig) or declared.get("size") is None:
-        return ""
-    size, side = declared["size"], config.vision.image_size
-    if size in (side, {"height": side, "width": side}):
-        return ""
-    return (
-        f"size is {size!r}, but images of the model are {side} x {side} "
-        "(vision_config.image_size in config.json)"
-    )
+def _other_size(
+    declared: Mapping[str, Any], sizes: Mapping[str, Any], side: Any
+) -> str:
+    """Describe a declared size that is not the image encoder's; "" if all are."""
+    for name, size in sizes.items():
+        if declared.get(name) not in (None, side, size):
+            return (
+                f"{name} is {declared[name]!r}, but images of the model are {side} x "
+                f"{side} (vision_config.image_size in config.json)"
+            )
+    return ""

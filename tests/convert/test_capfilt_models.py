@@ -179,6 +179,54 @@ def test_a_refusal_names_file_setting_and_value(folders, tmp_path, family, name,
         assert str(word) in str(error.value)
 
 
+# As in the released folders, and values that declare other images.
+PROCESSORS = {
+    "blip": {
+        "do_normalize": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "BlipImageProcessor",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "processor_class": "BlipProcessor",
+        "resample": 3,
+        "size": {"height": 48, "width": 48},
+        "size_divisor": 32,
+    },
+    "clip": {
+        "crop_size": 28,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "size": 28,
+    },
+}
+OTHER_IMAGES = [
+    ("blip", "size", {"height": 64, "width": 64}),
+    ("blip", "do_center_crop", True),
+    ("blip", "image_mean", [0.5, 0.5, 0.5]),
+    ("clip", "size", {"height": 28, "width": 28}),
+    ("clip", "crop_size", {"height": 32, "width": 28}),
+    ("clip", "do_center_crop", False),
+]
+
+
+@pytest.mark.parametrize("family, name, value", OTHER_IMAGES)
+def test_other_preprocessing_of_images_is_refused(
+    folders, tmp_path, family, name, value
+):
+    folder = changed(folders / family, tmp_path / "x")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(PROCESSORS[family]))
+    OPEN[family](CheckpointFiles(folder))
+    file.write_text(json.dumps(PROCESSORS[family] | {name: value}))
+    with pytest.raises(SourceError, match=rf"preprocessor_config\.json: {name} is"):
+        OPEN[family](CheckpointFiles(folder))
+
+
 def test_older_folders_of_clip_declare_their_sections_twice(folders, tmp_path):
     text = json.loads((folders / "clip" / "config.json").read_text())["text_config"]
     text = {name: text[name] for name in settings.CLIP_TEXT.used}

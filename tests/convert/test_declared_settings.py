@@ -13,7 +13,7 @@ from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.model_source import build_model
 from blip2_jax.convert.tables import huggingface_settings as settings
-from blip2_jax.inference.load import open_model
+from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.models import presets
 from blip2_jax.nn import layers
 from blip2_jax.nn.trees import unflatten
@@ -282,3 +282,13 @@ def test_other_preprocessing_of_images_is_refused(folders, tmp_path, name, file)
     write(declared | {name: PREPROCESSING[name]})
     with pytest.raises(SourceError, match=rf"{file}: .*{name} is "):
         open_model(folder)
+
+
+def test_another_image_size_is_no_other_preprocessing(folders, tmp_path):
+    """The declared size is that of the folder, whatever size is asked for."""
+    folder = changed(folders("opt"), tmp_path / "x")
+    side = open_model(folder).config.vision.image_size
+    declared = {"size": {"height": side, "width": side}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(declared))
+    larger = open_model(folder, ExtraWeights(image_size=2 * side))
+    assert larger.config.vision.image_size == 2 * side

@@ -5,9 +5,14 @@ See `huggingface_settings`, which has the rules and the settings of every class.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from blip2_jax.convert.tables.huggingface_settings import INITIAL, Settings
+from blip2_jax.convert.tables.huggingface_settings import (
+    IMAGE_PROCESSOR,
+    INITIAL,
+    Settings,
+)
 
 TRAINING = "for training; these models are not trained here"
 UNUSED_HEAD = "for a head that the captioner does not contain"
@@ -125,6 +130,12 @@ CLIP_TEXT = Settings(
         "pad_token_id": TOKENIZER,
         "decoder_start_token_id": TOKENIZER,
     },
+)
+# CLIP's image processor crops; BLIP's is that of BLIP-2.
+CLIP_IMAGE_PROCESSOR = dataclasses.replace(
+    IMAGE_PROCESSOR,
+    used=(*IMAGE_PROCESSOR.used, "crop_size"),
+    fixed={**IMAGE_PROCESSOR.fixed, "do_center_crop": (True,)},
 )
 # Title: table, as docs/conversion.md lists them.
 TABLES = {
