@@ -65,7 +65,7 @@ def histogram(
     drawn = {name: counts for name, counts in series.items() if sum(counts.values())}
     bins = [bin_ for counts in drawn.values() for bin_ in counts]
     first, end = min(bins, default=0), max(bins, default=0) + 1
-    ground = _HEIGHT - _BOTTOM
+    ground, highest = _HEIGHT - _BOTTOM, 6 + 15 * len(drawn)  # below the names
     top = max(
         (max(counts.values()) / sum(counts.values()) for counts in drawn.values()),
         default=1.0,
@@ -76,7 +76,8 @@ def histogram(
     ):
         path = f"M{_LEFT} {ground}"
         for bin_ in range(first, end):
-            height = counts.get(bin_, 0) / sum(counts.values()) / top * (ground - 4)
+            share = counts.get(bin_, 0) / sum(counts.values())
+            height = share / top * (ground - highest)
             right = _LEFT + (bin_ + 1 - first) / (end - first) * (_WIDTH - _LEFT - 8)
             path += f"V{ground - height:.1f}H{right:.1f}"
         parts.append(
@@ -92,15 +93,15 @@ def histogram(
         f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" text-anchor="end">'
         f"{end * bin_width:.2f}</text>"
     )
-    return _svg([*parts, _axes(f"{100 * top:.0f} %"), labels])
+    return _svg([*parts, _axes(f"{100 * top:.0f} %", highest), labels])
 
 
-def _axes(top: str) -> str:
-    """Draw both axes, with the label of the highest value."""
+def _axes(top: str, top_y: int = 4) -> str:
+    """Draw both axes, with the label of the highest value at its height."""
     ground = _HEIGHT - _BOTTOM
     return (
         f'<path d="M{_LEFT} 0V{ground}H{_WIDTH - 8}" stroke="#99a" fill="none"/>'
-        f'<text x="{_LEFT - 4}" y="12" text-anchor="end">{top}</text>'
+        f'<text x="{_LEFT - 4}" y="{top_y + 8}" text-anchor="end">{top}</text>'
         f'<text x="{_LEFT - 4}" y="{ground}" text-anchor="end">0</text>'
     )
 
