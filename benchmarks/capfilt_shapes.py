@@ -4,10 +4,14 @@
     python -m benchmarks.capfilt_shapes --workdir runs/capfilt_shapes --seeds 1
 
 30 % of the captions of 2,000 scenes are swapped ("raw"). For each seed, stage 1 is
-trained on them. That model then captions and ranks for CapFilt, so that no model has
-seen clean captions ("filtered"). Stage 1 is trained anew on the filtered captions, and
-on those without swaps ("clean"). All are evaluated on other scenes and compared, paired
-by seed and by example. The same command continues after a kill.
+trained on them, and that model ranks for CapFilt. Stage 1 is trained anew on the
+filtered captions, and on captions without swaps ("clean"):
+
+    filtered         the model that ranks also captions: nothing has seen clean captions
+    filtered_shapes  the model of the package captions; it was trained on clean ones
+
+All are evaluated on other scenes and compared, paired by seed and by example. The same
+command continues after a kill.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from blip2_jax.capfilt.candidates import GENERATED
 from blip2_jax.capfilt.job import CapFiltJob, CapFiltOptions
 from blip2_jax.capfilt.models import ModelName, Sampling
 from blip2_jax.cli.capfilt import write_page
@@ -41,12 +46,14 @@ from blip2_jax.parallel.shard_jobs import run_shards
 from blip2_jax.perf.compile_cache import enable_compile_cache
 from blip2_jax.training.loop import train
 
-CAPTIONS = ("raw", "filtered", "clean")
+# The captioner of each filtered set; "": the run on the raw captions.
+CAPTIONERS = {"filtered": "", "filtered_shapes": "shapes"}
+CAPTIONS = ("raw", "filtered", "clean", "filtered_shapes")
 CLEAN = {"kind": "shapes", "split": "train", "size": 2000, "count": 1}
 RAW = {"kind": "swapped_captions", "of": CLEAN, "share": 0.3}
 EXAMS = ("retrieval,validation",)
 SCORES = {"retrieval,validation": ("itc_i2t_r1", "itc_t2i_r1", "itm_i2t_r1")}
-PAIRS = (("raw", "filtered"), ("filtered", "clean"), ("raw", "clean"))
+PAIRS = [("raw", captions) for captions in CAPTIONS[1:]]
 
 
 def main() -> int:
@@ -97,9 +104,9 @@ def train_and_evaluate(
     if not missing:
         return 0
     tars = workdir / captions
-    if captions == "filtered":
-        tars = filtered_directory(workdir, seed)
-        job = capfilt_job(workdir, seed)
+    if captions in CAPTIONERS:
+        tars = filtered_directory(workdir, captions, seed)
+        job = capfilt_job(workdir, captions, seed)
         run_shards(job)
         write_page(job, examples=24)
     config = capfilt_shapes.get_config(str(tars)).unlock()
@@ -113,16 +120,17 @@ def train_and_evaluate(
     return 0
 
 
-def capfilt_job(workdir: pathlib.Path, seed: int) -> CapFiltJob:
-    """Return the job that filters the raw captions with the model trained on them."""
-    model = ModelName(str(run_directory(workdir, "raw", seed)))
+def capfilt_job(workdir: pathlib.Path, captions: str, seed: int) -> CapFiltJob:
+    """Return the job that filters the raw captions by the model trained on them."""
+    ranker = ModelName(str(run_directory(workdir, "raw", seed)))
+    captioner = ModelName(CAPTIONERS[captions] or ranker.path)
     sampling = Sampling(seed=seed, max_new_tokens=28)
     web = {"kind": "tars", "paths": f"{workdir / 'raw'}/*.tar"}
     index = {"index_directory": f"{workdir / 'raw'}/index"}
     return CapFiltJob(
-        filtered_directory(workdir, seed),
+        filtered_directory(workdir, captions, seed),
         [web | index],
-        CapFiltOptions(model, model, sampling=sampling),
+        CapFiltOptions(captioner, ranker, sampling=sampling),
         shard_size=500,
         batch_size=50,
     )
@@ -133,9 +141,9 @@ def run_directory(workdir: pathlib.Path, captions: str, seed: int) -> pathlib.Pa
     return workdir / f"seed_{seed}" / captions
 
 
-def filtered_directory(workdir: pathlib.Path, seed: int) -> pathlib.Path:
-    """Return the directory of the tars that CapFilt writes for a seed."""
-    return workdir / f"seed_{seed}" / "tars"
+def filtered_directory(workdir: pathlib.Path, captions: str, seed: int) -> pathlib.Path:
+    """Return the directory of the tars that CapFilt writes for a run."""
+    return workdir / f"seed_{seed}" / f"tars_{captions}"
 
 
 def record_path(run: pathlib.Path, exam: str) -> pathlib.Path:
@@ -144,21 +152,29 @@ def record_path(run: pathlib.Path, exam: str) -> pathlib.Path:
 
 
 def captions_table(workdir: pathlib.Path, seeds: int) -> Table:
-    """Say what the filter did to swapped and to right web captions, by seed."""
+    """Say what the filters did to swapped and to right web captions, by seed."""
     source = build_source(RAW)
     assert isinstance(source, SwappedCaptions)
     rows = []
-    for seed in range(seeds):
-        dropped: dict[bool, list[bool]] = {False: [], True: []}
-        right = []
-        for number, content in read_records(filtered_directory(workdir, seed)):
-            kept = content["candidates"][0]["kept"]
-            dropped[source.is_swapped(number)].append(not kept)
-            right += [is_right(text, number) for text in content["captions"]]
-        shares = [np.mean(dropped[True]), np.mean(dropped[False]), np.mean(right)]
-        rows.append([str(seed), *(f"{100 * share:.1f}" for share in shares)])
-    head = ["seed", "swapped dropped, %", "right ones dropped, %", "kept are right, %"]
-    return Table(head, rows)
+    for captions in CAPTIONERS:
+        for seed in range(seeds):
+            dropped: dict[bool, list[bool]] = {False: [], True: []}
+            right: dict[str, list[bool]] = {"all": [], GENERATED: []}
+            directory = filtered_directory(workdir, captions, seed)
+            for number, content in read_records(directory):
+                kept = content["candidates"][0]["kept"]
+                dropped[source.is_swapped(number)].append(not kept)
+                right["all"] += [is_right(text, number) for text in content["captions"]]
+                right[GENERATED] += [
+                    is_right(each["text"], number)
+                    for each in content["candidates"]
+                    if each["origin"] == GENERATED
+                ]
+            parts = (dropped[True], dropped[False], right["all"], right[GENERATED])
+            shares = [f"{100 * np.mean(part):.1f}" for part in parts]
+            rows.append([f"{captions}, {seed}", *shares])
+    head = ["captions, seed", "swapped dropped", "right ones dropped"]
+    return Table([*head, "kept ones right", "samples right"], rows)
 
 
 def read_records(directory: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
