@@ -30,7 +30,7 @@ import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
-from tests.support import shape_checks
+from tests.support import object_stores, shape_checks
 from tests.support.goldens import GOLDENS
 
 # Shape annotations are checked at every call: they stay true.
@@ -94,3 +94,33 @@ def testdata() -> pathlib.Path:
     if not path:
         pytest.skip("BLIP2_JAX_TESTDATA is not set: real photos are not at hand")
     return pathlib.Path(path)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """Run an emulator of S3 for all tests of this process."""
+    with object_stores.s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_stores.S3]:
+    """Make a bucket for one test."""
+    with object_stores.use_store(s3_url, monkeypatch) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def flaky_s3(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[object_stores.S3, object_stores.FlakyProxy]]:
+    """Make a bucket behind a proxy that fails as it is told."""
+    with object_stores.flaky_store(s3_url, monkeypatch) as bucket_and_proxy:
+        yield bucket_and_proxy
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run an emulator of GCS with a bucket for one test; return "gs://BUCKET"."""
+    with object_stores.gcs_store(monkeypatch) as root:
+        yield root

@@ -12,11 +12,11 @@ first minus the other, paired by seed (in the order given) and by example.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from blip2_jax.cli.options import CommandParser, run_command
+from blip2_jax.parallel.paths import as_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,14 +30,14 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "records",
         nargs="+",
-        type=pathlib.Path,
+        type=as_path,
         metavar="RECORD",
         help="JSON records, one per seed",
     )
     parser.add_argument(
         "--against",
         nargs="+",
-        type=pathlib.Path,
+        type=as_path,
         default=[],
         metavar="RECORD",
         help="records of the same seeds to compare with",

@@ -21,7 +21,6 @@ name them as they are (docs/conversion.md).
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from blip2_jax.cli.options import (
     extra_weights,
     run_command,
 )
+from blip2_jax.parallel.paths import as_path
 
 if TYPE_CHECKING:
     from blip2_jax.convert.model_source import ModelSource
@@ -60,7 +60,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--out",
         required=True,
-        type=pathlib.Path,
+        type=as_path,
         metavar="PATH",
         help="folder to write, or file for LAVIS",
     )

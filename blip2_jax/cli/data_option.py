@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from typing import Any
 
 from blip2_jax.cli.errors import UsageError
 from blip2_jax.parallel.files import FileFormatError, parse_json, read_json
+from blip2_jax.parallel.paths import as_path
 
 _MAX_SPECS_BYTES = 1 << 20  # larger JSON files are annotations
 _DETAILS = ("images", "columns", "split")
@@ -84,7 +84,7 @@ def _specs(text: str) -> tuple[dict[str, Any], ...] | None:
     if text.lstrip()[:1] in ("{", "["):
         content = parse_json(text, "--data")
         return tuple(content) if isinstance(content, list) else (content,)
-    path = pathlib.Path(text)
+    path = as_path(text)
     if path.suffix != ".json" or not path.is_file():
         return None
     if path.stat().st_size > _MAX_SPECS_BYTES:

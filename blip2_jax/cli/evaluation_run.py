@@ -9,6 +9,7 @@ i, i+n, i+2n, ..., and the results of all are gathered and scored once.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -50,6 +51,8 @@ from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.vqa import VARIANTS
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 from blip2_jax.parallel import hosts
+from blip2_jax.parallel.paths import as_path, is_remote
+from blip2_jax.parallel.user_cache import user_cache_directory
 from blip2_jax.perf.compile_cache import compiling_message
 from blip2_jax.reports.caption_page import caption_page, draw_captioned
 from blip2_jax.training.cached_features import check_encoder, encoder_manifest
@@ -147,8 +150,8 @@ def set_up(config: ConfigDict) -> EvaluationRun:
         "model": params_digest(model.params),
         "data": records_digest(data.records),
     }
-    directory = pathlib.Path(config.model if training else ".")
-    out = pathlib.Path(config.out or directory / f"evaluation_{config.task}.json")
+    directory = as_path(config.model if training else ".")
+    out = as_path(config.out or directory / f"evaluation_{config.task}.json")
     return EvaluationRun(config, model, data, specs, digests, out)
 
 
@@ -161,7 +164,7 @@ def _check(config: ConfigDict) -> None:
         raise ValueError(f"variant {config.variant!r}: there are {', '.join(VARIANTS)}")
     if not config.model:
         raise ValueError("no model was given: a run, a folder or a file of weights")
-    if not parse_name(config.model) and not pathlib.Path(config.model).exists():
+    if not parse_name(config.model) and not as_path(config.model).exists():
         raise FileNotFoundError(f"no file or folder {config.model!r}")
 
 
@@ -199,11 +202,15 @@ def make_task(run: EvaluationRun) -> EvaluationTask[Any]:
 
 
 def _rerank_cache(run: EvaluationRun) -> RerankCache | None:
-    """Open the cache of a re-ranking beside the record."""
+    """Open the cache of a re-ranking beside the record; in the user's, of a store."""
     if not run.config.rerank:
         return None
     key = {**run.digests, "text_length": run.config.text_length}
-    return RerankCache(run.out.with_suffix(".rerank"), key)
+    directory = run.out.with_suffix(".rerank")
+    if is_remote(directory):  # rows are appended
+        digest = hashlib.sha256(str(directory).encode()).hexdigest()[:24]
+        directory = user_cache_directory() / "rerank" / digest
+    return RerankCache(directory, key)
 
 
 def _gather_broken_images(batches: EvaluationBatches) -> None:

@@ -9,6 +9,7 @@ from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.data.hub import parse_name
 from blip2_jax.data.hub_errors import HubName
 from blip2_jax.parallel.files import read_json
+from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.train_config import read_config
 
@@ -47,7 +48,7 @@ def model_card(
       license_name: identifier of the licence on the hub, "" if it is not known.
     """
     origins = part_origins(model, source)
-    run = pathlib.Path(source) if is_run(source) else None
+    run = as_path(source) if is_run(source) else None
     sections = [
         _front_matter(model, layout, origins, license_name),
         f"# {name.split('/')[-1]}\n\n{_summary(model)}",

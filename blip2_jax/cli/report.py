@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from blip2_jax.cli.options import CommandParser, add_cache_option, run_command
+from blip2_jax.parallel.paths import as_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def make_parser() -> CommandParser:
     """Make the parser of the command line."""
     parser = CommandParser("report", __doc__)
     parser.add_argument(
-        "records", nargs="+", type=pathlib.Path, metavar="RECORD", help="JSON records"
+        "records", nargs="+", type=as_path, metavar="RECORD", help="JSON records"
     )
     parser.add_argument(
         "--out",

@@ -5,7 +5,8 @@
     hf://ORG/NAME/FILE                        one file of it
     hf://datasets/ORG/NAME@REVISION/FOLDER    data
 
-A local file or folder of the same name comes first. `huggingface_hub` downloads into
+Paths on object stores are fetched here too (see `parallel.store_cache`). A local file
+or folder of the same name comes first. `huggingface_hub` downloads into
 its cache and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. A repository
 whose files are in the cache is used as it is, without a request to the hub.
 """
@@ -23,6 +24,8 @@ import sys
 from typing import Any
 
 from blip2_jax.data.hub_errors import HubError, HubName, explained
+from blip2_jax.parallel.paths import as_path, is_remote
+from blip2_jax.parallel.store_cache import local_copy
 
 CONFIG_FILES = (
     "config.json",
@@ -186,25 +189,37 @@ def parse_name(spec: str | pathlib.Path) -> HubName | None:
 
 
 def local_path(spec: str | pathlib.Path, *patterns: str) -> pathlib.Path:
-    """Return the local path of a file or folder, and fetch it if it is of the hub.
+    """Return the local path of a file or folder; fetch it from the hub or a store.
 
     Args:
-      spec: a path, or a name of the hub (see the module).
+      spec: a path, also on a store, or a name of the hub (see the module).
       *patterns: of the files to fetch of a repository of a model, besides
         `CONFIG_FILES`. Weights are fetched when an array of them is read
         (`convert.files.checkpoint_files`). Of data, all files are fetched.
 
     Raises:
       HubError: the hub has no such files, or they cannot be fetched.
+      StoreError: the store is away for too long.
     """
     name = parse_name(spec)
     if name is None:
-        return pathlib.Path(spec)
+        return local_copy(spec)
     repository = open_repository(name)
     if name.path or name.kind == "dataset":
         return repository.fetch_path(name.path)
     repository.fetch(*patterns)
     return repository.folder
+
+
+def data_path(spec: str | pathlib.Path) -> str:
+    """Return the path of data: fetched from the hub, but not from a store.
+
+    Sources read from a store what they need.
+
+    Raises:
+      HubError: see `local_path`.
+    """
+    return str(as_path(spec) if is_remote(spec) else local_path(spec))
 
 
 def pinned(spec: str) -> str:

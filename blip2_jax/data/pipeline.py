@@ -25,6 +25,7 @@ from blip2_jax.data.length_buckets import LengthBuckets
 from blip2_jax.data.mixture import short_names
 from blip2_jax.data.rows import NoSubstitute, TrainingRows
 from blip2_jax.data.shared_memory import avoid_small_shared_memory, explain_worker_error
+from blip2_jax.parallel.store_retries import add_retries, take_retry_count
 
 Batch = dict[str, Any]
 
@@ -37,9 +38,14 @@ class _StepBatch:
     """The function from a step to the batch of one process."""
 
     def __init__(
-        self, rows: TrainingRows, buckets: LengthBuckets, own_rows: Sequence[int]
+        self,
+        rows: TrainingRows,
+        buckets: LengthBuckets,
+        own_rows: Sequence[int],
+        in_worker: bool = False,
     ):
         self._rows, self._buckets, self._own_rows = rows, buckets, own_rows
+        self._in_worker = in_worker
 
     def num_bytes(self, step: int) -> int:
         """Estimate the bytes of a batch from those of the first row's image."""
@@ -59,6 +65,8 @@ class _StepBatch:
             return {"_broken": list(error.broken), "_unusable": True}
         batch = self._rows.arrays(rows, width)
         batch["_broken"] = list(itertools.chain(*(row.broken for row in rows)))
+        if self._in_worker:  # else they are counted in this process
+            batch["_store_retries"] = take_retry_count()
         return batch
 
 
@@ -138,6 +146,7 @@ class TrainingBatches(Iterator[Batch]):
             if (explained := explain_worker_error(error)) is error:
                 raise
             raise explained from error
+        add_retries(batch.pop("_store_retries", 0))
         broken = batch.pop("_broken")
         for source, _, _ in broken:
             self.broken_by_source[source] += 1
@@ -190,5 +199,5 @@ def training_batches(
     rows = TrainingRows(config, task_format, seed)
     own_rows = range(batch_size) if own_rows is None else own_rows
     buckets = LengthBuckets(rows, config.length_buckets, batch_size)
-    step_batch = _StepBatch(rows, buckets, own_rows)
+    step_batch = _StepBatch(rows, buckets, own_rows, config.workers > 0)
     return TrainingBatches(rows, step_batch, config, start_step, batch_size)

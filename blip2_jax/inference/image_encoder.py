@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from blip2_jax.models.presets import Blip2Config, ViTConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
 from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.nn.trees import flatten, unflatten
+from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.cached_features import encoder_digest
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.frozen import Arrays, frozen_sources, tower_weights
@@ -187,9 +187,9 @@ def _own_sizes(spec: str) -> Blip2Config | None:
     if spec.startswith("shapes:"):
         return presets.preset("shapes_small" if spec.endswith("_small") else "shapes")
     if is_run(spec):
-        config = read_config(pathlib.Path(spec))
+        config = read_config(spec)
         return None if config.task in TASKS else model_config(config.model)
-    if spec in SHIPPED_MODELS or is_native_folder(pathlib.Path(spec)):
+    if spec in SHIPPED_MODELS or is_native_folder(as_path(spec)):
         return None
     files = CheckpointFiles(spec)
     kind = kind_of(files)

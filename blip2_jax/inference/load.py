@@ -45,6 +45,7 @@ from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.nn.trees import Tree, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.parallel.files import read_json
+from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.trained_model import open_run
 
@@ -97,7 +98,8 @@ def load(
         that `launch/convert.py` wrote, a Hugging Face BLIP-2 folder, a LAVIS file, a
         name of the Hugging Face hub, such as "Salesforce/blip2-opt-2.7b" or
         "hf://ORG/NAME@REVISION", or a model of this package: "shapes" or
-        "shapes_stage1".
+        "shapes_stage1". Paths may be on a store, such as "s3://BUCKET/KEY"; the files
+        are copied to the user's cache.
       which: checkpoint of a run: "best" by evaluation (the last if there was no
         evaluation), "last" or a step.
       precision: "float32" or "bfloat16". None: a run computes as in training, and a
@@ -178,7 +180,9 @@ def _open_path(
     spec: str | pathlib.Path, extra: ExtraWeights, which: str | int
 ) -> ModelSource:
     """Open the model in a file or folder, or of a name of the hub."""
-    path = hub.local_path(spec, *hub.TOKENIZER_FILES, *hub.TOKENIZER_FOLDERS)
+    path = as_path(spec)
+    if not is_run(path):  # of a run on a store, only some files are copied
+        path = hub.local_path(spec, *hub.TOKENIZER_FILES, *hub.TOKENIZER_FOLDERS)
     if not path.exists():
         raise FileNotFoundError(
             f"no file or folder {str(spec)!r}; the models of the package are "
@@ -257,7 +261,7 @@ def named_sizes(name: str) -> Blip2Config:
     """
     if name in presets.PRESETS:
         return presets.PRESETS[name]
-    file = pathlib.Path(name)
+    file = as_path(name)
     if not file.is_file():
         raise SourceError(
             f"sizes {name!r} are neither a file nor a preset; the presets are "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import stat
 from typing import Any
 
@@ -16,6 +15,7 @@ from blip2_jax.data.images import decode_image, rgb_pixels
 from blip2_jax.data.sources.base import BrokenSample
 from blip2_jax.inference.example_images import EXAMPLE_PREFIX, example_pixels
 from blip2_jax.inference.image_urls import is_url, read_url, shorten_url
+from blip2_jax.parallel.paths import as_path
 
 # Pillow's modes of uint8 arrays, by number of channels.
 _CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -78,7 +78,7 @@ def _read(
         return bytes(image), f"{len(image)} bytes"
     if isinstance(image, str) and is_url(image):
         return read_url(image), shorten_url(image)
-    path = pathlib.Path(image)
+    path = as_path(image)
     if not path.exists():
         raise FileNotFoundError(f"no image file {str(path)!r}")
     if not path.is_file():

@@ -20,7 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-Path = str | pathlib.Path
+from blip2_jax.parallel.paths import AnyPath, as_path
+from blip2_jax.parallel.store_cache import local_copy
+from blip2_jax.parallel.store_path import StorePath
+
+Path = AnyPath
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _OTHER_MARKS = {
@@ -46,8 +50,9 @@ def read_text(path: Path) -> str:
       FileFormatError: the file is not in UTF-8; the message has the line and the byte.
       OSError: it does not exist, is no regular file, or cannot be read.
     """
-    path = pathlib.Path(path)
-    if path.exists() and not path.is_file():  # a named pipe would block for ever
+    path = as_path(path)
+    # A named pipe would block for ever.
+    if not isinstance(path, StorePath) and path.exists() and not path.is_file():
         raise FileNotFoundError(f"{str(path)!r} is not a regular file")
     return decode_text(path.read_bytes(), path)
 
@@ -156,14 +161,15 @@ def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
 
     Args:
       path: path of the file.
-      mmap_mode: "r" maps the file into memory; None reads it.
+      mmap_mode: "r" maps the file into memory; None reads it. A file on a store is
+        copied to the user's cache first.
 
     Raises:
       FileFormatError: the file is empty, truncated or not a `.npy` file.
       OSError: it cannot be read.
     """
     try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        array = np.load(local_copy(path), mmap_mode=mmap_mode, allow_pickle=False)
     except OSError as error:
         if error.errno is not None:
             raise
@@ -175,8 +181,24 @@ def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     return array
 
 
+def create_text(path: pathlib.Path, text: str) -> None:
+    """Write a text file that must not exist yet.
+
+    Raises:
+      FileExistsError: it exists; of several processes one succeeds.
+    """
+    if isinstance(path, StorePath):
+        path.create(text.encode())
+        return
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Write a text file that is complete under its name, also after a power cut."""
+    if isinstance(path, StorePath):  # objects are always whole
+        path.write_text(text)
+        return
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -7,13 +7,16 @@ here; `blip2_jax.data.hub` fetches their files.
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
+import re
 import typing
 
 from blip2_jax.parallel.store_path import StorePath, store_uri
 
 AnyPath = str | os.PathLike[str]
+_OTHER_STORE = re.compile(r"([a-z][a-z0-9]+)://")
 
 
 def is_remote(path: AnyPath) -> bool:
@@ -32,14 +35,43 @@ def as_path(path: AnyPath) -> pathlib.Path:
       of its methods that this package uses.
 
     Raises:
-      ImportError: the packages for the store are not installed.
+      ValueError: the name of another kind of store.
     """
     if isinstance(path, StorePath):
         return typing.cast(pathlib.Path, path)
     uri = store_uri(path)
     if uri is None:
+        if (match := _OTHER_STORE.match(os.fspath(path))) and match[1] != "hf":
+            raise ValueError(
+                f"{str(path)!r}: paths are local, gs://BUCKET/... or s3://BUCKET/..."
+            )
         return pathlib.Path(path)
     return typing.cast(pathlib.Path, StorePath(uri))
+
+
+def glob_paths(pattern: AnyPath) -> list[pathlib.Path]:
+    """Return the sorted paths that match a path or pattern, local or on a store.
+
+    A path that exists is not a pattern.
+    """
+    path = as_path(pattern)
+    if path.exists():
+        return [path]
+    if not isinstance(path, StorePath):
+        return sorted(map(pathlib.Path, glob.glob(os.fspath(path))))
+    return typing.cast(list[pathlib.Path], list(path.expand()))
+
+
+def list_files(folder: AnyPath) -> list[str]:
+    """Return the names of all files below a folder, relative to it, with "/"."""
+    path = as_path(folder)
+    if isinstance(path, StorePath):
+        return list(path.files())
+    return [
+        pathlib.Path(directory, name).relative_to(path).as_posix()
+        for directory, _, files in os.walk(path)
+        for name in files
+    ]
 
 
 def read_range(path: AnyPath, offset: int, size: int) -> bytes:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import io
 import os
 import posixpath
 import re
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from etils.epath import gpath
 
+from blip2_jax.parallel.store_files import TextUpload, Upload, open_ranges
 from blip2_jax.parallel.store_retries import with_retries
 
 # `pathlib` writes `s3://` as `s3:/`.
@@ -39,7 +40,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "gs": {"use_listings_cache": False},
 }
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-_READ_AHEAD = 2**20  # bytes
 
 
 def store_uri(path: str | os.PathLike[str]) -> str | None:
@@ -57,12 +57,14 @@ def file_system(scheme: str) -> Any:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, **_OPTIONS[scheme])
+        system = fsspec.filesystem(scheme, **_OPTIONS[scheme])
     except ImportError as error:
         raise ImportError(
-            f"{scheme}:// needs the package {_PACKAGES[scheme]}: pip install "
-            f"'blip2_jax[remote]' ({error})"
+            f"{scheme}:// needs the package {_PACKAGES[scheme]} ({error}): pip install "
+            f"{_PACKAGES[scheme]}, or blip2_jax with the extra 'remote'"
         ) from error
+    system.retries = 1  # s3fs would repeat five times, without a count
+    return system
 
 
 class StorePath(gpath.PosixGPath):
@@ -72,9 +74,13 @@ class StorePath(gpath.PosixGPath):
     StoreError if the store is away for too long.
     """
 
+    @property
+    def _scheme(self) -> str:
+        return os.fspath(self).partition("://")[0]
+
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a method of fsspec's file system, with retries."""
-        scheme = os.fspath(self).partition("://")[0]
+        scheme = self._scheme
         # fsspec keeps the file system, and makes another one after a fork.
         return with_retries(
             lambda: getattr(file_system(scheme), method)(*args, **options), self
@@ -122,14 +128,15 @@ class StorePath(gpath.PosixGPath):
         info = self._call("info", os.fspath(self))
         is_directory = info["type"] == "directory"
         changed = info.get("LastModified") or info.get("mtime")
-        seconds = changed.timestamp() if hasattr(changed, "timestamp") else 0
+        seconds = int(changed.timestamp()) if hasattr(changed, "timestamp") else 0
         return os.stat_result(
             (
                 (stat.S_IFDIR if is_directory else stat.S_IFREG) | 0o644,
                 *(0, 0, 1, 0, 0),
                 info.get("size") or 0,
-                *[int(seconds)] * 3,
-            )
+                *[seconds] * 3,
+            ),
+            {"st_mtime": float(seconds), "st_mtime_ns": seconds * 10**9},
         )
 
     def file_state(self) -> tuple[int, str]:
@@ -141,11 +148,22 @@ class StorePath(gpath.PosixGPath):
         info = self._call("info", os.fspath(self))
         if info["type"] == "directory":
             raise IsADirectoryError(f"{self} is a directory")
-        mark = next(
-            (info[name] for name in ("generation", "ETag", "etag") if info.get(name)),
-            info.get("LastModified") or info.get("mtime"),
-        )
-        return int(info["size"]), str(mark).strip('"')
+        return _state(info)
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Return `file_state` of all objects below this directory.
+
+        Returns:
+          States by name relative to the directory, sorted; by "" if this is an object;
+          {} if there is nothing.
+        """
+        found = self._call("find", os.fspath(self), detail=True)
+        root = os.fspath(self).partition("://")[2]
+        return {
+            name.removeprefix(root).lstrip("/"): _state(info)
+            for name, info in sorted(found.items())
+            if not name.endswith("/")  # a directory that a console created
+        }
 
     def iterdir(self) -> Iterator[StorePath]:  # type: ignore[override]
         """Yield the objects and directories directly in this directory."""
@@ -157,27 +175,53 @@ class StorePath(gpath.PosixGPath):
 
     def glob(self, pattern: str) -> Iterator[StorePath]:  # type: ignore[override]
         """Yield the objects and directories that match a pattern, sorted."""
-        scheme, _, root = os.fspath(self).partition("://")
-        full = posixpath.join(_escape(root), pattern)
-        for name in sorted(self._call("glob", full)):
-            yield StorePath(f"{scheme}://{name}")
+        return StorePath(posixpath.join(glob.escape(str(self)), pattern)).expand()
+
+    def expand(self) -> Iterator[StorePath]:
+        """Yield the objects and directories that this path as a pattern matches."""
+        # The own search of fsspec leaves out directories that it fails to list.
+        paths = [StorePath(*self.parts[:3])]  # the bucket
+        for part in self.parts[3:]:
+            if glob.has_magic(part):
+                children = (child for path in paths for child in path._children())
+                paths = [c for c in children if fnmatch.fnmatchcase(c.name, part)]
+            else:
+                paths = [path / part for path in paths]
+        yield from sorted(
+            path for path in paths if glob.has_magic(self.name) or path.exists()
+        )
+
+    def _children(self) -> list[StorePath]:
+        """Return what is in this directory; [] if it does not exist."""
+        try:
+            return list(self.iterdir())
+        except FileNotFoundError:
+            return []
 
     def rglob(self, pattern: str) -> Iterator[StorePath]:  # type: ignore[override]
         """Yield the objects below this directory whose name matches, sorted."""
-        scheme = os.fspath(self).partition("://")[0]
-        for name in sorted(self._call("find", os.fspath(self))):
-            if fnmatch.fnmatchcase(posixpath.basename(name), pattern):
-                yield StorePath(f"{scheme}://{name}")
+        for name in self.files():
+            if name and fnmatch.fnmatchcase(posixpath.basename(name), pattern):
+                yield self / name
 
     def read_range(self, offset: int, size: int) -> bytes:
         """Read a part of the object; fewer bytes if it ends before."""
         if size <= 0:
             return b""
-        return self._call("cat_file", os.fspath(self), offset, offset + size)
+        try:
+            return self._call(
+                "cat_file", os.fspath(self), start=offset, end=offset + size
+            )
+        except OSError:  # S3 refuses a range behind the end
+            if offset >= self.file_state()[0]:
+                return b""
+            raise
 
     def read_bytes(self) -> bytes:
         """Read the whole object."""
-        return self._call("cat_file", os.fspath(self))
+        # s3fs would ask for the size first, to read in parts.
+        options = {"max_concurrency": 1} if self._scheme == "s3" else {}
+        return self._call("cat_file", os.fspath(self), **options)
 
     def read_text(self, encoding: str | None = None, **_: Any) -> str:
         """Read the whole object as text."""
@@ -187,6 +231,18 @@ class StorePath(gpath.PosixGPath):
         """Write the whole object."""
         self._call("pipe_file", os.fspath(self), bytes(data))
         return len(data)
+
+    def create(self, data: bytes) -> None:
+        """Write the whole object, which must not exist yet.
+
+        Raises:
+          FileExistsError: it exists; of several processes one succeeds.
+        """
+        try:
+            self._call("pipe_file", os.fspath(self), data, mode="create")
+        except FileExistsError:
+            if self.read_bytes() != data:  # else it was created, and the answer lost
+                raise
 
     def write_text(self, text: str, encoding: str | None = None, **_: Any) -> int:  # type: ignore[override]
         """Write the whole object as text."""
@@ -201,19 +257,16 @@ class StorePath(gpath.PosixGPath):
         What is written goes to a local temporary file and is uploaded on `close`.
 
         Raises:
-          FileExistsError: mode "x", and the object exists.
           ValueError: another mode; nothing can be appended to an object.
         """
         kind = mode.replace("b", "").replace("t", "")
         if kind == "r":
             size = self.file_state()[0]
-            raw: Any = io.BufferedReader(_RangeReader(self, size), _READ_AHEAD)
-        elif kind in ("w", "x"):
-            if kind == "x" and self.exists():
-                raise FileExistsError(f"{self} exists")
-            raw = _Upload(self)
+            raw: Any = open_ranges(self.read_range, size, str(self))
+        elif kind == "w":
+            raw = Upload(self.upload)
             if "b" not in mode:
-                return _TextUpload(raw, encoding=encoding or "utf-8")
+                return TextUpload(raw, encoding=encoding or "utf-8")
         else:
             raise ValueError(
                 f"{self} cannot be opened with mode {mode!r}: an object of a store is "
@@ -231,7 +284,9 @@ class StorePath(gpath.PosixGPath):
         """Write the content of the object to a local file."""
         self._call("get_file", os.fspath(self), os.fspath(file))
 
-    def mkdir(self, mode: Any = None, parents: bool = False, exist_ok: bool = False):
+    def mkdir(
+        self, mode: Any = None, parents: bool = False, exist_ok: bool = False
+    ) -> None:
         """Do nothing: a store has no directories."""
         if not exist_ok and self.exists():
             raise FileExistsError(f"{self} exists")
@@ -243,101 +298,40 @@ class StorePath(gpath.PosixGPath):
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
-        if not self.is_file():
-            if missing_ok:
-                return
+        if not missing_ok and not self.is_file():
             raise FileNotFoundError(f"{self} does not exist")
         with contextlib.suppress(FileNotFoundError):  # an answer was lost
             self._call("rm_file", os.fspath(self))
 
     def rmtree(self, missing_ok: bool = False) -> None:
         """Delete all objects below this directory."""
-        if self.exists():
-            with contextlib.suppress(FileNotFoundError):
-                self._call("rm", os.fspath(self), recursive=True)
-        elif not missing_ok:
+        files = list(self.files())
+        if not files and not missing_ok:
             raise FileNotFoundError(f"{self} does not exist")
+        if files:
+            names = [str(self / name if name else self) for name in files]
+            with contextlib.suppress(FileNotFoundError):
+                self._call("rm", names)
 
     def rename(self, target: Any) -> StorePath:  # type: ignore[override]
         """Copy the object, or all of a directory, to another name; delete the first."""
         target = StorePath(os.fspath(target))
-        names = sorted(self._call("find", os.fspath(self)))
+        names = list(self.files())
         if not names:
             raise FileNotFoundError(f"{self} does not exist")
-        root = os.fspath(self).partition("://")[2]
         for name in names:
-            copy = os.fspath(target) + name.removeprefix(root)
-            self._call("cp_file", name, copy.partition("://")[2])
-        self.rmtree() if self.is_dir() else self.unlink(missing_ok=True)
+            source, copy = (
+                os.fspath(path / name if name else path) for path in (self, target)
+            )
+            self._call("cp_file", source, copy)
+        self.rmtree()
         return target
 
     replace = rename  # type: ignore[assignment]
 
 
-def _escape(text: str) -> str:
-    """Escape the characters of patterns."""
-    return re.sub(r"([*?[])", r"[\1]", text)
-
-
-class _RangeReader(io.RawIOBase):
-    """The content of an object, fetched as it is read."""
-
-    def __init__(self, path: StorePath, size: int) -> None:
-        self._path, self._size, self._position = path, size, 0
-        self.name = os.fspath(path)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
-        self._position = max(0, start[whence] + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), self._size - self._position)
-        if size <= 0:
-            return 0
-        data = self._path.read_range(self._position, size)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-class _Upload(io.BufferedWriter):
-    """A local temporary file that is uploaded when it is closed without an error."""
-
-    def __init__(self, path: StorePath) -> None:
-        self._path = path
-        self._temporary = tempfile.NamedTemporaryFile(prefix="blip2_jax-")  # noqa: SIM115
-        super().__init__(io.FileIO(self._temporary.name, "r+b"))
-
-    def __exit__(self, *error: Any) -> None:
-        self.close(upload=error[0] is None)
-
-    def close(self, upload: bool = True) -> None:
-        """Upload the content and delete the temporary file."""
-        if self.closed:
-            return
-        super().close()
-        try:
-            if upload:
-                self._path.upload(self._temporary.name)
-        finally:
-            self._temporary.close()
-
-
-class _TextUpload(io.TextIOWrapper):
-    """Text over an `_Upload`."""
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is not None:
-            self.detach().close(upload=False)  # type: ignore[call-arg]
-            return
-        self.close()
+def _state(info: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the size of an object, and its generation, ETag or time."""
+    marks = (info.get(k) for k in ("generation", "ETag", "etag", "LastModified"))
+    mark = next((mark for mark in marks if mark), info.get("mtime"))
+    return int(info["size"]), str(mark).strip('"')

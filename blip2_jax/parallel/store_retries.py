@@ -57,15 +57,21 @@ class StoreError(RuntimeError):
 
 
 class _Retries:
-    """The number of repeated operations of this process."""
+    """The number of repeated operations of this process, and its last outage."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.gave_up = False
         self._lock = threading.Lock()
 
-    def add(self) -> None:
+    def add(self, count: int = 1) -> None:
         with self._lock:
-            self.count += 1
+            self.count += count
+
+    def take(self) -> int:
+        with self._lock:
+            count, self.count = self.count, 0
+        return count
 
 
 _RETRIES = _Retries()
@@ -74,6 +80,16 @@ _RETRIES = _Retries()
 def retry_count() -> int:
     """Return how many operations on stores this process has repeated."""
     return _RETRIES.count
+
+
+def take_retry_count() -> int:
+    """Return `retry_count` and set it to 0, to send it to another process."""
+    return _RETRIES.take()
+
+
+def add_retries(count: int) -> None:
+    """Add the count that another process took."""
+    _RETRIES.add(count)
 
 
 def patience_s() -> float:
@@ -92,6 +108,9 @@ def patience_s() -> float:
 def with_retries(operation: Callable[[], T], what: object) -> T:
     """Call a function again and again while its errors are of those that pass.
 
+    After an outage that was too long it is called once only, until a call succeeds: a
+    run that ends by the outage does not wait a second time.
+
     Args:
       operation: the function; it must be safe to call it again after it failed.
       what: name of the file or directory, for messages.
@@ -104,18 +123,21 @@ def with_retries(operation: Callable[[], T], what: object) -> T:
       Exception: an error that does not pass, at once.
     """
     start = time.monotonic()
-    patience = patience_s()
+    patience = 0.0 if _RETRIES.gave_up else patience_s()
     for wait in _waits():
         try:
-            return operation()
+            result = operation()
+            _RETRIES.gave_up = False
+            return result
         except Exception as error:
             if not passes(error):
                 raise
             tried = time.monotonic() - start
             if tried + wait > patience:
+                _RETRIES.gave_up = True
                 raise StoreError(
-                    f"{what}: the store did not answer for {tried:.0f} s (the limit is "
-                    f"{patience:g} s, {PATIENCE}); the last error was "
+                    f"{what}: the store has failed for {tried:.0f} s (the limit is "
+                    f"{patience_s():g} s, {PATIENCE}); the last error was "
                     f"{type(error).__name__}: {error}"
                 ) from error
             _RETRIES.add()

@@ -26,12 +26,14 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.files import FileFormatError, read_json, write_atomically
+from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.checkpoint_digests import (
     CheckpointError,
     DamagedCheckpoint,
     verify_files,
     write_digests,
 )
+from blip2_jax.training.stored_checkpoints import readable_run
 
 PyTree = Any
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ _INTACT, _DAMAGED, _UNREADABLE = range(3)  # states of a checkpoint
 
 def is_run(path: str | pathlib.Path) -> bool:
     """Return True if the path is the directory of a training run."""
-    return pathlib.Path(path, "checkpoints").is_dir()
+    return (as_path(path) / "checkpoints").is_dir()
 
 
 def parse_checkpoint(text: str) -> str | int:
@@ -70,7 +72,8 @@ class Checkpoints:
     """The checkpoints of one run directory.
 
     Args:
-      run_dir: directory of the run; `checkpoints/` in it is created when needed.
+      run_dir: directory of the run; `checkpoints/` in it is created when needed. To be
+        read, it may be on a store: it is copied to the user's cache.
       keep: number of newest checkpoints to keep, besides the best one.
       mode: "max" or "min": whether a higher or a lower metric is better.
       read_only: never write or clean up.
@@ -84,7 +87,8 @@ class Checkpoints:
         mode: str = "max",
         read_only: bool = False,
     ) -> None:
-        self.run_dir = pathlib.Path(run_dir).absolute()
+        run_dir = readable_run(run_dir) if read_only else pathlib.Path(run_dir)
+        self.run_dir = run_dir.absolute()
         self.directory = self.run_dir / "checkpoints"
         self._sign = 1.0 if mode == "max" else -1.0
         self._options = ocp.CheckpointManagerOptions(

@@ -20,6 +20,8 @@ from blip2_jax.models.presets import FeaturesConfig
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.trees import matches, merge
 from blip2_jax.parallel import hosts, sharding
+from blip2_jax.parallel.paths import as_path
+from blip2_jax.parallel.store_retries import retry_count
 from blip2_jax.perf.compile_cache import compiling_message
 from blip2_jax.perf.flops import mfu_numerator
 from blip2_jax.perf.meters import Meter
@@ -34,6 +36,7 @@ from blip2_jax.training.metrics_log import MetricsLog
 from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
 from blip2_jax.training.source_counts import SourceCount, as_metrics, count_sources
+from blip2_jax.training.stored_run import StoredRun, stored_run
 from blip2_jax.training.tasks import model_config
 from blip2_jax.training.terminal import Terminal, shorten_path
 from blip2_jax.training.train_config import ConfigError, best_metric, to_plain
@@ -53,7 +56,8 @@ def train(
 
     Args:
       config: see `train_config.default_config`.
-      directory: directory of the run. If it holds the same run, that is continued.
+      directory: directory of the run, also on a store (see `stored_run`). If it holds
+        the same run, that is continued.
       make_evaluator: builds the evaluator that `config.evaluation` describes, e.g.
         `blip2_jax.evaluation.evaluators.make_evaluator`. A configuration without
         evaluation needs none.
@@ -66,12 +70,21 @@ def train(
       ValueError, OSError, CheckpointError, RunLocked: see `set_up`.
       NonFiniteLoss: a loss or gradient is NaN or infinite.
       TooManyBrokenSamples: too many samples are broken.
+      StoreError: an object store was away for too long.
     """
     with fused_attention.chosen(config.model.attention):
-        directory = pathlib.Path(directory).absolute()
-        with RunLock(directory) as lock:
-            run = set_up(config, directory, make_evaluator, lock=lock, restart=restart)
-            return Loop(run).run()
+        if str(directory).startswith("hf:"):
+            raise ConfigError(
+                f"{str(directory)!r}: a run cannot be kept on the hub; name a local "
+                "directory, gs:// or s3://, and push the model with convert --push"
+            )
+        directory = as_path(directory).absolute()
+        with RunLock(directory) as lock, stored_run(directory, restart) as store:
+            local = directory if store is None else store.directory
+            run = set_up(config, local, make_evaluator, lock=lock, restart=restart)
+            if store is not None:
+                store.begin()
+            return Loop(run, store).run()
 
 
 def flops_per_image(config: ConfigDict, reads_features: bool = False) -> int | None:
@@ -116,10 +129,12 @@ class Loop:
 
     Args:
       run: the run, ready for its next step.
+      store: where the run's directory is kept; None if it is local.
     """
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, store: StoredRun | None = None) -> None:
         self.training_run = run
+        self.store = store
         self.config = run.config
         self.last_saved: int | None = run.start or None
         self.meter = Meter(
@@ -161,8 +176,11 @@ class Loop:
         The metrics of a step are read after the next one was dispatched, so that the
         devices never wait for the host.
         """
+        run = self.training_run
         pending: _PendingStep | None = None
-        for step in range(self.training_run.start + 1, self.config.steps + 1):
+        for step in range(run.start + 1, self.config.steps + 1):
+            if self.store is not None:
+                self.store.check()
             launched = self.launch_step(step)
             if pending is not None:
                 self.finish_step(pending)
@@ -178,7 +196,7 @@ class Loop:
                     f"stopped after step {step}; the same command continues the run"
                 )
                 return
-        path = shorten_path(self.training_run.directory)
+        path = shorten_path(self.store.remote if self.store else run.directory)
         self.write_line(f"finished {self.config.steps} steps; the run is in {path}")
 
     def launch_step(self, step: int) -> _PendingStep:
@@ -247,6 +265,8 @@ class Loop:
             "broken_samples": float(sum(count.broken for count in sources)),
             **as_metrics(sources),
         }
+        if retries := hosts.sum_over_hosts(retry_count()):
+            values["store_retries"] = float(retries)
         if self.log is not None and self.terminal is not None:
             self.log.write(pending.step, values)
             self.terminal.write_metrics(pending.step, values)
@@ -344,6 +364,8 @@ class Loop:
         }
         run.checkpoints.save(step, run.trees(), meta, score)
         self.last_saved = step
+        if self.store is not None:
+            self.store.saved(step)
 
     def write_line(self, text: str) -> None:
         """Print a line for the user; does nothing in all but the first process."""

@@ -14,6 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from blip2_jax.parallel.files import FileFormatError, parse_json, write_atomically
+from blip2_jax.parallel.paths import as_path
 
 METRICS = "metrics.jsonl"
 Values = Mapping[str, float]
@@ -108,9 +109,9 @@ def read_metrics(run_dir: str | pathlib.Path) -> list[dict[str, float]]:
 
     Lines that cannot be read are left out, and their number is logged.
     """
-    lines, broken = _read_lines(pathlib.Path(run_dir) / METRICS)
+    path = as_path(run_dir) / METRICS
+    lines, broken = _read_lines(path)
     if broken:
-        path = pathlib.Path(run_dir) / METRICS
         logger.warning("%s: %d lines cannot be read", path, len(broken))
     return lines
 

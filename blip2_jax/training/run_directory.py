@@ -159,7 +159,9 @@ def set_aside(directory: pathlib.Path) -> pathlib.Path | None:
         return None
     earlier = directory / EARLIER
     earlier.mkdir(exist_ok=True)
-    numbers = [int(path.name) for path in earlier.iterdir() if path.name.isdigit()]
+    # A store has no empty directory.
+    paths = earlier.iterdir() if earlier.exists() else ()
+    numbers = [int(path.name) for path in paths if path.name.isdigit()]
     target = earlier / str(max(numbers, default=0) + 1)
     target.mkdir()
     for path in present:

@@ -2,7 +2,8 @@
 
 Process 0 of a job holds the lock for all. It is a lock of the operating system
 (`flock`), which ends with the process that holds it, however that ends. File systems
-without such locks get a written one: a file that its owner touches every half minute.
+without such locks, and object stores, get a written one: a file that its owner touches
+every half minute.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import time
 from typing import Any
 
 from blip2_jax.parallel import hosts
-from blip2_jax.parallel.files import FileFormatError, read_json
+from blip2_jax.parallel.files import FileFormatError, create_text, read_json
+from blip2_jax.parallel.paths import is_remote
+from blip2_jax.parallel.store_retries import StoreError
 
 try:
     import fcntl
@@ -43,8 +46,8 @@ class RunLocked(RuntimeError):
 class RunLock:
     """The lock of a directory, for use in a `with` statement.
 
-    On entry, a directory that exists is locked. One that does not exist yet is locked
-    by `acquire` when it has been created.
+    On entry, a directory that exists is locked, and one on a store in any case. One
+    that does not exist yet is locked by `acquire` when it has been created.
 
     Args:
       directory: directory of the run.
@@ -57,7 +60,9 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         """Acquire the lock if the directory exists."""
-        if hosts.broadcast_from_first(self._directory.is_dir()):
+        if is_remote(self._directory) or hosts.broadcast_from_first(
+            self._directory.is_dir()
+        ):
             self.acquire()
         return self
 
@@ -89,6 +94,8 @@ class RunLock:
 
 def _acquire(directory: pathlib.Path) -> _FileLock | _WrittenLock:
     """Acquire the lock of the operating system, or a written one without it."""
+    if is_remote(directory):
+        return _WrittenLock(directory / WRITTEN)
     try:
         return _FileLock(directory / FILE)
     except _NoFileLocks:
@@ -149,9 +156,9 @@ class _WrittenLock:
             if _is_alive(path):
                 raise RunLocked(f"{_describe(path)} If it has ended, delete {path}")
             path.unlink(missing_ok=True)
+        self._text = json.dumps(_owner())
         try:
-            with path.open("x") as file:  # fails if another process was faster
-                file.write(json.dumps(_owner()))
+            create_text(path, self._text)  # fails if another process was faster
         except FileExistsError:
             raise RunLocked(_describe(path)) from None
         self._ended = threading.Event()
@@ -160,14 +167,18 @@ class _WrittenLock:
 
     def _keep_fresh(self) -> None:
         while not self._ended.wait(TOUCH_EVERY_S):
-            with contextlib.suppress(OSError):
-                os.utime(self._path)
+            with contextlib.suppress(OSError, StoreError):
+                if is_remote(self._path):  # a new object has a new time
+                    self._path.write_text(self._text)
+                else:
+                    os.utime(self._path)
 
     def release(self) -> None:
         """Release the lock."""
         self._ended.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(StoreError):  # the lock gets stale
+            self._path.unlink(missing_ok=True)
 
 
 def _is_alive(path: pathlib.Path) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import rich.console
 import rich.progress
 
+from blip2_jax.parallel.paths import is_remote
 from blip2_jax.training import source_counts
 
 Values = Mapping[str, float]
@@ -135,6 +136,8 @@ def _aligned_cells(values: Values) -> Sequence[str]:
 
 def shorten_path(path: str | pathlib.Path) -> str:
     """Return the path relative to the current directory if that is shorter."""
+    if is_remote(path):
+        return str(path)
     absolute = os.path.abspath(path)
     try:
         relative = os.path.relpath(absolute)

@@ -21,6 +21,7 @@ from blip2_jax.data.data_config import DataConfig
 from blip2_jax.data.sources.registry import ALIASES
 from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.parallel.files import read_json, write_atomically
+from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.value_ranges import wrong_values
 
 CONFIG = "config.json"  # in the directory of a run
@@ -287,7 +288,7 @@ def read_config(run_dir: str | pathlib.Path) -> ConfigDict:
       FileFormatError: the file is empty, truncated or not JSON.
       OSError: it cannot be read.
     """
-    path = pathlib.Path(run_dir) / CONFIG
+    path = as_path(run_dir) / CONFIG
     try:
         plain = read_json(path)
     except (FileNotFoundError, NotADirectoryError):

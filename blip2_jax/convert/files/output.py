@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ import rich.console
 import rich.progress
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+
+from blip2_jax.parallel.store_path import StorePath
 
 SHARD_BYTES = 2**29  # memory that a writer fills before it writes a shard
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,6 +35,7 @@ def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     The temporary path is inside a marked folder beside `path`. Such a folder of an
     interrupted conversion to the same path is removed first; any other is left alone.
+    If `path` is on a store, it is a local one, which is uploaded.
 
     Raises:
       FileExistsError: `path` exists and is not an empty folder; or the temporary folder
@@ -40,6 +44,10 @@ def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already: name another output")
+    if isinstance(path, StorePath):
+        with _uploaded_output(path) as local:
+            yield local
+        return
     folder = path.with_name(path.name + UNFINISHED)
     if folder.exists() or folder.is_symlink():
         if folder.is_symlink() or not (folder / MARK).is_file():
@@ -64,6 +72,21 @@ def atomic_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uploaded_output(path: StorePath) -> Iterator[pathlib.Path]:
+    """Yield a temporary local path, which is uploaded if the block succeeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = pathlib.Path(folder, path.name)
+        yield local
+        if local.is_file():
+            path.upload(local)
+            return
+        files = [file for file in local.rglob("*") if file.is_file()]
+        # What makes the folder a model comes last.
+        for file in sorted(files, key=lambda file: (file.suffix == ".json", file)):
+            (path / file.relative_to(local).as_posix()).upload(file)
 
 
 class ShardWriter:

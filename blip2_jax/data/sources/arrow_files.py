@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip2_jax.parallel.files import read_json
+from blip2_jax.parallel.paths import is_remote
+from blip2_jax.parallel.store_cache import local_copy
 
 
 class ArrowFiles(abc.ABC):
@@ -93,7 +95,7 @@ class ParquetFiles(ArrowFiles):
 
     def _open(self, path: pathlib.Path) -> int:
         try:
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(_open_for_arrow(path))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
                 f"{path} is not a readable Parquet file: {error}"
@@ -106,7 +108,7 @@ class ParquetFiles(ArrowFiles):
     def _read(self, number: int, names: Sequence[str]) -> pa.Table:
         path = self.paths[number]
         try:
-            table = pq.ParquetFile(path).read(columns=list(names))
+            table = pq.ParquetFile(_open_for_arrow(path)).read(columns=list(names))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
         return _select(table, names, path)
@@ -120,7 +122,8 @@ class ParquetFiles(ArrowFiles):
         wanted = number, group, name
         last, column = self._last
         if last != wanted:
-            file = pq.ParquetFile(self.paths[number], metadata=metadata)
+            path = _open_for_arrow(self.paths[number])
+            file = pq.ParquetFile(path, metadata=metadata)
             column = file.read_row_group(group, columns=[name])[name]
             self._last = wanted, column
         return column[row].as_py()
@@ -130,7 +133,7 @@ class SavedDataset(ArrowFiles):
     """A data set that Hugging Face's `Dataset.save_to_disk` wrote, mapped from disk.
 
     Args:
-      folder: folder with `state.json`.
+      folder: folder with `state.json`; on a store, it is copied to the user's cache.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -139,6 +142,7 @@ class SavedDataset(ArrowFiles):
 
     def __init__(self, folder: pathlib.Path):
         self._tables: list[pa.Table] = []
+        folder = local_copy(folder)
         state = read_json(folder / "state.json")
         try:
             paths = [folder / str(f["filename"]) for f in state["_data_files"]]
@@ -174,6 +178,11 @@ class SavedDataset(ArrowFiles):
 
     def _cell(self, number: int, row: int, name: str) -> Any:
         return self._tables[number][name][row].as_py()
+
+
+def _open_for_arrow(path: pathlib.Path) -> Any:
+    """Return what Arrow reads a file from: of one on a store, only the parts needed."""
+    return path.open("rb") if is_remote(path) else path
 
 
 def _select(table: pa.Table, names: Sequence[str], path: pathlib.Path) -> pa.Table:

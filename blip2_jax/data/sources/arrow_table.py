@@ -36,6 +36,7 @@ from blip2_jax.data.sources.content_digest import (
 )
 from blip2_jax.data.sources.files import ImageFiles, expand_paths
 from blip2_jax.data.sources.table_source import file_name, parse_row
+from blip2_jax.parallel.paths import as_path
 
 _HASHED_ROWS = 10_000  # at a time
 
@@ -212,7 +213,7 @@ class ParquetSource(ArrowSource):
     @classmethod
     def open_files(cls, path: str) -> ArrowFiles:
         """Open the files of a path."""
-        if pathlib.Path(path).is_dir():
+        if as_path(path).is_dir():
             path = f"{glob.escape(path)}/*.parquet"
         return ParquetFiles(expand_paths([path], "Parquet file"))
 
@@ -230,7 +231,7 @@ class SavedDatasetSource(ArrowSource):
     @classmethod
     def open_files(cls, path: str) -> ArrowFiles:
         """Open the files of a folder."""
-        return SavedDataset(pathlib.Path(path))
+        return SavedDataset(as_path(path))
 
 
 def _batch_bytes(batch: pa.RecordBatch) -> bytes:

@@ -28,6 +28,7 @@ from blip2_jax.data.sources.content_digest import (
     file_digests,
     hash_parts,
 )
+from blip2_jax.parallel.store_retries import StoreError
 
 
 class ImageKind(enum.Enum):
@@ -256,6 +257,8 @@ class Source(abc.ABC):
             return self.record(index)
         except BrokenSample as error:
             return error
+        except StoreError:
+            raise
         except Exception:  # counted when the record is read (`reading.read_record`)
             return BrokenSample("unreadable record", str(index))
 
@@ -263,5 +266,7 @@ class Source(abc.ABC):
         """Return a record's key, or "" if the record is broken."""
         try:
             return self.record(index).key
+        except StoreError:
+            raise
         except Exception:  # counted when the record is read (`reading.read_record`)
             return ""

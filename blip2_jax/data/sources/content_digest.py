@@ -7,12 +7,16 @@ their size, and the first `MAX_BYTES` of at most `MAX_READ` are read.
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import pathlib
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from blip2_jax.parallel.paths import is_remote, read_range
 
 MAX_STATED, MAX_READ, MAX_BYTES = 20_000, 256, 2**20
+_REQUESTS = 32  # that a store answers at once
 MAX_SAMPLED_RECORDS = 1024  # of a source whose texts are not in memory
 
 # Parts of a fingerprint; the names are read by users.
@@ -50,8 +54,8 @@ def file_digests(paths: Sequence[pathlib.Path], prefix: str = "image ") -> Diges
       prefix: of the parts' names.
     """
     sizes, times = [], []
-    for index in evenly_spaced(len(paths), MAX_STATED):
-        size, time = _size_and_time(paths[index])
+    stated = [paths[index] for index in evenly_spaced(len(paths), MAX_STATED)]
+    for size, time in _sizes_and_times(stated):
         sizes.append(b"%d" % size)
         times.append(b"%d" % time)
     heads = (_head(paths[index]) for index in evenly_spaced(len(paths), MAX_READ))
@@ -62,8 +66,20 @@ def file_digests(paths: Sequence[pathlib.Path], prefix: str = "image ") -> Diges
     }
 
 
+def _sizes_and_times(paths: Sequence[pathlib.Path]) -> Iterator[tuple[int, int]]:
+    """Yield `_size_and_time` of each path; a store is asked for many at once."""
+    if not any(map(is_remote, paths)):
+        yield from map(_size_and_time, paths)
+        return
+    with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as threads:
+        yield from threads.map(_size_and_time, paths)
+
+
 def _size_and_time(path: pathlib.Path) -> tuple[int, int]:
-    """Return size and time of a file; -1 for what is no file or cannot be read."""
+    """Return size and time of a file; -1 for what is no file or cannot be read.
+
+    The times of objects on a store are those of their upload, in seconds.
+    """
     try:
         state = path.stat()
     except (OSError, ValueError):  # ValueError: a name with NUL
@@ -78,7 +94,6 @@ def _head(path: pathlib.Path) -> bytes:
     if _size_and_time(path)[0] < 0:  # reading a pipe would block
         return b""
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES)
+        return read_range(path, 0, MAX_BYTES)
     except OSError:
         return b""

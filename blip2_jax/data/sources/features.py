@@ -24,6 +24,7 @@ from blip2_jax.data.sources.content_digest import (
 )
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.files import read_array, read_json
+from blip2_jax.parallel.paths import as_path, file_state
 
 NO_TEXT = "no text for features"  # cause of broken samples
 NO_ROW = -1  # features without a text
@@ -46,7 +47,7 @@ class FeaturesSource(Source):
 
     def __init__(self, path: str, texts: Mapping[str, Any] | None = None):
         self.name = f"features:{path}"
-        self._path = pathlib.Path(path)
+        self._path = as_path(path)
         self._array: Array | None = None
         for name in ("features.npy", "keys.json"):
             if not (self._path / name).is_file():
@@ -94,7 +95,7 @@ class FeaturesSource(Source):
         return {
             "keys and their order": hash_parts(key.encode() for key in self._keys),
             "features (sample)": hash_parts([shape, *sample]),
-            "feature file times": hash_parts([b"%d" % file.stat().st_mtime_ns]),
+            "feature file times": hash_parts([file_state(file)[1].encode()]),
             # The features replace image files, which may be gone.
             **{k: v for k, v in texts.items() if not k.startswith("image ")},
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import os
 import pathlib
 import stat
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample
+from blip2_jax.parallel.paths import as_path, glob_paths, is_remote
 
 
 class ImageFiles:
@@ -27,7 +28,7 @@ class ImageFiles:
     """
 
     def __init__(self, root: str, remap: Mapping[str, str] | None = None):
-        self._root = pathlib.Path(root)
+        self._root = as_path(root)
         self._remap = dict((remap or {}).items())
         if not self._root.is_dir():
             raise FileNotFoundError(f"image directory {root!r} does not exist")
@@ -38,6 +39,8 @@ class ImageFiles:
             if name.startswith(prefix):
                 name = replacement + name.removeprefix(prefix)
                 break
+        if is_remote(name) or os.path.isabs(name):  # also where the root is on a store
+            return as_path(name)
         return self._root / name
 
     def load(self, name: str, at_least: int = 0) -> UInt8[Array, "height width 3"]:
@@ -58,9 +61,13 @@ class ImageFiles:
         Raises:
           BrokenSample: the image is missing or cannot be read.
         """
-        path = self.check(name)
+        # A store says by itself that an object is missing: one request for an image.
+        path = self.path(name)
+        path = path if is_remote(path) else self.check(name)
         try:
             return path.read_bytes()
+        except FileNotFoundError:
+            raise BrokenSample("missing image", name, str(path)) from None
         except OSError as error:
             raise BrokenSample("unreadable image", name, str(error)) from None
 
@@ -96,9 +103,8 @@ def expand_paths(patterns: Sequence[str], what: str) -> list[pathlib.Path]:
     """
     paths: set[pathlib.Path] = set()
     for pattern in patterns:
-        exists = pathlib.Path(pattern).exists()
-        matches = [pattern] if exists else glob.glob(pattern)
+        matches = glob_paths(pattern)
         if not matches:
             raise FileNotFoundError(f"no {what} matches {pattern!r}")
-        paths.update(map(pathlib.Path, matches))
+        paths.update(matches)
     return sorted(paths)

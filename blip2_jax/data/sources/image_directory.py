@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from blip2_jax.data.sources.image_folder import IMAGE_SUFFIXES
+from blip2_jax.parallel.paths import as_path
 
 # Directories of annotations whose images are in a neighbouring directory.
 _ANNOTATIONS = ("annotations", "annotation", "captions", "labels", "metadata", "texts")
@@ -42,7 +43,7 @@ def find_image_directory(
     Raises:
       FileNotFoundError: no image is found; the message names the first path tried.
     """
-    directories = [pathlib.Path(images)] if images else list(_candidates(annotations))
+    directories = [as_path(images)] if images else list(_candidates(annotations))
     tried = [
         ImageDirectory(str(directory), form, _count(names, directory, form))
         for directory in directories
@@ -51,7 +52,7 @@ def find_image_directory(
     best = max(tried, key=lambda candidate: candidate.found)  # the first of equals
     if best.found:
         return best
-    first = pathlib.Path(tried[0].path, _format(tried[0].image_name, names[0]))
+    first = as_path(tried[0].path) / _format(tried[0].image_name, names[0])
     others = ", ".join(map(str, directories[1:6]))
     raise FileNotFoundError(
         f"no image of {annotations} was found: the first path tried is {str(first)!r}"

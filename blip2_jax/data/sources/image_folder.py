@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from blip2_jax.data.sources.files import ImageFiles
 from blip2_jax.data.sources.json_table import JsonSource
 from blip2_jax.data.sources.table_source import Table, TableSource
 from blip2_jax.parallel.files import read_text, text_lines
+from blip2_jax.parallel.paths import as_path, list_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -62,7 +62,9 @@ def find_metadata(folder: str) -> str:
     Raises:
       ValueError: the folder has several files of metadata.
     """
-    files = [path for name in METADATA_FILES if (path := Path(folder, name)).is_file()]
+    files = [
+        path for name in METADATA_FILES if (path := as_path(folder) / name).is_file()
+    ]
     if len(files) > 1:
         raise ValueError(f"{folder} has both {' and '.join(METADATA_FILES)}")
     return str(files[0]) if files else ""
@@ -156,11 +158,7 @@ class Pairs(NamedTuple):
 
 def list_pairs(folder: str) -> Pairs:
     """List the images of a folder and count their text files."""
-    names = {
-        Path(directory, name).relative_to(folder).as_posix()
-        for directory, _, files in os.walk(folder)
-        for name in files
-    }
+    names = set(list_files(folder))
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     texts = {name for name in names if name.endswith(".txt")}
     lone_texts = len(texts - set(map(_text_name, images)))

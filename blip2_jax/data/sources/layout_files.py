@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +40,7 @@ from blip2_jax.data.sources.visual_genome import (
     likely_image_names,
 )
 from blip2_jax.parallel.files import read_json, read_text
-from blip2_jax.parallel.paths import as_path
+from blip2_jax.parallel.paths import as_path, glob_paths
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".json", *LINES_SUFFIXES)
@@ -116,7 +115,7 @@ def match_file(path: str, columns: GivenColumns) -> Match:
       ValueError: the file has no known layout; the message says what was looked for.
     """
     suffix = pathlib.Path(path).suffix.lower()
-    if not pathlib.Path(path).exists() and not glob.glob(path):
+    if not glob_paths(path):
         raise FileNotFoundError(f"{path} does not exist")
     if suffix == ".parquet":
         return match_arrow(path, ParquetSource, columns)
@@ -252,7 +251,7 @@ def _match_table(path: str, source: type[TableSource], columns: GivenColumns) ->
         names, splits = sample_table(table, found)
         spec = {"kind": source.kind, "path": path, "columns": found.as_options()}
         spec |= split_option(path, found.split, splits, request)
-        return _with_images(source.title, spec, names, pathlib.Path(path), request)
+        return _with_images(source.title, spec, names, as_path(path), request)
 
     return Match(source.title, path, complete)
 
@@ -285,7 +284,7 @@ def _match_annotations(title: str, path: str, images: Sequence[Any]) -> Match:
             "/".join(filter(None, [str(image.get("filepath") or ""), _name_of(image)]))
             for image in images[:_NAMES_TRIED]
         ]
-        return _with_images(title, spec, names, pathlib.Path(path), request)
+        return _with_images(title, spec, names, as_path(path), request)
 
     return Match(title, path, complete)
 

@@ -34,6 +34,7 @@ from blip2_jax.data.sources.layout_files import (
 )
 from blip2_jax.data.sources.split_names import choose_split, split_of
 from blip2_jax.parallel.files import read_json
+from blip2_jax.parallel.paths import glob_paths
 
 # Sub-folders that are searched for annotations too.
 _SUBFOLDERS = ("annotations", "captions", "data")
@@ -216,7 +217,7 @@ def _pattern(files: Sequence[pathlib.Path]) -> str:
     directory, suffix = glob.escape(str(files[0].parent)), files[0].suffix
     prefix = os.path.commonprefix([path.name for path in files])  # noqa: RUF071
     for pattern in (f"{directory}/*{suffix}", f"{directory}/{prefix}*{suffix}"):
-        if sorted(glob.glob(pattern)) == sorted(map(str, files)):
+        if sorted(map(str, glob_paths(pattern))) == sorted(map(str, files)):
             return pattern
     raise ValueError(
         f"the names of the splits' files in {files[0].parent} have no common start; "
@@ -226,7 +227,7 @@ def _pattern(files: Sequence[pathlib.Path]) -> str:
 
 def _has_text_beside_image(folder: pathlib.Path) -> bool:
     """Return True if a text file in the folder has the name of an image there."""
-    names = os.listdir(folder)
+    names = [path.name for path in folder.iterdir()]
     texts = {name.removesuffix(".txt") for name in names if name.endswith(".txt")}
     return any(
         stem in texts and suffix.lower() in IMAGE_SUFFIXES

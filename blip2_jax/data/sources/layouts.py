@@ -19,6 +19,7 @@ from blip2_jax.data.sources.layout_files import CompleteSpec, Request, match_fil
 from blip2_jax.data.sources.layout_folders import match_folder
 from blip2_jax.data.sources.reading import read_features, read_pixels, read_record
 from blip2_jax.data.sources.registry import build_source
+from blip2_jax.parallel.paths import as_path
 
 _SAMPLED = 1000  # records that are checked of a source that does not hold them
 _IMAGES_TRIED = 20
@@ -82,7 +83,8 @@ def detect_layout(
 
     Args:
       path: a file of annotations, a folder, or a glob pattern of Parquet files or tars;
-        also of the Hugging Face hub ("hf://datasets/ORG/NAME", see `data.hub`).
+        also on a store ("s3://BUCKET/KEY", see `parallel.paths`) or of the Hugging Face
+        hub ("hf://datasets/ORG/NAME", see `data.hub`).
       images: the image directory; "": search for it near the annotations.
       columns: names of columns by field (see `columns.USUAL_NAMES`); other fields are
         found by their usual names.
@@ -96,7 +98,7 @@ def detect_layout(
       ValueError: no layout matches, or several do; the message names them, and what was
         looked for.
     """
-    path, images = str(hub.local_path(path)), images and str(hub.local_path(images))
+    path, images = hub.data_path(path), images and hub.data_path(images)
     request = Request(images, dict((columns or {}).items()), split, default_split)
     found = _recognise(path, request)
     source = build_source(found.spec)
@@ -126,8 +128,8 @@ def _cached_name(value: Any) -> Any:
 
 def _recognise(path: str, request: Request) -> CompleteSpec:
     """Recognise the layout of a file, a folder or a pattern."""
-    if pathlib.Path(path).is_dir():
-        match, request = match_folder(pathlib.Path(path), request)
+    if as_path(path).is_dir():
+        match, request = match_folder(as_path(path), request)
     else:
         match = match_file(path, request.columns)
     return match.complete(request)

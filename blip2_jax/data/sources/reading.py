@@ -26,6 +26,7 @@ from blip2_jax.data.sources.checked_rows import (
     take_text,
     take_texts,
 )
+from blip2_jax.parallel.store_retries import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,12 @@ logger = logging.getLogger(__name__)
 def broken_on_error(cause: str, key: str) -> Iterator[None]:
     """Raise `BrokenSample(cause, key)` for any exception of the block.
 
-    A `BrokenSample` passes unchanged.
+    A `BrokenSample` passes unchanged, and so does a `StoreError`: with a store that is
+    away no sample is broken.
     """
     try:
         yield
-    except BrokenSample:
+    except (BrokenSample, StoreError):
         raise
     except Exception as error:
         raise BrokenSample(cause, key, describe_problem(error)) from error
