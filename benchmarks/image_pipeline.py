@@ -173,6 +173,7 @@ def get_config():
     config.data.train = ({train},)
     config.data.tokenizer.qformer = "shapes:bert"
     config.data.workers = 1
+    config.optimizer.warmup_steps = 1
     config.checkpoint.every = {steps}
     return config.lock()
 """
