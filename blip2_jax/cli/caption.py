@@ -13,7 +13,7 @@ r"""Caption images, answer questions about them or score texts against them.
         --example b.jpg "how many?" "two"
     blip2-jax caption --model blip2_pretrained_opt2.7b.pth --image a.jpg \
         --vision eva_vit_g.pth --language_model opt-2.7b --language_tokenizer opt-2.7b
-    blip2-jax caption --model RUN --images photos/ --output captions.jsonl
+    blip2-jax caption --model RUN --images photos/ --out captions.jsonl
 
 Prints one line for each image, and for each question or text about it. Models that
 were trained on features take `--features FILE.npy` in place of images. `--images`
@@ -118,7 +118,7 @@ def _add_input_options(parser: CommandParser) -> None:
         "--images",
         nargs="+",
         metavar="PATH",
-        help="a folder, files or glob patterns, or tars; needs --output",
+        help="a folder, files or glob patterns, or tars; needs --out",
     )
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument(

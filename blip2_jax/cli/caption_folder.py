@@ -1,4 +1,4 @@
-"""The part of `caption` for many images: `--images` and `--output`."""
+"""The part of `caption` for many images: `--images` and `--out`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of many images, other than `--images`."""
     group = parser.add_argument_group("many images (docs/captioning.md)")
     group.add_argument(
-        "--output",
+        "--out",
         default="",
         metavar="PATH",
         help="file to write, .jsonl or .csv, or a directory of text files or tars",
@@ -28,7 +28,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format",
         choices=FORMATS,
-        help="default: by the suffix of --output; of a directory txt",
+        help="default: by the suffix of --out; of a directory txt",
     )
     group.add_argument(
         "--batch_size", type=parse_count, default=32, metavar="N", help="images a batch"
@@ -49,11 +49,11 @@ def check_folder_options(arguments: argparse.Namespace) -> None:
       UsageError: they are, or the output is missing.
     """
     if not arguments.images:
-        if arguments.output:
-            raise UsageError("--output needs --images, which takes many images")
+        if arguments.out:
+            raise UsageError("--out needs --images, which takes many images")
         return
-    if not arguments.output:
-        raise UsageError("--output is missing, e.g. --output captions.jsonl")
+    if not arguments.out:
+        raise UsageError("--out is missing, e.g. --out captions.jsonl")
     for name in _OTHER_OPTIONS:
         if getattr(arguments, name):
             raise UsageError(f"--{name} is for --image, not for --images")
@@ -70,7 +70,7 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
     from blip2_jax.inference.image_requests import ImageRequest
     from blip2_jax.parallel.paths import as_path
 
-    target = as_path(arguments.output)
+    target = as_path(arguments.out)
     request = ImageRequest(
         arguments.prompt,
         tuple(arguments.question or ()),
@@ -78,7 +78,7 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
         arguments.seed,
         settings,
     )
-    with reading_option(f"--output {arguments.output}: "):
+    with reading_option(f"--out {arguments.out}: "):
         job = CaptionJob(
             target,
             arguments.format or _SUFFIXES.get(target.suffix.lower(), "txt"),
@@ -100,9 +100,7 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
         print(f"part {index} of {count} is finished; others are not", file=sys.stderr)
         return 0
     broken = sum(summary.broken.values())
-    print(
-        f"{arguments.output}: {summary.images - broken:,} of {summary.images:,} images"
-    )
+    print(f"{arguments.out}: {summary.images - broken:,} of {summary.images:,} images")
     if broken:
         reasons = (f"{count:,} {cause}" for cause, count in summary.broken.items())
         print(f"{job.broken_file}: not readable: {', '.join(reasons)}", file=sys.stderr)

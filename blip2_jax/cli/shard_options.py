@@ -29,7 +29,7 @@ def add_shard_options(
     )
     group.add_argument(
         "--shard",
-        default=(0, 1),
+        default="0/1",
         type=parse_part,
         metavar="I/N",
         help="do part I (from 0) of N equal parts, as one of N machines",

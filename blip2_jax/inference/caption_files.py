@@ -128,7 +128,7 @@ def check_text_files(images: ImageSet, folder: pathlib.Path) -> None:
             if text in existing:
                 raise FileExistsError(
                     f"{folder / text} exists; captions would replace it: name another "
-                    "--output"
+                    "--out"
                 )
             if text in texts:
                 raise ValueError(

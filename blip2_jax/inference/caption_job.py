@@ -249,14 +249,14 @@ def _finished(job: CaptionJob) -> Summary | None:
         if _is_joined(job) and job.target.exists() and not is_started(job):
             raise OtherSettings(
                 f"{job.target} exists and was not written by this command; name "
-                "another --output"
+                "another --out"
             )
         return None
     report = parse_json(job.report_file.read_bytes(), job.report_file)
     if report["settings"] != job.request_settings():
         raise OtherSettings(
             f"{job.target} is the output of other settings, which are in "
-            f"{job.report_file}; name another --output"
+            f"{job.report_file}; name another --out"
         )
     return Summary(report["images"], report["broken"])
 

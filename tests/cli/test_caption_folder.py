@@ -46,7 +46,7 @@ def expected(photos):
 
 
 def caption(photos, output, *options):
-    arguments = ["--model", "shapes", "--images", str(photos), "--output", str(output)]
+    arguments = ["--model", "shapes", "--images", str(photos), "--out", str(output)]
     return main([*arguments, *SHORT, *map(str, options)])
 
 
@@ -134,7 +134,7 @@ def test_questions_and_scores(photos, tmp_path):
     )
     output, texts = tmp_path / "scores.jsonl", ["a red circle", "a star"]
     arguments = ["--model", "shapes_stage1", "--images", str(pattern)]
-    arguments += ["--output", str(output), "--batch_size", "4", "--text", *texts]
+    arguments += ["--out", str(output), "--batch_size", "4", "--text", *texts]
     assert main(arguments) == 0
     scores = blip2_jax.load("shapes_stage1").match(images, texts, pairs="all")
     rows = json_rows(output)
@@ -150,7 +150,7 @@ def test_a_killed_job_gives_the_same_bytes(photos, tmp_path):
     options = ("--sample", "--top_p", "0.9", "--shard_size", "3")
     assert caption(photos, undisturbed, *options) == 0
     command = [sys.executable, "-m", "blip2_jax.cli.main", "caption"]
-    command += ["--model", "shapes", "--images", str(photos), "--output", str(killed)]
+    command += ["--model", "shapes", "--images", str(photos), "--out", str(killed)]
     process = subprocess.Popen(
         [*command, *SHORT, *options],
         stderr=subprocess.DEVNULL,
@@ -179,12 +179,12 @@ def test_a_killed_job_gives_the_same_bytes(photos, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--output", ""), "--output is missing"),
-        (("--output", "a.csv", "--together"), "--together is for --image"),
-        (("--output", "out", "--question", "why?"), "txt holds captions"),
-        (("--output", "a.csv", "--shard", "2/2"), "0 to 1"),
-        (("--output", "a.csv", "--processes", "0"), "at least 1"),
-        (("--output", "a.csv", "--images", "x.tar", "--format", "txt"), "are tars"),
+        (("--out", ""), "--out is missing"),
+        (("--out", "a.csv", "--together"), "--together is for --image"),
+        (("--out", "out", "--question", "why?"), "txt holds captions"),
+        (("--out", "a.csv", "--shard", "2/2"), "0 to 1"),
+        (("--out", "a.csv", "--processes", "0"), "at least 1"),
+        (("--out", "a.csv", "--images", "x.tar", "--format", "txt"), "are tars"),
     ],
 )
 def test_wrong_options(options, message, tmp_path, capsys):
