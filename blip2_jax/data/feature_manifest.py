@@ -136,10 +136,12 @@ def _manifest(fields: dict[str, Any], directory: str) -> FeatureManifest:
     manifest = FeatureManifest(
         origin=FeatureOrigin(
             cache=directory,
-            **{
-                name: _text(origin[name]) for name in ("encoder", "digest", "precision")
-            },
-            **{name: _count(origin[name]) for name in ("num_tokens", "width", "crops")},
+            encoder=_text(origin["encoder"]),
+            digest=_text(origin["digest"]),
+            precision=_text(origin["precision"]),
+            num_tokens=_count(origin["num_tokens"]),
+            width=_count(origin["width"]),
+            crops=_count(origin["crops"]),
             sizes=dict(origin["sizes"].items()),
         ),
         dtype=fields["dtype"],
