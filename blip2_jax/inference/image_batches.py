@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +10,7 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.images import decode_image, evaluation_image
+from blip2_jax.data.prefetch import map_ahead
 from blip2_jax.data.sources.base import BrokenSample
 from blip2_jax.data.sources.reading import broken_on_error
 from blip2_jax.inference.image_sets import ImageSet
@@ -57,19 +56,12 @@ def load_images(
     images: ImageSet, start: int, stop: int, size: int, batch_size: int, threads: int
 ) -> Iterator[LoadedImage]:
     """Yield images `start` to `stop - 1`, loaded ahead by threads, in order."""
-    names = images.names(start, stop)
-    waiting: collections.deque[concurrent.futures.Future[LoadedImage]]
-    waiting = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        try:
-            for number, name in enumerate(names, start):
-                waiting.append(pool.submit(load_image, images, number, name, size))
-                if len(waiting) > _AHEAD * batch_size:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return map_ahead(
+        lambda numbered: load_image(images, *numbered, size),
+        enumerate(images.names(start, stop), start),
+        ahead=_AHEAD * batch_size,
+        threads=threads,
+    )
 
 
 def batches(

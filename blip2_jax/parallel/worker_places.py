@@ -17,6 +17,11 @@ is_tpu = devices[0].platform == "tpu"  # some chips are two devices
 chips = {str(d.coords) if is_tpu else str(d.id) for d in devices}
 print(json.dumps([devices[0].platform, len(chips)]))
 """
+_CACHE_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 _MEMORY_SHARE = 0.75  # of a GPU that JAX takes by default
 
 
@@ -37,7 +42,7 @@ def worker_places(processes: int | None, uses_model: bool) -> list[Place]:
     """Distribute worker processes over the devices or cores of this machine.
 
     Each worker of a model sees one GPU or TPU chip; on a machine without them it is
-    bound to its share of the cores.
+    bound to its share of the cores. It keeps compiled programs where this process does.
 
     Args:
       processes: number of workers; None: one for each GPU or TPU chip, or one for a
@@ -53,16 +58,20 @@ def worker_places(processes: int | None, uses_model: bool) -> list[Place]:
     if processes == 1:
         return [Place()]
     platform, devices = local_devices()
+    cache = _cache_environment()
     if platform == "cpu":
         processes = processes or 1
         shares = [tuple(cores[index::processes]) for index in range(processes)]
         return [
-            Place(cores=share or (cores[index % len(cores)],))
+            Place(cache, share or (cores[index % len(cores)],))
             for index, share in enumerate(shares)
         ]
     processes = processes or devices
     return [
-        Place(_device_environment(platform, index % devices, -(-processes // devices)))
+        Place(
+            cache
+            | _device_environment(platform, index % devices, -(-processes // devices))
+        )
         for index in range(processes)
     ]
 
@@ -93,6 +102,21 @@ def local_devices() -> tuple[str, int]:
         raise RuntimeError(f"JAX finds no device: {lines[-1]}")
     platform, count = json.loads(answer.stdout.splitlines()[-1])
     return platform, count
+
+
+def _cache_environment() -> dict[str, str]:
+    """Return this process's settings of the compile cache as variables."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return {}
+    if not jax.config.jax_enable_compilation_cache:
+        return {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    if not jax.config.jax_compilation_cache_dir:
+        return {}
+    values = {name: getattr(jax.config, name) for name in _CACHE_SETTINGS}
+    return {
+        name.upper(): str(value) for name, value in values.items() if value is not None
+    }
 
 
 def _device_environment(platform: str, index: int, sharing: int) -> dict[str, str]:

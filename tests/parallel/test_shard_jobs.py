@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from blip2_jax.parallel import shard_jobs, worker_places
@@ -142,10 +143,10 @@ def test_each_worker_sees_one_device_or_its_cores(monkeypatch):
     monkeypatch.setattr(worker_places, "local_devices", lambda: ("gpu", 2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     places = worker_places.worker_places(None, uses_model=True)
-    assert [place.environment for place in places] == [
-        {"CUDA_VISIBLE_DEVICES": "4"},
-        {"CUDA_VISIBLE_DEVICES": "6"},
-    ]
+    devices = [place.environment["CUDA_VISIBLE_DEVICES"] for place in places]
+    assert devices == ["4", "6"]
+    cache = places[0].environment["JAX_COMPILATION_CACHE_DIR"]
+    assert cache == jax.config.jax_compilation_cache_dir
     place = worker_places.worker_places(4, uses_model=True)[3]
     assert place.environment["CUDA_VISIBLE_DEVICES"] == "6"
     assert place.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.375"
