@@ -225,11 +225,12 @@ def caption_images(job: CaptionJob, **options: Any) -> Summary | None:
     if (summary := _finished(job)) is None:
         job.prepare()
         run_shards(job, **options)
-        reports = finished_reports(job, range(job.num_shards()))
-        if len(reports) < job.num_shards():
-            return None
-        summary = _finish(job, reports)
-    if job.form != "tars":
+        try:
+            summary = _finish(job)
+        except FileNotFoundError:  # deleted by another machine, which has joined them
+            if (summary := _finished(job)) is None:
+                raise
+    if summary is not None and job.form != "tars":
         _delete(job.output)
     return summary
 
@@ -261,8 +262,17 @@ def _finished(job: CaptionJob) -> Summary | None:
     return Summary(report["images"], report["broken"])
 
 
-def _finish(job: CaptionJob, reports: list[Report]) -> Summary:
-    """Join the shards; the report is written last and marks the end."""
+def _finish(job: CaptionJob) -> Summary | None:
+    """Join the shards; None if some are left to other machines.
+
+    The report is written last and marks the end.
+
+    Raises:
+      FileNotFoundError: a shard has gone.
+    """
+    reports = finished_reports(job, range(job.num_shards()))
+    if len(reports) < job.num_shards():
+        return _finished(job)
     if _is_joined(job):
         with whole_file(job.target) as path, path.open("wb") as file:
             if job.form == "csv":
