@@ -66,9 +66,13 @@ class TarsSource(Source):
             for key in self._index.keys(number):
                 yield _full_key(path, key)
 
+    def key(self, index: int) -> str:
+        """Return a record's key, which the index holds."""
+        return _full_key(self._shard(index), self._index.key(index))
+
     def record(self, index: int) -> Record:
         """Return the texts of a record; see `Source`."""
-        record = Record(self._key(index), index)
+        record = Record(self.key(index), index)
         if (data := self._read(index, JSON)) is not None:
             try:
                 record = _json_record(parse_json(data, "the JSON"), record.key, index)
@@ -86,20 +90,20 @@ class TarsSource(Source):
     def check_image(self, index: int) -> None:
         """Check that the record has an image; see `Source`."""
         if self._index.span(index, IMAGE) is None:
-            raise BrokenSample("missing image", self._key(index))
+            raise BrokenSample("missing image", self.key(index))
 
     def load_image(
         self, index: int, at_least: int = 0
     ) -> UInt8[Array, "height width 3"]:
         """Load the image of a record; see `Source`."""
         data = self.encoded_image(index)
-        return decode_image(data, self._key(index), at_least)
+        return decode_image(data, self.key(index), at_least)
 
     def encoded_image(self, index: int) -> bytes:
         """Read the image of a record; see `Source`."""
         data = self._read(index, IMAGE)
         if data is None:
-            raise BrokenSample("missing image", self._key(index))
+            raise BrokenSample("missing image", self.key(index))
         return data
 
     def content(self) -> Digests:
@@ -125,10 +129,6 @@ class TarsSource(Source):
         except BrokenSample:
             return b""
 
-    def _key(self, index: int) -> str:
-        """Return a record's key."""
-        return _full_key(self._shard(index), self._index.key(index))
-
     def _shard(self, index: int) -> pathlib.Path:
         """Return the path of a record's tar."""
         return self._paths[self._index.tar_of(index)]
@@ -142,10 +142,10 @@ class TarsSource(Source):
         try:
             data = read_range(self._shard(index), offset, size)
         except OSError as error:
-            raise BrokenSample("unreadable tar", self._key(index), str(error)) from None
+            raise BrokenSample("unreadable tar", self.key(index), str(error)) from None
         if len(data) < size:
             reason = f"{len(data)} of {size} bytes are there"
-            raise BrokenSample("truncated tar", self._key(index), reason)
+            raise BrokenSample("truncated tar", self.key(index), reason)
         return data
 
 
