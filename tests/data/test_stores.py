@@ -27,7 +27,9 @@ def contents(source):
     ]
 
 
-@pytest.mark.parametrize("layout", layouts.WRITERS)
+@pytest.mark.parametrize(
+    "layout", [name for name in layouts.WRITERS if name != "array_record"]
+)
 def test_every_layout_is_read_from_a_store(layout, s3, tmp_path):
     if layout == "saved_dataset":
         pytest.importorskip("datasets")
@@ -45,6 +47,14 @@ def test_every_layout_is_read_from_a_store(layout, s3, tmp_path):
     for part in digests:
         if not part.endswith("times"):
             assert digests[part] == local_digests[part]
+
+
+def test_array_records_on_a_store_are_refused(s3, tmp_path):
+    path = layouts.WRITERS["array_record"][1](tmp_path / "data")
+    remote = s3.put(tmp_path / "data", "data")
+    remote += str(path).removeprefix(str(tmp_path / "data"))
+    with pytest.raises(Exception, match="local disks only"):
+        detect_layout(remote)
 
 
 def batches(spec, tmp_path, count, workers=0):
