@@ -144,6 +144,7 @@ def test_questions_and_scores(photos, tmp_path):
         assert [row[name] for row in rows] == pytest.approx(values, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_job_gives_the_same_bytes(photos, tmp_path):
     """Also with other batches and processes, and with samples."""
     undisturbed, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
