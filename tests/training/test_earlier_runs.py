@@ -40,7 +40,13 @@ def test_a_run_continues(tmp_path, task):
     )
     arrays = flat(Checkpoints(directory, read_only=True).read(12, KEPT).trees)
     for name, total in expected["sums"].items():
-        np.testing.assert_allclose(np.abs(arrays[name]).sum(), total, rtol=1e-4)
+        # The softmax cancels a key bias: its gradient, and so its value, is rounding
+        # noise that differs between compilers.
+        is_noise = name.endswith("/key/bias")
+        assert not is_noise or total < 1e-5
+        np.testing.assert_allclose(
+            np.abs(arrays[name]).sum(), total, rtol=1e-4, atol=1e-5 if is_noise else 0
+        )
 
 
 def test_a_run_is_loaded(tmp_path):
