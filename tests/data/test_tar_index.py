@@ -365,3 +365,36 @@ def test_selections_are_the_indices_of_a_mask(count):
     ).tolist()
     with pytest.raises(IndexError):
         selection[len(selection)]
+
+
+def test_headers_on_a_store_are_read_by_ranges(flaky_s3, tmp_path):
+    """Small members: a few requests of many headers; large ones: not the members."""
+    bucket, proxy = flaky_s3
+    (tmp_path / "tars").mkdir()
+    small = {
+        f"{n:04d}.{kind}": b"x" * 400 for n in range(500) for kind in ("jpg", "txt")
+    }
+    write_tar(tmp_path / "tars" / "small.tar", small)
+    large = {f"{n:04d}.jpg": b"x" * 2**21 for n in range(8)}
+    write_tar(tmp_path / "tars" / "large.tar", large)
+    local = build_source(spec(tmp_path / "tars"))
+    for path in (tmp_path / "tars").glob("*.tar"):
+        bucket.client().upload_file(str(path), bucket.bucket, f"tars/{path.name}")
+    remote = {**spec(tmp_path), "paths": f"{bucket.root}/tars/*.tar"}
+    del proxy.requests[:]
+    source = build_source(remote)
+    answers = {"small": [], "large": []}
+    for method, path, size in proxy.requests:
+        if method == "GET" and path.endswith(".tar"):
+            answers[path.rpartition("/")[2].removesuffix(".tar")].append(size)
+    assert len(answers["small"]) <= 6  # of 1000 headers in 1 MB
+    assert sum(answers["large"]) < 2**21 * 8 / 4
+    assert source.keys() == local.keys()
+    assert (
+        source.content()["members and their order"]
+        == (local.content()["members and their order"])
+    )
+    assert source.record(8).captions == local.record(8).captions
+    del proxy.requests[:]
+    build_source(remote)  # asks for the states alone
+    assert not [p for m, p, _ in proxy.requests if m == "GET" and p.endswith(".tar")]
