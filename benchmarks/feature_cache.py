@@ -107,8 +107,8 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> None:
                 times[name].append(taken)
     print("\n| trained on | s a step | images/s | speed-up |\n|---|---:|---:|---:|")
     base = statistics.median(times["images"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
         rate = options.batch_size / median
         print(f"| {name} | {median:.3f} | {rate:.2f} | {base / median:.2f} |")
     for run in runs.values():
