@@ -13,13 +13,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from blip2_jax.parallel.worker_places import Place
 
 
 class Job(Protocol):
     """What the runners know of a job (`shard_jobs.ShardJob`)."""
+
+    uses_model: ClassVar[bool]
 
     def open(self) -> None:
         """Open the inputs, once in each process."""
