@@ -130,6 +130,18 @@ BAD_COMMAND_LINES = f"""
 1 caption --features text.txt --model empty
 1 caption --features objects.npy --model empty
 1 caption --features empty --model empty
+2 caption --model empty --images empty
+1 caption --model empty --images nothing --out x.csv
+2 caption --model shapes --images empty --out x.csv --shard 2/2
+2 prepare
+1 prepare --data empty --out x
+1 prepare --data text.txt --out x
+2 capfilt --data empty --out x
+1 capfilt --data list.json --captioner empty --ranker empty --out x
+2 capfilt --data empty --captioner shapes --ranker shapes_stage1 --out x --keep 0
+2 cache_features --data empty
+1 cache_features --data empty --model empty --out x
+2 cache_features --data list.json --model empty --out x --dtype int4
 2 convert --model empty --to lavsi --out x
 1 convert --model empty --to lavis --out x
 1 convert --model text.txt --to blip2_jax --out x

@@ -152,12 +152,21 @@ build_source(json.loads(sys.argv[1]))
 """
 
 
+# Takes a fifth of a second for each tar, so that there is time to kill it.
+SLOW_BUILD = f"""
+import time
+from blip2_jax.data.sources import tar_scan_process
+scan_tar = tar_scan_process.scan_tar
+tar_scan_process.scan_tar = lambda path: (time.sleep(0.2), scan_tar(path))[1]
+{BUILD}"""
+
+
 def test_a_killed_build_continues(tmp_path, scanned):
     write_tars(tmp_path, 1, records=300)
     for number in range(1, 30):
         os.link(tmp_path / "00000.tar", tmp_path / f"{number:05d}.tar")
-    process = python(BUILD, json.dumps(spec(tmp_path)))
-    while len(list(tmp_path.glob("index/*/parts/*.npz"))) < 3:
+    process = python(SLOW_BUILD, json.dumps(spec(tmp_path)))
+    while len(list(tmp_path.glob("index/*/parts/*.npz"))) < 4:  # one may be unfinished
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
