@@ -203,7 +203,11 @@ def test_feature_model():
             ValueError,
             "a Blip2Generator has mode 'image'",
         ),
-        (lambda: stage1().caption(), ValueError, "pass images, or its features, not nothing"),
+        (
+            lambda: stage1().caption(),
+            ValueError,
+            "pass images, or its features, not nothing",
+        ),
         (lambda: stage1().caption([]), ValueError, "no image was given"),
         (lambda: stage1().caption("no.jpg"), FileNotFoundError, "no image file 'no.jp"),
         (lambda: stage1().caption(3), TypeError, "not int"),
