@@ -37,8 +37,11 @@ def upload_checkpoint(local: pathlib.Path, remote: StorePath) -> None:
     sizes = {}
     for file in sorted(path for path in local.rglob("*") if path.is_file()):
         name = file.relative_to(local).as_posix()
-        sizes[name] = file.stat().st_size
-        (remote / name).upload(file)
+        if file.parent == local:  # orbax may still write these small files again
+            sizes[name] = (remote / name).write_bytes(file.read_bytes())
+        else:
+            sizes[name] = file.stat().st_size
+            (remote / name).upload(file)
     (remote / MARKER).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
 
 
