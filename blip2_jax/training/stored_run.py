@@ -268,13 +268,15 @@ def _local_steps(directory: pathlib.Path) -> set[int]:
 
 def _other_files(directory: pathlib.Path) -> Iterator[str]:
     """Yield the names of the files that do not belong to a checkpoint."""
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory).as_posix()
-        top = name.partition("/")[0]
-        if top in (CHECKPOINTS, "token", *_LOCKS) or name.endswith(".tmp"):
-            continue
-        if path.is_file():
-            yield name
+    # `os.walk` passes over directories that vanish, and checkpoints are left out before
+    # it looks into those that orbax is writing.
+    for root, directories, names in os.walk(directory):
+        if pathlib.Path(root) == directory:
+            directories[:] = [name for name in directories if name != CHECKPOINTS]
+        for name in names:
+            path = (pathlib.Path(root) / name).relative_to(directory).as_posix()
+            if path not in ("token", *_LOCKS) and not path.endswith(".tmp"):
+                yield path
 
 
 def _upload_order(name: str) -> tuple[bool, bool, str]:
