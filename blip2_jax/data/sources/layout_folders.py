@@ -163,7 +163,7 @@ def _match_files(
         for suffix in SHARDS:
             shards = [path for path in files if path.suffix == suffix]
             matches += [match_shards(pattern) for pattern in _patterns(shards)]
-            files = [path for path in files if not _belongs_to_shard(path, shards)]
+            files = _without_shards(files, shards)
         parquet = _patterns([path for path in files if path.suffix == ".parquet"])
         for path in [*parquet, *_tables(files, has_pairs)]:
             try:
@@ -185,17 +185,21 @@ def _tables(files: Sequence[pathlib.Path], has_pairs: bool) -> list[str]:
     ]
 
 
-def _belongs_to_shard(path: pathlib.Path, shards: Sequence[pathlib.Path]) -> bool:
-    """Return True for shards and what img2dataset and `prepare` write beside them."""
+def _without_shards(
+    files: list[pathlib.Path], shards: Sequence[pathlib.Path]
+) -> list[pathlib.Path]:
+    """Leave out shards and what img2dataset and `prepare` write beside them."""
     if not shards:
-        return False
-    stems = {shard.stem for shard in shards}
-    return (
-        path in shards
-        or path.stem.removesuffix("_stats") in stems
-        or path.name in _JOB_FILES
-        or path.name.endswith(_REPORT_SUFFIX)
-    )
+        return files
+    paths, stems = set(shards), {shard.stem for shard in shards}
+    return [
+        path
+        for path in files
+        if path not in paths
+        and path.stem.removesuffix("_stats") not in stems
+        and path.name not in _JOB_FILES
+        and not path.name.endswith(_REPORT_SUFFIX)
+    ]
 
 
 def _patterns(paths: Sequence[pathlib.Path]) -> list[str]:
