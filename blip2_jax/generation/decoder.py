@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from blip2_jax.generation.decoding_plan import DecodingPlan, DecodingValues
+from blip2_jax.nn.kv_cache import GeneratedKV, init_generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,22 @@ class Decoder:
     decode_step: Callable[..., tuple[Float[Array, "B W V"], Any]]
     eos_id: int
     pad_id: int
+
+
+def bound_decoder(bind: Callable[[], Any], eos_id: int, pad_id: int) -> Decoder:
+    """Return the decoder of a module.
+
+    Args:
+      bind: returns the module with its parameters bound. It is called inside the
+        decoding loop, because a bound module keeps what its `setup` creates.
+      eos_id: see `Decoder`.
+      pad_id: see `Decoder`.
+    """
+
+    def decode_step(*args: Any) -> tuple[Float[Array, "B W V"], GeneratedKV]:
+        return bind().decode_step(*args)
+
+    return Decoder(init_generated, decode_step, eos_id, pad_id)
 
 
 @flax.struct.dataclass

@@ -22,7 +22,7 @@ from blip2_jax.convert.vocabulary import check_rows
 from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, Decoder
+from blip2_jax.generation.decoder import Decoded, bound_decoder
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.decoding_plan import (
     DecodingPlan,
@@ -33,7 +33,7 @@ from blip2_jax.generation.lavis_defaults import blip_defaults
 from blip2_jax.inference import inputs, programs
 from blip2_jax.inference.model import check_seed, row_keys
 from blip2_jax.models.blip import Blip
-from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
+from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.parallel import hosts
 
 PROMPT = "a picture of "  # the prompt of the authors, with which the models are trained
@@ -281,12 +281,8 @@ def _decode_plan(
     keys: Key[jax.Array, " B"] | None,
 ) -> Decoded:
     """Generate tokens after `prefill_captioner`; see `decode_plan`."""
-
-    def decode_step(*args: Any) -> tuple[Float[jax.Array, "B W V"], GeneratedKV]:
-        # Bind inside the decoding loop: a bound module keeps what `setup` creates.
-        return model.bind({"params": params}).text_decoder.decode_step(*args)
-
-    decoder = Decoder(init_generated, decode_step, eos_id, pad_id)
+    bind = lambda: model.bind({"params": params}).text_decoder
+    decoder = bound_decoder(bind, eos_id, pad_id)
     return decode_plan(
         decoder, logits, prefix, plan, values, history=history, keys=keys
     )

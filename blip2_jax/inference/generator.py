@@ -22,7 +22,7 @@ from blip2_jax.data.text.prompts import (
 )
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, Decoder
+from blip2_jax.generation.decoder import Decoded, bound_decoder
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.decoding_plan import (
     DecodingPlan,
@@ -38,7 +38,7 @@ from blip2_jax.models.presets import (
     OPTConfig,
     T5Config,
 )
-from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
+from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.parallel import hosts, sharding
 
 # A CPU keeps a second, faster copy of language models up to this size.
@@ -413,15 +413,11 @@ def _decode_plan(
 ) -> Decoded:
     """Generate tokens; see `decode_with_language_model`."""
     assert model.config.language_model is not None  # checked by Blip2Stage2
-
-    def decode_step(*args: Any) -> tuple[Float[jax.Array, "B W V"], GeneratedKV]:
-        # Bind inside the decoding loop: a bound module keeps what `setup` creates.
-        return model.bind({"params": params}).language_model.decode_step(*args)
-
+    bind = lambda: model.bind({"params": params}).language_model
     # The position tables are long enough for `values.max_new_tokens`, which the caller
     # has checked, and may be too short for all slots.
     pad_id = model.config.language_model.pad_id
-    decoder = Decoder(init_generated, decode_step, eos_id, pad_id)
+    decoder = bound_decoder(bind, eos_id, pad_id)
     prefix = dataclasses.replace(prefix, weights=weights)
     return decode_plan(
         decoder, logits, prefix, plan, values, history=history, keys=keys

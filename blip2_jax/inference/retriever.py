@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, Decoder
+from blip2_jax.generation.decoder import Decoded, bound_decoder
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.decoding_plan import (
     DecodingPlan,
@@ -22,7 +22,7 @@ from blip2_jax.generation.decoding_plan import (
 from blip2_jax.inference import embeddings, inputs, programs
 from blip2_jax.inference.model import Blip2, PromptArrays, Questions
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV, init_generated
+from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel import hosts, sharding
 
@@ -285,20 +285,17 @@ class Blip2Retriever(Blip2):
         (start_ids,) = prompt_arrays
         images, start_ids = sharding.place_rows_like(self.params, (images, start_ids))
         logits, prefix = prefill_qformer(self.model, self.params, images, start_ids)
-        plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
-        decoded = _decode_plan(
+        return decode_with_qformer(
             self.model,
             self.params,
             logits,
             prefix,
-            plan,
-            values,
-            self.qformer_tokenizer.end_id,
-            self.qformer_tokenizer.pad_id,
-            start_ids,
-            keys,
+            config,
+            eos_id=self.qformer_tokenizer.end_id,
+            pad_id=self.qformer_tokenizer.pad_id,
+            history=start_ids,
+            keys=keys,
         )
-        return select_results(hosts.to_host(decoded), config)
 
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
         return self.qformer_tokenizer.decode(ids)
@@ -356,7 +353,7 @@ def decode_with_qformer(
     decoded = _decode_plan(
         model, params, logits, prefix, plan, values, eos_id, pad_id, history, keys
     )
-    return select_results(decoded, config)
+    return select_results(hosts.to_host(decoded), config)
 
 
 @programs.compile_function(static=("model", "plan", "eos_id", "pad_id"))
@@ -373,12 +370,8 @@ def _decode_plan(
     keys: Key[jax.Array, " B"] | None,
 ) -> Decoded:
     """Generate tokens; see `decode_with_qformer`."""
-
-    def decode_step(*args: Any) -> tuple[Float[jax.Array, "B W V"], GeneratedKV]:
-        # Bind inside the decoding loop: a bound module keeps what `setup` creates.
-        return model.bind({"params": params}).qformer.decode_step(*args)
-
-    decoder = Decoder(init_generated, decode_step, eos_id, pad_id)
+    bind = lambda: model.bind({"params": params}).qformer
+    decoder = bound_decoder(bind, eos_id, pad_id)
     return decode_plan(
         decoder, logits, prefix, plan, values, history=history, keys=keys
     )
