@@ -19,16 +19,13 @@ from blip2_jax.convert.declared_sizes import (
     POSITIONS,
     VISION_LAYERS,
     VISION_SIZES_IN_ARRAYS,
-    check_image_size,
-    compare_sizes,
 )
 from blip2_jax.convert.detect import expect_kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_config import (
-    check_tables,
-    expect_model_type,
+    DeclaredModel,
     make_part,
-    their_config,
+    read_sizes,
     vision_sizes,
 )
 from blip2_jax.convert.huggingface_folder import own_tokenizer, renamed_rule
@@ -55,22 +52,30 @@ BUFFERS = (r"text_decoder\.bert\.embeddings\.position_ids",)
 _LAYER = "text_decoder.bert.encoder.layer"
 _WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
 _PLACES = "text_decoder.bert.embeddings.position_embeddings.weight"
-SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
-    **VISION_SIZES_IN_ARRAYS,
-    "text_config.hidden_size": (_WORDS, 1),
-    "text_config.vocab_size": (_WORDS, 0),
-    "text_config.max_position_embeddings": (_PLACES, 0),
-    "text_config.intermediate_size": (f"{_LAYER}.0.intermediate.dense.weight", 0),
-}
-LAYERS = {
-    **VISION_LAYERS,
-    "text_config.num_hidden_layers": r"text_decoder\.bert\.encoder\.layer\.(\d+)\.",
-}
-TABLES = {
-    "": settings.BLIP,
-    "vision_config": settings.BLIP_VISION,
-    "text_config": settings.BLIP_TEXT,
-}
+DECLARED = DeclaredModel(
+    model_type="blip",
+    name="BLIP's captioner",
+    config_class="BlipConfig",
+    tables={
+        "": settings.BLIP,
+        "vision_config": settings.BLIP_VISION,
+        "text_config": settings.BLIP_TEXT,
+    },
+    arrays={
+        **VISION_SIZES_IN_ARRAYS,
+        "text_config.hidden_size": (_WORDS, 1),
+        "text_config.vocab_size": (_WORDS, 0),
+        "text_config.max_position_embeddings": (_PLACES, 0),
+        "text_config.intermediate_size": (f"{_LAYER}.0.intermediate.dense.weight", 0),
+    },
+    layers={
+        **VISION_LAYERS,
+        "text_config.num_hidden_layers": (
+            r"text_decoder\.bert\.encoder\.layer\.(\d+)\."
+        ),
+    },
+    positions=POSITIONS,
+)
 
 
 def open_blip(
@@ -141,22 +146,14 @@ def huggingface_sizes(source: CheckpointFiles) -> BlipConfig:
       SourceError: there is no such file, it declares something that this package does
         not have, or sizes that the arrays do not have.
     """
-    declared, file = source.config, source.path / "config.json"
-    expect_model_type(source, "blip", "BLIP's captioner")
-    check_tables(declared, file, TABLES)
-    theirs = their_config(declared, file, "BlipConfig")
-    compare_sizes(theirs, source, SIZES_IN_ARRAYS, LAYERS)
-    check_image_size(theirs.vision_config, source, POSITIONS)
-    try:
-        return _sizes(theirs.vision_config, theirs.text_config)
-    except ValueError as error:
-        raise SourceError(f"{file}: {error}") from error
+    return read_sizes(source, DECLARED, _sizes)
 
 
-def _sizes(vision: Any, text: Any) -> BlipConfig:
-    """Convert transformers' `BlipVisionConfig` and `BlipTextConfig`."""
+def _sizes(theirs: Any) -> BlipConfig:
+    """Convert transformers' `BlipConfig`."""
+    text = theirs.text_config
     return BlipConfig(
-        vision_sizes(vision, key_bias=True),
+        vision_sizes(theirs.vision_config, key_bias=True),
         make_part(
             BertDecoderConfig,
             "text_config",

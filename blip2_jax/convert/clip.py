@@ -12,15 +12,12 @@ from blip2_jax.convert.declared_sizes import (
     POSITIONS,
     VISION_LAYERS,
     VISION_SIZES_IN_ARRAYS,
-    check_image_size,
-    compare_sizes,
 )
 from blip2_jax.convert.detect import expect_kind
-from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.convert.huggingface_config import (
-    check_tables,
-    expect_model_type,
-    their_config,
+    DeclaredModel,
+    read_sizes,
     vision_sizes,
 )
 from blip2_jax.convert.huggingface_folder import own_tokenizer
@@ -29,7 +26,7 @@ from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.tables import capfilt_settings as settings
 from blip2_jax.convert.tables.name_table import Rule, linear, norm
 from blip2_jax.convert.tables.towers import clip_huggingface_rules, clip_text_rules
-from blip2_jax.models.presets import ACTIVATIONS
+from blip2_jax.models.presets import ACTIVATIONS, ViTConfig
 from blip2_jax.models.vision.clip import Clip, ClipConfig
 from blip2_jax.models.vision.dual_encoder import TextTowerConfig
 from blip2_jax.nn.trees import flatten
@@ -38,29 +35,38 @@ DEFAULT_IMAGE_SIZE = 224  # of transformers' `CLIPVisionConfig`
 # Buffers 0, 1, 2, ... of older versions of transformers.
 BUFFERS = (r"(text|vision)_model\.embeddings\.position_ids",)
 _WORDS = "text_model.embeddings.token_embedding.weight"
-SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
-    **VISION_SIZES_IN_ARRAYS,
-    "text_config.hidden_size": (_WORDS, 1),
-    "text_config.vocab_size": (_WORDS, 0),
-    "text_config.max_position_embeddings": (
-        "text_model.embeddings.position_embedding.weight",
-        0,
-    ),
-    "text_config.intermediate_size": ("text_model.encoder.layers.0.mlp.fc1.weight", 0),
-    "projection_dim": ("visual_projection.weight", 0),
-}
-LAYERS = {
-    **VISION_LAYERS,
-    "text_config.num_hidden_layers": r"text_model\.encoder\.layers\.(\d+)\.",
-}
-# Older files declare the sections twice; `*_dict` counts.
-TABLES = {
-    "": settings.CLIP,
-    "vision_config": settings.CLIP_VISION,
-    "text_config": settings.CLIP_TEXT,
-    "vision_config_dict": settings.CLIP_VISION,
-    "text_config_dict": settings.CLIP_TEXT,
-}
+DECLARED = DeclaredModel(
+    model_type="clip",
+    name="CLIP",
+    config_class="CLIPConfig",
+    # Older files declare the sections twice; `*_dict` counts.
+    tables={
+        "": settings.CLIP,
+        "vision_config": settings.CLIP_VISION,
+        "text_config": settings.CLIP_TEXT,
+        "vision_config_dict": settings.CLIP_VISION,
+        "text_config_dict": settings.CLIP_TEXT,
+    },
+    arrays={
+        **VISION_SIZES_IN_ARRAYS,
+        "text_config.hidden_size": (_WORDS, 1),
+        "text_config.vocab_size": (_WORDS, 0),
+        "text_config.max_position_embeddings": (
+            "text_model.embeddings.position_embedding.weight",
+            0,
+        ),
+        "text_config.intermediate_size": (
+            "text_model.encoder.layers.0.mlp.fc1.weight",
+            0,
+        ),
+        "projection_dim": ("visual_projection.weight", 0),
+    },
+    layers={
+        **VISION_LAYERS,
+        "text_config.num_hidden_layers": r"text_model\.encoder\.layers\.(\d+)\.",
+    },
+    positions=f"{POSITIONS}.weight",
+)
 
 
 def open_clip(source: CheckpointFiles) -> OpenedModel[ClipConfig]:
@@ -110,16 +116,12 @@ def clip_sizes(source: CheckpointFiles) -> ClipConfig:
       SourceError: there is no such file, it declares something that this package does
         not have, or sizes that the arrays do not have.
     """
-    declared, file = source.config, source.path / "config.json"
-    expect_model_type(source, "clip", "CLIP")
-    check_tables(declared, file, TABLES)
-    theirs = their_config(declared, file, "CLIPConfig")
-    compare_sizes(theirs, source, SIZES_IN_ARRAYS, LAYERS)
-    check_image_size(theirs.vision_config, source, f"{POSITIONS}.weight")
-    try:
-        return _sizes(theirs)
-    except ValueError as error:
-        raise SourceError(f"{file}: {error}") from error
+    return read_sizes(source, DECLARED, _sizes)
+
+
+def clip_vision_sizes(theirs: Any) -> ViTConfig:
+    """Convert transformers' `CLIPVisionConfig`; see `vision_sizes`."""
+    return vision_sizes(theirs, key_bias=True, patch_bias=False, pre_norm=True)
 
 
 def _sizes(theirs: Any) -> ClipConfig:
@@ -128,7 +130,7 @@ def _sizes(theirs: Any) -> ClipConfig:
     Raises:
       ValueError: this package does not have the variant.
     """
-    vision, text = theirs.vision_config, theirs.text_config
+    text = theirs.text_config
     if not isinstance(text.eos_token_id, int):
         raise ValueError(
             f"text_config.eos_token_id is {text.eos_token_id}; expected one id"
@@ -139,7 +141,7 @@ def _sizes(theirs: Any) -> ClipConfig:
             f"{', '.join(ACTIVATIONS)}"
         )
     return ClipConfig(
-        vision_sizes(vision, key_bias=True, patch_bias=False, pre_norm=True),
+        clip_vision_sizes(theirs.vision_config),
         TextTowerConfig(
             vocab_size=text.vocab_size,
             width=text.hidden_size,

@@ -7,13 +7,18 @@ arrays before anything is built from them.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
-from blip2_jax.convert.declared_sizes import check_declared_sizes
+from blip2_jax.convert.declared_sizes import (
+    check_declared_sizes,
+    check_image_size,
+    compare_sizes,
+)
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.tables import huggingface_settings as settings
 from blip2_jax.models.presets import (
@@ -27,6 +32,7 @@ from blip2_jax.models.presets import (
 )
 
 P = TypeVar("P", bound=Sizes)
+C = TypeVar("C")
 
 
 def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
@@ -46,6 +52,55 @@ def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
         return _sizes(theirs, source, retrieval)
     except SourceError:
         raise
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredModel:
+    """What the `config.json` of a kind of model is compared with.
+
+    Attributes:
+      model_type: value of this setting.
+      name: name of the model, for messages.
+      config_class: name of its configuration in transformers.
+      tables: see `check_tables`.
+      arrays: see `compare_sizes`.
+      layers: see `compare_sizes`.
+      positions: name of the position embeddings of the image encoder.
+    """
+
+    model_type: str
+    name: str
+    config_class: str
+    tables: Mapping[str, settings.Settings]
+    arrays: Mapping[str, tuple[str, int]]
+    layers: Mapping[str, str]
+    positions: str
+
+
+def read_sizes(
+    source: CheckpointFiles, model: DeclaredModel, convert: Callable[[Any], C]
+) -> C:
+    """Read the sizes from the `config.json` of a folder.
+
+    Args:
+      source: the folder.
+      model: the expected kind of model.
+      convert: converts transformers' configuration; may raise ValueError.
+
+    Raises:
+      SourceError: there is no such file, it declares something that this package does
+        not have, or sizes that the arrays do not have.
+    """
+    declared, file = source.config, source.path / "config.json"
+    expect_model_type(source, model.model_type, model.name)
+    check_tables(declared, file, model.tables)
+    theirs = their_config(declared, file, model.config_class)
+    compare_sizes(theirs, source, model.arrays, model.layers)
+    check_image_size(theirs.vision_config, source, model.positions)
+    try:
+        return convert(theirs)
     except ValueError as error:
         raise SourceError(f"{file}: {error}") from error
 

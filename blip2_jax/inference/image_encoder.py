@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Float, PyTree, UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray as Array
 
+from blip2_jax.convert.clip import clip_vision_sizes
 from blip2_jax.convert.detect import kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.model_source import TOWER_PREFIXES
@@ -205,17 +207,5 @@ def _clip_sizes(config: Mapping[str, Any]) -> ViTConfig:
     """Return the sizes of a CLIP of Hugging Face, without its last block."""
     from transformers import CLIPVisionConfig  # slow to import
 
-    theirs: Any = CLIPVisionConfig.from_dict(dict(config))
-    return ViTConfig(
-        width=theirs.hidden_size,
-        depth=theirs.num_hidden_layers - 1,
-        heads=theirs.num_attention_heads,
-        mlp_dim=theirs.intermediate_size,
-        image_size=theirs.image_size,
-        patch_size=theirs.patch_size,
-        activation=theirs.hidden_act,
-        layer_norm_eps=theirs.layer_norm_eps,
-        key_bias=True,
-        patch_bias=False,
-        pre_norm=True,
-    )
+    vision = clip_vision_sizes(CLIPVisionConfig.from_dict(dict(config)))
+    return dataclasses.replace(vision, depth=vision.depth - 1)
