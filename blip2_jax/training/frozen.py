@@ -7,12 +7,14 @@ continue with other weights is stopped. Files may move, and may be converted in 
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -54,19 +56,42 @@ def open_weights(spec: str, sizes: Blip2Config) -> Arrays:
 
 
 def run_arrays(run_dir: str, which: str | int = "last") -> dict[str, np.ndarray]:
-    """Read trainable and carried parameters of a run by path.
+    """Read trainable and carried parameters of a run by path; see `read_checkpoint`."""
+    return read_checkpoint(run_dir, which)[1]
+
+
+def read_checkpoint(
+    run_dir: str | pathlib.Path, which: str | int, mode: str = "max"
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Read trainable and carried parameters of a checkpoint.
 
     Args:
       run_dir: directory of the run.
       which: checkpoint: "best", "last" or a step.
+      mode: "max" or "min", the direction of the metric behind "best".
+
+    Returns:
+      The step, and the parameters by path.
     """
-    checkpoints = Checkpoints(run_dir, read_only=True)
+    with _without_warnings():
+        checkpoints = Checkpoints(run_dir, mode=mode, read_only=True)
+        try:
+            step = checkpoints.find(which)
+            trees = checkpoints.read(step, ("trainable", "carried")).trees
+        finally:
+            checkpoints.close()
+    return step, flatten(merge(*trees.values()))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let orbax report errors only: it warns whenever a checkpoint is only read."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
     try:
-        step = checkpoints.find(which)
-        trees = checkpoints.read(step, ("trainable", "carried")).trees
+        yield
     finally:
-        checkpoints.close()
-    return flatten(merge(*trees.values()))
+        logging.set_verbosity(verbosity)
 
 
 def tower_weights(spec: str, sizes: Blip2Config) -> Arrays:

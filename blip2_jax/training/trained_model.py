@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
 from blip2_jax.convert.model_source import TOWERS, ModelSource, build_model
 from blip2_jax.convert.native_folder import Manifest, manifest_entry
 from blip2_jax.models.blip2 import init_params, parameter_shapes
 from blip2_jax.nn.trees import flatten, split
-from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.frozen import (
     WeightsError,
     find_sources,
     frozen_sources,
+    read_checkpoint,
     read_sources,
     verify_manifest,
 )
@@ -155,16 +153,7 @@ def _read_trained(
     Raises:
       WeightsError: a parameter is missing or has another shape.
     """
-    with _without_warnings():
-        checkpoints = Checkpoints(directory, mode=mode, read_only=True)
-        try:
-            step = checkpoints.find(which)
-            parts = checkpoints.read(step, ("trainable", "carried")).trees
-        finally:
-            checkpoints.close()
-    params = {
-        path: leaf for tree in parts.values() for path, leaf in flatten(tree).items()
-    }
+    step, params = read_checkpoint(directory, which, mode)
     for path, expected in shapes.items():
         if path not in params or params[path].shape != expected.shape:
             actual = params[path].shape if path in params else "missing"
@@ -173,14 +162,3 @@ def _read_trained(
                 f"needs {expected.shape}"
             )
     return params
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Let orbax report errors only: it warns whenever a checkpoint is only read."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
