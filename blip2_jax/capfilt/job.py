@@ -24,7 +24,7 @@ from blip2_jax.capfilt.open_models import open_captioner, open_ranker
 from blip2_jax.data.broken_samples import TooManyBrokenSamples
 from blip2_jax.data.prefetch import in_batches, map_ahead
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
-from blip2_jax.data.sources.content_digest import TIMES
+from blip2_jax.data.sources.content_digest import without_times
 from blip2_jax.data.sources.reading import (
     EncodedImage,
     broken_on_error,
@@ -267,6 +267,4 @@ class CapFiltJob(ShardJob):
 def _fingerprint(source: Source) -> dict[str, Any]:
     """Summarise a source, without the times of its files, which copies change."""
     fingerprint: dict[str, Any] = source.fingerprint()
-    content = fingerprint.pop("content").items()
-    digests = {name: digest for name, digest in content if not name.endswith(TIMES)}
-    return fingerprint | {"content": digests}
+    return fingerprint | {"content": without_times(fingerprint["content"])}

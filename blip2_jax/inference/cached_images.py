@@ -15,7 +15,7 @@ from blip2_jax.data.feature_records import CachedRecord
 from blip2_jax.data.images import ImageConfig, evaluation_image, training_image
 from blip2_jax.data.order import RngPurpose, position_rng
 from blip2_jax.data.sources.base import BrokenSample, Record, Source
-from blip2_jax.data.sources.content_digest import TIMES
+from blip2_jax.data.sources.content_digest import without_times
 from blip2_jax.data.sources.reading import broken_on_error, read_pixels, read_record
 from blip2_jax.data.sources.registry import build_source
 
@@ -66,12 +66,10 @@ class CachedImages:
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Return the fingerprints of the sources, which hold no paths and times."""
-        prints = []
-        for source in self.sources:
-            fields: dict[str, Any] = {**source.fingerprint()}
-            content = fields["content"].items()
-            fields["content"] = {k: v for k, v in content if not k.endswith(TIMES)}
-            prints.append({k: v for k, v in fields.items() if k != "name"})
+        prints: list[dict[str, Any]] = [{**s.fingerprint()} for s in self.sources]
+        for fields in prints:
+            del fields["name"]
+            fields["content"] = without_times(fields["content"])
         return prints
 
     def read(

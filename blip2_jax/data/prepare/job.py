@@ -13,7 +13,7 @@ from typing import Any
 from blip2_jax.data.prepare.shard_files import FORMATS, Item
 from blip2_jax.data.prepare.stored_image import StoredImage, stored_image
 from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
-from blip2_jax.data.sources.content_digest import TIMES
+from blip2_jax.data.sources.content_digest import without_times
 from blip2_jax.data.sources.reading import read_record
 from blip2_jax.data.sources.registry import build_source
 from blip2_jax.parallel.shard_jobs import Report, ShardJob
@@ -96,9 +96,7 @@ class PrepareJob(ShardJob):
         source = build_source(self._spec)
         _check_source(source)
         self._count = len(source)
-        # The times of files differ between copies of the same data.
-        content = source.content().items()
-        self._content = {name: d for name, d in content if not name.endswith(TIMES)}
+        self._content = without_times(source.content())
         self.left_out = dict(source.left_out)
         self._source: Source | None = None
 

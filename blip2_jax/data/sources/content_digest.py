@@ -66,6 +66,11 @@ def file_digests(paths: Sequence[pathlib.Path], prefix: str = "image ") -> Diges
     }
 
 
+def without_times(digests: Digests) -> Digests:
+    """Return the digests that are the same for a copy of the same files."""
+    return {part: d for part, d in digests.items() if not part.endswith(TIMES)}
+
+
 def _sizes_and_times(paths: Sequence[pathlib.Path]) -> Iterator[tuple[int, int]]:
     """Yield `_size_and_time` of each path; a store is asked for many at once."""
     if not any(map(is_remote, paths)):
