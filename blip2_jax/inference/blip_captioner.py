@@ -68,8 +68,7 @@ class BlipCaptioner:
           ValueError: the tokenizer is not that of the model, or `batch_size` is below
             1.
         """
-        if not is_integer(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: expected at least 1")
+        inputs.check_batch_size(batch_size)
         _check_tokenizer(tokenizer, model)
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.prompt, self.batch_size, self.origin = prompt, batch_size, origin

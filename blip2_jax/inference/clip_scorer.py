@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int, PyTree, UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.convert.vocabulary import check_rows
-from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.images import center_image
 from blip2_jax.data.text.tokenizers import ClipTokenizer, pad_rows
 from blip2_jax.inference import inputs, programs
@@ -53,8 +52,7 @@ class ClipScorer:
           ValueError: the tokenizer is not that of the model, or `batch_size` is below
             1.
         """
-        if not is_integer(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: expected at least 1")
+        inputs.check_batch_size(batch_size)
         _check_tokenizer(tokenizer, model)
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.batch_size, self.origin = batch_size, origin

@@ -227,6 +227,16 @@ def padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Check the largest number of rows of a program.
+
+    Raises:
+      ValueError: it is below 1.
+    """
+    if not is_integer(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected at least 1")
+
+
 def batches(rows: int, batch_size: int) -> Iterator[tuple[slice, int]]:
     """Split rows into batches.
 

@@ -75,8 +75,7 @@ class Blip2(abc.ABC):
         Raises:
           ValueError: `batch_size` is below 1.
         """
-        if not is_integer(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: expected at least 1")
+        inputs.check_batch_size(batch_size)
         self.model, self.params = model, params
         self.prompt, self.batch_size = prompt, batch_size
         self.origin = ""
