@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from blip2_jax.parallel.messages import first_line
 from blip2_jax.parallel.process_runner import MAX_ATTEMPTS, Job, Write, picklable
 
 
@@ -82,7 +83,8 @@ def run_on_ray(
             try:
                 outcome = ray.get(task)
             except ray.exceptions.RayError as error:
-                outcome = f"its worker died {MAX_ATTEMPTS} times: {_first_line(error)}"
+                reason = first_line(error) or repr(error)
+                outcome = f"its worker died {MAX_ATTEMPTS} times: {reason}"
             if isinstance(outcome, Exception):
                 raise outcome
             yield shard, outcome
@@ -120,7 +122,3 @@ def _workers(
     nodes = sum(node["Alive"] for node in ray.nodes())
     default = nodes if uses_model else int(cluster.get("CPU", 1))
     return processes or default, {"num_cpus": 1}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

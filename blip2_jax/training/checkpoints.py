@@ -26,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.files import FileFormatError, read_json, write_atomically
+from blip2_jax.parallel.messages import first_line
 from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.checkpoint_digests import (
     CheckpointError,
@@ -214,7 +215,7 @@ class Checkpoints:
 
     def _unreadable(self, step: int, failure: Exception | None) -> CheckpointError:
         """Return the error of a checkpoint that cannot be read for a passing reason."""
-        reason = "another process failed" if failure is None else _first_line(failure)
+        reason = "another process failed" if failure is None else _describe(failure)
         path = self.directory / str(step)
         return CheckpointError(
             f"checkpoint {path} cannot be read now ({reason}). It stays where it is, "
@@ -337,6 +338,6 @@ def mark_last(run_dir: pathlib.Path, step: int) -> None:
     write_atomically(run_dir / LAST_CHECKPOINT, json.dumps({"step": step}) + "\n")
 
 
-def _first_line(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Return the type and the first line of an error."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return f"{type(error).__name__}: {first_line(error)}"

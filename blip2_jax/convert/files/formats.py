@@ -19,6 +19,7 @@ from blip2_jax.convert.files.array_file import ArrayFile, Index, Spec
 from blip2_jax.convert.files.digests import stored_digests
 from blip2_jax.convert.files.errors import SourceError
 from blip2_jax.convert.files.folder_files import PICKLES, SAFETENSORS
+from blip2_jax.parallel.messages import first_line
 
 # Keys under which LAVIS, EVA and others nest the arrays inside a pickle.
 WRAPPERS = ("model", "state_dict", "module")
@@ -170,17 +171,17 @@ def _torch_load(path: pathlib.Path) -> Any:
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"{path} is refused: it is damaged or holds more than weights, and "
-            f"unpickling such a file may run code ({_first_line(error)})"
+            f"unpickling such a file may run code ({_describe(error)})"
         ) from error
     except Exception as error:  # a damaged file raises almost any class
         raise SourceError(
-            f"{path} is not a complete torch file: {_first_line(error)}"
+            f"{path} is not a complete torch file: {_describe(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+def _describe(error: Exception) -> str:
+    """Return the start of the first line of an error, or its type."""
+    return first_line(error)[:200] or type(error).__name__
 
 
 def _unwrap(content: Any, path: pathlib.Path) -> dict[str, Any]:
