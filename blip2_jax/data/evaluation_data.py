@@ -24,7 +24,13 @@ from blip2_jax.data.examples import DrawnText, TextFormat
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.data.mixture import build_mixture
 from blip2_jax.data.rows import BatchRow, image_key, stack_rows
-from blip2_jax.data.sources.base import BrokenSample, ImageKind, Record, Source
+from blip2_jax.data.sources.base import (
+    BrokenSample,
+    ImageKind,
+    Record,
+    Source,
+    feature_origins,
+)
 from blip2_jax.data.sources.reading import (
     broken_on_error,
     read_features,
@@ -82,11 +88,7 @@ class EvaluationSet:
         has_images = {s.image_kind for s in mixture.sources} != {ImageKind.NONE}
         self.image_key = image_key(mixture.sources, has_images)
         _check_crops(mixture.sources)
-        self.feature_origins = [
-            source.feature_origin
-            for source in mixture.sources
-            if source.feature_origin is not None
-        ]
+        self.feature_origins = feature_origins(mixture.sources)
         self._size = image_size
         self.records: list[Record] = []
         self._source_indices: list[tuple[Source, int]] = []

@@ -17,7 +17,6 @@ from blip2_jax.convert.model_source import TOWER_PREFIXES
 from blip2_jax.convert.native_folder import Manifest, manifest_entry
 from blip2_jax.data.feature_manifest import read_manifest
 from blip2_jax.data.feature_origin import FeatureOrigin
-from blip2_jax.data.sources.base import Source
 from blip2_jax.models.presets import FeaturesConfig, ViTConfig
 from blip2_jax.nn.trees import Tree, flatten
 from blip2_jax.parallel.paths import as_path
@@ -49,11 +48,6 @@ def encoder_manifest(arrays: Arrays) -> Manifest:
         for path in arrays
         if path.startswith(_PREFIX)
     }
-
-
-def feature_origins(sources: Sequence[Source]) -> list[FeatureOrigin]:
-    """Return the origins of the sources that are caches; [] if none is one."""
-    return [s.feature_origin for s in sources if s.feature_origin is not None]
 
 
 def evaluation_origins(config: ConfigDict) -> list[FeatureOrigin]:

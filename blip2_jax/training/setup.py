@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from blip2_jax.data.pipeline import TrainingBatches, training_batches
+from blip2_jax.data.sources.base import feature_origins
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.nn.trees import Tree
 from blip2_jax.parallel import hosts, sharding
@@ -136,7 +137,7 @@ def set_up(
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)
-    origins = cached_features.feature_origins(batches.sources)
+    origins = feature_origins(batches.sources)
     cached_features.check_trainable(origins, shapes.trainable)
     evaluator = build_evaluator(config, task, make_evaluator)
     negatives = replay.read(config.replay)

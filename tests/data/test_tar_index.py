@@ -180,12 +180,12 @@ def test_a_killed_build_continues(tmp_path, scanned):
 def test_processes_build_the_same_index(tmp_path, monkeypatch):
     """Also from a script without a main guard, as users write them."""
     write_tars(tmp_path, 2 * tar_scanning._MIN_PER_PROCESS)
-    monkeypatch.setattr(tar_scanning, "_cores", lambda: 1)
+    monkeypatch.setattr(tar_scanning, "available_cores", lambda: [0])
     expected = build_source(spec(tmp_path))
     assert expected.content() and stored(tmp_path)
     parallel = {**spec(tmp_path), "index_directory": str(tmp_path / "other")}
     code = "from blip2_jax.data.sources import tar_scanning\n"
-    code += "tar_scanning._cores = lambda: 2\n"
+    code += "tar_scanning.available_cores = lambda: [0, 1]\n"
     (tmp_path / "script.py").write_text(code + BUILD)
     subprocess.run(
         [sys.executable, tmp_path / "script.py", json.dumps(parallel)],
@@ -201,7 +201,7 @@ def test_processes_name_the_damaged_tars(tmp_path, monkeypatch):
     write_tars(tmp_path, 2 * tar_scanning._MIN_PER_PROCESS)
     for number in range(5):
         (tmp_path / f"0000{number}.tar").write_bytes(b"?" * 2000)
-    monkeypatch.setattr(tar_scanning, "_cores", lambda: 2)
+    monkeypatch.setattr(tar_scanning, "available_cores", lambda: [0, 1])
     with pytest.raises(ValueError, match=r"00002\.tar is not a(.|\n)*and 2 more tars"):
         build_source(spec(tmp_path))
 

@@ -126,6 +126,11 @@ def _record_bytes(record: Record | BrokenSample) -> bytes:
     return "\x1f".join(fields).encode("utf-8", "surrogatepass")
 
 
+def feature_origins(sources: Iterable[Source]) -> list[FeatureOrigin]:
+    """Return the origins of the sources of features that know them."""
+    return [s.feature_origin for s in sources if s.feature_origin is not None]
+
+
 class Source(abc.ABC):
     """A random-access collection of records. Subclasses set `image_kind` and `name`.
 

@@ -21,6 +21,7 @@ from blip2_jax.data.sources import tar_scan_process
 from blip2_jax.data.sources.tar_scan_process import scan_to_file
 from blip2_jax.parallel.paths import is_remote
 from blip2_jax.parallel.progress import track_progress
+from blip2_jax.parallel.worker_places import available_cores
 
 Task = tuple[pathlib.Path, pathlib.Path]  # a tar, and the file for its index
 _Scan = Callable[[pathlib.Path, pathlib.Path], str]
@@ -69,17 +70,10 @@ def _scans(tasks: Sequence[Task], stack: contextlib.ExitStack) -> list[_Scan]:
     """Return as many functions that scan a tar as shall run at once."""
     if is_remote(tasks[0][0]):
         return [scan_to_file] * min(_THREADS, len(tasks))
-    processes = min(_cores(), len(tasks) // _MIN_PER_PROCESS)
+    processes = min(len(available_cores()), len(tasks) // _MIN_PER_PROCESS)
     if processes < 2:
         return [scan_to_file]
     return [stack.enter_context(_scanning_process()) for _ in range(processes)]
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
