@@ -14,6 +14,7 @@ from blip2_jax.convert.tables import capfilt_settings as settings
 from blip2_jax.models.blip_presets import BLIP_BASE, BLIP_LARGE
 from blip2_jax.models.vision.clip import CLIP_LARGE
 from tests.support import capfilt_models as capfilt
+from tests.support.changed_folder import changed
 from tests.support.peer_models import torch_and_transformers
 
 
@@ -128,19 +129,6 @@ def folders(tmp_path_factory):
     capfilt.write_blip(path / "blip")
     capfilt.write_clip(path / "clip")
     return path
-
-
-def changed(source, target, **values):
-    """Copy a folder with other settings; names are `section__setting`."""
-    target.mkdir()
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    content = json.loads((source / "config.json").read_text())
-    for name, value in values.items():
-        *section, key = name.split("__")
-        (content[section[0]] if section else content)[key] = value
-    (target / "config.json").write_text(json.dumps(content))
-    return target
 
 
 OPEN = {"blip": open_blip, "clip": open_clip}

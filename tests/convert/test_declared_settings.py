@@ -18,6 +18,7 @@ from blip2_jax.models import presets
 from blip2_jax.nn import layers
 from blip2_jax.nn.trees import unflatten
 from tests.support import peer_models as peers
+from tests.support.changed_folder import changed
 from tests.support.tolerances import assert_values
 
 SECTIONS = {
@@ -40,19 +41,6 @@ def folders(tmp_path_factory):
         return written[family]
 
     return make
-
-
-def changed(source, target, **values):
-    """Copy a folder with other settings; names are `section__setting`."""
-    target.mkdir()
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    content = json.loads((source / "config.json").read_text())
-    for name, value in values.items():
-        *section, key = name.split("__")
-        (content[section[0]] if section else content)[key] = value
-    (target / "config.json").write_text(json.dumps(content))
-    return target
 
 
 @pytest.mark.parametrize("family", ["opt", "t5", "retrieval"])

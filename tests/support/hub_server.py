@@ -11,8 +11,9 @@ import http.server
 import json
 import pathlib
 import re
-import threading
 import urllib.parse
+
+from tests.support.local_server import LocalServer
 
 REPOSITORY_API = re.compile(
     r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
@@ -25,7 +26,7 @@ LFS_BATCH = re.compile(r"/(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".tar", ".parquet", ".h5")
 
 
-class HubServer:
+class HubServer(LocalServer):
     """The server.
 
     Attributes:
@@ -44,16 +45,7 @@ class HubServer:
         self._branches = {}  # {(kind, name): {branch or tag: commit}}
         self._restricted = {}  # {(kind, name): "gated" or "private"}
         self.blobs = {}
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(
-            target=self._http.serve_forever, args=(0.02,), daemon=True
-        ).start()
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(_Handler, "hub")
 
     def add(self, name, files, *, kind="model", restricted="", branch="main"):
         """Commit a folder, or contents by path, to a repository; return the commit."""

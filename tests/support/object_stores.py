@@ -6,13 +6,13 @@ import http.server
 import itertools
 import os
 import socket
-import threading
 import time
 import urllib.parse
 
 import pytest
 
 from blip2_jax.parallel.store_retries import PATIENCE
+from tests.support.local_server import LocalServer
 from tests.support.processes import free_port
 
 CREDENTIALS = {
@@ -98,7 +98,7 @@ def use_store(url, monkeypatch):
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-class FlakyProxy:
+class FlakyProxy(LocalServer):
     """An HTTP proxy in front of an emulator, which fails as it is told.
 
     Attributes:
@@ -119,16 +119,7 @@ class FlakyProxy:
         self._target = urllib.parse.urlsplit(target)
         self._count = itertools.count(1)
         self._kinds = itertools.cycle(("503", "drop", "half", "slow"))
-        handler = type("Handler", (_Proxy,), {"proxy": self})
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(
-            target=self._http.serve_forever, args=(0.02,), daemon=True
-        ).start()
-
-    def close(self):
-        self._http.shutdown()
-        self._http.server_close()
+        super().__init__(_Proxy, "proxy")
 
     def failure(self):
         """Return how the next request fails, or ""."""
