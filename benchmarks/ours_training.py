@@ -146,7 +146,7 @@ def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
 
 def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray]:
     """Return a batch without padding for a model of these sizes."""
-    from blip2_jax.models.presets import FeaturesConfig, OPTConfig
+    from blip2_jax.models.sizes import FeaturesConfig, OPTConfig
 
     vision, language = model.vision, model.language_model
     if isinstance(vision, FeaturesConfig):

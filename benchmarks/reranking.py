@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.stage1_step import TINY_QFORMER, TINY_VISIONS
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import FeaturesConfig
 
 IMAGES, TEXTS, LENGTH = 2, 16, 35
 HEAD = ("", "ms a pair", "ratio", "peak GB")
@@ -67,7 +68,7 @@ def sizes(tiny: bool) -> dict[str, Any]:
         config = presets.Blip2Config(TINY_VISIONS["features"], TINY_QFORMER)
     else:
         vision = presets.preset("coco").vision
-        features = presets.FeaturesConfig(vision.num_tokens, vision.width)
+        features = FeaturesConfig(vision.num_tokens, vision.width)
         config = presets.Blip2Config(features, presets.QFORMER_BASE)
     return presets.to_plain(config)
 

@@ -18,17 +18,18 @@ from typing import Any
 
 from benchmarks import harness
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import FeaturesConfig, QFormerConfig, ViTConfig
 
 ROWS, TEXT = 8, 32
 VISIONS: dict[str, Any] = {
-    "features": presets.FeaturesConfig(257, 1408),
-    "vit_s": presets.ViTConfig(width=384, depth=12, heads=6, mlp_dim=1536),
+    "features": FeaturesConfig(257, 1408),
+    "vit_s": ViTConfig(width=384, depth=12, heads=6, mlp_dim=1536),
 }
 TINY_VISIONS: dict[str, Any] = {
-    "features": presets.FeaturesConfig(5, 24),
-    "vit_s": presets.ViTConfig(24, 2, 2, 48, image_size=28),
+    "features": FeaturesConfig(5, 24),
+    "vit_s": ViTConfig(24, 2, 2, 48, image_size=28),
 }
-TINY_QFORMER = presets.QFormerConfig(
+TINY_QFORMER = QFormerConfig(
     32, 2, 2, 64, num_queries=4, vocab_size=120, max_positions=48, projection_dim=16
 )
 TITLES = {

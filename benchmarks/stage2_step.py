@@ -18,15 +18,16 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config
 
 TOKENS = {"opt": {"text": 32}, "t5": {"text": 16, "target": 16}}
-LANGUAGE: dict[str, presets.LanguageModelConfig] = {
+LANGUAGE: dict[str, LanguageModelConfig] = {
     "opt": presets.OPT_125M,
     "t5": presets.FLAN_T5_BASE,
 }
-TINY_LANGUAGE: dict[str, presets.LanguageModelConfig] = {
-    "opt": presets.OPTConfig(32, 2, 2, 64, vocab_size=100),
-    "t5": presets.T5Config(32, 2, 2, 64, head_width=16, vocab_size=100),
+TINY_LANGUAGE: dict[str, LanguageModelConfig] = {
+    "opt": OPTConfig(32, 2, 2, 64, vocab_size=100),
+    "t5": T5Config(32, 2, 2, 64, head_width=16, vocab_size=100),
 }
 SIZES = {"opt": "OPT-125m", "t5": "T5-base"}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.training.train_config import ConfigError
 
 # Weights. The folders of BERT and of language models hold their tokenizers too.

@@ -31,6 +31,7 @@ from blip2_jax.data.text.prompts import QUESTION_PROMPT
 from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.planning.batch_fit import fitting_batch_size, usable_memory
 from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.train_config import ConfigError, default_config, read_config
@@ -141,7 +142,7 @@ def check_purpose(
     texts = "questions" if purpose == "vqa" else "captions"
     if not getattr(layout, texts):
         raise ConfigError(f"{args.data} has no {texts}, which {purpose} needs")
-    if isinstance(source.config.vision, presets.FeaturesConfig):
+    if isinstance(source.config.vision, FeaturesConfig):
         raise ConfigError(
             f"{args.model} was trained on precomputed features, not on images"
         )
@@ -194,7 +195,7 @@ def set_data(
         config.data.prefix_split = "none"  # only the prompt precedes the caption
     config.data.train = (train,)
     vision = source.config.vision
-    assert isinstance(vision, presets.ViTConfig)  # see `check_purpose`
+    assert isinstance(vision, ViTConfig)  # see `check_purpose`
     config.data.image.size = vision.image_size
     config.data.max_text_length = {
         "caption": 32,

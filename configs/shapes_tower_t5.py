@@ -14,7 +14,8 @@ quarter of the size, trained for 5,000 steps with 70 % questions.
 from ml_collections import ConfigDict
 
 from blip2_jax.configs import shapes_tower_opt
-from blip2_jax.models.presets import T5Config, preset
+from blip2_jax.models.presets import preset
+from blip2_jax.models.sizes import T5Config
 
 
 def get_config(size: str = "") -> ConfigDict:

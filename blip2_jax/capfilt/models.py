@@ -19,7 +19,7 @@ from blip2_jax.inference.blip_captioner import BlipCaptioner
 from blip2_jax.inference.clip_scorer import ClipScorer
 from blip2_jax.inference.model import Blip2, check_seed
 from blip2_jax.inference.retriever import Blip2Retriever
-from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 
 Pixels = UInt8[Array, "height width 3"]
 

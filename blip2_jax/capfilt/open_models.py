@@ -24,7 +24,7 @@ from blip2_jax.inference.load_capfilt import load_captioner, load_clip
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.inference.shipped_models import SHIPPED_MODELS
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.training.checkpoints import is_run
 
 

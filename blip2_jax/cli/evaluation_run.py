@@ -49,7 +49,7 @@ from blip2_jax.inference.load import ExtraWeights, load, open_model
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.vqa import VARIANTS
-from blip2_jax.models.presets import FeaturesConfig, ViTConfig
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.paths import as_path, is_remote
 from blip2_jax.parallel.user_cache import user_cache_directory

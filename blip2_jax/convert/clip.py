@@ -26,7 +26,7 @@ from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.tables import capfilt_settings as settings
 from blip2_jax.convert.tables.name_table import Rule, linear, norm
 from blip2_jax.convert.tables.towers import clip_huggingface_rules, clip_text_rules
-from blip2_jax.models.presets import ACTIVATIONS, ViTConfig
+from blip2_jax.models.sizes import ACTIVATIONS, ViTConfig
 from blip2_jax.models.vision.clip import Clip, ClipConfig
 from blip2_jax.models.vision.dual_encoder import TextTowerConfig
 from blip2_jax.nn.trees import flatten

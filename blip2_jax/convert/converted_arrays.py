@@ -38,7 +38,7 @@ from blip2_jax.convert.tables.name_table import (
     Transform,
     shorten,
 )
-from blip2_jax.models.presets import FeaturesConfig, ViTConfig
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 
 ROWS_TO_COMPARE = 4096  # of two token tables at a time
 

@@ -21,8 +21,8 @@ from blip2_jax.convert.declared_sizes import (
 )
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.tables import huggingface_settings as settings
-from blip2_jax.models.presets import (
-    Blip2Config,
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import (
     LanguageModelConfig,
     OPTConfig,
     QFormerConfig,

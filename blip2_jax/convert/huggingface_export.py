@@ -28,7 +28,7 @@ from blip2_jax.data.text.tokenizers import (
     load_tokenizer,
     tokenizer_directory,
 )
-from blip2_jax.models.presets import OPTConfig, T5Config, ViTConfig
+from blip2_jax.models.sizes import OPTConfig, T5Config, ViTConfig
 
 IMAGE_TOKEN = "<image>"  # stands for one query in transformers' prompts
 STAGE1, STAGE2 = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"

@@ -24,7 +24,8 @@ from blip2_jax.convert.tables.lavis import (
 )
 from blip2_jax.convert.tables.name_table import Arrays, Rule, Transform, linear, split
 from blip2_jax.convert.tables.towers import tie_missing_t5_head
-from blip2_jax.models.presets import Blip2Config, T5Config, ViTConfig
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import T5Config, ViTConfig
 
 BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
 DEFAULT_IMAGE_SIZE = 224  # of transformers' `Blip2VisionConfig`

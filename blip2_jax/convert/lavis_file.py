@@ -30,13 +30,8 @@ from blip2_jax.convert.tables.lavis import (
 )
 from blip2_jax.convert.tables.name_table import Array, Rule
 from blip2_jax.convert.towers import language_part, vision_part
-from blip2_jax.models.presets import (
-    PRESETS,
-    RELEASED,
-    Blip2Config,
-    OPTConfig,
-    ViTConfig,
-)
+from blip2_jax.models.presets import PRESETS, RELEASED, Blip2Config
+from blip2_jax.models.sizes import OPTConfig, ViTConfig
 
 # Arrays that a file has if and only if its model has them.
 STAGE_ARRAYS = {"opt_proj.weight", "t5_proj.weight", "itm_head.weight"}

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from blip2_jax.convert.files.checkpoint_files import LazyArrays, SourceError
-from blip2_jax.models.presets import Blip2Config, FeaturesConfig, ViTConfig
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 
 CUBIC = -0.75
 POSITIONS = "visual_encoder/position_embedding"  # path of the parameter

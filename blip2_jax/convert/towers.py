@@ -10,7 +10,7 @@ from blip2_jax.convert.detect import VISION, expect_kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.tables import bert, towers
 from blip2_jax.convert.tables.name_table import Rule
-from blip2_jax.models.presets import (
+from blip2_jax.models.sizes import (
     FeaturesConfig,
     LanguageModelConfig,
     OPTConfig,

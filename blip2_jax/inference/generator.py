@@ -32,7 +32,7 @@ from blip2_jax.generation.decoding_plan import (
 from blip2_jax.inference import dialogue, inputs, programs
 from blip2_jax.inference.model import Blip2, PromptArrays, Questions
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.presets import (
+from blip2_jax.models.sizes import (
     FeaturesConfig,
     LanguageModelConfig,
     OPTConfig,

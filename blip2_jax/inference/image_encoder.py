@@ -22,7 +22,8 @@ from blip2_jax.convert.native_folder import Manifest, is_native_folder, manifest
 from blip2_jax.inference.load import named_sizes, open_model
 from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.models import presets
-from blip2_jax.models.presets import Blip2Config, ViTConfig
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
 from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.nn.trees import flatten, unflatten

@@ -14,7 +14,7 @@ from blip2_jax.inference import inputs
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 
 _DIGITS = 4  # of scores: further ones depend on the device
 

@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.user_images import as_numpy, as_pixels
-from blip2_jax.models.presets import FeaturesConfig, ViTConfig
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 
 LENGTH_STEP = 8  # token arrays are padded to a multiple of this
 T = TypeVar("T")

@@ -38,7 +38,7 @@ from blip2_jax.generation.lavis_defaults import lavis_defaults
 from blip2_jax.inference import embeddings, inputs
 from blip2_jax.inference.describe import describe_model
 from blip2_jax.models.blip2 import Blip2Base
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.parallel import hosts, sharding
 
 # Token arrays of a batch of prompts; their number depends on the model.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.losses.objectives import lm_loss
-from blip2_jax.models.presets import LanguageModelConfig, OPTConfig, T5Config
+from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config
 from blip2_jax.nn.layers import INITIAL_STD, scale_matrices
 
 

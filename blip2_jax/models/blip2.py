@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from blip2_jax.models.presets import Blip2Config, FeaturesConfig
+from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.qformer.qformer import ImageKeyValues, QFormer
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
 from blip2_jax.nn.folded_norm import FoldedLayerNorm
 from blip2_jax.nn.layers import INITIAL_STD, normal

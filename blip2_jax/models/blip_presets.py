@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from blip2_jax.models.presets import Sizes, ViTConfig
+from blip2_jax.models.sizes import Sizes, ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)

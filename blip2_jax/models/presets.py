@@ -1,4 +1,4 @@
-"""The sizes of all named models, as frozen dataclasses.
+"""The sizes of all named models.
 
 Sizes follow Li et al. 2023 (BLIP-2) and the public configurations of the frozen models.
 A `Blip2Config` describes one complete model. `PRESETS` holds the released models and
@@ -8,188 +8,18 @@ the small ones of the shapes world.
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from blip2_jax.data.dataclass_options import from_options
-
-# Keys of `nn.layers.ACTIVATIONS`, repeated because importing those takes seconds.
-ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu")
-# Largest values of sizes that take time or memory before any weights are read.
-LIMITS = {"depth": 1000, "decoder_depth": 1000, "image_size": 2**14}
-MAX_SIZE = 2**31 - 1
-
-
-class Sizes:
-    """Base of all sizes of a part; checks the fields when they are set."""
-
-    def __post_init__(self) -> None:
-        """Check types and ranges of all fields.
-
-        Raises:
-          ValueError: a field is impossible; the message names it and its value.
-        """
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            expected = _expected(field.name, str(field.type), value)
-            if expected:
-                raise ValueError(f"{field.name} is {value!r}; it must be {expected}")
-        width, heads = getattr(self, "width", 0), getattr(self, "heads", 1)
-        if not hasattr(self, "head_width") and width % heads:
-            raise ValueError(f"width {width} is no multiple of heads {heads}")
-
-
-def _expected(name: str, annotation: str, value: Any) -> str:
-    """Describe what a field must be; "" if its value is possible."""
-    kind, _, optional = annotation.partition(" | ")
-    if optional and value is None:
-        return ""
-    if kind == "int":
-        low, high = int(not name.endswith("_id")), LIMITS.get(name, MAX_SIZE)
-        is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        is_possible = is_int and low <= value <= high
-        return "" if is_possible else f"an integer from {low} to {high}"
-    if kind == "float":
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return "" if is_number and 0 <= value < math.inf else "a number from 0 on"
-    if name == "activation":
-        return "" if value in ACTIVATIONS else f"one of {', '.join(ACTIVATIONS)}"
-    if kind == "bool":
-        return "" if isinstance(value, bool) else "true or false"
-    return ""
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig(Sizes):
-    """Sizes of a frozen vision transformer; all tokens of its last block are output."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    image_size: int = 224
-    patch_size: int = 14
-    activation: str = "gelu"  # "gelu" is exact; see ACTIVATIONS
-    layer_norm_eps: float = 1e-6
-    key_bias: bool = False  # EVA-CLIP has q and v bias but no k bias
-    patch_bias: bool = True
-    pre_norm: bool = False  # CLIP normalises before the first block
-
-    def __post_init__(self) -> None:
-        """Check the fields; see `Sizes`."""
-        super().__post_init__()
-        if self.patch_size > self.image_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} exceeds image_size {self.image_size}"
-            )
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches of an image."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of patches, plus one for the class token."""
-        return self.num_patches + 1
-
-
-@dataclasses.dataclass(frozen=True)
-class FeaturesConfig(Sizes):
-    """Sizes of precomputed image features that replace a vision tower."""
-
-    num_tokens: int
-    width: int
-
-
-@dataclasses.dataclass(frozen=True)
-class QFormerConfig(Sizes):
-    """BERT-base with cross-attention in blocks 0, 2, 4, ... (paper section 3.1)."""
-
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_dim: int = 3072
-    cross_attention_every: int = 2
-    num_queries: int = 32
-    vocab_size: int = 30523  # BERT's 30522 and [DEC]
-    max_positions: int = 512
-    projection_dim: int = 256  # the width of the ITC space
-    layer_norm_eps: float = 1e-12
-    dropout: float = 0.1
-    # Deviation of new matrices, including the projections of its outputs. BERT's value
-    # suits width 768; a narrow Q-Former starts to use the image early only with about
-    # width**-0.5.
-    initial_std: float = 0.02
-    activation: str = "gelu"  # of both feed-forward networks and of the head
-
-
-@dataclasses.dataclass(frozen=True)
-class OPTConfig(Sizes):
-    """Sizes of a decoder-only language model of the OPT family."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    vocab_size: int = 50272
-    max_positions: int = 2048
-    embed_width: int | None = None  # OPT-350m embeds in 512 and projects to 1024
-    pre_norm: bool = True  # OPT-350m is post-norm, without a final norm
-    dropout: float = 0.1
-    pad_id: int = 1
-    bos_id: int = 2
-    tied_head: bool = True  # the head is the token table, as in all released sizes
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the input embeddings, and so of the projected queries."""
-        return self.embed_width or self.width
-
-
-@dataclasses.dataclass(frozen=True)
-class T5Config(Sizes):
-    """Sizes of an encoder-decoder language model of the T5-v1.1 / FlanT5 family."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    head_width: int = 64
-    decoder_depth: int | None = None  # None = `depth`
-    vocab_size: int = 32128
-    activation: str = "gelu"  # the original forces exact GELU; "gelu_new" is T5's
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    layer_norm_eps: float = 1e-6
-    dropout: float = 0.1
-    pad_id: int = 0
-    eos_id: int = 1
-    decoder_start_id: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the fields; see `Sizes`."""
-        super().__post_init__()
-        if self.relative_buckets < 4:
-            raise ValueError(
-                f"relative_buckets is {self.relative_buckets}; it must be 4 or more, "
-                "because the encoder gives half of them to each direction"
-            )
-        if self.relative_max_distance <= self.relative_buckets // 2:
-            raise ValueError(
-                f"relative_max_distance is {self.relative_max_distance}; it must "
-                f"exceed half of the {self.relative_buckets} relative_buckets"
-            )
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the input embeddings, and so of the projected queries."""
-        return self.width
-
-
-LanguageModelConfig = OPTConfig | T5Config
+from blip2_jax.models.sizes import (
+    FeaturesConfig,
+    LanguageModelConfig,
+    OPTConfig,
+    QFormerConfig,
+    T5Config,
+    ViTConfig,
+)
 
 # Config classes by the `kind` that configurations and files name.
 PARTS: dict[str, type] = {

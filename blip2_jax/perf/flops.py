@@ -8,8 +8,8 @@ feed-forward width, s the number of tokens and L the number of layers.
 
 from __future__ import annotations
 
-from blip2_jax.models.presets import (
-    Blip2Config,
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import (
     FeaturesConfig,
     OPTConfig,
     QFormerConfig,

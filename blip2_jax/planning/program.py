@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.data_config import format_family
 from blip2_jax.data.text import prompts
-from blip2_jax.models import presets
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.parallel import sharding
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.state import TrainState
@@ -107,7 +107,7 @@ def batch_shapes(
         batch[name] = shape(dtype, lengths.get(part, length))
     if not task.batch_format.startswith("text_"):
         vision = model_config(config.model).vision
-        if isinstance(vision, presets.FeaturesConfig):
+        if isinstance(vision, FeaturesConfig):
             sizes = (vision.num_tokens, vision.width)
             batch["features"] = shape(compute_dtype(config), *sizes)
         else:

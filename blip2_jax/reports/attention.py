@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.load import load
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.reports.record_images import RecordImages
 from blip2_jax.reports.template import AttentionMaps
 from blip2_jax.training.checkpoints import parse_checkpoint

@@ -17,7 +17,7 @@ from blip2_jax.convert.model_source import TOWER_PREFIXES
 from blip2_jax.convert.native_folder import Manifest, manifest_entry
 from blip2_jax.data.feature_manifest import read_manifest
 from blip2_jax.data.feature_origin import FeatureOrigin
-from blip2_jax.models.presets import FeaturesConfig, ViTConfig
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.nn.trees import Tree, flatten
 from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.frozen import Arrays

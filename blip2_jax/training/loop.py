@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.trees import matches, merge
 from blip2_jax.parallel import hosts, sharding

@@ -32,6 +32,7 @@ from blip2_jax.models.blip2 import Blip2Base, init_params, parameter_shapes
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.language.interface import build_language_model
+from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, ViTConfig
 from blip2_jax.models.vision.dual_encoder import (
     DualEncoder,
     TextTowerConfig,
@@ -214,7 +215,7 @@ def _contrast(config: ConfigDict) -> Task:
     """Build the task that trains an image encoder on captions, to be frozen later."""
     sizes = model_config(config.model)
     options = _options(ContrastOptions, config.objective)
-    if not isinstance(sizes.vision, presets.ViTConfig):
+    if not isinstance(sizes.vision, ViTConfig):
         raise ValueError(
             "the contrast task trains an image encoder; config.model.overrides.vision "
             "is of kind 'features'"
@@ -291,7 +292,7 @@ def module_kwargs(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
+def _language_sizes(sizes: presets.Blip2Config) -> LanguageModelConfig:
     """Return the sizes of the language model, which the task requires."""
     if sizes.language_model is None:
         raise ValueError(
@@ -301,9 +302,9 @@ def _language_sizes(sizes: presets.Blip2Config) -> presets.LanguageModelConfig:
     return sizes.language_model
 
 
-def _family(language: presets.LanguageModelConfig) -> BatchFormat:
+def _family(language: LanguageModelConfig) -> BatchFormat:
     """Return the batch format of a language model."""
-    is_decoder = isinstance(language, presets.OPTConfig)
+    is_decoder = isinstance(language, OPTConfig)
     return "decoder" if is_decoder else "encoder_decoder"
 
 

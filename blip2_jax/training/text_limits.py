@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.data.text.tokenizers import load_tokenizer
-from blip2_jax.models.presets import OPTConfig
+from blip2_jax.models.sizes import OPTConfig
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.train_config import ConfigError
 

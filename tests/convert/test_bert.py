@@ -12,7 +12,8 @@ from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceErro
 from blip2_jax.convert.towers import bert_part
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.presets import Blip2Config, FeaturesConfig, QFormerConfig
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import FeaturesConfig, QFormerConfig
 from blip2_jax.nn import trees
 from tests.support import peer_models as peers
 from tests.support.tolerances import assert_values

@@ -14,7 +14,7 @@ from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.model_source import build_model
 from blip2_jax.convert.tables import huggingface_settings as settings
 from blip2_jax.inference.load import ExtraWeights, open_model
-from blip2_jax.models import presets
+from blip2_jax.models.sizes import ACTIVATIONS
 from blip2_jax.nn import layers
 from blip2_jax.nn.trees import unflatten
 from tests.support import peer_models as peers
@@ -121,7 +121,7 @@ def project(source, images):
     return run(params, images)
 
 
-@pytest.mark.parametrize("name", [n for n in presets.ACTIVATIONS if n != "gelu"])
+@pytest.mark.parametrize("name", [n for n in ACTIVATIONS if n != "gelu"])
 def test_the_qformer_activation_equals_transformers(folders, tmp_path, name):
     torch, transformers = peers.torch_and_transformers()
     folder = changed(
@@ -140,7 +140,7 @@ def test_the_qformer_activation_equals_transformers(folders, tmp_path, name):
 
 
 def test_activations_are_those_of_the_layers():
-    assert set(presets.ACTIVATIONS) == set(layers.ACTIVATIONS)
+    assert set(ACTIVATIONS) == set(layers.ACTIVATIONS)
 
 
 def test_an_opt_head_that_is_not_tied_equals_transformers(folders, tmp_path):

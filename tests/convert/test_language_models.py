@@ -12,14 +12,13 @@ from blip2_jax.convert.tables import lavis, name_table
 from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.convert.tables.towers import language_model_rules
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.presets import (
-    Blip2Config,
+from blip2_jax.models.presets import Blip2Config, preset
+from blip2_jax.models.sizes import (
     FeaturesConfig,
     OPTConfig,
     QFormerConfig,
     T5Config,
     ViTConfig,
-    preset,
 )
 from tests.support import golden_stage2 as golden
 from tests.support.tolerances import assert_values

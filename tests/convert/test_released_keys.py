@@ -11,7 +11,8 @@ from blip2_jax.convert.huggingface_folder import huggingface_rules
 from blip2_jax.convert.lavis_file import lavis_arrays, lavis_rules, released_sizes
 from blip2_jax.convert.model_source import TOWERS, ModelSource, expected_shapes
 from blip2_jax.convert.tables import lavis
-from blip2_jax.models.presets import PRESETS, RELEASED, OPTConfig, preset
+from blip2_jax.models.presets import PRESETS, RELEASED, preset
+from blip2_jax.models.sizes import OPTConfig
 from tests.support import peer_models as peers
 from tests.support.goldens import GOLDENS
 

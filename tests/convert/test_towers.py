@@ -11,7 +11,8 @@ from blip2_jax.convert.converted_arrays import ConvertedArrays
 from blip2_jax.convert.detect import DESCRIPTIONS, KINDS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.towers import vision_part
-from blip2_jax.models.presets import EVA_VIT_G, FeaturesConfig, ViTConfig
+from blip2_jax.models.presets import EVA_VIT_G
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.nn import trees
 from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers

@@ -16,7 +16,8 @@ from blip2_jax.inference.inputs import batches
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.presets import Blip2Config, FeaturesConfig
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.models.vision.vit import IMAGE_MEAN, IMAGE_STD
 from tests.support import golden_stage1, golden_stage2, tolerances
 from tests.support.golden_language import tokenizer as word_tokenizer

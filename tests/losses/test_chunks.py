@@ -14,7 +14,7 @@ from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
 from blip2_jax.losses.stage1_chunks import stage1_in_chunks
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn.trees import flatten, split
 from blip2_jax.parallel import sharding
 from blip2_jax.training.step import loss_and_gradients

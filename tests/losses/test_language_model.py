@@ -11,7 +11,7 @@ from blip2_jax.losses.language_model import (
     sinusoids,
 )
 from blip2_jax.models.language.interface import build_language_model
-from blip2_jax.models.presets import OPTConfig, T5Config
+from blip2_jax.models.sizes import OPTConfig, T5Config
 
 OPT = OPTConfig(32, 2, 2, 64, vocab_size=50, max_positions=24, dropout=0.0)
 T5 = T5Config(32, 2, 2, 64, head_width=16, vocab_size=50, dropout=0.0)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from blip2_jax.losses.stage1 import Stage1Options, stage1_loss
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.parallel.sharding import make_mesh
 from tests.support.golden_stage1 import config
 

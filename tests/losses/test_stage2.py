@@ -11,12 +11,8 @@ from blip2_jax.convert.tables import name_table
 from blip2_jax.losses.stage2 import Stage2Options, stage2_loss
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.presets import (
-    Blip2Config,
-    FeaturesConfig,
-    OPTConfig,
-    QFormerConfig,
-)
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import FeaturesConfig, OPTConfig, QFormerConfig
 from tests.support import golden_stage2 as golden
 from tests.support.tolerances import assert_gradients, assert_values
 

@@ -8,7 +8,7 @@ import pytest
 
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from tests.support.golden_stage1 import batch_of, config, load_case, model, params
 from tests.support.tolerances import assert_values
 

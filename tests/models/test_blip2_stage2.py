@@ -14,13 +14,8 @@ from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.language.input_sequence import queries_then_text
-from blip2_jax.models.presets import (
-    PRESETS,
-    RELEASED,
-    Blip2Config,
-    FeaturesConfig,
-    preset,
-)
+from blip2_jax.models.presets import PRESETS, RELEASED, Blip2Config, preset
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn import trees
 from tests.support import golden_stage2 as golden
 from tests.support.goldens import GOLDENS

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.models.vision.dual_encoder import (
     PATCH_STD,
     POSITION_STD,

@@ -11,7 +11,7 @@ from blip2_jax.convert.tables import name_table
 from blip2_jax.convert.tables.towers import opt_rules
 from blip2_jax.models import presets
 from blip2_jax.models.language.opt import OPT
-from blip2_jax.models.presets import OPTConfig
+from blip2_jax.models.sizes import OPTConfig
 from tests.support.decoding_steps import fork, histories, run_steps
 from tests.support.tolerances import assert_values
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blip2_jax.models.presets import QFormerConfig
 from blip2_jax.models.qformer.qformer import QFormer
+from blip2_jax.models.sizes import QFormerConfig
 from blip2_jax.nn.folded_norm import Normed
 from blip2_jax.nn.kv_cache import init_generated
 

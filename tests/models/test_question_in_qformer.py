@@ -11,7 +11,8 @@ from blip2_jax.inference.generator import prefill_language_model
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.presets import Blip2Config, FeaturesConfig, OPTConfig, T5Config
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import FeaturesConfig, OPTConfig, T5Config
 from blip2_jax.nn.trees import flatten, unflatten
 from tests.support import decoding_steps as decoding
 from tests.support import golden_stage1

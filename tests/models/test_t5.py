@@ -13,7 +13,7 @@ from blip2_jax.convert.tables.towers import t5_rules
 from blip2_jax.models import presets
 from blip2_jax.models.language.t5 import T5, distances
 from blip2_jax.models.language.t5_block import relative_buckets
-from blip2_jax.models.presets import T5Config
+from blip2_jax.models.sizes import T5Config
 from tests.support.decoding_steps import fork, histories, run_steps
 from tests.support.tolerances import assert_values
 

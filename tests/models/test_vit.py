@@ -7,7 +7,7 @@ import pytest
 
 from blip2_jax.convert.tables.name_table import to_ours_complete
 from blip2_jax.convert.tables.towers import clip_rules
-from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.models.vision.vit import (
     IMAGE_MEAN,
     IMAGE_STD,

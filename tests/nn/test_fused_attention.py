@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as kernel
 
-from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.models.vision.vit import VisionTransformer
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.attention import attention

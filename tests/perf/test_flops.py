@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import FeaturesConfig, OPTConfig
 from blip2_jax.parallel import sharding
 from blip2_jax.perf import dot_count, flops
 from blip2_jax.training.initial_params import parameter_shapes
@@ -279,7 +280,7 @@ def test_stage1_step_at_full_width(name, depth, devices):
 def test_stage2_step_at_full_width(name, depth):
     """Every released size with 24 tokens (encoder-decoder: half input, half target)."""
     config = at_full_width(name, depth)
-    decoder_only = isinstance(presets.PRESETS[name].language_model, presets.OPTConfig)
+    decoder_only = isinstance(presets.PRESETS[name].language_model, OPTConfig)
     text, target = (24, 0) if decoder_only else (12, 12)
     sums, task = count(config, text, target)
     terms = flops.stage2(task.model.config, text, target)
@@ -361,6 +362,6 @@ def test_the_gradient_of_one_frozen_matrix_is_detected(task, matrix, term):
 
 def test_features_need_no_image_encoder():
     config = presets.Blip2Config(
-        presets.FeaturesConfig(49, 1280), dataclasses.replace(presets.QFORMER_BASE)
+        FeaturesConfig(49, 1280), dataclasses.replace(presets.QFORMER_BASE)
     )
     assert flops.stage1(config, 32)["vit"] == 0

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 
 from blip2_jax.convert.tables import lavis, name_table
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.models.presets import Blip2Config, QFormerConfig, ViTConfig
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import QFormerConfig, ViTConfig
 from tests.support.goldens import GOLDENS
 
 STAGE1 = GOLDENS / "stage1_a"

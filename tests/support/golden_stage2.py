@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from blip2_jax.convert.tables import lavis, name_table
 from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.presets import Blip2Config, OPTConfig, QFormerConfig, T5Config
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import OPTConfig, QFormerConfig, T5Config
 from tests.support.golden_stage1 import vision
 from tests.support.goldens import GOLDENS
 

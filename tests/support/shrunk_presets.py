@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.training.tasks import model_config
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16}
@@ -23,7 +24,7 @@ def shrunk(config: ConfigDict) -> ConfigDict:
         load_tokenizer(spec, language_model=not spec.endswith("bert")).vocab_size
     )
     vision = {"kind": "features", "num_tokens": 4, "width": 16}
-    if isinstance(sizes.vision, presets.ViTConfig):
+    if isinstance(sizes.vision, ViTConfig):
         vision = {"kind": "vit", **dataclasses.asdict(sizes.vision), **SMALL, **PATCHED}
     qformer = SMALL | {"vocab_size": words("shapes:bert"), "projection_dim": 8}
     parts = {"vision": vision, "qformer": qformer | {"num_queries": 3}}

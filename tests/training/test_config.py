@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.cli.config_options import list_configs
 from blip2_jax.data.pipeline import training_batches
-from blip2_jax.models.presets import FeaturesConfig
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn.trees import flatten
 from blip2_jax.parallel.sharding import make_global_batch, make_mesh
 from blip2_jax.training import train_config as configuration

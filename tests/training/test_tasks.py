@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from blip2_jax.models import presets
+from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.training import tasks
 from blip2_jax.training.initial_params import parameter_shapes
 from blip2_jax.training.train_config import default_config
@@ -103,7 +104,7 @@ def test_a_part_of_another_kind_is_complete():
     config = config_of("stage1")
     features = {"kind": "features", "num_tokens": 49, "width": 1280}
     config.model.overrides = {"vision": features}
-    expected = presets.FeaturesConfig(49, 1280)
+    expected = FeaturesConfig(49, 1280)
     assert tasks.model_config(config.model).vision == expected
 
 

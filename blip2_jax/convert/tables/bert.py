@@ -16,7 +16,7 @@ import numpy as np
 
 from blip2_jax.convert.tables import lavis
 from blip2_jax.convert.tables.name_table import Array, Arrays, Rule, Transform
-from blip2_jax.models.presets import QFormerConfig
+from blip2_jax.models.sizes import QFormerConfig
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 # Patterns of BERT's arrays that have no place in the Q-Former.

@@ -16,12 +16,8 @@ from blip2_jax.convert.tables.towers import (
     eva_rules,
     language_model_rules,
 )
-from blip2_jax.models.presets import (
-    Blip2Config,
-    OPTConfig,
-    QFormerConfig,
-    ViTConfig,
-)
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import OPTConfig, QFormerConfig, ViTConfig
 
 # A buffer 0, 1, 2, ... in checkpoints of older versions; it holds no parameter.
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"

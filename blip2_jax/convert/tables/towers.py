@@ -26,12 +26,7 @@ from blip2_jax.convert.tables.name_table import (
     patch_kernel,
     split,
 )
-from blip2_jax.models.presets import (
-    LanguageModelConfig,
-    OPTConfig,
-    T5Config,
-    ViTConfig,
-)
+from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config, ViTConfig
 from blip2_jax.models.vision.dual_encoder import TextTowerConfig
 
 

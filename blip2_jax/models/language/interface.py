@@ -6,7 +6,8 @@ only to read embeddings instead of ids. A new family consists of
 - one module with the methods of `LanguageModel`, as `opt.py` or `t5.py`, and one line
   in `build_language_model`;
 - one table of parameter names in `convert/tables`;
-- its preset: a config class and sizes in `models/presets.py`, listed in `PARTS`.
+- its config class in `models/sizes.py`, listed in `presets.PARTS`, and named sizes in
+  `models/presets.py`.
 
 Code that chooses between decoder-only and encoder-decoder models by their config class
 must know the new class: `training/tasks.py`, `inference/generator.py`,
@@ -36,7 +37,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.language.opt import OPT
 from blip2_jax.models.language.t5 import T5
-from blip2_jax.models.presets import LanguageModelConfig, OPTConfig, T5Config
+from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config
 from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
 
 

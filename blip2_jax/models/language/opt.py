@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.language.input_sequence import last_real_token, queries_then_text
-from blip2_jax.models.presets import OPTConfig
+from blip2_jax.models.sizes import OPTConfig
 from blip2_jax.nn.attention import KeyValue
 from blip2_jax.nn.cpu_decoding import matvec
 from blip2_jax.nn.dropout import dropout, split_key

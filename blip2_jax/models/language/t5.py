@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.language.input_sequence import queries_then_text
 from blip2_jax.models.language.t5_block import T5Block, relative_buckets, rms_norm
-from blip2_jax.models.presets import T5Config
+from blip2_jax.models.sizes import T5Config
 from blip2_jax.nn.attention import DecodeBiases
 from blip2_jax.nn.cpu_decoding import matvec
 from blip2_jax.nn.dropout import dropout, split_key

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip2_jax.models.presets import T5Config
+from blip2_jax.models.sizes import T5Config
 from blip2_jax.nn.attention import KeyValue, attention, cached_attention
 from blip2_jax.nn.dropout import dropout, split_key
 from blip2_jax.nn.kv_cache import (

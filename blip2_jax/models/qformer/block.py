@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from blip2_jax.models.presets import QFormerConfig
+from blip2_jax.models.sizes import QFormerConfig
 from blip2_jax.nn.attention import KeyValue, attention, attention_weights
 from blip2_jax.nn.dropout import dropout, split_key
 from blip2_jax.nn.folded_norm import Normed

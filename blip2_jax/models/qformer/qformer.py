@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.blip_presets import BertDecoderConfig
-from blip2_jax.models.presets import QFormerConfig
 from blip2_jax.models.qformer.block import ALL_TO_ALL, AttentionSpan, QFormerLayer
+from blip2_jax.models.sizes import QFormerConfig
 from blip2_jax.nn import masks
 from blip2_jax.nn.attention import KeyValue
 from blip2_jax.nn.dropout import dropout, split_key

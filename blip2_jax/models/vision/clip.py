@@ -10,7 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from blip2_jax.models.presets import CLIP_VIT_L, ViTConfig
+from blip2_jax.models.presets import CLIP_VIT_L
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.models.vision.dual_encoder import TextTower, TextTowerConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
 from blip2_jax.nn.layers import dense, layer_norm

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from blip2_jax.models.presets import ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.nn.layers import Mlp, MultiHeadAttention, dense, layer_norm, normal
 from blip2_jax.nn.stack import Stack
 
