@@ -31,6 +31,7 @@ from blip2_jax.parallel import hosts, sharding
 from blip2_jax.parallel.files import FileFormatError, read_json
 from blip2_jax.training.checkpoints import Checkpoints, is_run
 from blip2_jax.training.tasks import model_config
+from blip2_jax.training.train_config import read_config
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "data" / "shapes" / "weights"
 SOURCES = "sources.json"  # in the directory of a run
@@ -61,18 +62,19 @@ def run_arrays(run_dir: str, which: str | int = "last") -> dict[str, np.ndarray]
 
 
 def read_checkpoint(
-    run_dir: str | pathlib.Path, which: str | int, mode: str = "max"
+    run_dir: str | pathlib.Path, which: str | int
 ) -> tuple[int, dict[str, np.ndarray]]:
     """Read trainable and carried parameters of a checkpoint.
 
     Args:
       run_dir: directory of the run.
-      which: checkpoint: "best", "last" or a step.
-      mode: "max" or "min", the direction of the metric behind "best".
+      which: checkpoint: "best" by the score of the run, "last" or a step.
 
     Returns:
       The step, and the parameters by path.
     """
+    # The mode says whether a higher score is better.
+    mode = read_config(run_dir).evaluation.mode if which == "best" else "max"
     with _without_warnings():
         checkpoints = Checkpoints(run_dir, mode=mode, read_only=True)
         try:

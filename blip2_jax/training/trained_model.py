@@ -67,9 +67,7 @@ def open_run(
 
     model = build_model(sizes, question_in_qformer)
     shapes = split(parameter_shapes(model), config.frozen)
-    trained = _read_trained(
-        directory, which, config.evaluation.mode, flatten(shapes.trainable)
-    )
+    trained = _read_trained(directory, which, flatten(shapes.trainable))
     frozen = flatten(shapes.frozen)
     sources = frozen_sources(
         config, functools.partial(init_params, model), list(frozen)
@@ -139,7 +137,6 @@ class RunArrays(LazyArrays):
 def _read_trained(
     directory: pathlib.Path,
     which: str | int,
-    mode: str,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, np.ndarray]:
     """Read trainable and carried parameters of a checkpoint.
@@ -147,13 +144,12 @@ def _read_trained(
     Args:
       directory: of the run.
       which: "best", "last" or a step.
-      mode: "max" or "min", the direction of the metric behind "best".
       shapes: of the trainable parameters that the model needs, by path.
 
     Raises:
       WeightsError: a parameter is missing or has another shape.
     """
-    step, params = read_checkpoint(directory, which, mode)
+    step, params = read_checkpoint(directory, which)
     for path, expected in shapes.items():
         if path not in params or params[path].shape != expected.shape:
             actual = params[path].shape if path in params else "missing"

@@ -16,7 +16,7 @@ from blip2_jax.parallel import sharding
 from blip2_jax.training import frozen, initial_params
 from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.tasks import Task
-from blip2_jax.training.train_config import default_config
+from blip2_jax.training.train_config import default_config, write_config
 
 QUERY = {"qformer/layer_0/query_mlp/kernel": (4, 8)}
 TEXT = {"qformer/layer_0/text_mlp/kernel": (4, 8), "qformer/embeddings/word": (9, 4)}
@@ -327,3 +327,15 @@ def test_a_task_may_train_carried_parameters(stage1_run):
     for path in TEXT:
         np.testing.assert_array_equal(flatten(initial.trainable)[path], arrays[path])
     assert initial.carried == {}
+
+
+def test_the_best_checkpoint_of_a_run_may_have_the_lowest_score(tmp_path):
+    config = default_config("stage1").unlock()
+    config.evaluation.mode = "min"
+    write_config(tmp_path, config)
+    checkpoints = Checkpoints(tmp_path, mode="min")
+    for step, score in ((1, 0.5), (2, 0.9)):
+        trees = {"trainable": {"temperature": jnp.float32(step)}}
+        checkpoints.save(step, trees, {}, score)
+    checkpoints.close()
+    assert frozen.read_checkpoint(tmp_path, "best") == (1, {"temperature": 1.0})
