@@ -71,13 +71,7 @@ class RecordFiles:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        if not path.is_file():  # a named pipe would block for ever
-            raise FileNotFoundError(f"{path} does not exist or is no regular file")
-        try:
-            reader = ArrayRecordReader(name, _READER_OPTIONS)
-            found = reader.num_records()
-        except (RuntimeError, ValueError) as error:
-            raise FileFormatError(f"{path} is no ArrayRecord file: {error}") from None
+        reader, found = _open(path)
         if found != count:
             raise FileFormatError(
                 f"{path} holds {found} records, not {count}: it is truncated or damaged"
@@ -89,7 +83,14 @@ class RecordFiles:
 
 
 def count_records(path: pathlib.Path) -> int:
-    """Return the number of records of a local ArrayRecord file.
+    """Return the number of records of a local ArrayRecord file; raises as `_open`."""
+    reader, count = _open(path)
+    reader.close()
+    return count
+
+
+def _open(path: pathlib.Path) -> tuple[ArrayRecordReader, int]:
+    """Open a local ArrayRecord file and count its records.
 
     Raises:
       FileFormatError: the file is none, or is truncated.
@@ -97,12 +98,15 @@ def count_records(path: pathlib.Path) -> int:
     """
     if not path.is_file():  # a named pipe would block for ever
         raise FileNotFoundError(f"{path} does not exist or is no regular file")
-    reader = ArrayRecordReader(str(path), _READER_OPTIONS)
-    if not reader.ok():  # opening does not raise
-        raise FileFormatError(f"{path} is not a whole ArrayRecord file")
-    count = int(reader.num_records())
-    reader.close()
-    return count
+    try:
+        reader = ArrayRecordReader(str(path), _READER_OPTIONS)
+        if not reader.ok():  # opening a truncated file does not raise
+            raise ValueError("the end is missing or damaged")
+        return reader, int(reader.num_records())
+    except (RuntimeError, ValueError) as error:
+        raise FileFormatError(
+            f"{path} is not a whole ArrayRecord file: {error}"
+        ) from None
 
 
 def write_records(path: AnyPath, records: Iterable[bytes]) -> tuple[int, str]:
