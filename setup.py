@@ -18,7 +18,6 @@ DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 TEST = [
     *DOCS,
     *REMOTE,
-    "aiobotocore[boto3]",  # the boto3 that fits s3fs; pip searches for it for minutes
     "beartype",
     "datasets",  # writes a data set that a test reads
     "gcp-storage-emulator",
