@@ -184,7 +184,10 @@ def _cached_scores(query: Array, key: Array) -> Float[Array, "B H W S"]:
 
 
 def _cached_context(weights: Array, value: Array) -> Float[Array, "B W H K"]:
-    return einsum("bhws,bhsk->bwhk", weights, value)
+    by_head = einsum("bhws,bhsk->bhwk", weights, value)
+    # Without the barrier XLA's CPU backend writes the transposed result from within the
+    # matmul, which takes four times as long with several beams.
+    return jax.lax.optimization_barrier(by_head).swapaxes(1, 2)
 
 
 def _scale(query: Float[Array, "... K"], scale: float | None) -> float:
