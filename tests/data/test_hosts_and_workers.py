@@ -46,7 +46,6 @@ def source(request, tmp_path):
     if request.param == "s3":
         bucket = request.getfixturevalue("s3")
         spec["paths"] = f"{bucket.put(tmp_path / 'data', 'data')}/0*.tar"
-        spec["index_directory"] = f"{bucket.root}/index"
     return spec
 
 
