@@ -12,6 +12,7 @@ import json
 import pathlib
 
 from blip2_jax.parallel.files import FileFormatError, read_json
+from blip2_jax.parallel.paths import AnyPath
 
 _DIGESTS = "digests.json"
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -38,19 +39,28 @@ def verify_files(path: pathlib.Path) -> None:
       DamagedCheckpoint: a file is missing or has changed.
       OSError: a file cannot be read.
     """
-    try:
-        digests = dict(read_json(path / _DIGESTS))
-    except _MISSING:
-        raise DamagedCheckpoint(f"{path / _DIGESTS} is missing") from None
-    except (FileFormatError, TypeError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path / _DIGESTS} has changed: {error}") from None
-    for name, digest in digests.items():
+    for name, digest in listed_files(path).items():
         try:
             current = _digest(path / name)
         except _MISSING:
             raise DamagedCheckpoint(f"{path / name} is missing") from None
         if current != digest:
             raise DamagedCheckpoint(f"{path / name} has changed since it was written")
+
+
+def listed_files(path: AnyPath) -> dict[str, str]:
+    """Return the stored digests of a checkpoint by name of the file.
+
+    Raises:
+      DamagedCheckpoint: the list is missing or has changed.
+      OSError: it cannot be read.
+    """
+    try:
+        return dict(read_json(path / _DIGESTS))
+    except _MISSING:
+        raise DamagedCheckpoint(f"{path / _DIGESTS} is missing") from None
+    except (FileFormatError, TypeError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path / _DIGESTS} has changed: {error}") from None
 
 
 def _files(path: pathlib.Path) -> list[str]:

@@ -2,7 +2,8 @@
 
 A checkpoint is uploaded file by file. `uploaded.json` in it lists the files with their
 sizes and is written last: a checkpoint without it, or with other files, is not whole
-and is not used.
+and is not used. A run that another program copied to the store has no such files; its
+checkpoints are whole if nothing is missing of what their `digests.json` lists.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from blip2_jax.parallel.files import FileFormatError, read_json
 from blip2_jax.parallel.paths import AnyPath, as_path
 from blip2_jax.parallel.store_cache import local_copy
 from blip2_jax.parallel.store_path import StorePath
+from blip2_jax.training.checkpoint_digests import DamagedCheckpoint, listed_files
 
 CHECKPOINTS = "checkpoints"
 MARKER = "uploaded.json"
+ORBAX_METADATA = "_CHECKPOINT_METADATA"
 # What a run keeps and a reader of the run does not need.
 _NOT_READ = ("damaged", "earlier", "tensorboard", "wandb")
 Files = Mapping[str, tuple[int, str]]  # size and ETag by name (`StorePath.files`)
@@ -58,8 +61,12 @@ def whole_steps(run: StorePath, files: Files) -> list[int]:
       run: directory of the run.
       files: its files.
     """
-    steps = []
-    for step, present in sorted(_by_step(files).items()):
+    steps, checkpoints = [], _by_step(files)
+    is_copy = not any(MARKER in present for present in checkpoints.values())
+    for step, present in sorted(checkpoints.items()):
+        if is_copy and _has_listed_files(run / CHECKPOINTS / str(step), present):
+            steps.append(step)
+            continue
         if MARKER not in present:
             logger.warning("%s: checkpoint %d was not uploaded as a whole", run, step)
             continue
@@ -72,6 +79,15 @@ def whole_steps(run: StorePath, files: Files) -> list[int]:
         else:
             logger.warning("%s: checkpoint %d lacks files", run, step)
     return steps
+
+
+def _has_listed_files(checkpoint: StorePath, present: Container[str]) -> bool:
+    """Return True if the files are there that `digests.json` and orbax name."""
+    try:
+        names = listed_files(checkpoint)
+    except DamagedCheckpoint:
+        return False
+    return all(name in present for name in (*names, ORBAX_METADATA))
 
 
 def _by_step(files: Files) -> dict[int, dict[str, tuple[int, str]]]:
