@@ -42,6 +42,7 @@ from blip2_jax.models import presets
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.precision import PRECISIONS
+from blip2_jax.nn.quantized import check_scheme, quantize_parameter
 from blip2_jax.nn.trees import Tree, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.parallel.files import read_json
@@ -89,6 +90,7 @@ def load(
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    quantize: str = "",
     **extra_weights: Any,
 ) -> Blip2:
     """Load a model for inference.
@@ -109,6 +111,9 @@ def load(
         The model is sharded over all axes, rows over the first two. None: the first
         device holds the whole model.
       devices: of the mesh; None: all devices.
+      quantize: how the kernels of both towers are stored: "int8" or "int4" for memory,
+        "int8_matmul" or "fp8_matmul" for speed on devices that have such matmuls;
+        "": in the precision (see `nn.quantized`).
       **extra_weights: fields of `ExtraWeights`: `vision`, `language_model`,
         `text_branch`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
         `image_size`.
@@ -126,7 +131,7 @@ def load(
     check_keys(extra_weights, load_options(), (), "load")
     extra = from_options(ExtraWeights, extra_weights, "load")
     source = open_model(path, extra, which)
-    model = load_source(source, precision, batch_size, mesh, devices)
+    model = load_source(source, precision, batch_size, mesh, devices, quantize)
     model.origin = f"{path} ({source.origin})"
     return model
 
@@ -287,6 +292,7 @@ def load_source(
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    quantize: str = "",
 ) -> Blip2:
     """Read the parameters of an opened model one by one and place them on devices.
 
@@ -300,18 +306,21 @@ def load_source(
       batch_size: rows of the largest compiled program.
       mesh: see `load`.
       devices: see `load`.
+      quantize: see `load`.
 
     Raises:
-      ValueError: there is no such precision, or the mesh has another number of devices.
+      ValueError: there is no such precision or quantization, or the mesh has another number of devices.
     """
     precision = precision or source.precision
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
         )
+    if quantize:
+        check_scheme(quantize)
     dtype = jnp.dtype(precision)
     model = build_model(source.config, source.question_in_qformer, dtype)
-    params = _place_params(source, dtype, mesh, devices)
+    params = _place_params(source, dtype, mesh, devices, quantize)
     qformer_tokenizer = _tokenizer(source, language_model=False)
     if isinstance(model, Blip2Stage1):
         return Blip2Retriever(
@@ -349,12 +358,14 @@ def _place_params(
     dtype: jnp.dtype,
     mesh: Mapping[str, int] | None,
     devices: Sequence[jax.Device] | None,
+    quantize: str,
 ) -> Tree:
     """Read and place all parameters of a model; see `load_source`."""
     axes: dict[str, Any] = dict(mesh or {})
     device_mesh = sharding.make_mesh(**axes, devices=devices) if axes else None
     shapes = expected_shapes(source.config, source.question_in_qformer)
-    params = {}
+    schemes = dict.fromkeys(TOWERS, quantize)
+    params: dict[str, Any] = {}
     # In the order of the source: parameters that one source array holds are converted
     # together (`ConvertedArrays`).
     for path in source.arrays:
@@ -370,6 +381,7 @@ def _place_params(
             params[path] = sharding.make_sharded_array(
                 shape, NamedSharding(device_mesh, spec), read, stored
             )
+        params[path] = quantize_parameter(path, params[path], schemes)
     for path in shapes.keys() - params.keys():
         params[path] = jnp.zeros(shapes[path].shape)
     return unflatten(params)

@@ -121,8 +121,8 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def leaf_sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, parameter_spec("/".join(names), leaf.shape, mesh))
+        path = "/".join(_dict_keys(keys))
+        return NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
@@ -163,11 +163,16 @@ def gather_layer(weights: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
 
     def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        path = "/".join(["blocks", *[str(key.key) for key in keys]])
+        path = "/".join(["blocks", *_dict_keys(keys)])
         stored = parameter_spec(path, (1, *leaf.shape), mesh)
         return jax.lax.with_sharding_constraint(leaf, P(*_without_fsdp(stored)[1:]))
 
     return jax.tree_util.tree_map_with_path(gather, weights)
+
+
+def _dict_keys(keys: tuple[Any, ...]) -> list[str]:
+    """Return the names of a leaf's path, without those of quantised parts."""
+    return [str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey)]
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:

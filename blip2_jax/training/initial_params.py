@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from blip2_jax.convert.model_source import TOWER_PREFIXES
 from blip2_jax.convert.positions import notes_of
 from blip2_jax.nn import trees
+from blip2_jax.nn.quantized import quantized_shapes
 from blip2_jax.nn.trees import Tree, flatten, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.training.frozen import (
@@ -88,7 +89,27 @@ def load_frozen_parameters(
     if not shapes:
         return {}, {}
     sources = frozen_sources(config, task.init_params, list(flatten(shapes)))
-    return load_frozen(shapes, sources, compute_dtype(config), mesh, unused)
+    return load_frozen(
+        shapes, sources, compute_dtype(config), mesh, unused, frozen_schemes(config)
+    )
+
+
+def frozen_schemes(config: ConfigDict) -> dict[str, str]:
+    """Return the quantisation of frozen parameters by prefix of their paths."""
+    schemes = config.get("frozen_precision", {})  # runs of earlier versions have none
+    return {TOWER_PREFIXES[tower]: scheme for tower, scheme in schemes.items()}
+
+
+def frozen_shapes(config: ConfigDict, shapes: Tree) -> Tree:
+    """Return shapes and dtypes of frozen parameters as `load_frozen_parameters` does.
+
+    Args:
+      config: of the run.
+      shapes: `parameter_shapes(...).frozen`.
+    """
+    dtype = compute_dtype(config)
+    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    return quantized_shapes(stored, frozen_schemes(config))
 
 
 def initialise(
