@@ -309,7 +309,8 @@ def load_source(
       quantize: see `load`.
 
     Raises:
-      ValueError: there is no such precision or quantization, or the mesh has another number of devices.
+      ValueError: there is no such precision or quantization, or the mesh has another
+        number of devices.
     """
     precision = precision or source.precision
     if precision not in PRECISIONS:
