@@ -1,4 +1,4 @@
-"""Kernels of 8 and 4 bits: rounding, matmuls, gradients, and the layers that use them."""
+"""Kernels of 8 and 4 bits: rounding, matmuls, gradients, layers with them."""
 
 import flax.linen as nn
 import jax
