@@ -149,7 +149,7 @@ def check_push(arguments: argparse.Namespace) -> None:
 
     if arguments.to not in ("blip2_jax", "huggingface"):
         raise UsageError(
-            "--push uploads a model's folder: --to must be blip2_jax or huggingface"
+            "--push uploads a folder: --to must be blip2_jax or huggingface"
         )
     if arguments.push.count("/") != 1 or ":" in arguments.push:
         raise UsageError(f"--push {arguments.push!r} must have the form ORG/NAME")
