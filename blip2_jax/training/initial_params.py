@@ -211,7 +211,8 @@ def _from_sources(
             f"from {name}: left {_summary(left)}",
             *(f"from {name}: {note}" for note in notes_of(arrays)),
         ]
-    if not taken and not all(is_matrix(path) for path in params):
+    # With LoRA, all else may be frozen.
+    if not taken and not any(map(is_matrix, params)):
         raise WeightsError(f"{', '.join(sources)} hold no parameter of this model")
     # This task may train what the pattern names, as VQA trains the text branch.
     paths = (*carried, *taken)
