@@ -92,7 +92,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "docs": DOCS,
         "evaluate": ["spacy"],
-        "parity": [*TEST, "torch"],
+        "parity": [*TEST, "torch", "peft"],
         "ray": ["ray"],
         "remote": REMOTE,
         "test": TEST,

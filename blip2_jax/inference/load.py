@@ -28,6 +28,7 @@ from blip2_jax.convert.model_source import (
     build_model,
     expected_shapes,
 )
+from blip2_jax.convert.peft_adapter import AdaptedFiles
 from blip2_jax.convert.positions import config_at_size
 from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.convert.weights import text_branch_part, with_text_branch_sizes
@@ -51,7 +52,7 @@ from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.trained_model import open_run
 
 # Fields of `ExtraWeights` that do not apply to complete models of this package.
-COMPLETE = ("vision", "language_model", "text_branch", "sizes")
+COMPLETE = ("vision", "language_model", "text_branch", "lora", "sizes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ class ExtraWeights:
       language_model: the same of the language model.
       text_branch: a stage-1 file or a BERT, for a stage-2 model that lacks the
         Q-Former's text branch.
+      lora: a PEFT folder of LoRA matrices for a Hugging Face folder, merged into its
+        weights.
       qformer_tokenizer, language_tokenizer: directories, in place of the model's own.
       sizes: name of a preset or JSON file of sizes (`presets.to_plain`), for a file
         that has the sizes of no released model.
@@ -76,6 +79,7 @@ class ExtraWeights:
     vision: str = ""
     language_model: str = ""
     text_branch: str = ""
+    lora: str = ""
     qformer_tokenizer: str = ""
     language_tokenizer: str = ""
     sizes: str = ""
@@ -115,7 +119,7 @@ def load(
         "int8_matmul" or "fp8_matmul" for speed on devices that have such matmuls;
         "": in the precision (see `nn.quantized`).
       **extra_weights: fields of `ExtraWeights`: `vision`, `language_model`,
-        `text_branch`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
+        `text_branch`, `lora`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
         `image_size`.
 
     Returns:
@@ -195,7 +199,7 @@ def _open_path(
             "ORG/NAME or hf://ORG/NAME"
         )
     if is_run(path):
-        _refuse(extra, f"{spec} is a run", ("text_branch", "sizes"))
+        _refuse(extra, f"{spec} is a run", ("text_branch", "lora", "sizes"))
         towers = {"vision": extra.vision, "language_model": extra.language_model}
         moved = {name: tower for name, tower in towers.items() if tower}
         return open_run(path, which, moved)
@@ -209,7 +213,11 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
     """Open a Hugging Face folder or a LAVIS file; `path` may be a name of the hub."""
     files = CheckpointFiles(path)
     kind = kind_of(files)
+    if kind != "huggingface":
+        _refuse(extra, f"{path} is {DESCRIPTIONS[kind]}", ("lora",))
     if kind == "huggingface":
+        if extra.lora:
+            files = AdaptedFiles(path, extra.lora)
         _refuse(extra, f"{path} is a complete model", ("vision", "language_model"))
         config = _sizes(extra) or huggingface_sizes(files)
     elif kind == "lavis":

@@ -29,6 +29,11 @@ P = PartitionSpec
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*blocks/.*(output|down)/kernel", P(None, "tensor", "fsdp")),
     (r".*blocks/.*kernel", P(None, "fsdp", "tensor")),
+    # Matrices of LoRA: each has one axis of its kernel and is split as that.
+    (r".*blocks/.*(output|down)/lora_a", P(None, "tensor", None)),
+    (r".*blocks/.*(output|down)/lora_b", P(None, None, "fsdp")),
+    (r".*blocks/.*lora_a", P(None, "fsdp", None)),
+    (r".*blocks/.*lora_b", P(None, None, "tensor")),
     (r"language_model/.*(token|position)", P("tensor", "fsdp")),
     (r"qformer/embeddings/(word|position)", P(None, "fsdp")),
     (r".*kernel", P("fsdp", None)),

@@ -107,6 +107,9 @@ def default_config(task: str = "stage1") -> ConfigDict:
     # for a later one.
     config.frozen = _FROZEN[task]
     config.carried = _TEXT_BRANCH if task == "stage2" else ()
+    # LoRA (training/lora.py): frozen kernels whose paths match one of `targets` get
+    # trained matrices of this rank beside them. Rank 0 and no targets: no LoRA.
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ()})
     # Fields of the options of the loss (`Stage1Options`, `Stage2Options`, ...).
     config.objective = ConfigDict()
     config.optimizer = _optimizer(task)
