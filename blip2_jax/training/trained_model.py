@@ -119,7 +119,7 @@ def open_matrices(directory: pathlib.Path, which: str | int = "best") -> LoraMat
     lora = lora_of(config)
     if lora is None:
         raise ConfigError(f"{directory} is a run without LoRA")
-    _, trained = read_checkpoint(directory, which, config.evaluation.mode)
+    _, trained = read_checkpoint(directory, which)
     others = [path for path in trained if not low_rank.is_matrix(path)]
     if others:
         raise WeightsError(

@@ -8,7 +8,7 @@ import blip2_jax
 from blip2_jax.evaluation import shapes_exam
 from blip2_jax.inference.example_images import FIRST_SCENE
 from blip2_jax.losses.stage2 import stage2_loss
-from blip2_jax.nn.quantized import SCHEMES, is_quantized, restore_kernel
+from blip2_jax.nn.quantized import is_quantized, restore_kernel
 
 EXAM = shapes_exam.make_exam("heldout", 16, start=FIRST_SCENE)
 
@@ -18,27 +18,23 @@ def plain():
     return blip2_jax.load("shapes")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_captions_hardly_change(plain, scheme):
+@pytest.mark.parametrize("scheme", ["int8", "int8_matmul"])
+def test_captions_are_as_good_with_8_bits(plain, scheme):
     model = blip2_jax.load("shapes", quantize=scheme)
-    kernels = [
-        leaf
-        for leaf in jax.tree.leaves(model.params, is_leaf=is_quantized)
-        if is_quantized(leaf)
-    ]
-    assert len(kernels) == 12  # 6 of the image encoder, 6 of the language model
+    kernels = filter(is_quantized, jax.tree.leaves(model.params, is_leaf=is_quantized))
+    assert len(list(kernels)) == 12  # 6 of the image encoder, 6 of the language model
     accuracy = shapes_exam.caption_exam(model, EXAM).attributes
     assert accuracy > shapes_exam.caption_exam(plain, EXAM).attributes - 0.05
 
 
-def test_a_mesh_holds_a_quantised_model(plain):
+def test_a_mesh_holds_a_quantised_model():
     images = EXAM.images[:4]
-    model = blip2_jax.load("shapes", quantize="int8")
-    sharded = blip2_jax.load("shapes", quantize="int8", mesh={"fsdp": 2, "tensor": 2})
+    model = blip2_jax.load("shapes", quantize="int4")
+    sharded = blip2_jax.load("shapes", quantize="int4", mesh={"fsdp": 2, "tensor": 2})
     assert sharded.caption(images) == model.caption(images)
 
 
-def test_gradients_pass_through_a_quantised_language_model(plain):
+def test_gradients_pass_through_a_quantised_language_model():
     """They are those of the kernels as they are stored."""
     model = blip2_jax.load("shapes", quantize="int8_matmul")
     restored = jax.tree.map(

@@ -93,7 +93,7 @@ class Tower(nn.Module):
         """Create parameters."""
         self.first = dense(IN, jnp.float32)
         self.stack = Stack(Block(parent=None), 3, self.scan)
-        self.blocks = self.param("blocks", self.stack.init, jnp.zeros((1, IN)))
+        self.blocks = self.stack.parameters(self, jnp.zeros((1, IN)))
 
     def __call__(self, x):
         """Run the tower."""
