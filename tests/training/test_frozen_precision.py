@@ -86,7 +86,5 @@ def test_plans_count_the_bytes_of_the_stored_kernels():
 
 
 def test_unknown_schemes_are_refused(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"config\.frozen_precision\.vision is 'int2'"
-    ):
+    with pytest.raises(ConfigError, match=r"frozen_precision\.vision is 'int2'"):
         set_up(config_of("stage1", vision="int2"), tmp_path / "run")
