@@ -83,6 +83,7 @@ setup(
         "sentencepiece",
         "protobuf",
         "jaxtyping",
+        "qwix",
         "rich",
         "tensorboard",
         "matplotlib",
