@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax import struct
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
@@ -64,11 +63,11 @@ class QuantizedKernel:
     """A kernel [.., inputs, outputs] in a parameter tree.
 
     Attributes:
-      stored: values and fp32 scales.
+      stored: a `qwix.QArray` of values and fp32 scales.
       rounds_inputs: see `Scheme`.
     """
 
-    stored: qwix.QArray
+    stored: Any
     rounds_inputs: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -113,6 +112,8 @@ def quantize_kernel(
 
     An int4 kernel whose inputs do not divide into groups has one scale for each output.
     """
+    import qwix  # slow to import, here and below
+
     chosen, inputs = SCHEMES[scheme], kernel.ndim - 2
     grouped = chosen.grouped and kernel.shape[inputs] % GROUP == 0
     stored = qwix.quantize(
@@ -154,6 +155,8 @@ def restore_kernel(
     kernel: QuantizedKernel, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "*L inputs outputs"]:
     """Return a kernel's values, rounded as they are stored."""
+    import qwix
+
     return qwix.dequantize(kernel.stored).astype(dtype)
 
 
@@ -162,27 +165,29 @@ def quantized_matmul(
 ) -> Float[Array, "... outputs"]:
     """Multiply by a kernel; the result has the dtype of `x`."""
     if kernel.rounds_inputs:
-        return _rounded_matmul(x, kernel.stored)
+        return _rounded_matmul(x, kernel)
     weights = restore_kernel(kernel, x.dtype)
     return jnp.matmul(x, weights, precision=precision_of(x.dtype))
 
 
 @jax.custom_vjp
-def _rounded_matmul(x: Array, stored: qwix.QArray) -> Array:
+def _rounded_matmul(x: Array, kernel: QuantizedKernel) -> Array:
     """Round each row of `x` to the kernel's dtype and multiply in it."""
+    import qwix
+
     rows = qwix.quantize(
-        x.astype(jnp.float32), stored.qtype, channelwise_axes=range(x.ndim - 1)
+        x.astype(jnp.float32), kernel.stored.qtype, channelwise_axes=range(x.ndim - 1)
     )
     contracted = (((x.ndim - 1,), (0,)), ((), ()))
-    return qwix.dot_general(rows, stored, contracted).astype(x.dtype)
+    return qwix.dot_general(rows, kernel.stored, contracted).astype(x.dtype)
 
 
-def _forward(x: Array, stored: qwix.QArray) -> tuple[Array, qwix.QArray]:
-    return _rounded_matmul(x, stored), stored
+def _forward(x: Array, kernel: QuantizedKernel) -> tuple[Array, QuantizedKernel]:
+    return _rounded_matmul(x, kernel), kernel
 
 
-def _backward(stored: qwix.QArray, cotangent: Array) -> tuple[Array, Any]:
-    weights = qwix.dequantize(stored).astype(cotangent.dtype)
+def _backward(kernel: QuantizedKernel, cotangent: Array) -> tuple[Array, None]:
+    weights = restore_kernel(kernel, cotangent.dtype)
     precision = precision_of(cotangent.dtype)
     return jnp.matmul(cotangent, weights.T, precision=precision), None
 
