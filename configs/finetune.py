@@ -12,6 +12,8 @@ the largest up to 64 that fits the memory of a device, by an estimate.
 Words and NAME=VALUE pairs may follow, joined by commas:
   caption, vqa, retrieval   what to train for; default: by the model and the data
   vision                    train the image encoder too
+  lora, lora=RANK           train only matrices of low rank (8) beside the attention's
+                            query and value kernels; all else is frozen
   epochs=5                  passes over the captions or questions
   batch=16                  batch size
   images=DIR                directory of the images
@@ -38,7 +40,10 @@ from blip2_jax.training.train_config import ConfigError, default_config, read_co
 
 PURPOSES = ("caption", "vqa", "retrieval")
 PARTS = ("vision", "language_model", "qformer_tokenizer", "language_tokenizer")
-DEFAULTS = {"epochs": "5", "batch": "", "images": "", **dict.fromkeys(PARTS, "")}
+DEFAULTS = {"epochs": "5", "batch": "", "images": "", "lora": ""} | dict.fromkeys(
+    PARTS, ""
+)
+LORA_RANK = "8"
 LARGEST_BATCH = 64
 HELD_OUT = 0.1  # share of the images
 CAPTION_PROMPT = "a photo of"  # of the paper's caption fine-tunes
@@ -81,7 +86,7 @@ def get_config(argument: str = "") -> ConfigDict:
         memory = usable_memory()
         config.batch_size = fitting_batch_size(config, memory, LARGEST_BATCH)
     set_schedule(config, args, examples_of(layout, purpose))
-    describe(config, source, layout, purpose, args.train_vision)
+    describe(config, source, layout, purpose, trained_part(args))
     return config.lock()
 
 
@@ -106,13 +111,15 @@ def parse(argument: str) -> Arguments:
             purpose = option
         elif option == "vision":
             train_vision = True
+        elif option == "lora":
+            values["lora"] = LORA_RANK
         else:
             raise ConfigError(
                 f"finetune does not know {option!r}; after MODEL,DATA it takes "
-                f"{', '.join(PURPOSES)}, vision, "
+                f"{', '.join(PURPOSES)}, vision, lora, "
                 f"{', '.join(f'{known}=...' for known in values)}"
             )
-    for name in ("epochs", "batch"):
+    for name in ("epochs", "batch", "lora"):
         if values[name] and not (values[name].isdigit() and int(values[name])):
             raise ConfigError(f"{name}={values[name]}: expected a positive integer")
     return Arguments(model, data, purpose, train_vision, values)
@@ -170,9 +177,26 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
         config.frozen_sources[tower] = args.values[tower] or former[tower]
     config.model.question_in_qformer = source.question_in_qformer
     if args.train_vision:
-        config.frozen = tuple(p for p in config.frozen if p != "^visual_encoder/")
         config.model.remat = "full"  # its activations would fill a device
+    if args.values["lora"]:
+        set_lora(config, source, args)
+    elif args.train_vision:
+        config.frozen = tuple(p for p in config.frozen if p != "^visual_encoder/")
         config.optimizer.layer_decay = 0.95
+
+
+def set_lora(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
+    """Freeze all that the source provides, and adapt queries and values of attention.
+
+    These two are what the authors of LoRA adapt.
+    """
+    parts = ["qformer", "language_model", *["visual_encoder"] * args.train_vision]
+    config.lora.rank = int(args.values["lora"])
+    config.lora.alpha = 2.0 * config.lora.rank
+    config.lora.targets = (rf"^({'|'.join(parts)})/.*attention/(query|value)/kernel$",)
+    # A Hugging Face folder of stage 1 lacks some parameters, which are trained.
+    lacking = "|".join(source.absent)
+    config.frozen = (f"^(?!({lacking})$)" if lacking else ".",)
 
 
 def set_data(
@@ -216,7 +240,10 @@ def examples_of(layout: Layout, purpose: str) -> int:
 
 
 def set_schedule(config: ConfigDict, args: Arguments, examples: int) -> None:
-    """Set batch size, steps and learning rate; the rate is the paper's for COCO."""
+    """Set batch size, steps and learning rate; the rate is the paper's for COCO.
+
+    Matrices of LoRA start from 0 and take ten times that rate.
+    """
     if args.values["batch"]:
         config.batch_size = int(args.values["batch"])
     else:
@@ -225,7 +252,7 @@ def set_schedule(config: ConfigDict, args: Arguments, examples: int) -> None:
     epochs = int(args.values["epochs"])
     every = max(1, examples // config.batch_size)
     config.steps = epochs * every
-    config.optimizer.learning_rate = 1e-5
+    config.optimizer.learning_rate = 1e-4 if args.values["lora"] else 1e-5
     config.optimizer.warmup_steps = min(1000, config.steps // 10)
     config.optimizer.warmup_start_learning_rate = 1e-8
     config.optimizer.final_learning_rate = 0.0
@@ -235,15 +262,21 @@ def set_schedule(config: ConfigDict, args: Arguments, examples: int) -> None:
     config.log_every = max(1, min(50, every // 4))
 
 
+def trained_part(args: Arguments) -> str:
+    """Name what is trained, for the user."""
+    if rank := args.values["lora"]:
+        return f"matrices of LoRA (rank {rank})"
+    return "Q-Former and image encoder" if args.train_vision else "Q-Former"
+
+
 def describe(
     config: ConfigDict,
     source: ModelSource,
     layout: Layout,
     purpose: str,
-    train_vision: bool,
+    trained: str,
 ) -> None:
     """Print what was found and chosen."""
-    trained = "Q-Former and image encoder" if train_vision else "Q-Former"
     for line in (
         f"model: {source.summary()}",
         f"data: {layout}",

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from blip2_jax.inference.model import Blip2
     from blip2_jax.inference.retriever import Blip2Retriever
 
+# Keys of `nn.quantized.SCHEMES`, which takes seconds to import.
+QUANTIZATIONS = ("int8", "int4", "int8_matmul", "fp8_matmul")
 # Fields of `DecodingConfig`: type and help. Values that are not given are those of
 # captions or of answers.
 DECODING_OPTIONS = {
@@ -85,6 +87,12 @@ def make_parser() -> CommandParser:
         "--precision",
         choices=("float32", "bfloat16"),
         help="dtype of matmul inputs; default: as in training",
+    )
+    parser.add_argument(
+        "--quantize",
+        default="",
+        choices=QUANTIZATIONS,
+        help="store the kernels of the frozen towers in 8 or 4 bits (docs/using.md)",
     )
     add_cache_option(parser)
     _add_input_options(parser)
@@ -199,6 +207,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         which=arguments.which,
         precision=arguments.precision,
+        quantize=arguments.quantize,
         **extra_weights(arguments),
     )
     print(compiling_message("first image"), file=sys.stderr, flush=True)

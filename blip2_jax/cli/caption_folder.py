@@ -87,6 +87,7 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
                 "path": arguments.model,
                 "which": arguments.which,
                 "precision": arguments.precision,
+                "quantize": arguments.quantize,
                 **extra_weights(arguments),
             },
             request,

@@ -8,11 +8,15 @@ r"""Convert weights between this package, Hugging Face and LAVIS.
     blip2-jax convert --model runs/stage2 --to huggingface --out exported \
         --push ORG/NAME
     blip2-jax convert --model runs/stage1 --to lavis --out stage1.pth
+    blip2-jax convert --model runs/lora --to peft --out adapter
+    blip2-jax convert --model Salesforce/blip2-opt-2.7b --lora adapter \
+        --to huggingface --out merged
 
 The model is the directory of a run, a folder that this command wrote, a Hugging Face
 BLIP-2 folder, a LAVIS file or a name of the Hugging Face hub; its kind is detected.
 LAVIS files do not contain the frozen towers: name those by `--vision` (EVA-CLIP, CLIP)
-and `--language_model` (OPT, T5).
+and `--language_model` (OPT, T5). A run with LoRA is written with its matrices merged
+into the weights; `peft` writes the matrices alone, in the layout of PEFT.
 
 An image encoder, a language model or a BERT alone needs no conversion: configurations
 name them as they are (docs/conversion.md).
@@ -38,7 +42,7 @@ from blip2_jax.parallel.paths import as_path
 if TYPE_CHECKING:
     from blip2_jax.convert.model_source import ModelSource
 
-FORMATS = ("blip2_jax", "huggingface", "lavis")
+FORMATS = ("blip2_jax", "huggingface", "lavis", "peft")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -101,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     start, output = time.perf_counter(), arguments.out
     if arguments.push:
         check_push(arguments)
+    if arguments.to == "peft":
+        return write_peft(arguments)
     extra = ExtraWeights(**extra_weights(arguments))
     model = open_model(arguments.model, extra, arguments.which)
     print(f"{arguments.model}: {model.summary()}", flush=True)
@@ -120,6 +126,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def write_peft(arguments: argparse.Namespace) -> int:
+    """Write the matrices of a run with LoRA as a PEFT folder; returns the exit code."""
+    from blip2_jax.convert.peft_adapter import write_adapter
+    from blip2_jax.training.trained_model import open_matrices
+
+    lora = open_matrices(as_path(arguments.model), arguments.which)
+    print(f"{arguments.model}: {lora.summary()}", flush=True)
+    write_adapter(lora, arguments.out, arguments.dtype)
+    print(f"wrote {arguments.out} (peft)", flush=True)
+    return 0
+
+
 def check_push(arguments: argparse.Namespace) -> None:
     """Check that the output can be uploaded, before it is made.
 
@@ -129,7 +147,7 @@ def check_push(arguments: argparse.Namespace) -> None:
     """
     from blip2_jax.data.hub_upload import check_login
 
-    if arguments.to == "lavis":
+    if arguments.to not in ("blip2_jax", "huggingface"):
         raise UsageError(
             "--push uploads a folder: --to must be blip2_jax or huggingface"
         )

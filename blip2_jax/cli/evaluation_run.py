@@ -128,6 +128,7 @@ def set_up(config: ConfigDict) -> EvaluationRun:
         config.model,
         which=parse_checkpoint(str(config.which)),
         precision=config.precision or None,
+        quantize=config.quantize,
         batch_size=config.batch_size,
         mesh=keys_that_are_set(config.mesh) or None,
         devices=jax.local_devices(),

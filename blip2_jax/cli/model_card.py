@@ -11,6 +11,7 @@ from blip2_jax.data.hub_errors import HubName
 from blip2_jax.parallel.files import read_json
 from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.checkpoints import is_run
+from blip2_jax.training.lora import lora_of
 from blip2_jax.training.train_config import read_config
 
 LOAD = {
@@ -131,6 +132,7 @@ def _training(run: pathlib.Path) -> str:
     frozen = ", ".join(f"`{pattern}`" for pattern in config.frozen) or "nothing"
     start = [*config.init.from_weights, *filter(None, [config.init.from_run])]
     begun = ", ".join(f"`{_shown(name)}`" for name in start) or "random values"
+    lora = lora_of(config)
     return "\n".join(
         [
             "## Training",
@@ -140,6 +142,7 @@ def _training(run: pathlib.Path) -> str:
             f"{config.precision}, seed: {config.seed}",
             f"- started from: {begun}",
             f"- frozen (patterns of parameters): {frozen}",
+            *([f"- LoRA, merged: `{lora}`"] if lora else []),
             f"- data (kinds of sources): {', '.join(kinds)}",
         ]
     )

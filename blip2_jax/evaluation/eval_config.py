@@ -49,6 +49,7 @@ def default_evaluation(task: str = "") -> ConfigDict:
             "max_broken_share": MAX_BROKEN_SHARE,
             "batch_size": 64,
             "precision": "",  # "": as in training
+            "quantize": "",  # see `blip2_jax.load`
             "rerank": 128,  # retrieval: re-ranked candidates; 0 skips re-ranking
             "text_length": unset(int),  # not set: 35, or a run's own if below 32
             "decoding": decoding,

@@ -38,9 +38,9 @@ def params_digest(params: PyTree) -> str:
     """
     sha = hashlib.sha256()
     for path, leaf in sorted(flatten(params).items()):
-        array = np.asarray(leaf)
-        line = f"{path} {array.dtype} {array.shape} {digest(array)}\n"
-        sha.update(line.encode())
+        for array in map(np.asarray, jax.tree.leaves(leaf)):  # two if it is quantised
+            line = f"{path} {array.dtype} {array.shape} {digest(array)}\n"
+            sha.update(line.encode())
     return sha.hexdigest()
 
 

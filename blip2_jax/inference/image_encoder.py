@@ -169,9 +169,9 @@ def configured_image_encoder(config: ConfigDict) -> ImageEncoder:
     vision = model_config(config.model).vision
     if not isinstance(vision, ViTConfig):
         raise ConfigError("the model of the configuration reads features")
-    shapes = parameter_shapes(config, task).frozen
-    paths = [path for path in flatten(shapes) if path.startswith(_PREFIX)]
-    if not paths:
+    shapes = parameter_shapes(config, task)
+    paths = [path for path in flatten(shapes.frozen) if path.startswith(_PREFIX)]
+    if any(path.startswith(_PREFIX) for path in flatten(shapes.trainable)):
         raise ConfigError(
             "the configuration trains its image encoder, so that features cannot be "
             f"computed in advance: add '^{_PREFIX}' to config.frozen"

@@ -28,6 +28,7 @@ from blip2_jax.convert.model_source import (
     build_model,
     expected_shapes,
 )
+from blip2_jax.convert.peft_adapter import AdaptedFiles
 from blip2_jax.convert.positions import config_at_size
 from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.convert.weights import text_branch_part, with_text_branch_sizes
@@ -42,6 +43,7 @@ from blip2_jax.models import presets
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.nn.precision import PRECISIONS
+from blip2_jax.nn.quantized import check_scheme, quantize_parameter
 from blip2_jax.nn.trees import Tree, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.parallel.files import read_json
@@ -50,7 +52,7 @@ from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.trained_model import open_run
 
 # Fields of `ExtraWeights` that do not apply to complete models of this package.
-COMPLETE = ("vision", "language_model", "text_branch", "sizes")
+COMPLETE = ("vision", "language_model", "text_branch", "lora", "sizes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ class ExtraWeights:
       language_model: the same of the language model.
       text_branch: a stage-1 file or a BERT, for a stage-2 model that lacks the
         Q-Former's text branch.
+      lora: a PEFT folder of LoRA matrices for a Hugging Face folder, merged into its
+        weights.
       qformer_tokenizer, language_tokenizer: directories, in place of the model's own.
       sizes: name of a preset or JSON file of sizes (`presets.to_plain`), for a file
         that has the sizes of no released model.
@@ -75,6 +79,7 @@ class ExtraWeights:
     vision: str = ""
     language_model: str = ""
     text_branch: str = ""
+    lora: str = ""
     qformer_tokenizer: str = ""
     language_tokenizer: str = ""
     sizes: str = ""
@@ -89,6 +94,7 @@ def load(
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    quantize: str = "",
     **extra_weights: Any,
 ) -> Blip2:
     """Load a model for inference.
@@ -109,8 +115,11 @@ def load(
         The model is sharded over all axes, rows over the first two. None: the first
         device holds the whole model.
       devices: of the mesh; None: all devices.
+      quantize: how the kernels of both towers are stored: "int8" or "int4" for memory,
+        "int8_matmul" or "fp8_matmul" for speed on devices that have such matmuls;
+        "": in the precision (see `nn.quantized`).
       **extra_weights: fields of `ExtraWeights`: `vision`, `language_model`,
-        `text_branch`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
+        `text_branch`, `lora`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
         `image_size`.
 
     Returns:
@@ -126,7 +135,7 @@ def load(
     check_keys(extra_weights, load_options(), (), "load")
     extra = from_options(ExtraWeights, extra_weights, "load")
     source = open_model(path, extra, which)
-    model = load_source(source, precision, batch_size, mesh, devices)
+    model = load_source(source, precision, batch_size, mesh, devices, quantize)
     model.origin = f"{path} ({source.origin})"
     return model
 
@@ -190,7 +199,7 @@ def _open_path(
             "ORG/NAME or hf://ORG/NAME"
         )
     if is_run(path):
-        _refuse(extra, f"{spec} is a run", ("text_branch", "sizes"))
+        _refuse(extra, f"{spec} is a run", ("text_branch", "lora", "sizes"))
         towers = {"vision": extra.vision, "language_model": extra.language_model}
         moved = {name: tower for name, tower in towers.items() if tower}
         return open_run(path, which, moved)
@@ -204,7 +213,11 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
     """Open a Hugging Face folder or a LAVIS file; `path` may be a name of the hub."""
     files = CheckpointFiles(path)
     kind = kind_of(files)
+    if kind != "huggingface":
+        _refuse(extra, f"{path} is {DESCRIPTIONS[kind]}", ("lora",))
     if kind == "huggingface":
+        if extra.lora:
+            files = AdaptedFiles(path, extra.lora)
         _refuse(extra, f"{path} is a complete model", ("vision", "language_model"))
         config = _sizes(extra) or huggingface_sizes(files)
     elif kind == "lavis":
@@ -287,6 +300,7 @@ def load_source(
     batch_size: int = 32,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    quantize: str = "",
 ) -> Blip2:
     """Read the parameters of an opened model one by one and place them on devices.
 
@@ -300,18 +314,22 @@ def load_source(
       batch_size: rows of the largest compiled program.
       mesh: see `load`.
       devices: see `load`.
+      quantize: see `load`.
 
     Raises:
-      ValueError: there is no such precision, or the mesh has another number of devices.
+      ValueError: there is no such precision or quantization, or the mesh has another
+        number of devices.
     """
     precision = precision or source.precision
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
         )
+    if quantize:
+        check_scheme(quantize)
     dtype = jnp.dtype(precision)
     model = build_model(source.config, source.question_in_qformer, dtype)
-    params = _place_params(source, dtype, mesh, devices)
+    params = _place_params(source, dtype, mesh, devices, quantize)
     qformer_tokenizer = _tokenizer(source, language_model=False)
     if isinstance(model, Blip2Stage1):
         return Blip2Retriever(
@@ -349,12 +367,14 @@ def _place_params(
     dtype: jnp.dtype,
     mesh: Mapping[str, int] | None,
     devices: Sequence[jax.Device] | None,
+    quantize: str,
 ) -> Tree:
     """Read and place all parameters of a model; see `load_source`."""
     axes: dict[str, Any] = dict(mesh or {})
     device_mesh = sharding.make_mesh(**axes, devices=devices) if axes else None
     shapes = expected_shapes(source.config, source.question_in_qformer)
-    params = {}
+    schemes = dict.fromkeys(TOWERS, quantize)
+    params: dict[str, Any] = {}
     # In the order of the source: parameters that one source array holds are converted
     # together (`ConvertedArrays`).
     for path in source.arrays:
@@ -370,6 +390,7 @@ def _place_params(
             params[path] = sharding.make_sharded_array(
                 shape, NamedSharding(device_mesh, spec), read, stored
             )
+        params[path] = quantize_parameter(path, params[path], schemes)
     for path in shapes.keys() - params.keys():
         params[path] = jnp.zeros(shapes[path].shape)
     return unflatten(params)

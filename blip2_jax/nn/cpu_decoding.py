@@ -23,6 +23,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from blip2_jax.nn.precision import as_rows, einsum_fp32
+from blip2_jax.nn.quantized import is_quantized
 
 KERNEL = "kernel"
 
@@ -37,12 +38,12 @@ def matvec(
 
 
 def transpose_kernels(params: PyTree) -> PyTree:
-    """Transpose every kernel of a block to [out, in]."""
+    """Transpose every kernel of a block to [out, in], but not quantised ones."""
 
-    def transpose(path: tuple[Any, ...], leaf: Array) -> Array:
-        return leaf.T if path[-1].key == KERNEL else leaf
+    def transpose(path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf if is_quantized(leaf) or path[-1].key != KERNEL else leaf.T
 
-    return jax.tree_util.tree_map_with_path(transpose, params)
+    return jax.tree_util.tree_map_with_path(transpose, params, is_leaf=is_quantized)
 
 
 def run_layers(
@@ -83,7 +84,9 @@ def _call_transposed(
     layer = context.module
     if not isinstance(layer, nn.Dense) or context.method_name != "__call__":
         return call(*args, **kwargs)
-    kernel: Array = layer.get_variable("params", KERNEL)
+    kernel = layer.get_variable("params", KERNEL)
+    if is_quantized(kernel):
+        return call(*args, **kwargs)
     weights = kernel.astype(layer.dtype)
     out = matvec(weights, args[0].astype(layer.dtype)).astype(layer.dtype)
     if layer.use_bias:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from blip2_jax.nn.attention import attention
 from blip2_jax.nn.folded_norm import FoldedDense, Normed
 from blip2_jax.nn.precision import MATMUL_OUTPUT, precision_of
+from blip2_jax.nn.quantized import is_quantized, quantized_matmul
 
 INITIAL_STD = 0.02  # of BERT, OPT and the vision towers
 MATRICES = ("kernel", "token", "word")  # parameter names of weight matrices
@@ -66,18 +67,35 @@ def scale_matrices(
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
+class Dense(nn.Dense):
+    """A dense layer whose kernel may be quantised (`nn.quantized`)."""
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "... inputs"]) -> Float[Array, "... D"]:
+        """Apply the layer."""
+        if not self.has_variable("params", "kernel"):
+            return super().__call__(inputs)
+        kernel = self.get_variable("params", "kernel")
+        if not is_quantized(kernel):
+            return super().__call__(inputs)
+        out = quantized_matmul(inputs.astype(self.dtype), kernel)
+        if self.use_bias:
+            out += self.get_variable("params", "bias").astype(self.dtype)
+        return out
+
+
 def dense(
     features: int,
     dtype: DTypeLike,
     *,
     use_bias: bool = True,
     kernel_init: nn.initializers.Initializer | None = None,
-) -> nn.Dense:
+) -> Dense:
     """Build a dense layer that computes in `dtype` with this package's precision.
 
     Its parameters are `kernel` [in, out] and `bias` [out].
     """
-    return nn.Dense(
+    return Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,

@@ -8,7 +8,7 @@ or in an unrolled loop, which is faster on a CPU and easy to inspect. Results ar
             block = Block(..., parent=None)  # a template: it owns no parameters
             self.stack = Stack(block, depth, scan=True, remat="none")
             example = jnp.zeros((1, 1, width), dtype)
-            self.blocks = self.param("blocks", self.stack.init, example)
+            self.blocks = self.stack.parameters(self, example)
 
         def __call__(self, x):
             x, _ = self.stack(self.blocks, x)
@@ -22,6 +22,7 @@ on a leading axis L.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -74,6 +75,24 @@ class Stack:
     depth: int
     scan: bool = True
     remat: str = "none"
+
+    def parameters(
+        self, module: nn.Module, *example: Any, method: Any = None
+    ) -> PyTree:
+        """Return a module's parameter `blocks`; create it while the module is created.
+
+        `module.param` compares the parameter with a fresh one leaf by leaf, which fails
+        if blocks hold further parameters (`nn.low_rank`). The blocks check their own.
+
+        Args:
+          module: the module that owns the stack; call this in its `setup`.
+          *example: see `init`.
+          method: see `init`.
+        """
+        if module.has_variable("params", "blocks"):
+            return module.get_variable("params", "blocks")
+        init = functools.partial(self.init, method=method)
+        return module.param("blocks", init, *example)
 
     def init(self, key: PRNGKeyArray, *example: Any, method: Any = None) -> PyTree:
         """Draw the parameters of all blocks, each leaf with a leading axis L.

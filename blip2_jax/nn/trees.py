@@ -8,7 +8,7 @@ anywhere in a path (`re.search`): `^visual_encoder/` selects the whole image enc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -53,6 +53,7 @@ def split(
     frozen: Sequence[str] = (),
     carried: Sequence[str] = (),
     optional: Sequence[str] = (),
+    trained: Callable[[str], bool] = lambda path: False,
 ) -> Partition:
     """Split a parameter tree by path.
 
@@ -62,6 +63,7 @@ def split(
       carried: patterns of the parameters that are kept but not used. A path that
         matches both lists is frozen.
       optional: patterns that may match no path.
+      trained: tells of a path that it is trained, whatever the patterns match.
 
     Raises:
       ValueError: another pattern matches no path, or no parameter is left to train.
@@ -73,7 +75,9 @@ def split(
     frozen_leaves: Tree = {}
     carried_leaves: Tree = {}
     for path, leaf in leaves.items():
-        if matches(frozen, path):
+        if trained(path):
+            trainable[path] = leaf
+        elif matches(frozen, path):
             frozen_leaves[path] = leaf
         elif matches(carried, path):
             carried_leaves[path] = leaf

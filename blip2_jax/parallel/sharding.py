@@ -29,6 +29,11 @@ P = PartitionSpec
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*blocks/.*(output|down)/kernel", P(None, "tensor", "fsdp")),
     (r".*blocks/.*kernel", P(None, "fsdp", "tensor")),
+    # Matrices of LoRA: each has one axis of its kernel and is split as that.
+    (r".*blocks/.*(output|down)/lora_a", P(None, "tensor", None)),
+    (r".*blocks/.*(output|down)/lora_b", P(None, None, "fsdp")),
+    (r".*blocks/.*lora_a", P(None, "fsdp", None)),
+    (r".*blocks/.*lora_b", P(None, None, "tensor")),
     (r"language_model/.*(token|position)", P("tensor", "fsdp")),
     (r"qformer/embeddings/(word|position)", P(None, "fsdp")),
     (r".*kernel", P("fsdp", None)),
@@ -121,8 +126,8 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def leaf_sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, parameter_spec("/".join(names), leaf.shape, mesh))
+        path = "/".join(_dict_keys(keys))
+        return NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
@@ -163,11 +168,16 @@ def gather_layer(weights: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
 
     def gather(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        path = "/".join(["blocks", *[str(key.key) for key in keys]])
+        path = "/".join(["blocks", *_dict_keys(keys)])
         stored = parameter_spec(path, (1, *leaf.shape), mesh)
         return jax.lax.with_sharding_constraint(leaf, P(*_without_fsdp(stored)[1:]))
 
     return jax.tree_util.tree_map_with_path(gather, weights)
+
+
+def _dict_keys(keys: tuple[Any, ...]) -> list[str]:
+    """Return the names of a leaf's path, without those of quantised parts."""
+    return [str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey)]
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:

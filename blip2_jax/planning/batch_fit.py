@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from blip2_jax.planning.activations import growing_residuals
 from blip2_jax.planning.program import batch_shapes
-from blip2_jax.training.initial_params import parameter_shapes
-from blip2_jax.training.tasks import compute_dtype, make_task
+from blip2_jax.training.initial_params import frozen_shapes, parameter_shapes
+from blip2_jax.training.tasks import make_task
 
 # Bytes of a trained parameter: its fp32 value, its gradient and two moments of Adam.
 TRAINED_BYTES = 16
@@ -39,11 +39,10 @@ def fitting_batch_size(config: ConfigDict, memory: int, largest: int) -> int:
     config.batch_size = _TRACED_ROWS
     task = make_task(config)
     shapes = parameter_shapes(config, task)
-    dtype = compute_dtype(config)
-    frozen = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes.frozen
+    frozen = frozen_shapes(config, shapes.frozen)
+    fixed = TRAINED_BYTES * _count(shapes.trainable) + sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen)
     )
-    fixed = TRAINED_BYTES * _count(shapes.trainable) + dtype.itemsize * _count(frozen)
     batch = batch_shapes(config, task, row_sharding=None)
     stored = growing_residuals(task, shapes.trainable, frozen, batch)
     row = TEMPORARIES * stored / _TRACED_ROWS

@@ -20,6 +20,7 @@ from blip2_jax.data.text import prompts
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.parallel import sharding
 from blip2_jax.training import train_config as configuration
+from blip2_jax.training.initial_params import frozen_shapes
 from blip2_jax.training.state import TrainState
 from blip2_jax.training.step import TrainStep
 from blip2_jax.training.step_plan import plan_step
@@ -68,13 +69,13 @@ def training_program(config: ConfigDict, devices: Sequence[jax.Device]) -> Progr
     """
     made = plan_step(configuration.canonical(config), devices)
     config, shapes = made.config, made.shapes.frozen
-    dtype = compute_dtype(config)
+    frozen = frozen_shapes(config, shapes)
     frozen = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=sharding
+            leaf.shape, leaf.dtype, sharding=sharding
         ),
-        shapes,
-        sharding.tree_shardings(shapes, made.mesh),
+        frozen,
+        sharding.tree_shardings(frozen, made.mesh),
     )
     batch = batch_shapes(config, made.task, sharding.batch_sharding(made.mesh))
     step = made.train_step(frozen)

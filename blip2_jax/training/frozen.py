@@ -26,6 +26,7 @@ from blip2_jax.convert.tables.name_table import shorten
 from blip2_jax.convert.vocabulary import arrays_at_vocabulary
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models.presets import Blip2Config
+from blip2_jax.nn.quantized import quantize_parameter
 from blip2_jax.nn.trees import Tree, flatten, merge, unflatten
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.parallel.files import FileFormatError, read_json
@@ -195,6 +196,7 @@ def load_frozen(
     dtype: Any,
     mesh: Mesh,
     unused: tuple[str, ...] = (),
+    schemes: Mapping[str, str] | None = None,
 ) -> tuple[Tree, Manifest]:
     """Read frozen parameters one by one, cast them and place them on the mesh.
 
@@ -205,6 +207,7 @@ def load_frozen(
       dtype: of the result.
       mesh: see `sharding.make_mesh`.
       unused: path prefixes of parameters that are not placed.
+      schemes: quantisation by prefix of paths; see `nn.quantized.scheme_of`.
 
     Returns:
       The tree without the unused parameters, and the manifest of all: for every path
@@ -228,7 +231,8 @@ def load_frozen(
             manifest[path]["notes"] = list(notes)
         if path.startswith(unused):
             continue
-        loaded[path] = sharding.make_sharded_array(shape, shardings[path], read, dtype)
+        array = sharding.make_sharded_array(shape, shardings[path], read, dtype)
+        loaded[path] = quantize_parameter(path, array, schemes or {})
     return unflatten(loaded), manifest
 
 

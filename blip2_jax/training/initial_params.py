@@ -19,8 +19,11 @@ from ml_collections import ConfigDict
 from blip2_jax.convert.model_source import TOWER_PREFIXES
 from blip2_jax.convert.positions import notes_of
 from blip2_jax.nn import trees
+from blip2_jax.nn.low_rank import is_matrix
+from blip2_jax.nn.quantized import quantized_shapes
 from blip2_jax.nn.trees import Tree, flatten, unflatten
 from blip2_jax.parallel import sharding
+from blip2_jax.training import lora
 from blip2_jax.training.frozen import (
     Arrays,
     Manifest,
@@ -32,9 +35,10 @@ from blip2_jax.training.frozen import (
     tower_weights,
 )
 from blip2_jax.training.tasks import Task, compute_dtype, model_config
-from blip2_jax.training.train_config import DEFAULT_RULES
+from blip2_jax.training.train_config import DEFAULT_RULES, read_config
 
 INIT_STREAM = 0x1A17  # keeps initial values independent of the keys of steps
+LORA_STREAM = 0x10AA  # likewise, of the other initial values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +60,9 @@ def parameter_shapes(config: ConfigDict, task: Task) -> trees.Partition:
     """Return shapes of trainable and frozen parameters, without allocation.
 
     Raises:
-      ValueError: a pattern of `config.frozen`, other than the defaults, matches
-        nothing.
+      ValueError: see `lora.split_parameters`.
     """
-    shapes = task.parameter_shapes()
-    return trees.split(shapes, config.frozen, optional=DEFAULT_RULES)
+    return lora.split_parameters(config, task.parameter_shapes())
 
 
 def load_frozen_parameters(
@@ -88,7 +90,27 @@ def load_frozen_parameters(
     if not shapes:
         return {}, {}
     sources = frozen_sources(config, task.init_params, list(flatten(shapes)))
-    return load_frozen(shapes, sources, compute_dtype(config), mesh, unused)
+    return load_frozen(
+        shapes, sources, compute_dtype(config), mesh, unused, frozen_schemes(config)
+    )
+
+
+def frozen_schemes(config: ConfigDict) -> dict[str, str]:
+    """Return the quantisation of frozen parameters by prefix of their paths."""
+    schemes = config.get("frozen_precision", {})  # runs of earlier versions have none
+    return {TOWER_PREFIXES[tower]: scheme for tower, scheme in schemes.items()}
+
+
+def frozen_shapes(config: ConfigDict, shapes: Tree) -> Tree:
+    """Return shapes and dtypes of frozen parameters as `load_frozen_parameters` does.
+
+    Args:
+      config: of the run.
+      shapes: `parameter_shapes(...).frozen`.
+    """
+    dtype = compute_dtype(config)
+    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    return quantized_shapes(stored, frozen_schemes(config))
 
 
 def initialise(
@@ -107,11 +129,14 @@ def initialise(
       WeightsError: an array has another shape than the model's; the sources hold
         nothing of this model; or they lack a tower that is to be trained.
       ValueError: a pattern of `config.carried`, other than the defaults, matches
-        nothing.
+        nothing; or the run of `config.init` has LoRA and this run has another.
     """
     fresh = random_parameters(config, task, shapes, mesh)
-    paths = list(flatten(shapes))
+    paths = [path for path in flatten(shapes) if not is_matrix(path)]
     sources = initial_weights(config)
+    former = config.init.from_run
+    if former and any(map(is_matrix, sources[former])):
+        lora.check_same_lora(config, read_config(former), former)
     sources |= trained_towers(config, paths, sources)
     if not sources:
         report = [f"from scratch: {len(paths)} arrays are random"]
@@ -159,10 +184,12 @@ def trained_towers(
 
 def random_parameters(config: ConfigDict, task: Task, shapes: Tree, mesh: Mesh) -> Tree:
     """Draw trainable parameters on the mesh; frozen ones are not computed."""
-    paths = flatten(shapes).keys()
+    leaves = flatten(shapes)
+    paths = leaves.keys()
 
     def create(key: jax.Array) -> Tree:
         params = flatten(task.init_params(key))
+        params |= lora.initial_matrices(leaves, jax.random.fold_in(key, LORA_STREAM))
         return unflatten({path: params[path].astype(jnp.float32) for path in paths})
 
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
@@ -205,7 +232,8 @@ def _from_sources(
             f"from {name}: left {_summary(left)}",
             *(f"from {name}: {note}" for note in notes_of(arrays)),
         ]
-    if not taken:
+    # With LoRA, all else may be frozen.
+    if not taken and not any(map(is_matrix, params)):
         raise WeightsError(f"{', '.join(sources)} hold no parameter of this model")
     # This task may train what the pattern names, as VQA trains the text branch.
     paths = (*carried, *taken)

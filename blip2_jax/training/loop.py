@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from blip2_jax.losses.objectives import ITM_PRIOR_ENTROPY
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn import fused_attention
-from blip2_jax.nn.trees import matches, merge
+from blip2_jax.nn.trees import matches
 from blip2_jax.parallel import hosts, sharding
 from blip2_jax.parallel.paths import as_path
 from blip2_jax.parallel.store_retries import retry_count
@@ -338,7 +338,7 @@ class Loop:
         name = best_metric(self.config)
         hide_bar = self.terminal.hide_bar() if self.terminal else None
         with hide_bar or contextlib.nullcontext():
-            scores = run.evaluator(merge(run.state.trainable, run.frozen))
+            scores = run.evaluator(run.parameters())
         if name not in scores:
             raise ConfigError(
                 f"config.evaluation.metric is {name!r}; the scores are "

@@ -27,6 +27,7 @@ from blip2_jax.training import (
     cached_features,
     frozen,
     initial_params,
+    lora,
     replay,
     run_directory,
 )
@@ -86,6 +87,10 @@ class TrainingRun:
     negatives: dict[int, Negatives]
     reads_features: bool
     report: list[str]
+
+    def parameters(self) -> Tree:
+        """Return all parameters of the model, as evaluation reads them."""
+        return lora.merge_parameters(self.config, self.state.trainable, self.frozen)
 
     def trees(self) -> dict[str, Tree]:
         """Return the trees that a checkpoint holds, by name."""

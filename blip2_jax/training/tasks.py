@@ -38,6 +38,9 @@ from blip2_jax.models.vision.dual_encoder import (
     TextTowerConfig,
     init_dual_encoder,
 )
+from blip2_jax.nn.low_rank import with_low_rank
+from blip2_jax.nn.trees import flatten
+from blip2_jax.training.lora import lora_of, split_parameters
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -104,7 +107,14 @@ def make_task(config: ConfigDict) -> Task:
     """
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}; there are {', '.join(TASKS)}")
-    return TASKS[config.task](config)
+    task, lora = TASKS[config.task](config), lora_of(config)
+    if lora is None:
+        return task
+    return dataclasses.replace(
+        task,
+        loss=with_low_rank(task.loss, lora.scale),
+        gradients=task.gradients and with_low_rank(task.gradients, lora.scale),
+    )
 
 
 def compute_dtype(config: ConfigDict) -> Any:
@@ -170,7 +180,8 @@ def _stage1(config: ConfigDict) -> Task:
         num_shards=options.num_shards,
     )
     if count > 1:
-        check_encoder(count, parameter_shapes(model), config.frozen)
+        trained = split_parameters(config, parameter_shapes(model)).trainable
+        check_encoder(count, flatten(trained))
     return Task(
         name="stage1",
         model=model,

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from blip2_jax.data.data_config import DataConfig
 from blip2_jax.data.sources.registry import ALIASES
 from blip2_jax.nn.precision import PRECISIONS
+from blip2_jax.nn.quantized import SCHEMES
 from blip2_jax.parallel.files import read_json, write_atomically
 from blip2_jax.parallel.paths import as_path
 from blip2_jax.training.value_ranges import wrong_values
@@ -97,11 +98,18 @@ def default_config(task: str = "stage1") -> ConfigDict:
     # "shapes:vision", "shapes:opt", "shapes:t5" ("shapes:opt_small", ...), a name of
     # the Hugging Face hub (docs/files.md), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
+    # How the kernels of the frozen towers are stored and multiplied: "" in `precision`,
+    # or a scheme of `nn.quantized`: "int8" and "int4" save memory, "int8_matmul" and
+    # "fp8_matmul" also time on devices that have such matmuls.
+    config.frozen_precision = ConfigDict({"vision": "", "language_model": ""})
     # Regular expressions of parameter paths. Frozen parameters are used, but neither
     # trained nor checkpointed. Carried ones are not used by the task, but checkpointed
     # for a later one.
     config.frozen = _FROZEN[task]
     config.carried = _TEXT_BRANCH if task == "stage2" else ()
+    # LoRA (training/lora.py): frozen kernels whose paths match one of `targets` get
+    # trained matrices of this rank beside them. Rank 0 and no targets: no LoRA.
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": ()})
     # Fields of the options of the loss (`Stage1Options`, `Stage2Options`, ...).
     config.objective = ConfigDict()
     config.optimizer = _optimizer(task)
@@ -216,6 +224,8 @@ def validate(config: ConfigDict) -> None:
     """
     _one_of("task", config.task, TASKS)
     _one_of("precision", config.precision, PRECISIONS)
+    for tower, scheme in config.get("frozen_precision", {}).items():
+        _one_of(f"frozen_precision.{tower}", scheme, ("", *SCHEMES))
     _one_of("optimizer.name", config.optimizer.name, OPTIMIZERS)
     _one_of("evaluation.mode", config.evaluation.mode, ("max", "min"))
     for message in wrong_values(config):

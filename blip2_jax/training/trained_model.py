@@ -14,8 +14,11 @@ import numpy as np
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
 from blip2_jax.convert.model_source import TOWERS, ModelSource, build_model
 from blip2_jax.convert.native_folder import Manifest, manifest_entry
+from blip2_jax.convert.peft_adapter import LoraMatrices
+from blip2_jax.convert.tables.name_table import shorten
 from blip2_jax.models.blip2 import init_params, parameter_shapes
-from blip2_jax.nn.trees import flatten, split
+from blip2_jax.nn import low_rank
+from blip2_jax.nn.trees import flatten
 from blip2_jax.training.frozen import (
     WeightsError,
     find_sources,
@@ -24,6 +27,7 @@ from blip2_jax.training.frozen import (
     read_sources,
     verify_manifest,
 )
+from blip2_jax.training.lora import lora_of, split_parameters
 from blip2_jax.training.tasks import model_config
 from blip2_jax.training.train_config import ConfigError, read_config
 
@@ -66,7 +70,8 @@ def open_run(
     question_in_qformer = stage2 and config.model.get("question_in_qformer", False)
 
     model = build_model(sizes, question_in_qformer)
-    shapes = split(parameter_shapes(model), config.frozen)
+    lora = lora_of(config)
+    shapes = split_parameters(config, parameter_shapes(model))
     trained = _read_trained(directory, which, flatten(shapes.trainable))
     frozen = flatten(shapes.frozen)
     sources = frozen_sources(
@@ -77,6 +82,7 @@ def open_run(
         sources,
         find_sources(frozen, sources),
         read_sources(directory)["frozen"],
+        lora.scale if lora else 0.0,
     )
     tokenizer = config.data.tokenizer
     return ModelSource(
@@ -87,17 +93,53 @@ def open_run(
         language_tokenizer=tokenizer.language_model if stage2 else "",
         question_prompt=config.data.question_prompt,
         elsewhere=tuple(
-            tower for tower in TOWERS if any(path.startswith(tower) for path in frozen)
+            tower
+            for tower in TOWERS
+            if any(path.startswith(tower) for path in frozen)
+            and not any(path.startswith(tower) for path in trained)
         ),
         question_in_qformer=question_in_qformer,
         precision=config.precision,
     )
 
 
+def open_matrices(directory: pathlib.Path, which: str | int = "best") -> LoraMatrices:
+    """Open the matrices of LoRA of a run, not merged.
+
+    Args:
+      directory: the run's `--workdir`.
+      which: "best", "last" or a step.
+
+    Raises:
+      ConfigError: the directory holds no run, or one without LoRA.
+      WeightsError: the run trained other parameters too.
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    config = read_config(directory)
+    lora = lora_of(config)
+    if lora is None:
+        raise ConfigError(f"{directory} is a run without LoRA")
+    _, trained = read_checkpoint(directory, which)
+    others = [path for path in trained if not low_rank.is_matrix(path)]
+    if others:
+        raise WeightsError(
+            f"{directory} trained more than matrices of LoRA, which is all that an "
+            f"adapter holds: {shorten(others, 3)}; convert it as a whole"
+        )
+    sizes = model_config(config.model)
+    if config.task == "stage1":
+        sizes = dataclasses.replace(sizes, language_model=None)
+    bases = config.init.from_weights
+    return LoraMatrices(
+        sizes, trained, lora.rank, lora.alpha, bases[0] if len(bases) == 1 else ""
+    )
+
+
 class RunArrays(LazyArrays):
     """Parameters of a run: those of a checkpoint, and frozen ones from their sources.
 
-    A frozen parameter is compared with the run's manifest when it is read.
+    A frozen parameter is compared with the run's manifest when it is read. Matrices of
+    LoRA are merged into their kernel, in the dtype of its source.
     """
 
     def __init__(
@@ -106,6 +148,7 @@ class RunArrays(LazyArrays):
         sources: Mapping[str, Mapping[str, np.ndarray]],
         source_of: Mapping[str, str],
         manifest: Manifest,
+        scale: float = 0.0,
     ) -> None:
         """Combine the parameters.
 
@@ -114,8 +157,12 @@ class RunArrays(LazyArrays):
           sources: frozen parameters by path, by name of the source.
           source_of: name of the source by path.
           manifest: of the frozen parameters when the run began.
+          scale: factor of the matrices of LoRA, if the run has them.
         """
-        super().__init__([*source_of, *trained])
+        paths = [path for path in trained if not low_rank.is_matrix(path)]
+        super().__init__([*source_of, *paths])
+        self._adapted = set(low_rank.adapted_kernels(trained))
+        self._scale = scale
         self._trained, self._sources = trained, sources
         self._source_of, self._manifest = source_of, manifest
 
@@ -127,11 +174,14 @@ class RunArrays(LazyArrays):
         array = arrays[path]
         entry = manifest_entry(arrays, path, array) | {"source": source}
         verify_manifest({path: self._manifest[path]}, {path: entry})
-        return array
+        if path not in self._adapted:
+            return array
+        a, b = (self._trained[name] for name in low_rank.matrix_paths(path))
+        return low_rank.merge_kernel(array, a, b, self._scale)
 
     def origin(self, path: str) -> Any:
         """Return the manifest entry of a frozen parameter, "run" for others."""
-        return self._manifest.get(path, "run")
+        return "run" if path in self._adapted else self._manifest.get(path, "run")
 
 
 def _read_trained(

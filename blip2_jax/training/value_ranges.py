@@ -45,6 +45,8 @@ RANGES = {
     "steps": _INT32_COUNT,  # as on devices
     "batch_size": _INT32_COUNT,
     "log_every": _COUNT,
+    "lora.rank": _NOT_NEGATIVE,
+    "lora.alpha": _POSITIVE,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.warmup_steps": _NOT_NEGATIVE,
     "optimizer.warmup_start_learning_rate": _NOT_NEGATIVE,
@@ -112,8 +114,8 @@ def wrong_values(config: ConfigDict) -> Iterator[str]:
             allowed_option = _OPTION_RANGES.get(key.rpartition(".")[2])
             if allowed_option is not None:
                 yield from _outside(key, value, allowed_option)
-    for key in ("frozen", "carried"):
-        for pattern in config[key]:
+    for key in ("frozen", "carried", "lora.targets"):
+        for pattern in values.get(key, ()):
             yield from _wrong_pattern(key, pattern)
     for pair in config.optimizer.rate_factors:
         yield from _wrong_rate_factor(pair)

@@ -24,7 +24,7 @@ from blip2_jax.training.train_config import default_config
 
 B, T = 8, 5
 FINE_TUNES = {"retrieval": "stage1", "vqa": "stage2"}  # with the image encoder trained
-STAGES = FINE_TUNES | {"t5": "stage2"}
+STAGES = FINE_TUNES | {"t5": "stage2", "lora": "stage2"}
 SIZES = {
     "vision": {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "image_size": 28},
     "qformer": {
@@ -71,6 +71,8 @@ def config_of(task):
         config.frozen = ("^language_model/",) if language else ()
         config.optimizer.layer_decay = 0.9
         config.model.remat = "full"
+    if task == "lora":
+        config.lora.rank, config.lora.targets = 2, ("^language_model/",)
     config.model.question_in_qformer = task == "vqa"
     config.model.overrides = SIZES | language
     config.frozen_sources.vision = config.frozen_sources.language_model = "random"

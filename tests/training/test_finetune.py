@@ -55,6 +55,8 @@ def photos(tmp_path_factory):
         ("retrieval", "captions.csv", "", "itm_r_mean"),
         ("run", "captions.csv", ",vision", "cider"),
         ("shapes", "captions.csv", "", "cider"),
+        ("opt", "captions.csv", ",lora", "cider"),
+        ("retrieval", "captions.csv", ",lora=2,vision", "itm_r_mean"),
     ],
 )
 def test_one_command(models, photos, tmp_path, model, data, options, metric):
@@ -80,7 +82,7 @@ def test_one_command(models, photos, tmp_path, model, data, options, metric):
     [
         ("", "needs a model and data"),
         ("{models}/opt", "needs a model and data"),
-        ("{models}/opt,{photos}/captions.csv,lora", "does not know 'lora'; .* vision"),
+        ("{models}/opt,{photos}/captions.csv,dora", "does not know 'dora'; .* lora"),
         ("{models}/opt,{photos}/captions.csv,epochs=no", "expected a positive integer"),
         ("{models}/opt,{photos}/captions.csv,retrieval", "a stage-2 model, which"),
         ("{models}/retrieval,{photos}/captions.csv,vqa", "a stage-1 model, which"),

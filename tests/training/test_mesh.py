@@ -20,7 +20,12 @@ MESHES = {
     4: [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 1, 2)],
     8: [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)],
 }
-FAST = [("stage1", (1, 4, 1)), ("stage2", (2, 2, 2)), ("vqa", (2, 1, 2))]
+FAST = [
+    ("stage1", (1, 4, 1)),
+    ("stage2", (2, 2, 2)),
+    ("vqa", (2, 1, 2)),
+    ("lora", (2, 2, 2)),
+]
 # Two processes take the meshes of eight devices below.
 SLOW = [
     ("retrieval", (2, 2, 1)),

@@ -105,10 +105,9 @@ class BertDecoder(nn.Module):
             jnp.ones((1, 1, 1, 1), bool),
             jnp.zeros((1, 1, self.image_width), self.dtype),
         )
-        init = lambda key: self.stack.init(
-            key, *example, method=BertDecoderBlock.prefill
+        self.blocks = self.stack.parameters(
+            self, *example, method=BertDecoderBlock.prefill
         )
-        self.blocks = self.param("blocks", init)
         self.head = LanguageModelHead(c, self.dtype)
 
     def __call__(

@@ -187,7 +187,7 @@ class OPT(nn.Module):
         self.stack = Stack(block, config.depth, scan=self.scan, remat=self.remat)
         x = jnp.zeros((1, 1, config.width), self.dtype)
         mask = jnp.ones((1, 1, 1, 1), bool)
-        self.blocks = self.param("blocks", self.stack.init, x, mask)
+        self.blocks = self.stack.parameters(self, x, mask)
         if config.pre_norm:
             self.final_norm = layer_norm(LAYER_NORM_EPS, self.dtype)
         if not config.tied_head:

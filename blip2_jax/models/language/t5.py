@@ -59,9 +59,7 @@ class T5Stack(nn.Module):
         method: Any = T5Block.encode
         if self.causal:
             example, method = (*example, x, mask), T5Block.decode
-        self.blocks = self.param(
-            "blocks", functools.partial(self.stack.init, method=method), *example
-        )
+        self.blocks = self.stack.parameters(self, *example, method=method)
         shape = (config.relative_buckets, config.heads)
         self.relative_bias = self.param("relative_bias", normal(), shape)
         self.final_norm = rms_norm(config, self.dtype)

@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         block = ViTBlock(c, self.dtype, parent=None)
         self.stack = Stack(block, c.depth, self.scan, self.remat)
         example = jnp.zeros((1, 1, c.width), self.dtype)
-        self.blocks = self.param("blocks", self.stack.init, example)
+        self.blocks = self.stack.parameters(self, example)
 
     def __call__(self, images: Float[Array, "B R R 3"]) -> Float[Array, "B P D"]:
         """Encode normalised images (`normalize_images`) of the configured size.
