@@ -18,6 +18,7 @@ from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from blip2_jax.nn import low_rank
+from blip2_jax.nn.quantized import is_quantized, restore_kernel
 from blip2_jax.nn.trees import (
     Partition,
     Tree,
@@ -168,7 +169,8 @@ def initial_matrices(
 def merge_parameters(config: ConfigDict, trainable: Tree, frozen: Tree) -> Tree:
     """Return the parameters of the model, with A and B merged into their kernels.
 
-    Without LoRA no array is copied; with it, every adapted kernel is.
+    Without LoRA no array is copied; with it, every adapted kernel is. A quantised one
+    is merged as it is stored and is not quantised again.
     """
     lora, params = lora_of(config), merge(trainable, frozen)
     if lora is None:
@@ -176,7 +178,10 @@ def merge_parameters(config: ConfigDict, trainable: Tree, frozen: Tree) -> Tree:
     leaves = flatten(params)
     for path in low_rank.adapted_kernels(leaves):
         a, b = (leaves.pop(name) for name in low_rank.matrix_paths(path))
-        leaves[path] = low_rank.merge_kernel_on_device(leaves[path], a, b, lora.scale)
+        kernel = leaves[path]
+        if is_quantized(kernel):
+            kernel = restore_kernel(kernel, jnp.dtype(config.precision))
+        leaves[path] = low_rank.merge_kernel_on_device(kernel, a, b, lora.scale)
     return unflatten(leaves)
 
 

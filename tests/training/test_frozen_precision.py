@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from blip2_jax.inference.load import load
-from blip2_jax.nn.quantized import is_quantized
+from blip2_jax.nn import low_rank
+from blip2_jax.nn.quantized import is_quantized, restore_kernel
 from blip2_jax.nn.trees import flatten
 from blip2_jax.parallel import sharding
 from blip2_jax.planning.program import training_program
@@ -69,6 +70,23 @@ def test_stage2_learns_through_an_8_bit_language_model(tmp_path, monkeypatch):
     losses(run)
     after = np.asarray(run.state.trainable["language_projection"]["kernel"])
     assert not np.array_equal(before, after)
+
+
+def test_lora_beside_8_bit_kernels(tmp_path, monkeypatch):
+    devices(monkeypatch, 1)
+    config = config_of("stage2", language_model="int8").unlock()
+    path = "language_model/blocks/attention/query/kernel"
+    config.lora.update({"rank": 2, "alpha": 4.0, "targets": (path,)})
+    run = set_up(config.lock(), tmp_path / "run")
+    losses(run, steps=3)
+    trained, frozen = flatten(run.state.trainable), flatten(run.frozen)
+    a, b = (trained[name] for name in low_rank.matrix_paths(path))
+    assert float(jnp.abs(b).max()) > 0
+    merged = flatten(run.parameters())[path]
+    expected = restore_kernel(frozen[path]) + 2.0 * jnp.matmul(
+        a, b, precision="highest"
+    )
+    np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_plans_count_the_bytes_of_the_stored_kernels():
