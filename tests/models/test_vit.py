@@ -7,10 +7,8 @@ import pytest
 
 from blip2_jax.convert.tables.name_table import to_ours_complete
 from blip2_jax.convert.tables.towers import clip_rules
-from blip2_jax.models.sizes import ViTConfig
+from blip2_jax.models.sizes import IMAGE_STATISTICS, ViTConfig
 from blip2_jax.models.vision.vit import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     VisionTransformer,
     normalize_images,
     patches,
@@ -102,10 +100,12 @@ def openai_names(state, depth):
     return source
 
 
-def test_normalize_images():
+@pytest.mark.parametrize("statistics", IMAGE_STATISTICS)
+def test_normalize_images(statistics):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    expected = (images / 255 - IMAGE_MEAN) / IMAGE_STD
-    out = normalize_images(jnp.asarray(images))
+    mean, deviation = np.array(IMAGE_STATISTICS[statistics])
+    expected = (images / 255 - mean) / deviation
+    out = normalize_images(jnp.asarray(images), statistics)
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
