@@ -42,8 +42,8 @@ def make_parser() -> ConfigParser:
         "--model",
         default="",
         metavar="PATH",
-        help="image encoder: a file or folder of EVA-CLIP or CLIP, a run, a BLIP-2 "
-        'model, or "shapes:vision"',
+        help="image encoder: a file or folder of EVA-CLIP, CLIP, SigLIP or DINOv2, a "
+        'run, a BLIP-2 model, or "shapes:vision"',
     )
     add(
         "--sizes",
