@@ -4,6 +4,8 @@ r"""Pre-train or fine-tune a model, or continue a run that was stopped.
     blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \
         --config.batch_size=1024 --config.optimizer.learning_rate=5e-5
     blip2-jax train --config stage1_vitl --data photos/ --workdir runs/photos
+    blip2-jax train --config stage1_vitg --vision facebook/dinov2-large \
+        --image_size 224 --workdir runs/dinov2
 
 The same command continues a run from its last checkpoint; with --restart it begins anew
 and keeps the former run in DIR/earlier. The exit code is 0 when the run is complete,
