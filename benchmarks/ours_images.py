@@ -24,7 +24,7 @@ class Images:
 
         self._files = harness.photos(tars, count)
         self._config = ImageConfig(size=size)
-        self._normalize = jax.jit(normalize_images)
+        self._normalize = jax.jit(normalize_images, static_argnums=1)
 
     def versions(self) -> str:
         """Return the versions of the libraries that decode and resize."""
@@ -48,7 +48,7 @@ class Images:
                 )
                 for key, data in self._files[start : start + rows]
             ]
-            self._normalize(np.stack(ready)).block_until_ready()
+            self._normalize(np.stack(ready), "clip").block_until_ready()
 
 
 class TrainingPath:
@@ -74,7 +74,7 @@ class TrainingPath:
         }
         self._steps = count // rows
         self._stream = training_batches(options, "image_text", seed=0, batch_size=rows)
-        self._normalize = jax.jit(normalize_images)
+        self._normalize = jax.jit(normalize_images, static_argnums=1)
 
     def versions(self) -> str:
         """Return the version of the library that prefetches."""
@@ -95,4 +95,4 @@ class TrainingPath:
 
     def _load(self) -> None:
         for _ in range(self._steps):
-            self._normalize(next(self._stream)["image"]).block_until_ready()
+            self._normalize(next(self._stream)["image"], "clip").block_until_ready()

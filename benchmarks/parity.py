@@ -39,6 +39,13 @@ BLOCKS = (
     ("EVA-CLIP ViT, final norm", ORIGINAL, r"test_vit.*eva|stage2.*:: image_embeds$"),
     ("CLIP ViT", TRANSFORMERS, r"test_vit.*clip"),
     ("EVA-CLIP ViT at 364 and 490 px", TRANSFORMERS, r"test_other_resolutions"),
+    ("SigLIP at three sizes", TRANSFORMERS, r"test_encoders.*transformers\[siglip"),
+    ("DINOv2 at three sizes", TRANSFORMERS, r"test_encoders.*rs\[dinov2(_swiglu)?\]"),
+    (
+        "DINOv2 with registers at three sizes",
+        TRANSFORMERS,
+        r"test_encoders.*transformers\[dinov2_registers",
+    ),
     ("Q-Former, query pass", ORIGINAL, r"query_output$|stage1\.py.*:: image_embeds$"),
     ("Q-Former, text pass", ORIGINAL, r"stage1\.py.*:: text_(embeds|output)$"),
     ("Q-Former, text pass of a BERT", TRANSFORMERS, r"test_bert"),

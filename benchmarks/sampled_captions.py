@@ -94,7 +94,7 @@ def peer(model: Any, tokenizer: Any, captions: int) -> Callable[[np.ndarray], An
     ids = [tokenizer.cls_id, *tokenizer.encode_words(PROMPT), tokenizer.sep_id]
 
     def caption(images: Any) -> list[str]:
-        pixels = np.array(normalize_images(images)).transpose(0, 3, 1, 2)
+        pixels = np.array(normalize_images(images, "clip")).transpose(0, 3, 1, 2)
         output = model.generate(
             torch.tensor(pixels),
             torch.tensor([ids] * len(images)),

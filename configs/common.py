@@ -6,7 +6,6 @@ publish them; the command line can change the paths (`--config.data.train[0].pat
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,8 +117,9 @@ def run_directory(language: str) -> str:
 
 def set_vision(config: ConfigDict, sizes: ViTConfig) -> None:
     """Replace the preset's image encoder by one of other sizes or resolution."""
-    vision = {"kind": "vit", **dataclasses.asdict(sizes)}
-    config.model.overrides = ConfigDict({"vision": vision})
+    vision = {"kind": "vit", **sizes.stored_fields()}
+    others = config.model.overrides.to_dict()
+    config.model.overrides = ConfigDict({**others, "vision": vision})
     config.data.image.size = sizes.image_size
 
 

@@ -25,6 +25,7 @@ from blip2_jax.cli.data_option import add_data_options, read_data_option
 from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import add_cache_option, run_command
 from blip2_jax.cli.shard_options import add_shard_options, shard_options
+from blip2_jax.cli.vision_option import add_vision_options, set_vision_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +43,8 @@ def make_parser() -> ConfigParser:
         "--model",
         default="",
         metavar="PATH",
-        help="image encoder: a file or folder of EVA-CLIP or CLIP, a run, a BLIP-2 "
-        'model, or "shapes:vision"',
+        help="image encoder: a file or folder of EVA-CLIP, CLIP, SigLIP or DINOv2, a "
+        'run, a BLIP-2 model, or "shapes:vision"',
     )
     add(
         "--sizes",
@@ -84,6 +85,7 @@ def make_parser() -> ConfigParser:
         help="print size and time, and write nothing",
     )
     add_data_options(parser, "images to encode")
+    add_vision_options(parser)
     add_shard_options(parser)
     add_cache_option(parser)
     return parser
@@ -136,6 +138,7 @@ def _requested(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
         if arguments.sizes:
             raise UsageError("--sizes goes with --model; --config has its own sizes")
         config = read_config_option(arguments)
+        set_vision_option(arguments, config)
         with config.unlocked():
             if arguments.model:
                 config.frozen_sources.vision = arguments.model
@@ -166,6 +169,8 @@ def _check_complete(arguments: argparse.Namespace, specs: Any) -> None:
     """
     if arguments.overrides:
         raise UsageError(f"{arguments.overrides[0]} needs --config")
+    if arguments.vision or arguments.image_size:
+        raise UsageError("--vision and --image_size go with --config, as in training")
     if not arguments.model:
         raise UsageError("name the image encoder: --model PATH, or --config NAME")
     if not specs:

@@ -33,8 +33,8 @@ def make_parser() -> CommandParser:
         "--model",
         required=True,
         metavar="PATH",
-        help="image encoder: a file or folder of EVA-CLIP or CLIP, a run, a BLIP-2 "
-        'model, or "shapes:vision"',
+        help="image encoder: a file or folder of EVA-CLIP, CLIP, SigLIP or DINOv2, a "
+        'run, a BLIP-2 model, or "shapes:vision"',
     )
     parser.add_argument(
         "--out",

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
 from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import require, run_command
+from blip2_jax.cli.vision_option import add_vision_options, set_vision_option
 
 NOTHING_FITS = 3  # exit code
 
@@ -56,6 +57,7 @@ def make_parser() -> ConfigParser:
         "--out", default="", metavar="FILE", help="write the numbers as JSON too"
     )
     parser.former_names["--json"] = "--out"
+    add_vision_options(parser)
     return parser
 
 
@@ -66,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.mfu <= 1:
         raise UsageError(f"--mfu is {arguments.mfu}; expected a share in (0, 1]")
     config = read_config_option(arguments)
+    set_vision_option(arguments, config)
 
     from blip2_jax.planning.plan import Plan, make_plan
     from blip2_jax.planning.report import describe, report, verdict

@@ -4,6 +4,8 @@ r"""Pre-train or fine-tune a model, or continue a run that was stopped.
     blip2-jax train --config configs/stage1_vitg.py --workdir runs/stage1 \
         --config.batch_size=1024 --config.optimizer.learning_rate=5e-5
     blip2-jax train --config stage1_vitl --data photos/ --workdir runs/photos
+    blip2-jax train --config stage1_vitg --vision facebook/dinov2-large \
+        --image_size 224 --workdir runs/dinov2
 
 The same command continues a run from its last checkpoint; with --restart it begins anew
 and keeps the former run in DIR/earlier. The exit code is 0 when the run is complete,
@@ -24,6 +26,7 @@ from blip2_jax.cli.data_option import add_data_options, read_data_option
 from blip2_jax.cli.errors import UsageError
 from blip2_jax.cli.options import add_cache_option, require, run_command
 from blip2_jax.cli.processes import add_process_options, join_processes
+from blip2_jax.cli.vision_option import add_vision_options, set_vision_option
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +53,7 @@ def make_parser() -> ConfigParser:
         help="print and draw five samples of the data; train nothing",
     )
     add_data_options(parser, "training data in place of the configuration's")
+    add_vision_options(parser)
     add_cache_option(parser)
     add_process_options(parser)
     return parser
@@ -78,8 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def requested_config(arguments: argparse.Namespace) -> ConfigDict:
-    """Return the configuration, with the data of `--data`."""
+    """Return the configuration, with the data and the encoder of the options."""
     config = read_config_option(arguments)
+    set_vision_option(arguments, config)
     specs = read_data_option(arguments, default_split="train")
     if specs is not None:
         with config.unlocked():

@@ -69,17 +69,17 @@ def part_at_size(
 ) -> Part:
     """Return a part whose position embeddings fit the image size of `config`.
 
-    EVA-CLIP's are interpolated with aligned centres, CLIP's with aligned corners.
+    They are interpolated as in the code of the encoder's family (`ViTConfig`).
     """
     if not isinstance(config, ViTConfig):
         return Part(source, rules, leftovers)
     table, notes = [], []
     for rule in rules:
         if rule.targets == (POSITIONS,) and rule.sources[0] in source:
-            num_tokens = source.shape(rule.sources[0])[-2]
-            if num_tokens != config.num_tokens:
+            num_positions = source.shape(rule.sources[0])[-2]
+            if num_positions != config.num_positions:
                 rule = _interpolated(rule, config)
-                notes.append(resize_note(num_tokens, config.num_tokens))
+                notes.append(resize_note(num_positions, config))
         table.append(rule)
     return Part(source, table, leftovers, tuple(notes))
 
@@ -90,13 +90,9 @@ def _interpolated(rule: Rule, config: ViTConfig) -> Rule:
     def to_ours(arrays: Arrays) -> Arrays:
         (positions,) = rule.transform.to_ours(arrays)
         if not isinstance(positions, np.ndarray):  # a tracer of `jax.eval_shape`
-            shape = (config.num_tokens, positions.shape[-1])
+            shape = (config.num_positions, positions.shape[-1])
             return (jnp.zeros(shape, positions.dtype),)
-        return (
-            interpolate_positions(
-                positions, config.num_tokens, align_corners=config.pre_norm
-            ),
-        )
+        return (interpolate_positions(positions, config),)
 
     def to_source(arrays: Arrays) -> Arrays:
         raise ValueError("interpolated position embeddings cannot be restored")

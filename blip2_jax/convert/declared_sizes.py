@@ -122,7 +122,7 @@ def compare_sizes(
         if array in source and len(source.shape(array)) >= max(axis + 1, -axis)
     }
     actual |= {
-        name: len(_layer_numbers(source, pattern)) for name, pattern in layers.items()
+        name: len(layer_numbers(source, pattern)) for name, pattern in layers.items()
     }
     for name, size in actual.items():
         if (declared := _setting(theirs, name)) != size:
@@ -138,18 +138,28 @@ def _setting(theirs: Any, name: str) -> Any:
     return getattr(getattr(theirs, section) if section else theirs, key)
 
 
-def _layer_numbers(source: CheckpointFiles, pattern: str) -> set[int]:
+def layer_numbers(source: CheckpointFiles, pattern: str) -> set[int]:
+    """Return the numbers that a pattern of names captures."""
     matches = (re.match(pattern, name) for name in source)
     return {int(match[1]) for match in matches if match}
 
 
-def check_image_size(vision: Any, source: CheckpointFiles, name: str) -> None:
+def check_image_size(
+    vision: Any,
+    source: CheckpointFiles,
+    name: str,
+    *,
+    section: str = "vision_config.",
+    class_token: bool = True,
+) -> None:
     """Check that the position embeddings are for the declared image size.
 
     Args:
       vision: settings of the image encoder.
       source: the folder.
       name: of the array.
+      section: of the settings, for the message.
+      class_token: the first position is that of the class token.
 
     Raises:
       SourceError: they are for another size.
@@ -157,10 +167,11 @@ def check_image_size(vision: Any, source: CheckpointFiles, name: str) -> None:
     sizes = (vision.image_size, vision.patch_size)
     if name not in source or not all(isinstance(s, int) and s > 0 for s in sizes):
         return
-    declared, actual = (sizes[0] // sizes[1]) ** 2 + 1, source.shape(name)[-2]
+    declared = (sizes[0] // sizes[1]) ** 2 + class_token
+    actual = source.shape(name)[-2]
     if declared != actual:
         raise SourceError(
-            f"{source.path / 'config.json'}: vision_config.image_size {sizes[0]} means "
+            f"{source.path / 'config.json'}: {section}image_size {sizes[0]} means "
             f"{declared} image tokens, but {name} has {actual}; for another size than "
             "the model's, keep the file and use --image_size"
         )
@@ -169,7 +180,7 @@ def check_image_size(vision: Any, source: CheckpointFiles, name: str) -> None:
 def _check_cross_attention(qformer: Any, source: CheckpointFiles) -> None:
     """Raise a SourceError if other blocks have cross-attention than declared."""
     every, depth = qformer.cross_attention_frequency, qformer.num_hidden_layers
-    actual = _layer_numbers(source, CROSS_ATTENTION)
+    actual = layer_numbers(source, CROSS_ATTENTION)
     declared = set(range(0, depth, every)) if every > 0 else set()
     if declared != actual:
         raise SourceError(

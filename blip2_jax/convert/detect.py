@@ -17,6 +17,9 @@ KINDS = {
     "bert": r"bert\.encoder\.layer\.",
     "eva": r"(visual\.)?blocks\.0\.attn\.q_bias",
     "clip": r"(visual\.)?transformer\.resblocks\.0\.attn\.in_proj_weight",
+    # CLIP has no bias there.
+    "siglip": r"(vision_model\.)?embeddings\.patch_embedding\.bias",
+    "dinov2": r"encoder\.layer\.0\.layer_scale1\.lambda1",
     "clip_huggingface": r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.",
     "opt": r"(model\.)?decoder\.layers\.0\.fc1\.",
     "t5": r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",
@@ -29,11 +32,20 @@ DESCRIPTIONS = {
     "bert": "BERT",
     "eva": "EVA-CLIP's image encoder",
     "clip": "OpenAI's CLIP",
+    "siglip": "Hugging Face's SigLIP",
+    "dinov2": "Hugging Face's DINOv2",
     "clip_huggingface": "Hugging Face's CLIP",
     "opt": "OPT",
     "t5": "T5",
 }
-VISION = ("eva", "clip", "clip_huggingface")
+# Kinds of image encoders, with the `ViTConfig.family`.
+VISION = {
+    "eva": "EVA-CLIP",
+    "clip": "CLIP",
+    "clip_huggingface": "CLIP",
+    "siglip": "SigLIP",
+    "dinov2": "DINOv2",
+}
 LANGUAGE = ("opt", "t5")
 
 

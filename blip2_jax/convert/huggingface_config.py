@@ -31,6 +31,8 @@ from blip2_jax.models.sizes import (
     ViTConfig,
 )
 
+# Other names of a function in `ACTIVATIONS`.
+SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new"}
 P = TypeVar("P", bound=Sizes)
 C = TypeVar("C")
 
@@ -241,8 +243,8 @@ def vision_sizes(theirs: Any, **sizes: Any) -> ViTConfig:
     """Convert the settings of an image encoder of transformers.
 
     Args:
-      theirs: transformers' `Blip2VisionConfig`, `BlipVisionConfig` or
-        `CLIPVisionConfig`.
+      theirs: transformers' `Blip2VisionConfig`, `BlipVisionConfig`,
+        `CLIPVisionConfig` or `SiglipVisionConfig`.
       **sizes: fields of `ViTConfig` that follow from the kind of model.
 
     Raises:
@@ -257,7 +259,7 @@ def vision_sizes(theirs: Any, **sizes: Any) -> ViTConfig:
         mlp_dim=theirs.intermediate_size,
         image_size=theirs.image_size,
         patch_size=theirs.patch_size,
-        activation=theirs.hidden_act,
+        activation=SAME_ACTIVATION.get(theirs.hidden_act, theirs.hidden_act),
         layer_norm_eps=theirs.layer_norm_eps,
         **sizes,
     )

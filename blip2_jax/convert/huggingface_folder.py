@@ -118,7 +118,11 @@ def huggingface_rules(config: Blip2Config) -> list[Rule]:
       ValueError: transformers has no such image encoder.
     """
     vision = config.vision
-    if not isinstance(vision, ViTConfig) or vision.pre_norm or not vision.patch_bias:
+    if (
+        not isinstance(vision, ViTConfig)
+        or (vision.pre_norm or not vision.patch_bias)
+        or vision.extensions()
+    ):
         raise ValueError("transformers has BLIP-2 with EVA-CLIP's image encoder only")
     lavis_rules = stage2_rules if config.language_model else _retrieval_rules
     rules = [

@@ -1,8 +1,9 @@
 """The image preprocessing that a Hugging Face folder declares, compared with ours.
 
-Images are resized with bicubic interpolation and normalised with CLIP's mean and
-deviation: for BLIP-2 and BLIP to the encoder's size, for CLIP so that the shorter side
-has it and the rest is cropped. A folder that declares anything else is refused.
+Images are resized with bicubic interpolation and normalised with the mean and deviation
+of the encoder: for BLIP-2 and BLIP to the encoder's size, for CLIP so that the shorter
+side has it and the rest is cropped. A folder that declares anything else is refused. Of
+the image encoders that a BLIP-2 may start from, only mean and deviation count.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from blip2_jax.convert.tables.huggingface_settings import IMAGE_PROCESSOR, Setti
 
 def check_image_processor(
     source: CheckpointFiles,
-    default_size: int,
+    default_size: int | None = None,
     *,
     table: Settings = IMAGE_PROCESSOR,
     crops: bool = False,
@@ -27,7 +28,8 @@ def check_image_processor(
     Args:
       source: the folder.
       default_size: image size of a `config.json` that declares none. The size of the
-        folder counts, also if positions are interpolated to another one.
+        folder counts, also if positions are interpolated to another one. None: any
+        declared size will do.
       table: settings of the image processor.
       crops: the shorter side is resized and the rest is cropped.
 
@@ -39,6 +41,8 @@ def check_image_processor(
     side = declared_size or default_size
     square, shorter = {"height": side, "width": side}, {"shortest_edge": side}
     sizes = {"size": shorter, "crop_size": square} if crops else {"size": square}
+    if default_size is None:
+        sizes = {}
     # transformers 5 writes the second file, earlier versions the first.
     for name, section in (
         ("preprocessor_config.json", ""),

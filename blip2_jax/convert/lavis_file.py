@@ -97,7 +97,9 @@ def lavis_rules(config: Blip2Config) -> list[Rule]:
       SourceError: LAVIS has no such image encoder.
     """
     vision = config.vision
-    if isinstance(vision, ViTConfig) and vision.key_bias != vision.pre_norm:
+    if isinstance(vision, ViTConfig) and (
+        vision.key_bias != vision.pre_norm or vision.extensions()
+    ):
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP only")
     table = stage1_rules if config.language_model is None else stage2_rules
     return table(config)
@@ -144,7 +146,7 @@ def _fingerprint(config: Blip2Config) -> dict[str, tuple[int, ...]]:
     vision, qformer = config.vision, config.qformer
     assert isinstance(vision, ViTConfig)
     cross = "Qformer.bert.encoder.layer.0.crossattention.self.key.weight"
-    positions = (vision.num_tokens, vision.width)
+    positions = (vision.num_positions, vision.width)
     shapes: dict[str, tuple[int, ...]] = {
         "query_tokens": (1, qformer.num_queries, qformer.width),
         cross: (qformer.width, vision.width),

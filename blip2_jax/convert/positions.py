@@ -1,15 +1,17 @@
 """Position embeddings for another image size, interpolated as in the original.
 
 The interpolation is bicubic with a = -0.75 and clamped borders, as torch's
-`interpolate`; `jax.image.resize` has a = -0.5. EVA-CLIP's loader aligns the centres of
-the pixels, CLIP's aligns the corners.
+`interpolate`; `jax.image.resize` has a = -0.5. The loaders of EVA-CLIP, SigLIP and
+DINOv2 align the centres of the pixels, CLIP's aligns the corners. DINOv2 with registers
+has the antialiasing filter of torch, with a = -0.5 and without the taps outside.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from blip2_jax.convert.files.checkpoint_files import LazyArrays, SourceError
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 
-CUBIC = -0.75
+CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5
 POSITIONS = "visual_encoder/position_embedding"  # path of the parameter
 Arrays = Mapping[str, np.ndarray]
 
@@ -43,7 +45,7 @@ def vision_at_size(vision: ViTConfig, image_size: int) -> ViTConfig:
     Raises:
       SourceError: the size is not a whole number of patches.
     """
-    if image_size % vision.patch_size:
+    if image_size % vision.patch_size and image_size != vision.image_size:
         raise SourceError(
             f"the image size must be a multiple of the patch size {vision.patch_size}, "
             f"not {image_size}"
@@ -58,7 +60,7 @@ def arrays_at_size(arrays: Arrays, vision: ViTConfig | FeaturesConfig) -> Arrays
     """
     if not isinstance(vision, ViTConfig) or POSITIONS not in arrays:
         return arrays
-    if len(arrays[POSITIONS]) == vision.num_tokens:
+    if len(arrays[POSITIONS]) == vision.num_positions:
         return arrays
     return InterpolatedArrays(arrays, vision)
 
@@ -73,16 +75,12 @@ class InterpolatedArrays(LazyArrays):
     def __init__(self, arrays: Arrays, vision: ViTConfig) -> None:
         super().__init__(arrays)
         self._arrays, self._vision = arrays, vision
-        self.notes = (resize_note(len(arrays[POSITIONS]), vision.num_tokens),)
+        self.notes = (resize_note(len(arrays[POSITIONS]), vision),)
 
     def __getitem__(self, path: str) -> np.ndarray:
         if path != POSITIONS:
             return self._arrays[path]
-        return interpolate_positions(
-            self._arrays[path],
-            self._vision.num_tokens,
-            align_corners=self._vision.pre_norm,
-        )
+        return interpolate_positions(self._arrays[path], self._vision)
 
     def origin(self, path: str) -> Any:
         """Return the origin of a parameter.
@@ -96,9 +94,9 @@ class InterpolatedArrays(LazyArrays):
         return origin
 
 
-def resize_note(old: int, new: int) -> str:
-    """Describe an interpolation to the user, given the numbers of tokens."""
-    before, after = _side(old), _side(new)
+def resize_note(num_positions: int, vision: ViTConfig) -> str:
+    """Describe to the user an interpolation to the positions of `vision`."""
+    before, after = _side(num_positions, vision), _side(vision.num_positions, vision)
     return (
         f"position embeddings resized from {before} x {before} to {after} x {after} "
         "patches"
@@ -111,29 +109,30 @@ def notes_of(arrays: Arrays) -> tuple[str, ...]:
 
 
 def interpolate_positions(
-    positions: Float[np.ndarray, "old D"], num_tokens: int, *, align_corners: bool
+    positions: Float[np.ndarray, "old D"], vision: ViTConfig
 ) -> Float[np.ndarray, "new D"]:
-    """Interpolate position embeddings to another square grid.
+    """Interpolate position embeddings to the square grid of an image encoder.
 
     Args:
-      positions: the class token's, then those of a square grid, row by row.
-      num_tokens: of the result, class token included (`ViTConfig.num_tokens`).
-      align_corners: False for EVA-CLIP, True for CLIP.
+      positions: the class token's, if there is one, then those of a square grid, row by
+        row.
+      vision: sizes of the encoder.
 
     Returns:
       Positions in the dtype given; the same array if it has that size already.
 
     Raises:
-      ValueError: either grid is not square.
+      ValueError: the grid is not square.
     """
-    if len(positions) == num_tokens:
+    if len(positions) == vision.num_positions:
         return positions
-    old, new = _side(len(positions)), _side(num_tokens)
-    grid = positions[1:].reshape(old, old, -1).astype(np.float64)
-    weights = cubic_weights(old, new, align_corners)
+    old, new = _side(len(positions), vision), _side(vision.num_positions, vision)
+    first = int(vision.class_token)
+    grid = positions[first:].reshape(old, old, -1).astype(np.float64)
+    weights = WEIGHTS[vision.interpolation](old, new)
     resized = np.einsum("yi,xj,ijd->yxd", weights, weights, grid, optimize=True)
     resized = resized.reshape(new * new, -1).astype(positions.dtype)
-    return np.concatenate([positions[:1], resized])
+    return np.concatenate([positions[:first], resized])
 
 
 def cubic_weights(
@@ -153,17 +152,36 @@ def cubic_weights(
     return weights
 
 
-def _cubic(distance: float) -> float:
+def antialiased_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Return the matrix along one axis with a filter as wide as the larger pixel."""
+    scale, pixels = old / new, np.arange(old) + 0.5
+    weights = np.zeros((new, old))
+    for row in range(new):
+        distances = np.abs(pixels - (row + 0.5) * scale) / max(scale, 1.0)
+        weights[row] = [_cubic(distance, CUBIC_ANTIALIAS) for distance in distances]
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+# By `ViTConfig.interpolation`.
+WEIGHTS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "centres": functools.partial(cubic_weights, align_corners=False),
+    "corners": functools.partial(cubic_weights, align_corners=True),
+    "antialias": antialiased_weights,
+}
+
+
+def _cubic(distance: float, a: float = CUBIC) -> float:
     if distance <= 1:
-        return ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+        return ((a + 2) * distance - (a + 3)) * distance**2 + 1
     if distance < 2:
-        return CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+        return a * (((distance - 5) * distance + 8) * distance - 4)
     return 0.0
 
 
-def _side(num_tokens: int) -> int:
+def _side(num_positions: int, vision: ViTConfig) -> int:
     """Return the side of the grid of patches, in patches."""
-    side = math.isqrt(num_tokens - 1)
-    if side * side != num_tokens - 1:
-        raise ValueError(f"{num_tokens - 1} patches do not make a square grid")
+    patches = num_positions - vision.class_token
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ValueError(f"{patches} patches do not make a square grid")
     return side

@@ -7,6 +7,7 @@ import re
 
 from blip2_jax.convert.converted_arrays import Part, part_at_size
 from blip2_jax.convert.detect import VISION, expect_kind
+from blip2_jax.convert.encoder_folder import encoder_part
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.tables import bert, towers
 from blip2_jax.convert.tables.name_table import Rule
@@ -46,9 +47,10 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
             f"{source.name}: this model reads features and has no image encoder"
         )
     kind = expect_kind(source, VISION, "the image encoder")
-    if config.pre_norm == (kind == "eva"):
-        family = "CLIP" if config.pre_norm else "EVA-CLIP"
-        raise SourceError(f"{source.name} is no {family} image encoder")
+    if VISION[kind] != config.family:
+        raise SourceError(f"{source.name} is no {config.family} image encoder")
+    if kind in ("siglip", "dinov2"):
+        return encoder_part(source, config)
     leftovers: tuple[str, ...]
     if kind == "clip_huggingface":
         unused_block = rf"vision_model\.encoder\.layers\.{config.depth}\..*"

@@ -20,6 +20,7 @@ from blip2_jax.data.shapes.captions import captions, parse_caption
 from blip2_jax.data.shapes.questions import SceneQuestion, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import Scene, scene
+from blip2_jax.inference.embeddings import patch_grids
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
@@ -252,8 +253,7 @@ def query_maps(
 ) -> Float[Array, "scenes Q grid grid"]:
     """Return the attention of each query over the patch grid of the first images.
 
-    Attention to the class token is left out, so that a map sums to at most 1.
+    Attention to other tokens is left out, so that a map sums to at most 1.
     """
-    patches = model.attention_maps(exam.images[:count])[..., 1:]
-    side = round(patches.shape[-1] ** 0.5)
-    return patches.reshape(*patches.shape[:-1], side, side)
+    maps = model.attention_maps(exam.images[:count])
+    return patch_grids(maps, model.model.config.vision)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from blip2_jax.inference import programs
@@ -11,6 +14,7 @@ from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.qformer.qformer import ImageKeyValues
+from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.nn.similarity import max_query_similarity
 
 _compile = programs.compile_function(static=("model",))
@@ -54,6 +58,26 @@ def attention_maps(
     bound = model.bind({"params": params})
     maps = bound.attention_maps(bound.encode_image(images))
     return {"attention": jnp.stack(maps).mean(axis=(0, 2))}
+
+
+def patch_grids(
+    maps: Float[np.ndarray, "B Q P"], vision: ViTConfig | FeaturesConfig
+) -> Float[np.ndarray, "B Q grid grid"]:
+    """Reshape the attention to the patches to squares, without the tokens before them.
+
+    Raises:
+      ValueError: features do not end with a square of patches.
+    """
+    tokens = vision.num_tokens
+    if isinstance(vision, ViTConfig):
+        before = [tokens - vision.num_patches]
+    else:  # nothing, a class token, or also four registers
+        counts = [count for count in (0, 1, 5) if count < tokens]
+        before = [n for n in counts if math.isqrt(tokens - n) ** 2 == tokens - n]
+    if not before:
+        raise ValueError(f"{tokens} image tokens do not form a square grid of patches")
+    side = math.isqrt(tokens - before[0])
+    return maps[..., before[0] :].reshape(*maps.shape[:-1], side, side)
 
 
 @_compile

@@ -161,7 +161,7 @@ class FeatureCacheJob(ShardJob):
             cache=str(self.output),
             encoder=encoder.name,
             digest=encoder.digest,
-            sizes=dataclasses.asdict(config),
+            sizes=config.stored_fields(),
             precision=encoder.precision,
             num_tokens=config.num_tokens,
             width=config.width,

@@ -16,6 +16,7 @@ from numpy import ndarray as Array
 
 from blip2_jax.convert.clip import clip_vision_sizes
 from blip2_jax.convert.detect import kind_of
+from blip2_jax.convert.encoder_folder import encoder_sizes
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.model_source import TOWER_PREFIXES
 from blip2_jax.convert.native_folder import Manifest, is_native_folder, manifest_entry
@@ -124,7 +125,7 @@ def _encode(
     config: ViTConfig, dtype: Any, params: PyTree, images: UInt8[jax.Array, "B R R 3"]
 ) -> Float[jax.Array, "B P D"]:
     tower = VisionTransformer(config, dtype).bind({"params": params})
-    return tower(normalize_images(images))
+    return tower(normalize_images(images, config.statistics))
 
 
 def open_image_encoder(
@@ -134,17 +135,18 @@ def open_image_encoder(
 
     Args:
       spec: a BLIP-2 model of any origin, a run that trained an image encoder, a file or
-        folder of EVA-CLIP or CLIP, or "shapes:vision". As in BLIP-2, the last block of
-        EVA-CLIP and CLIP is left out (paper section 3.4).
-      sizes: preset or JSON file with the sizes of a bare encoder; "": those of the run,
-        of the shapes world, or of the paper's encoder of this kind.
+        folder of EVA-CLIP, CLIP, SigLIP or DINOv2, or "shapes:vision". As in BLIP-2,
+        the last block of EVA-CLIP and CLIP is left out (paper section 3.4).
+      sizes: preset (also of `presets.ENCODERS`) or JSON file with the sizes of a bare
+        encoder; "": those of the run, of the shapes world, of the folder's
+        `config.json`, or of the paper's encoder of this kind.
       precision: "float32" or "bfloat16".
 
     Raises:
       FileNotFoundError: there is no such file or folder.
       SourceError: it holds no image encoder, or one of other sizes.
     """
-    config = named_sizes(sizes) if sizes else _own_sizes(spec)
+    config = _named_sizes(sizes) if sizes else own_sizes(spec)
     if config is None:
         source = open_model(spec)
         config, arrays = source.config, source.arrays
@@ -181,11 +183,19 @@ def configured_image_encoder(config: ConfigDict) -> ImageEncoder:
     return ImageEncoder(vision, arrays, name, config.precision)
 
 
-def _own_sizes(spec: str) -> Blip2Config | None:
+def _named_sizes(name: str) -> Blip2Config:
+    """Return the sizes of a preset, of an image encoder, or those in a JSON file."""
+    if name in presets.ENCODERS:
+        return Blip2Config(presets.ENCODERS[name], presets.QFORMER_BASE)
+    return named_sizes(name)
+
+
+def own_sizes(spec: str) -> Blip2Config | None:
     """Return the sizes of a bare encoder; None for a BLIP-2 model.
 
     Raises:
-      SourceError: the file does not say its sizes.
+      SourceError: the file does not say its sizes, or those of its `config.json` are
+        refused.
     """
     if spec.startswith("shapes:"):
         return presets.preset("shapes_small" if spec.endswith("_small") else "shapes")
@@ -196,7 +206,9 @@ def _own_sizes(spec: str) -> Blip2Config | None:
         return None
     files = CheckpointFiles(spec)
     kind = kind_of(files)
-    if kind == "blip2_jax":
+    if kind in ("siglip", "dinov2") and files.config:
+        return Blip2Config(encoder_sizes(files), presets.QFORMER_BASE)
+    if kind in ("blip2_jax", "siglip", "dinov2"):
         raise SourceError(f"{spec} does not say its sizes: name a preset (--sizes)")
     if kind == "clip_huggingface" and files.config:
         vision = _clip_sizes(files.config.get("vision_config", files.config))

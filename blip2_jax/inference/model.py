@@ -152,8 +152,8 @@ class Blip2(abc.ABC):
         """Compute the queries' cross-attention to the image tokens.
 
         The maps are averaged over blocks and heads, because captions also read the
-        queries of earlier blocks, and each sums to one. The first image token is the
-        class token; the patches follow row by row.
+        queries of earlier blocks, and each sums to one. The patches are the
+        last image tokens, row by row; class token and registers precede them.
 
         Args:
           images: images as described in the module docstring.

@@ -39,7 +39,7 @@ class Blip(nn.Module):
     def encode_image(self, images: Shaped[Array, "B R R 3"]) -> Float[Array, "B P D"]:
         """Compute the tokens of images; uint8 images are normalised first."""
         if images.dtype == jnp.uint8:
-            images = normalize_images(images)
+            images = normalize_images(images, self.config.vision.statistics)
         return self.vision_norm(self.visual_encoder(images))
 
     def prefill(

@@ -74,7 +74,7 @@ class Blip2Base(nn.Module):
         if images.ndim == 3:
             return images.astype(self.dtype)
         if images.dtype == jnp.uint8:
-            images = normalize_images(images)
+            images = normalize_images(images, vision.statistics)
         return self.visual_encoder(images)
 
     def image_keys_values(self, features: Float[Array, "B P D"]) -> ImageKeyValues:

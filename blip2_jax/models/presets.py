@@ -54,6 +54,49 @@ CLIP_VIT_L = ViTConfig(
     patch_bias=False,
     pre_norm=True,
 )
+
+# What all image encoders of a family have in common: SigLIP (Zhai et al. 2023) and
+# SigLIP 2, which have the same sizes; DINOv2 (Oquab et al. 2023).
+SIGLIP: dict[str, Any] = {
+    "key_bias": True,
+    "class_token": False,
+    "final_norm": True,
+    "statistics": "half",
+}
+DINOV2: dict[str, Any] = {
+    "key_bias": True,
+    "layer_scale": True,
+    "final_norm": True,
+    "statistics": "imagenet",
+}
+SIGLIP_BASE_224 = ViTConfig(768, 12, 12, 3072, 224, 16, "gelu_new", **SIGLIP)
+SIGLIP_LARGE_256 = ViTConfig(1024, 24, 16, 4096, 256, 16, "gelu_new", **SIGLIP)
+SIGLIP_SO400M_384 = ViTConfig(1152, 27, 16, 4304, 384, 14, "gelu_new", **SIGLIP)
+DINOV2_SMALL = ViTConfig(384, 12, 6, 1536, 518, **DINOV2)
+DINOV2_BASE = ViTConfig(768, 12, 12, 3072, 518, **DINOV2)
+DINOV2_LARGE = ViTConfig(1024, 24, 16, 4096, 518, **DINOV2)
+DINOV2_GIANT = ViTConfig(
+    1536, 40, 24, 4096, 518, activation="silu", gated_mlp=True, **DINOV2
+)
+_DINOV2_SIZES = {
+    "dinov2_small": DINOV2_SMALL,
+    "dinov2_base": DINOV2_BASE,
+    "dinov2_large": DINOV2_LARGE,
+    "dinov2_giant": DINOV2_GIANT,
+}
+# Image encoders by the name that `config.model.overrides.vision.kind` may have.
+ENCODERS: dict[str, ViTConfig] = {
+    "eva_vit_g": EVA_VIT_G,
+    "clip_vit_l": CLIP_VIT_L,
+    "siglip_base_224": SIGLIP_BASE_224,
+    "siglip_large_256": SIGLIP_LARGE_256,
+    "siglip_so400m_384": SIGLIP_SO400M_384,
+    **_DINOV2_SIZES,
+    **{
+        f"{name}_registers": dataclasses.replace(sizes, num_registers=4)
+        for name, sizes in _DINOV2_SIZES.items()
+    },
+}
 QFORMER_BASE = QFormerConfig()
 
 OPT_125M = OPTConfig(768, 12, 12, 3072)
@@ -185,7 +228,7 @@ def to_plain(config: Blip2Config) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if type(value) in kinds:
-            value = {"kind": kinds[type(value)], **dataclasses.asdict(value)}
+            value = {"kind": kinds[type(value)], **value.stored_fields()}
         plain[field.name] = value
     return plain
 

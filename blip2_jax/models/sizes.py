@@ -8,10 +8,27 @@ import numbers
 from typing import Any
 
 # Keys of `nn.layers.ACTIVATIONS`, repeated because importing those takes seconds.
-ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu")
+ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu")
+# Mean and deviation of RGB in [0, 1] that image encoders normalise with: CLIP's
+# training images (Radford et al. 2021), those of ImageNet, and the range itself.
+IMAGE_STATISTICS = {
+    "clip": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+CHOICES = {"activation": ACTIVATIONS, "statistics": tuple(IMAGE_STATISTICS)}
 # Largest values of sizes that take time or memory before any weights are read.
 LIMITS = {"depth": 1000, "decoder_depth": 1000, "image_size": 2**14}
 MAX_SIZE = 2**31 - 1
+COUNTS = ("num_registers",)  # may be 0
+
+
+def later(default: Any) -> Any:
+    """Return a field that earlier versions lack; files hold it only if it is set."""
+    return dataclasses.field(default=default, metadata={"later": True})
 
 
 class Sizes:
@@ -32,6 +49,20 @@ class Sizes:
         if not hasattr(self, "head_width") and width % heads:
             raise ValueError(f"width {width} is no multiple of heads {heads}")
 
+    def extensions(self) -> dict[str, Any]:
+        """Return the fields that earlier versions lack, if they are set."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if "later" in field.metadata and getattr(self, field.name) != field.default
+        }
+
+    def stored_fields(self) -> dict[str, Any]:
+        """Return the fields for a file, so that files of earlier versions are equal."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        known = [field.name for field in fields if "later" not in field.metadata]
+        return {name: getattr(self, name) for name in known} | self.extensions()
+
 
 def _expected(name: str, annotation: str, value: Any) -> str:
     """Describe what a field must be; "" if its value is possible."""
@@ -39,15 +70,17 @@ def _expected(name: str, annotation: str, value: Any) -> str:
     if optional and value is None:
         return ""
     if kind == "int":
-        low, high = int(not name.endswith("_id")), LIMITS.get(name, MAX_SIZE)
+        may_be_zero = name.endswith("_id") or name in COUNTS
+        low, high = int(not may_be_zero), LIMITS.get(name, MAX_SIZE)
         is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         is_possible = is_int and low <= value <= high
         return "" if is_possible else f"an integer from {low} to {high}"
     if kind == "float":
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         return "" if is_number and 0 <= value < math.inf else "a number from 0 on"
-    if name == "activation":
-        return "" if value in ACTIVATIONS else f"one of {', '.join(ACTIVATIONS)}"
+    if name in CHOICES:
+        choices = CHOICES[name]
+        return "" if value in choices else f"one of {', '.join(choices)}"
     if kind == "bool":
         return "" if isinstance(value, bool) else "true or false"
     return ""
@@ -55,7 +88,10 @@ def _expected(name: str, annotation: str, value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(Sizes):
-    """Sizes of a frozen vision transformer; all tokens of its last block are output."""
+    """Sizes of a frozen vision transformer; all tokens of its last block are output.
+
+    The order of the tokens is class token, registers, patches.
+    """
 
     width: int
     depth: int
@@ -68,6 +104,14 @@ class ViTConfig(Sizes):
     key_bias: bool = False  # EVA-CLIP has q and v bias but no k bias
     patch_bias: bool = True
     pre_norm: bool = False  # CLIP normalises before the first block
+    class_token: bool = later(True)  # SigLIP has none
+    num_registers: int = later(0)  # tokens without positions (Darcet et al. 2024)
+    layer_scale: bool = later(False)  # of the output of every branch (DINOv2)
+    gated_mlp: bool = later(False)  # SwiGLU with activation "silu" (DINOv2's giant)
+    # BLIP-2 uses EVA-CLIP and CLIP up to the last block but one, without a norm. SigLIP
+    # and DINOv2 are used with all blocks and their final norm.
+    final_norm: bool = later(False)
+    statistics: str = later("clip")  # key of IMAGE_STATISTICS
 
     def __post_init__(self) -> None:
         """Check the fields; see `Sizes`."""
@@ -83,9 +127,35 @@ class ViTConfig(Sizes):
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def num_positions(self) -> int:
+        """Number of tokens with a position embedding: patches and class token."""
+        return self.num_patches + self.class_token
+
+    @property
     def num_tokens(self) -> int:
-        """Number of patches, plus one for the class token."""
-        return self.num_patches + 1
+        """Number of patches, registers and class token."""
+        return self.num_positions + self.num_registers
+
+    @property
+    def family(self) -> str:
+        """Name of the encoders that have these parameters."""
+        if self.pre_norm:
+            return "CLIP"
+        if self.layer_scale:
+            return "DINOv2"
+        return "EVA-CLIP" if self.class_token else "SigLIP"
+
+    @property
+    def interpolation(self) -> str:
+        """How position embeddings are fitted to another image size.
+
+        A key of `convert.positions.WEIGHTS`, as in the code of each family: CLIP aligns
+        the corners, DINOv2 with registers the centres with an antialiasing filter, all
+        others the centres.
+        """
+        if self.pre_norm:
+            return "corners"
+        return "antialias" if self.num_registers else "centres"
 
 
 @dataclasses.dataclass(frozen=True)

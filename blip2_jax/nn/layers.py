@@ -40,6 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 
 
@@ -115,26 +116,35 @@ def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.Module:
 class Mlp(nn.Module):
     """Feed-forward block: `up`, an activation, `down`.
 
-    The backward pass keeps the output of `up` and recomputes the activation.
+    With `gated`, the activation is that of `gate` and multiplies `up`. The backward
+    pass keeps the outputs of `up` and `gate` and recomputes the activation.
     """
 
     mlp_dim: int
     width: int
     activation: str
     dtype: DTypeLike
+    gated: bool = False
 
     def setup(self) -> None:
         """Create submodules and parameters."""
         self.up = dense(self.mlp_dim, self.dtype)
+        if self.gated:
+            self.gate = dense(self.mlp_dim, self.dtype)
         self.down = dense(self.width, self.dtype)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Apply the block."""
-        return checkpoint_name(self._activate(self.up(x)), MATMUL_OUTPUT)
+        gate = self.gate(x) if self.gated else None
+        return checkpoint_name(self._activate(self.up(x), gate), MATMUL_OUTPUT)
 
     @nn.remat
-    def _activate(self, hidden: Float[Array, "... F"]) -> Float[Array, "... D"]:
-        return self.down(ACTIVATIONS[self.activation](hidden))
+    def _activate(
+        self, up: Float[Array, "... F"], gate: Float[Array, "... F"] | None
+    ) -> Float[Array, "... D"]:
+        activation = ACTIVATIONS[self.activation]
+        hidden = activation(up) if gate is None else activation(gate) * up
+        return self.down(hidden)
 
 
 class MultiHeadAttention(nn.Module):

@@ -21,12 +21,13 @@ Terms = dict[str, int]
 
 
 def vit(config: ViTConfig) -> int:
-    """Count the image encoder's FLOPs for one image of s = patches + 1 tokens.
+    """Count the image encoder's FLOPs for one image of s tokens, p of them patches.
 
-    L (2s (4d^2 + 2dm) + 4 s^2 d) + 2 (s - 1) 3 patch^2 d
+    L (2s (4d^2 + 2dm) + 4 s^2 d) + 2 p 3 patch^2 d; with a gated feed-forward 3dm.
     """
     d, s = config.width, config.num_tokens
-    block = 2 * s * (4 * d * d + 2 * d * config.mlp_dim) + 4 * s * s * d
+    matrices = 3 if config.gated_mlp else 2
+    block = 2 * s * (4 * d * d + matrices * d * config.mlp_dim) + 4 * s * s * d
     patches = 2 * config.num_patches * 3 * config.patch_size**2 * d
     return config.depth * block + patches
 

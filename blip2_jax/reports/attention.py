@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.images import evaluation_image
+from blip2_jax.inference.embeddings import patch_grids
 from blip2_jax.inference.load import load
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.reports.record_images import RecordImages
@@ -61,15 +61,5 @@ def attention_maps_of_record(
     if not shown:
         return []
     name = "features" if has_features else "images"
-    maps = _square_grids(model.attention_maps(**{name: np.stack(inputs)}))
+    maps = patch_grids(model.attention_maps(**{name: np.stack(inputs)}), vision)
     return list(zip(shown.values(), maps, strict=True))
-
-
-def _square_grids(maps: Float[Array, "B Q P"]) -> Float[Array, "B Q grid grid"]:
-    """Reshape the patches to a square, without a class token before them."""
-    tokens = maps.shape[-1]
-    for patches in (tokens, tokens - 1):
-        side = round(patches**0.5)
-        if side * side == patches:
-            return maps[..., tokens - patches :].reshape(*maps.shape[:-1], side, side)
-    raise ValueError(f"{tokens} image tokens do not form a square grid of patches")

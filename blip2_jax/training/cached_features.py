@@ -140,10 +140,13 @@ def _check_weights(
     origin: FeatureOrigin, vision: ViTConfig, manifest: Manifest, name: str
 ) -> None:
     """Compare the other sizes and the digest of an encoder; see `check_encoder`."""
-    for field, value in dataclasses.asdict(vision).items():
-        if origin.sizes.get(field) != value:
-            cached = f"{field} {origin.sizes.get(field)}"
-            raise _differs(origin, "an encoder of", cached, f"{field} {value}")
+    for field in dataclasses.fields(vision):
+        # Caches of earlier versions lack fields that have a default.
+        cached = origin.sizes.get(field.name, field.default)
+        own = getattr(vision, field.name)
+        if cached != own:
+            both = f"{field.name} {cached}", f"{field.name} {own}"
+            raise _differs(origin, "an encoder of", *both)
     digest = encoder_digest(manifest)
     if origin.digest != digest:
         raise _differs(

@@ -107,8 +107,8 @@ def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
 
     The factor is `decay` for the last block, decay**2 for the one before, and so on;
     decay**(L + 1) for patch, class and position embeddings (and CLIP's norm before the
-    blocks); and 1 outside the image encoder. The original computes these factors but
-    does not apply them.
+    blocks); and 1 behind the blocks and outside the image encoder. The original
+    computes these factors but does not apply them.
 
     Args:
       params: the trainable parameters; only paths and shapes are used.
@@ -119,7 +119,7 @@ def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
       stacked blocks, scalars elsewhere.
     """
     flat = flatten(params)
-    blocks = f"{TOWER}/blocks/"
+    blocks, norm = f"{TOWER}/blocks/", f"{TOWER}/final_norm/"
     depth = next(
         (leaf.shape[0] for path, leaf in flat.items() if path.startswith(blocks)), 0
     )
@@ -128,8 +128,8 @@ def layer_rates(params: Mapping[str, Any], decay: float) -> dict[str, Any]:
     def factor(path: str, leaf: Any) -> np.ndarray:
         if path.startswith(blocks):
             return stacked.reshape((depth,) + (1,) * (len(leaf.shape) - 1))
-        in_tower = path.startswith(f"{TOWER}/")
-        return np.asarray(decay ** (depth + 1) if in_tower else 1.0, np.float32)
+        is_input = path.startswith(f"{TOWER}/") and not path.startswith(norm)
+        return np.asarray(decay ** (depth + 1) if is_input else 1.0, np.float32)
 
     return unflatten({path: factor(path, leaf) for path, leaf in flat.items()})
 

@@ -127,7 +127,9 @@ def model_config(options: ConfigDict) -> presets.Blip2Config:
 
     Overrides follow the fields of `Blip2Config`: `{"qformer": {"depth": 4}}`. A part
     that the preset lacks, or a part of another kind, needs its kind and all its fields:
-    `{"vision": {"kind": "features", "num_tokens": 49, "width": 1280}}`.
+    `{"vision": {"kind": "features", "num_tokens": 49, "width": 1280}}`. The kind of an
+    image encoder may be its name in `presets.ENCODERS`:
+    `{"vision": {"kind": "dinov2_base", "image_size": 224}}`.
 
     Raises:
       ValueError: the preset or a field is unknown.
@@ -153,12 +155,14 @@ def _override(base: Any, changes: Any, where: str) -> Any:
 def _part(present: Any, changes: dict[str, Any], path: str) -> Any:
     """Return a changed part of a model, or a new one if `changes` names a kind."""
     kind = changes.pop("kind", None)
+    if kind in presets.ENCODERS:
+        return replace_options(presets.ENCODERS[kind], changes, path)
     if kind is None:
         if present is None:
             raise ValueError(f"{path} must say its kind: {', '.join(presets.PARTS)}")
         return _override(present, changes.items(), path)
     if kind not in presets.PARTS:
-        known = ", ".join(presets.PARTS)
+        known = ", ".join([*presets.PARTS, *presets.ENCODERS])
         raise ValueError(f"{path}.kind is {kind!r}; there are {known}")
     return from_options(presets.PARTS[kind], changes, path)
 

@@ -93,10 +93,10 @@ def default_config(task: str = "stage1") -> ConfigDict:
     config.init = _init()
     # Weights of image encoder and language model. A tower that `frozen` does not match
     # starts from them. Position embeddings are interpolated to the image size. Each is
-    # a file or directory of the tower's project (EVA-CLIP, CLIP, OPT, T5;
-    # docs/conversion.md) or of `launch/convert.py`, a run directory, one of the shipped
-    # "shapes:vision", "shapes:opt", "shapes:t5" ("shapes:opt_small", ...), a name of
-    # the Hugging Face hub (docs/files.md), or "random" (for tests).
+    # a file or directory of the tower's project (EVA-CLIP, CLIP, SigLIP, DINOv2, OPT,
+    # T5; docs/conversion.md) or of `launch/convert.py`, a run directory, one of the
+    # shipped "shapes:vision", "shapes:opt", "shapes:t5" ("shapes:opt_small", ...), a
+    # name of the Hugging Face hub (docs/files.md), or "random" (for tests).
     config.frozen_sources = ConfigDict({"vision": "", "language_model": ""})
     # How the kernels of the frozen towers are stored and multiplied: "" in `precision`,
     # or a scheme of `nn.quantized`: "int8" and "int4" save memory, "int8_matmul" and

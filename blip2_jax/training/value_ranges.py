@@ -88,6 +88,7 @@ _OPTION_RANGES = {
     "ln_vision_eps": _POSITIVE,
     "negative_hardness": _NOT_NEGATIVE,
     "image_tokens": _NOT_NEGATIVE,
+    "num_registers": _NOT_NEGATIVE,
     **dict.fromkeys(("itc_weight", "itm_weight", "itg_weight"), _NOT_NEGATIVE),
     **dict.fromkeys(
         (

@@ -77,7 +77,7 @@ REFUSED = {
     "qformer_config__hidden_act": "no_such_function",
     "qformer_config__attention_probs_dropout_prob": 0.3,
     "qformer_config__position_embedding_type": "relative_key",
-    "vision_config__hidden_act": "silu",
+    "vision_config__hidden_act": "mish",
     "vision_config__qkv_bias": False,
     "text_config__activation_function": "gelu",
     "text_config__layerdrop": 0.1,

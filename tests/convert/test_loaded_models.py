@@ -49,7 +49,7 @@ def processed(path, texts, images):
 def test_pixels_equal_those_of_transformers(folder):
     path, _ = folder("opt")
     theirs = processed(path, TEXTS, pictures())["pixel_values"].numpy()
-    ours = normalize_images(inputs.as_images(pictures(), 28))
+    ours = normalize_images(inputs.as_images(pictures(), 28), "clip")
     np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1), atol=1e-5)
 
 

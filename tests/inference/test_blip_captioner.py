@@ -32,7 +32,7 @@ def their_inputs(captioner, count):
     torch, _ = torch_and_transformers()
     size = captioner.model.config.vision.image_size
     pixels = inputs.as_images(capfilt.pictures(count), size)
-    images = np.asarray(normalize_images(pixels)).transpose(0, 3, 1, 2)
+    images = np.asarray(normalize_images(pixels, "clip")).transpose(0, 3, 1, 2)
     words = captioner.tokenizer.encode_words(PROMPT)
     ids = [101, *words, 102]
     return pixels, torch.tensor(images), torch.tensor([ids] * count)

@@ -40,7 +40,9 @@ def test_embeddings_and_logits_equal_those_of_transformers(folder, end_id, activ
     images = capfilt.pictures(3)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(path)
     tokens = tokenizer(TEXTS, padding=True, truncation=True, max_length=20)
-    pixels = np.asarray(normalize_images(inputs.as_images(images, 28, center_image)))
+    pixels = np.asarray(
+        normalize_images(inputs.as_images(images, 28, center_image), "clip")
+    )
     with torch.no_grad():
         output = theirs(
             input_ids=torch.tensor(tokens["input_ids"]),
@@ -87,7 +89,7 @@ def test_pixels_equal_those_of_transformers():
     for size in [(40, 52), (61, 28), (20, 20)]:
         (image,) = capfilt.pictures(1, size)
         theirs = processor(image, return_tensors="np")["pixel_values"][0]
-        ours = normalize_images(center_image(image, 28)[None])[0]
+        ours = normalize_images(center_image(image, 28)[None], "clip")[0]
         np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), atol=1e-5)
 
 

@@ -17,8 +17,7 @@ from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config
-from blip2_jax.models.sizes import FeaturesConfig
-from blip2_jax.models.vision.vit import IMAGE_MEAN, IMAGE_STD
+from blip2_jax.models.sizes import IMAGE_STATISTICS, FeaturesConfig
 from tests.support import golden_stage1, golden_stage2, tolerances
 from tests.support.golden_language import tokenizer as word_tokenizer
 from tests.support.goldens import GOLDENS
@@ -100,7 +99,8 @@ def test_all_forms_of_images_give_equal_results(tmp_path):
 def test_pixels_are_normalised_and_resized_as_in_evaluation():
     pixels = photos(1)[0]
     resized = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    values = (np.asarray(resized, np.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
+    mean, deviation = np.array(IMAGE_STATISTICS["clip"], np.float32)
+    values = (np.asarray(resized, np.float32) / 255 - mean) / deviation
     model = stage1()
     bound = golden_stage1.bound()
     image = bound.image_keys_values(bound.encode_image(values[None]))

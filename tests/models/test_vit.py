@@ -7,10 +7,10 @@ import pytest
 
 from blip2_jax.convert.tables.name_table import to_ours_complete
 from blip2_jax.convert.tables.towers import clip_rules
-from blip2_jax.models.sizes import ViTConfig
+from blip2_jax.inference.embeddings import patch_grids
+from blip2_jax.models.presets import CLIP_VIT_L, SIGLIP_BASE_224
+from blip2_jax.models.sizes import IMAGE_STATISTICS, FeaturesConfig, ViTConfig
 from blip2_jax.models.vision.vit import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     VisionTransformer,
     normalize_images,
     patches,
@@ -102,10 +102,12 @@ def openai_names(state, depth):
     return source
 
 
-def test_normalize_images():
+@pytest.mark.parametrize("statistics", IMAGE_STATISTICS)
+def test_normalize_images(statistics):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    expected = (images / 255 - IMAGE_MEAN) / IMAGE_STD
-    out = normalize_images(jnp.asarray(images))
+    mean, deviation = np.array(IMAGE_STATISTICS[statistics])
+    expected = (images / 255 - mean) / deviation
+    out = normalize_images(jnp.asarray(images), statistics)
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
@@ -123,3 +125,29 @@ def test_another_image_size_is_refused():
     run = lambda x: VisionTransformer(config().vision).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="56, 56"):
         jax.eval_shape(run, jnp.zeros((1, 28, 28, 3)))
+
+
+def test_only_new_fields_that_are_set_are_stored():
+    """Files and runs of earlier versions open, and equal those of this one."""
+    stored = CLIP_VIT_L.stored_fields()
+    assert "statistics" not in stored and stored["layer_norm_eps"] == 1e-5
+    assert ViTConfig(**stored) == CLIP_VIT_L
+    assert SIGLIP_BASE_224.extensions() == {
+        "class_token": False,
+        "final_norm": True,
+        "statistics": "half",
+    }
+    assert ViTConfig(**SIGLIP_BASE_224.stored_fields()) == SIGLIP_BASE_224
+    with pytest.raises(ValueError, match="statistics is 'mine'; it must be one of cl"):
+        ViTConfig(4, 1, 1, 4, statistics="mine")
+
+
+def test_attention_to_patches_is_cut_out():
+    registers = ViTConfig(4, 1, 1, 4, image_size=28, num_registers=4)
+    maps = np.arange(9.0, dtype=np.float32).reshape(1, 1, 9)
+    expected = np.array([[[[5, 6], [7, 8]]]])
+    np.testing.assert_array_equal(patch_grids(maps, registers), expected)
+    grids = patch_grids(maps[..., 4:], FeaturesConfig(5, 4))
+    np.testing.assert_array_equal(grids, expected)
+    with pytest.raises(ValueError, match="7 image tokens do not form"):
+        patch_grids(maps[..., :7], FeaturesConfig(7, 4))

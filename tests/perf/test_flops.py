@@ -12,6 +12,7 @@ import pytest
 
 from blip2_jax.models import presets
 from blip2_jax.models.sizes import FeaturesConfig, OPTConfig
+from blip2_jax.models.vision.vit import VisionTransformer
 from blip2_jax.parallel import sharding
 from blip2_jax.perf import dot_count, flops
 from blip2_jax.training.initial_params import parameter_shapes
@@ -163,6 +164,18 @@ def check_stage2(sums, terms):
 def test_vit_formula(vision, size, expected):
     flops_of_image = flops.vit(presets.at_resolution(vision, size)) / GIGA
     assert flops_of_image == pytest.approx(expected, rel=5e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["siglip_so400m_384", "dinov2_giant", "dinov2_base_registers"]
+)
+def test_vit_formula_counts_registers_and_gated_feed_forwards(name):
+    vision = presets.ENCODERS[name]
+    tower = VisionTransformer(vision)
+    image = jax.ShapeDtypeStruct((1, *[vision.image_size] * 2, 3), jnp.float32)
+    params = jax.eval_shape(tower.init, jax.random.key(0), image)
+    dots = dot_count.count_dots(tower.apply, params, image)
+    assert sum(dot.flops for dot in dots) == flops.vit(vision)
 
 
 def test_stage1_formula():

@@ -11,8 +11,11 @@ from blip2_jax.cli.evaluation_run import evaluate_run
 from blip2_jax.evaluation.eval_config import default_evaluation
 from blip2_jax.evaluation.evaluators import make_evaluator
 from blip2_jax.inference.load import load
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.nn.trees import flatten, merge
 from blip2_jax.parallel import sharding
+from blip2_jax.training import cached_features
+from blip2_jax.training.cached_features import encoder_digest
 from blip2_jax.training.loop import Loop, flops_per_image
 from blip2_jax.training.setup import set_up
 from blip2_jax.training.train_config import ConfigError, read_config
@@ -234,3 +237,14 @@ def test_sizes_of_the_manifest_are_those_of_the_encoder(tmp_path):
     assert (origin.num_tokens, origin.width, origin.resolution) == (5, 16, 32)
     assert origin.precision == "bfloat16" and origin.crops == 1
     assert dataclasses.asdict(origin)["sizes"]["depth"] == 1
+
+
+def test_a_cache_of_an_earlier_version_lacks_newer_sizes(tmp_path):
+    origin = cache_job(tmp_path, config_of("stage1", "bfloat16")).origin
+    assert "num_registers" not in origin.sizes  # as before that field
+    vision = ViTConfig(**origin.sizes)
+    other = dataclasses.replace(origin, digest=encoder_digest({}))
+    cached_features.check_encoder([other], vision, {}, "weights")
+    registers = dataclasses.replace(vision, layer_scale=True)
+    with pytest.raises(ConfigError, match="layer_scale False, the model has layer_sca"):
+        cached_features.check_encoder([other], registers, {}, "weights")

@@ -11,6 +11,7 @@ from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.files.digests import digest
 from blip2_jax.convert.positions import interpolate_positions
 from blip2_jax.models.presets import PRESETS
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.nn.trees import flatten, unflatten
 from blip2_jax.parallel import sharding
 from blip2_jax.training import frozen, initial_params
@@ -237,6 +238,9 @@ def test_digest_does_not_depend_on_memory_layout():
 POSITIONS = "visual_encoder/position_embedding"
 
 
+TWO_BY_TWO = ViTConfig(4, 1, 2, 4, image_size=28)
+
+
 def at_28_pixels(config):
     """Set the image encoder to four patches and the class token, of width 4."""
     config.model.overrides = {"vision": {"image_size": 28, "width": 4, "heads": 2}}
@@ -264,7 +268,7 @@ def test_a_trained_tower_starts_from_weights_of_another_size(tmp_path):
     assert all(array.dtype == jnp.float32 for array in trainable.values())
     for path in TOWER:
         np.testing.assert_array_equal(trainable[path], arrays[path].astype(np.float32))
-    resized = interpolate_positions(arrays[POSITIONS], 5, align_corners=False)
+    resized = interpolate_positions(arrays[POSITIONS], TWO_BY_TWO)
     np.testing.assert_array_equal(trainable[POSITIONS], resized.astype(np.float32))
     assert initial.report == [
         f"from {file}: taken 3 arrays (visual_encoder 3)",
@@ -281,7 +285,7 @@ def test_a_frozen_tower_is_resized_and_recorded(tmp_path):
     arrays = write(file, shapes)
     config = at_28_pixels(config_of("stage1", frozen_sources__vision=file))
     parameters, manifest = load(config, task)
-    resized = interpolate_positions(arrays[POSITIONS], 5, align_corners=False)
+    resized = interpolate_positions(arrays[POSITIONS], TWO_BY_TWO)
     assert manifest[POSITIONS]["digest"] == digest(resized)
     assert manifest[POSITIONS]["notes"] == [
         "position embeddings resized from 3 x 3 to 2 x 2 patches"

@@ -43,6 +43,7 @@ def tower(depth=3, width=4):
                 "bias": jnp.ones(width),
             },
             "blocks": stacked,
+            "final_norm": {"scale": jnp.ones(width)},
         },
         "ln_vision": {"scale": jnp.ones(width)},
         "query_tokens": jnp.ones((2, width)),
@@ -115,6 +116,7 @@ def test_layer_rates_equal_the_originals(goldens):
         float(ours["visual_encoder/class_token"])
     )
     assert ours["query_tokens"] == expected["query_tokens"] == 1
+    assert ours["visual_encoder/final_norm/scale"] == 1  # behind the last block
 
 
 def test_layer_rates_are_applied():

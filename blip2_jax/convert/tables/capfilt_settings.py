@@ -18,7 +18,7 @@ TRAINING = "for training; these models are not trained here"
 UNUSED_HEAD = "for a head that the captioner does not contain"
 TOKENIZER = "the tokenizer's counts"
 NO_TOKENS = "the image encoder reads no tokens"
-_NO_TEXT = {
+NO_TEXT = {
     "is_encoder_decoder": "the image encoder has no decoder",
     "tie_word_embeddings": "the image encoder has no token table",
     "bos_token_id": NO_TOKENS,
@@ -70,7 +70,7 @@ BLIP_VISION = Settings(
         "attention_dropout": TRAINING,
         "dropout": TRAINING,
         "projection_dim": UNUSED_HEAD,
-        **_NO_TEXT,
+        **NO_TEXT,
     },
 )
 BLIP_TEXT = Settings(
@@ -115,7 +115,7 @@ CLIP_VISION = Settings(
         "attention_dropout": TRAINING,
         "dropout": TRAINING,
         "projection_dim": "the one of `CLIPConfig` counts",
-        **_NO_TEXT,
+        **NO_TEXT,
     },
 )
 CLIP_TEXT = Settings(

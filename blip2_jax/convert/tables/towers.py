@@ -128,7 +128,7 @@ def clip_huggingface_rules(config: ViTConfig, target: str = "") -> list[Rule]:
             patch_kernel(config.patch_size),
         ),
         *norm("vision_model.pre_layrnorm", f"{target}pre_norm"),  # CLIPModel's spelling
-        *_clip_block_rules(config.depth, "vision_model", target),
+        *clip_block_rules(config.depth, "vision_model.", target),
     ]
 
 
@@ -138,14 +138,14 @@ def clip_text_rules(config: TextTowerConfig, target: str = "") -> list[Rule]:
     return [
         Rule(f"{embeddings}.token_embedding.weight", f"{target}word"),
         Rule(f"{embeddings}.position_embedding.weight", f"{target}position"),
-        *_clip_block_rules(config.depth, "text_model", target),
+        *clip_block_rules(config.depth, "text_model.", target),
     ]
 
 
-def _clip_block_rules(depth: int, source: str, target: str) -> list[Rule]:
-    """Return the rules of the blocks of either tower of transformers' `CLIPModel`."""
+def clip_block_rules(depth: int, source: str, target: str) -> list[Rule]:
+    """Return the rules of the blocks of transformers' CLIP, image or text."""
     layers = _stacked(depth)
-    theirs, ours = f"{source}.encoder.layers.{{}}", f"{target}blocks"
+    theirs, ours = f"{source}encoder.layers.{{}}", f"{target}blocks"
     return [
         *norm(f"{theirs}.layer_norm1", f"{ours}/attention_norm", **layers),
         *_self_attention(theirs, ours, layers),

@@ -87,7 +87,7 @@ class Clip(nn.Module):
     def encode_image(self, images: Shaped[Array, "B R R 3"]) -> Float[Array, "B C"]:
         """Compute fp32 unit vectors of images; uint8 images are normalised first."""
         if images.dtype == jnp.uint8:
-            images = normalize_images(images)
+            images = normalize_images(images, self.config.vision.statistics)
         class_token = self.visual_encoder(images)[:, 0]
         return unit_vectors(self.vision_projection(self.vision_norm(class_token)))
 

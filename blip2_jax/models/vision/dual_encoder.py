@@ -171,7 +171,7 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: Shaped[Array, "B R R 3"]) -> Float[Array, "B P C"]:
         """Compute unit vectors of image tokens; uint8 images are normalised first."""
         if images.dtype == jnp.uint8:
-            images = normalize_images(images)
+            images = normalize_images(images, self.vision.statistics)
         hidden = self.vision_norm(self.visual_encoder(images))
         return unit_vectors(self.vision_projection(hidden))
 

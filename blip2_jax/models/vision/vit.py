@@ -1,7 +1,8 @@
-"""The frozen image towers: EVA-CLIP ViT-g/14 and CLIP ViT-L/14.
+"""The frozen image towers: EVA-CLIP, CLIP, SigLIP and DINOv2.
 
-Both are pre-norm transformers without a final norm. The output is all tokens of the
-original tower's last block but one (paper section 3.4).
+All are pre-norm transformers; `ViTConfig` has the differences. The output of EVA-CLIP
+and CLIP is that of the original tower's last block but one (paper section 3.4), the
+output of SigLIP and DINOv2 that of all blocks and the final norm.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from blip2_jax.models.sizes import ViTConfig
+from blip2_jax.models.sizes import IMAGE_STATISTICS, ViTConfig
 from blip2_jax.nn.layers import Mlp, MultiHeadAttention, dense, layer_norm, normal
 from blip2_jax.nn.stack import Stack
 
-# Statistics of CLIP's training images (Radford et al. 2021); RGB in [0, 1].
-IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-IMAGE_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
+def normalize_images(
+    images: UInt8[Array, "B R R 3"], statistics: str
+) -> Float[Array, "B R R 3"]:
+    """Normalise uint8 images with the mean and deviation of `statistics`; fp32.
 
-def normalize_images(images: UInt8[Array, "B R R 3"]) -> Float[Array, "B R R 3"]:
-    """Normalise uint8 images with CLIP's statistics; fp32."""
-    return (images.astype(jnp.float32) / 255.0 - IMAGE_MEAN) / IMAGE_STD
+    Args:
+      images: RGB.
+      statistics: `ViTConfig.statistics` of the image encoder.
+    """
+    mean, deviation = np.array(IMAGE_STATISTICS[statistics], np.float32)
+    return (images.astype(jnp.float32) / 255.0 - mean) / deviation
 
 
 def patches(images: Float[Array, "B R R 3"], size: int) -> Float[Array, "B P pixels"]:
@@ -43,6 +48,18 @@ def patches(images: Float[Array, "B R R 3"], size: int) -> Float[Array, "B P pix
     return grid.reshape(batch, -1, size * size * channels)
 
 
+class LayerScale(nn.Module):
+    """Multiply every channel by a parameter (Touvron et al. 2021)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Scale the channels."""
+        scale = self.param("scale", nn.initializers.ones, (self.width,))
+        return x * scale.astype(x.dtype)
+
+
 class ViTBlock(nn.Module):
     """Pre-norm attention and feed-forward, each with its residual."""
 
@@ -57,18 +74,27 @@ class ViTBlock(nn.Module):
             c.width, c.heads, c.width // c.heads, self.dtype, key_bias=c.key_bias
         )
         self.mlp_norm = layer_norm(c.layer_norm_eps, self.dtype)
-        self.mlp = Mlp(c.mlp_dim, c.width, c.activation, self.dtype)
+        self.mlp = Mlp(c.mlp_dim, c.width, c.activation, self.dtype, c.gated_mlp)
+        if c.layer_scale:
+            self.attention_scale = LayerScale(c.width)
+            self.mlp_scale = LayerScale(c.width)
 
     def __call__(
         self, x: Float[Array, "B S D"], per_layer: None
     ) -> tuple[Float[Array, "B S D"], None]:
         """Run the block."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x)), per_layer
+        attended = self.attention(self.attention_norm(x))
+        if self.config.layer_scale:
+            attended = self.attention_scale(attended)
+        x = x + attended
+        hidden = self.mlp(self.mlp_norm(x))
+        if self.config.layer_scale:
+            hidden = self.mlp_scale(hidden)
+        return x + hidden, per_layer
 
 
 class VisionTransformer(nn.Module):
-    """Images to one vector per token: the class token, then the patches."""
+    """Images to one vector per token: the class token, registers, then the patches."""
 
     config: ViTConfig
     dtype: DTypeLike = jnp.float32
@@ -79,9 +105,13 @@ class VisionTransformer(nn.Module):
         """Create submodules and parameters."""
         c = self.config
         self.patch_embedding = dense(c.width, self.dtype, use_bias=c.patch_bias)
-        self.class_token = self.param("class_token", normal(), (c.width,))
+        if c.class_token:
+            self.class_token = self.param("class_token", normal(), (c.width,))
+        if c.num_registers:
+            shape = (c.num_registers, c.width)
+            self.register_tokens = self.param("register_tokens", normal(), shape)
         self.position_embedding = self.param(
-            "position_embedding", normal(), (c.num_tokens, c.width)
+            "position_embedding", normal(), (c.num_positions, c.width)
         )
         if c.pre_norm:
             self.pre_norm = layer_norm(c.layer_norm_eps, self.dtype)
@@ -89,6 +119,8 @@ class VisionTransformer(nn.Module):
         self.stack = Stack(block, c.depth, self.scan, self.remat)
         example = jnp.zeros((1, 1, c.width), self.dtype)
         self.blocks = self.stack.parameters(self, example)
+        if c.final_norm:
+            self.final_norm = layer_norm(c.layer_norm_eps, self.dtype)
 
     def __call__(self, images: Float[Array, "B R R 3"]) -> Float[Array, "B P D"]:
         """Encode normalised images (`normalize_images`) of the configured size.
@@ -102,13 +134,33 @@ class VisionTransformer(nn.Module):
                 f"this tower takes images [B, {size}, {size}, 3], "
                 f"got an array of shape {images.shape}"
             )
-        x = patches(images.astype(self.dtype), self.config.patch_size)
-        x = self.patch_embedding(x)
-        class_token = self.class_token.astype(self.dtype)
-        class_token = jnp.broadcast_to(class_token, (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([class_token, x], axis=1)
-        x = x + self.position_embedding.astype(self.dtype)
+        x = self._embed(images)
         if self.config.pre_norm:
             x = self.pre_norm(x)
         x, _ = self.stack(self.blocks, x)
+        return self.final_norm(x) if self.config.final_norm else x
+
+    def _embed(self, images: Float[Array, "B R R 3"]) -> Float[Array, "B P D"]:
+        """Embed images as tokens with positions; registers have none.
+
+        Pixels right of and below the last whole patch are not read, as by a convolution
+        without padding (SigLIP so400m: 384 pixels, patches of 14).
+        """
+        c = self.config
+        side = c.image_size - c.image_size % c.patch_size
+        pixels = images[:, :side, :side].astype(self.dtype)
+        x = self.patch_embedding(patches(pixels, c.patch_size))
+        if c.class_token:
+            x = self._insert(x, self.class_token, 0)
+        x = x + self.position_embedding.astype(self.dtype)
+        if c.num_registers:
+            x = self._insert(x, self.register_tokens, int(c.class_token))
         return x
+
+    def _insert(
+        self, x: Float[Array, "B S D"], tokens: Float[Array, "... D"], start: int
+    ) -> Float[Array, "B P D"]:
+        """Insert the same token or tokens into every row, at position `start`."""
+        tokens = tokens.astype(self.dtype).reshape(-1, x.shape[-1])
+        tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape))
+        return jnp.concatenate([x[:, :start], tokens, x[:, start:]], axis=1)
