@@ -128,12 +128,22 @@ def test_what_peft_wrote_is_read(folders, tmp_path, rslora):
     theirs.save_pretrained(tmp_path / "adapter")
     texts = their_texts(theirs, folder)
     assert our_texts(folder, lora=str(tmp_path / "adapter")) == texts
+    assert our_texts(folder) != texts
     merged = theirs.merge_and_unload().state_dict()
     source = open_model(folder, ExtraWeights(lora=str(tmp_path / "adapter")))
     for layer in range(2):
-        name = f"language_model.model.decoder.layers.{layer}.self_attn.q_proj.weight"
-        ours = source.arrays["language_model/blocks/attention/query/kernel"][layer]
-        np.testing.assert_allclose(ours, merged[name].numpy().T, rtol=1e-6, atol=1e-6)
+        decoder = f"language_model.model.decoder.layers.{layer}"
+        vision = f"vision_model.encoder.layers.{layer}.self_attn.qkv.weight"
+        for path, expected in {
+            "language_model/blocks/attention/query": f"{decoder}.self_attn.q_proj",
+            "language_model/blocks/mlp/down": f"{decoder}.fc2",
+        }.items():
+            ours = source.arrays[f"{path}/kernel"][layer]
+            theirs = merged[f"{expected}.weight"].numpy().T
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+        values = source.arrays["visual_encoder/blocks/attention/value/kernel"][layer]
+        theirs = merged[vision].numpy()[2 * peers.WIDTH :].T
+        np.testing.assert_allclose(values, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_folders_that_mean_something_else_are_refused(folders, tmp_path):

@@ -12,11 +12,15 @@ from blip2_jax.training.tasks import make_task
 from tests.support import one_step
 from tests.support.tolerances import assert_gradients
 
-RANK, ALPHA = 3, 6.0
-STACKED = {
+RANK, ALPHA = 2, 6.0
+ADAPTED = {
+    "stage1": "itm_head/kernel",
     "stage2": "language_model/blocks/mlp/up/kernel",
     "t5": "language_model/decoder/blocks/cross_attention/value/kernel",
+    "vqa": "qformer/layer_0/cross_attention/key/kernel",
 }
+# With a question, the text's part of the last block has no effect.
+UNREAD = ("^qformer/layer_0/text_mlp/",)
 
 
 def adapted(name, dtype="float32"):
@@ -55,9 +59,14 @@ def merge(base, matrices):
     return merged
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2", "t5", "vqa"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("stage1", marks=pytest.mark.slow), "stage2", "t5", "vqa"]
+)
 def test_values_and_gradients_equal_those_of_merged_kernels(name):
-    """Scanned stacks, the Q-Former, its folded keys and values; vqa rematerialises."""
+    """Scanned stacks, the Q-Former, its folded keys and values; vqa rematerialises.
+
+    No kernel's matrices are ignored: their gradients are not all zero.
+    """
     task, base, matrices, batch = adapted(name)
     loss = lambda params: task.loss(unflatten(params), batch, None)[0]
     with_matrices = lambda matrices: loss(base | matrices)
@@ -67,16 +76,13 @@ def test_values_and_gradients_equal_those_of_merged_kernels(name):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for path, gradient in gradients.items():
         assert_gradients(gradient, expected_gradients[path], path)
-    assert "qformer/layer_0/cross_attention/key/lora_a" in gradients
-    if name in STACKED:
-        path_a, path_b = low_rank.matrix_paths(STACKED[name])
-        assert gradients[path_a].shape == (2, 16, RANK)
-        assert np.abs(gradients[path_a]).min(axis=(1, 2)).max() > 0
-        assert np.abs(gradients[path_b]).max() > 0
+    assert low_rank.matrix_paths(ADAPTED[name])[0] in gradients
+    unread = [path for path, leaf in gradients.items() if not np.abs(leaf).max() > 0]
+    assert not [path for path in unread if not matches(UNREAD, path)]
 
 
 def test_b_of_zero_is_the_base_exactly():
-    task, base, matrices, batch = adapted("t5", dtype="bfloat16")
+    task, base, matrices, batch = adapted("stage2", dtype="bfloat16")
     zero_b = {
         path: 0 * matrix if path.endswith(low_rank.B) else matrix
         for path, matrix in matrices.items()
@@ -84,16 +90,6 @@ def test_b_of_zero_is_the_base_exactly():
     loss = jax.jit(lambda params: task.loss(unflatten(params), batch, None)[0])
     assert loss(base | zero_b) == loss(base)
     assert loss(base | matrices) != loss(base)
-
-
-def test_every_adapted_kernel_is_read():
-    """No kernel's matrices are ignored: their gradients are not all zero."""
-    task, base, matrices, batch = adapted("vqa")
-    loss = lambda matrices: task.loss(unflatten(base | matrices), batch, None)[0]
-    gradients = jax.jit(jax.grad(loss))(matrices)
-    unread = [path for path, leaf in gradients.items() if not np.abs(leaf).max() > 0]
-    # The text's part of the last block, whose output stage 2 does not use.
-    assert all(matches((r"^qformer/(layer_0/text_mlp|head)/",), p) for p in unread)
 
 
 def test_kernels_are_merged_alike_on_host_and_devices():

@@ -158,10 +158,10 @@ def test_what_does_not_fit_is_said(base, tmp_path, changes, message):
 def test_lora_is_for_blip2_and_frozen_encoders_in_chunks(tmp_path):
     config = tiny_config("stage1").unlock()
     config.lora.rank, config.lora.targets = 2, ("^visual_encoder/",)
-    config.optimizer.accumulate = 2
+    config.optimizer.accumulate, config.batch_size = 2, 16
     with pytest.raises(ValueError, match=r"this run trains visual_encoder/.*/lora_a"):
         set_up(config, tmp_path / "run")
-    config.task = "contrast"
+    config.task, config.optimizer.accumulate = "contrast", 1
     with pytest.raises(ConfigError, match="the task is 'contrast'; LoRA is for stage1"):
         set_up(config, tmp_path / "run")
 
