@@ -71,18 +71,31 @@ def scale_matrices(
 class Dense(nn.Dense):
     """A dense layer whose kernel may be quantised (`nn.quantized`)."""
 
+    # Does not call the method of nn.Dense, which interceptors of calls would see too.
     @nn.compact
     def __call__(self, inputs: Float[Array, "... inputs"]) -> Float[Array, "... D"]:
         """Apply the layer."""
-        if not self.has_variable("params", "kernel"):
-            return super().__call__(inputs)
-        kernel = self.get_variable("params", "kernel")
-        if not is_quantized(kernel):
-            return super().__call__(inputs)
-        out = quantized_matmul(inputs.astype(self.dtype), kernel)
+        x = inputs.astype(self.dtype)
+        kernel = self._kernel(x.shape[-1])
+        if is_quantized(kernel):
+            out = quantized_matmul(x, kernel)
+        else:
+            contracted = (((x.ndim - 1,), (0,)), ((), ()))
+            out = jax.lax.dot_general(
+                x, kernel.astype(self.dtype), contracted, precision=self.precision
+            )
         if self.use_bias:
-            out += self.get_variable("params", "bias").astype(self.dtype)
+            bias = self.param("bias", self.bias_init, (self.features,))
+            out += bias.astype(self.dtype)
         return out
+
+    def _kernel(self, inputs: int) -> Any:
+        """Return the kernel as it is stored; a new layer gets a plain one."""
+        if self.has_variable("params", "kernel"):
+            stored = self.get_variable("params", "kernel")
+            if is_quantized(stored):  # has other leaves than `param` would check
+                return stored
+        return self.param("kernel", self.kernel_init, (inputs, self.features))
 
 
 def dense(

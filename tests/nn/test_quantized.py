@@ -8,6 +8,7 @@ import pytest
 
 from blip2_jax.nn import quantized
 from blip2_jax.nn.layers import Mlp, dense
+from blip2_jax.nn.low_rank import with_low_rank
 from blip2_jax.nn.stack import Stack
 from blip2_jax.nn.trees import flatten, unflatten
 
@@ -135,6 +136,18 @@ def test_layers_of_a_stack_compute_with_quantised_kernels(scheme):
     )
     layout = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert layout(shapes["visual_encoder"]) == layout(unflatten(stored))
+
+
+def test_low_rank_terms_are_added_to_quantised_layers_once():
+    layer, x = dense(OUT, jnp.float32), values(4, IN, seed=1)
+    a, b = values(IN, 2, seed=2), values(2, OUT, seed=3)
+    stored = quantized.quantize_kernel(values(IN, OUT), "int8")
+    params = {"kernel": stored, "bias": values(OUT, seed=4)}
+    adapted = with_low_rank(lambda params: layer.apply({"params": params}, x), 0.5)
+    merged = quantized.restore_kernel(stored) + 0.5 * a @ b
+    expected = x @ merged + params["bias"]
+    out = adapted(params | {"lora_a": a, "lora_b": b})
+    assert relative_error(out, expected) < 1e-6
 
 
 def test_unknown_schemes_are_refused():
