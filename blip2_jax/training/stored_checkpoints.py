@@ -17,6 +17,7 @@ from blip2_jax.parallel.files import FileFormatError, read_json
 from blip2_jax.parallel.paths import AnyPath, as_path
 from blip2_jax.parallel.store_cache import local_copy
 from blip2_jax.parallel.store_path import StorePath
+from blip2_jax.parallel.store_retries import StoreError
 from blip2_jax.training.checkpoint_digests import DamagedCheckpoint, listed_files
 
 CHECKPOINTS = "checkpoints"
@@ -34,7 +35,7 @@ def upload_checkpoint(local: pathlib.Path, remote: StorePath) -> None:
 
     Raises:
       FileNotFoundError: the local checkpoint was deleted in the meantime.
-      StoreError: the store is away for too long.
+      StoreError: the store is away for too long, or has a file of another size.
     """
     delete_checkpoint(remote)
     sizes = {}
@@ -45,6 +46,10 @@ def upload_checkpoint(local: pathlib.Path, remote: StorePath) -> None:
         else:
             sizes[name] = file.stat().st_size
             (remote / name).upload(file)
+    present = remote.files()
+    for name, size in sizes.items():
+        if (stored := present.get(name, (0, ""))[0]) != size:
+            raise StoreError(f"{remote / name} has {stored} bytes, {size} were written")
     (remote / MARKER).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
 
 

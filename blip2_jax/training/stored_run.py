@@ -1,8 +1,9 @@
 """A run whose directory is on an object store.
 
-The run works in a local staging directory. Each complete checkpoint and then the other
-files (`metrics.jsonl`, TensorBoard's events, ...) are uploaded by a thread, so that
-training does not wait. At the start the staging directory is filled from the store.
+The run works in a local staging directory. The logs (`metrics.jsonl`, TensorBoard's
+events, ...) and then each complete checkpoint are uploaded by a thread, so that
+training does not wait and no log ends before a checkpoint. At the start the staging
+directory is filled from the store.
 
 `session.json` holds a random number that each start of the run writes to both places.
 If they agree, nobody has used the run since, and the staging directory may hold a
@@ -37,6 +38,7 @@ from blip2_jax.training.train_config import CONFIG, ConfigError
 STAGING = "BLIP2_JAX_STAGING"
 _SESSION = "session.json"
 _LOCKS = ("lock", "lock.owner")
+_POINTERS = (LAST_CHECKPOINT, "best.json")  # name a checkpoint
 _LOOK_EVERY_S = 0.2  # for the local checkpoint to be complete
 
 logger = logging.getLogger(__name__)
@@ -169,6 +171,10 @@ class StoredRun:
     def upload(self) -> None:
         """Make the store hold what the staging directory holds."""
         whole = _local_steps(self.directory)
+        names = sorted(_other_files(self.directory), key=_upload_order)
+        for name in names:
+            if name not in _POINTERS:
+                self._upload_file(name)
         for step in sorted(whole - self._stored):
             name = f"{CHECKPOINTS}/{step}"
             try:
@@ -176,7 +182,7 @@ class StoredRun:
                 self._stored.add(step)
             except FileNotFoundError:  # deleted here in between: newer ones exist
                 checkpoints.delete_checkpoint(self.remote / name)
-        for name in sorted(_other_files(self.directory), key=_upload_order):
+        for name in _POINTERS:
             self._upload_file(name)
         for step in sorted(self._stored - whole):
             checkpoints.delete_checkpoint(self.remote / CHECKPOINTS / str(step))
@@ -191,7 +197,7 @@ class StoredRun:
             if self._uploaded.get(name) == mark:
                 return
             data = file.read_bytes()
-            if name in (LAST_CHECKPOINT, "best.json"):
+            if name in _POINTERS:
                 step = json.loads(data)["step"]
                 if step and step not in self._stored:
                     return

@@ -5,6 +5,7 @@ import http.client
 import http.server
 import itertools
 import os
+import re
 import socket
 import time
 import urllib.parse
@@ -213,6 +214,34 @@ def flaky_store(url, monkeypatch):
         proxy.close()
 
 
+class _Part:
+    """A part of an upload, with the methods of `email.message.Message` in use."""
+
+    def __init__(self, head, content):
+        self._type = head.decode().partition("Content-Type:")[2].strip()
+        self._content = content
+
+    def get_payload(self, decode=False):
+        return self._content
+
+    def get_content_type(self):
+        return self._type.partition(";")[0]
+
+
+class _MultipartParser:
+    """Split an upload into its parts byte for byte.
+
+    Of a content that ends with a carriage return, the emulator's own parser takes the
+    last byte for a part of the line end, because gcsfs ends lines with a line feed.
+    """
+
+    def parsebytes(self, data):
+        head, _, body = data.partition(b"\n")
+        boundary = b"--" + re.search(rb'boundary="?([^";\s]+)', head)[1]
+        parts = body.removeprefix(boundary).split(b"\n" + boundary)[:2]
+        return _Part(head, [_Part(*part.split(b"\n\n", 1)) for part in parts])
+
+
 @contextlib.contextmanager
 def gcs_store(monkeypatch):
     """Run an emulator of GCS; yields "gs://BUCKET"."""
@@ -222,6 +251,7 @@ def gcs_store(monkeypatch):
     emulators = pytest.importorskip("gcp_storage_emulator.server")
     import fsspec
 
+    monkeypatch.setattr(emulators, "BytesParser", _MultipartParser)
     port = free_port()
     server = emulators.create_server(
         "localhost", port, in_memory=True, default_bucket="bucket"
