@@ -34,13 +34,16 @@ def set_vision_option(arguments: argparse.Namespace, config: ConfigDict) -> None
       config: configuration, locked.
 
     Raises:
-      UsageError: `--image_size` is given alone, or the path is no image encoder.
+      UsageError: `--image_size` is given alone, the configuration's size is changed
+        too, or the path is no image encoder.
       SourceError: see `encoder_sizes`; or the size is no whole number of patches.
     """
     if arguments.vision is None:
         if arguments.image_size is not None:
             raise UsageError("--image_size needs --vision with an image encoder")
         return
+    if any(o.startswith("--config.data.image.size") for o in arguments.overrides):
+        raise UsageError("beside --vision, --image_size sets the image size")
     from blip2_jax.configs.common import set_vision
     from blip2_jax.convert.positions import vision_at_size
     from blip2_jax.inference.image_encoder import own_sizes

@@ -189,6 +189,7 @@ def encoder_part(source: CheckpointFiles, config: ViTConfig) -> Part:
     if source.config:
         _compare_with_model(source, config)
     target, layers = "visual_encoder/", _DINOV2.layers
+    leftovers: tuple[str, ...]
     if config.family == "DINOv2":
         rules = encoders.dinov2_rules(config, target)
         leftovers = encoders.DINOV2_LEFTOVERS

@@ -31,8 +31,7 @@ from blip2_jax.models.sizes import (
     ViTConfig,
 )
 
-# Other names of a function in `ACTIVATIONS`.
-SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new"}
+SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new"}  # another name of the function
 P = TypeVar("P", bound=Sizes)
 C = TypeVar("C")
 
@@ -243,8 +242,7 @@ def vision_sizes(theirs: Any, **sizes: Any) -> ViTConfig:
     """Convert the settings of an image encoder of transformers.
 
     Args:
-      theirs: transformers' `Blip2VisionConfig`, `BlipVisionConfig`,
-        `CLIPVisionConfig` or `SiglipVisionConfig`.
+      theirs: transformers' configuration of an image encoder of BLIP-2, BLIP, ...
       **sizes: fields of `ViTConfig` that follow from the kind of model.
 
     Raises:

@@ -37,6 +37,7 @@ def test_one_step_of_stage_1_on_an_encoder(tmp_path, capsys, name, tokens):
     ("arguments", "message"),
     [
         (["--image_size=18"], "--image_size needs --vision"),
+        (["--vision=x", "--config.data.image.size=9"], "--image_size sets the image"),
         (["--vision=shapes"], "--vision shapes is no image encoder by itself"),
         (["--vision=shapes:vision", "--image_size=65"], "multiple of the patch size"),
     ],
