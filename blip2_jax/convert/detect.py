@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.language_families.registry import FAMILIES
 
 # Patterns of the beginning of a name (`re.match`). The first kind with a match holds:
 # a pattern tells its kind from the kinds below it.
@@ -18,8 +19,7 @@ KINDS = {
     "eva": r"(visual\.)?blocks\.0\.attn\.q_bias",
     "clip": r"(visual\.)?transformer\.resblocks\.0\.attn\.in_proj_weight",
     "clip_huggingface": r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.",
-    "opt": r"(model\.)?decoder\.layers\.0\.fc1\.",
-    "t5": r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",
+    **{name: family.pattern for name, family in FAMILIES.items()},
 }
 DESCRIPTIONS = {
     "lavis": "LAVIS's BLIP-2",
@@ -30,11 +30,10 @@ DESCRIPTIONS = {
     "eva": "EVA-CLIP's image encoder",
     "clip": "OpenAI's CLIP",
     "clip_huggingface": "Hugging Face's CLIP",
-    "opt": "OPT",
-    "t5": "T5",
+    **{name: family.title for name, family in FAMILIES.items()},
 }
 VISION = ("eva", "clip", "clip_huggingface")
-LANGUAGE = ("opt", "t5")
+LANGUAGE = tuple(FAMILIES)
 
 
 def kind_of(source: CheckpointFiles) -> str:

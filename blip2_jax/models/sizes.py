@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 # Keys of `nn.layers.ACTIVATIONS`, repeated because importing those takes seconds.
 ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu")
@@ -118,9 +118,44 @@ class QFormerConfig(Sizes):
     activation: str = "gelu"  # of both feed-forward networks and of the head
 
 
+class LanguageSizes(Sizes):
+    """Base of the sizes of a language model: what code for every family asks.
+
+    Attributes:
+      family: key of the family: its kind in configurations, its module, its names.
+      title: name of the family in messages.
+      is_encoder_decoder: an encoder reads queries and prompt, a decoder writes; False:
+        one stack does both.
+      scales_scores: attention divides its scores by the square root of the head width.
+    """
+
+    family: ClassVar[str]
+    title: ClassVar[str]
+    is_encoder_decoder: ClassVar[bool] = False
+    scales_scores: ClassVar[bool] = True
+
+    @property
+    def position_limit(self) -> int | None:
+        """Largest number of positions; None = no limit."""
+        return None
+
+    @property
+    def start_id(self) -> int | None:
+        """Token that every generated text begins with; None = none."""
+        return None
+
+    @property
+    def end_id(self) -> int | None:
+        """Token that ends a text; None = the tokenizer decides."""
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
-class OPTConfig(Sizes):
+class OPTConfig(LanguageSizes):
     """Sizes of a decoder-only language model of the OPT family."""
+
+    family: ClassVar[str] = "opt"
+    title: ClassVar[str] = "OPT"
 
     width: int
     depth: int
@@ -140,10 +175,25 @@ class OPTConfig(Sizes):
         """Width of the input embeddings, and so of the projected queries."""
         return self.embed_width or self.width
 
+    @property
+    def position_limit(self) -> int:
+        """Number of positions in the table."""
+        return self.max_positions
+
+    @property
+    def start_id(self) -> int:
+        """BOS."""
+        return self.bos_id
+
 
 @dataclasses.dataclass(frozen=True)
-class T5Config(Sizes):
+class T5Config(LanguageSizes):
     """Sizes of an encoder-decoder language model of the T5-v1.1 / FlanT5 family."""
+
+    family: ClassVar[str] = "t5"
+    title: ClassVar[str] = "T5"
+    is_encoder_decoder: ClassVar[bool] = True
+    scales_scores: ClassVar[bool] = False
 
     width: int
     depth: int
@@ -179,6 +229,11 @@ class T5Config(Sizes):
     def embedding_width(self) -> int:
         """Width of the input embeddings, and so of the projected queries."""
         return self.width
+
+    @property
+    def start_id(self) -> int:
+        """Token that the decoder starts with."""
+        return self.decoder_start_id
 
 
 LanguageModelConfig = OPTConfig | T5Config
