@@ -30,7 +30,13 @@ from blip2_jax.models.sizes import ViTConfig
 BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
 DEFAULT_IMAGE_SIZE = 224  # of transformers' `Blip2VisionConfig`
 # A folder with one of these files has a tokenizer.
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 # Patterns of the parameters that `Blip2ForImageTextRetrieval` lacks.
 RETRIEVAL_LACKS = (r"qformer/head/.*", r"temperature")

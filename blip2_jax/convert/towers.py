@@ -11,6 +11,7 @@ from blip2_jax.convert.language_families.registry import (
     FAMILIES,
     language_model_rules,
 )
+from blip2_jax.convert.language_folder import check_invisible
 from blip2_jax.convert.tables import bert, towers
 from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.models.sizes import (
@@ -86,9 +87,10 @@ def language_part(source: CheckpointFiles, config: LanguageModelConfig) -> Part:
     """Return a language model.
 
     Raises:
-      SourceError: the checkpoint is no language model, or one of the other family.
+      SourceError: the checkpoint is no language model, or not that of `config`.
     """
     expect_kind(source, [config.family], "this model's language model")
+    check_invisible(source, config)
     family = FAMILIES[config.family]
     rules = family.adapt(language_model_rules(config), source)
     return Part(source, rules, family.leftovers)

@@ -146,7 +146,7 @@ class LanguageSizes(Sizes):
 
     @property
     def end_id(self) -> int | None:
-        """Token that ends a text; None = the tokenizer decides."""
+        """Token that ends a text; None = whatever the tokenizer says."""
         return None
 
 
@@ -236,4 +236,90 @@ class T5Config(LanguageSizes):
         return self.decoder_start_id
 
 
-LanguageModelConfig = OPTConfig | T5Config
+ROPE_SCALINGS = ("none", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(LanguageSizes):
+    """Sizes of a decoder-only language model of the Llama family.
+
+    Llama 2 and 3, Vicuna, Mistral, Qwen2, Qwen3, Granite, SmolLM2 and others that have
+    the same blocks. The defaults are Llama 2's.
+    """
+
+    family: ClassVar[str] = "llama"
+    title: ClassVar[str] = "Llama"
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int  # heads of keys and values, each for heads / kv_heads of queries
+    head_width: int
+    mlp_dim: int
+    vocab_size: int = 32000
+    max_positions: int = 4096
+    layer_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: str = "none"  # one of ROPE_SCALINGS, of the rotary frequencies
+    rope_factor: float = 1.0  # "linear", "llama3": divisor of (low) frequencies
+    rope_low_factor: float = 1.0  # "llama3": turns within the original positions
+    rope_high_factor: float = 4.0
+    rope_original_positions: int = 8192
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: bool = False  # RMS norm of every head's queries and keys (Qwen3)
+    tied_head: bool = False
+    embedding_scale: float = 1.0  # this and the next three: Granite
+    attention_scale: float | None = None  # None = head_width ** -0.5
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    pad_id: int = 2
+    bos_id: int | None = 1  # None = texts have no first token
+    eos_id: int = 2  # ends a text
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Sizes`."""
+        super().__post_init__()
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"head_width is {self.head_width}; it must be even")
+        if self.rope_scaling not in ROPE_SCALINGS:
+            raise ValueError(
+                f"rope_scaling is {self.rope_scaling!r}; it must be one of "
+                f"{', '.join(ROPE_SCALINGS)}"
+            )
+        if self.rope_high_factor <= self.rope_low_factor:
+            raise ValueError(
+                f"rope_high_factor is {self.rope_high_factor}; it must exceed "
+                f"rope_low_factor {self.rope_low_factor}"
+            )
+        for name in ("rope_theta", "rope_factor", "logits_divisor"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is 0; it must be above 0")
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the input embeddings, and so of the projected queries."""
+        return self.width
+
+    @property
+    def position_limit(self) -> int:
+        """Number of positions that the model was trained for."""
+        return self.max_positions
+
+    @property
+    def start_id(self) -> int | None:
+        """BOS, if texts have one."""
+        return self.bos_id
+
+    @property
+    def end_id(self) -> int:
+        """EOS."""
+        return self.eos_id
+
+
+LanguageModelConfig = OPTConfig | T5Config | LlamaConfig

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import (
     FeaturesConfig,
+    LlamaConfig,
     OPTConfig,
     QFormerConfig,
     T5Config,
@@ -162,6 +163,17 @@ def opt(config: OPTConfig, tokens: int, predicted: int) -> Terms:
     }
 
 
+def llama(config: LlamaConfig, tokens: int, predicted: int) -> Terms:
+    """Count the terms (see `opt`) of a model whose heads share keys and values."""
+    d, n, inner = config.width, tokens, config.heads * config.head_width
+    attention = 2 * d * (inner + config.kv_heads * config.head_width)
+    return {
+        "language_weights": config.depth * 2 * n * (attention + 3 * d * config.mlp_dim),
+        "language_attention": config.depth * 4 * n * n * inner,
+        "language_head": 2 * predicted * d * config.vocab_size,
+    }
+
+
 def t5(config: T5Config, tokens: int, target: int) -> Terms:
     """Count the terms (see `opt`) of an encoder-decoder over `tokens` and `target`."""
     d, inner, n = config.width, config.heads * config.head_width, tokens
@@ -179,7 +191,11 @@ def t5(config: T5Config, tokens: int, target: int) -> Terms:
 
 # Formulas by family; arguments are the sizes, the positions of queries and text, and
 # the positions with logits.
-LANGUAGE_MODELS: dict[str, Callable[..., Terms]] = {"opt": opt, "t5": t5}
+LANGUAGE_MODELS: dict[str, Callable[..., Terms]] = {
+    "opt": opt,
+    "t5": t5,
+    "llama": llama,
+}
 
 
 def training_step(

@@ -78,7 +78,7 @@ FAMILY = LanguageFamily(
         "hidden_size": ("model.decoder.embed_positions.weight", 1),
         "ffn_dim": ("model.decoder.layers.0.fc1.weight", 0),
     },
-    layers={"num_hidden_layers": r"model\.decoder\.layers\.(\d+)\."},
+    layers={"num_hidden_layers": r"(?:model\.)?decoder\.layers\.(\d+)\."},
     read=read,
     write=write,
     adapt=without_first_word,

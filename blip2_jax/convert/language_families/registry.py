@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from blip2_jax.convert.language_families import opt, t5
+from blip2_jax.convert.language_families import llama, opt, t5
 from blip2_jax.convert.language_families.family import LanguageFamily
 from blip2_jax.convert.tables.huggingface_settings import Settings
 from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.models.sizes import LanguageModelConfig
 
 # By `family` of the config class.
-FAMILIES: dict[str, LanguageFamily] = {"opt": opt.FAMILY, "t5": t5.FAMILY}
+FAMILIES: dict[str, LanguageFamily] = {
+    "opt": opt.FAMILY,
+    "t5": t5.FAMILY,
+    "llama": llama.FAMILY,
+}
 BY_MODEL_TYPE: dict[str, LanguageFamily] = {
     model_type: family
     for family in FAMILIES.values()

@@ -34,13 +34,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from blip2_jax.models.language.llama import Llama
 from blip2_jax.models.language.opt import OPT
 from blip2_jax.models.language.t5 import T5
 from blip2_jax.models.sizes import LanguageModelConfig
 from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
 
 # Modules by the family of their config class.
-MODULES: dict[str, Callable[..., Any]] = {"opt": OPT, "t5": T5}
+MODULES: dict[str, Callable[..., Any]] = {"opt": OPT, "t5": T5, "llama": Llama}
 
 
 class LanguageModel(Protocol):
