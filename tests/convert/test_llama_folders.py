@@ -3,11 +3,11 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
+from blip2_jax.configs import stage2_language_model
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.language_families import llama
 from blip2_jax.convert.language_folder import language_options, language_sizes_of
@@ -17,8 +17,13 @@ from blip2_jax.convert.weights import open_arrays
 from blip2_jax.models import presets
 from blip2_jax.models.sizes import FeaturesConfig, QFormerConfig
 from blip2_jax.nn.trees import flatten
+from blip2_jax.parallel.sharding import make_global_batch, make_mesh
+from blip2_jax.training.tasks import make_task, model_config
+from blip2_jax.training.train_config import ConfigError
+from tests.support import one_step
 from tests.support.changed_folder import changed
 from tests.support.llama_peers import MODELS, ours, peer
+from tests.support.spaced_words import write_tokenizer
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -145,22 +150,6 @@ def test_other_architectures_are_named(folders, tmp_path):
         language_options(folder)
 
 
-def write_tokenizer(folder, begin=None, space="\u2581"):
-    """Write a tokenizer of `VOCAB` words with spaces as SentencePiece has them."""
-    words = ["<unk>", "<s>", "</s>", *(f"{space}w{n}" for n in range(37))]
-    backend = Tokenizer(
-        models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
-    )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    if begin:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, words.index(begin))]
-        )
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-
-
 @pytest.mark.parametrize("begin", [None, "<s>"])
 def test_the_tokenizer_says_how_texts_begin_and_end(folders, tmp_path, begin):
     folder = changed(folders("llama"), tmp_path / "x", eos_token_id=[9, 2])
@@ -169,3 +158,41 @@ def test_the_tokenizer_says_how_texts_begin_and_end(folders, tmp_path, begin):
     assert options["kind"] == "llama"
     assert (options["bos_id"], options["eos_id"]) == (1 if begin else None, 2)
     assert options["pad_id"] == 2
+
+
+def test_one_step_of_stage2(folders, tmp_path):
+    """A folder is the frozen language model; its sizes and tokenizer are its own."""
+    folder = changed(folders("qwen2"), tmp_path / "x")
+    write_tokenizer(folder)
+    config = one_step.config_of("stage2")
+    sizes = {"language_model": language_options(folder)}
+    config.model.overrides = one_step.SIZES | sizes
+    config.frozen_sources.language_model = str(folder)
+    task, mesh = make_task(config), make_mesh(devices=jax.devices()[:1])
+    assert (task.batch_format, task.model.config.language_model.bos_id) == (
+        "decoder",
+        None,
+    )
+    state, frozen, step = one_step.prepare(config, task, mesh)
+    before = flatten(jax.device_get(state.trainable))
+    batch = make_global_batch(one_step.rows("stage2"), mesh)
+    state, metrics = step(state, frozen, batch)
+    assert 0 < metrics["loss"] < 20
+    after = flatten(jax.device_get(state.trainable))
+    assert not np.array_equal(after["query_tokens"], before["query_tokens"])
+    expected = flatten({"language_model": ours("qwen2")[1]})
+    for path, array in flatten(frozen).items():
+        if path in expected:
+            np.testing.assert_array_equal(array, expected[path], path)
+
+
+def test_a_configuration_for_any_folder(folders, tmp_path):
+    folder = changed(folders("granite"), tmp_path / "x")
+    write_tokenizer(folder, "<s>")
+    config = stage2_language_model.get_config(str(folder))
+    sizes = model_config(config.model)
+    assert sizes.language_model == language_sizes_of(folder)
+    assert sizes.language_model.residual_scale == 0.7
+    assert config.data.tokenizer.language_model == str(folder)
+    with pytest.raises(ConfigError, match="needs the folder"):
+        stage2_language_model.get_config()

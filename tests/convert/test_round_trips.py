@@ -75,7 +75,7 @@ def test_lavis_without_its_towers(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", peers.DTYPES)
-@pytest.mark.parametrize("family", ["opt", "t5", "retrieval"])
+@pytest.mark.parametrize("family", ["opt", "t5", "llama", "retrieval"])
 def test_huggingface(tmp_path, family, dtype):
     _, transformers = peers.torch_and_transformers()
     peers.write_huggingface(tmp_path / "theirs", family, dtype, shard="40KB")

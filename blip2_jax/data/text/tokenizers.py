@@ -165,8 +165,12 @@ class LanguageTokenizer(_FastTokenizer):
 
     def _begins_with_space(self) -> bool:
         """Return True if the tokenizer puts a space before a text, as Llama 2's."""
-        tokens = self._backend.encode("a", add_special_tokens=False).tokens
-        return bool(tokens) and tokens[0].startswith(SENTENCEPIECE_SPACE)
+        text = "a"
+        if self._backend.normalizer is not None:
+            text = self._backend.normalizer.normalize_str(text)
+        if self._backend.pre_tokenizer is not None:
+            text = self._backend.pre_tokenizer.pre_tokenize_str(text)[0][0]
+        return text.startswith(SENTENCEPIECE_SPACE)
 
     def _blank_ids(self) -> list[int]:
         """List the ids of the sentinels."""
