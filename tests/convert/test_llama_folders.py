@@ -162,7 +162,7 @@ def test_the_tokenizer_says_how_texts_begin_and_end(folders, tmp_path, begin):
 
 def test_one_step_of_stage2(folders, tmp_path):
     """A folder is the frozen language model; its sizes and tokenizer are its own."""
-    folder = changed(folders("qwen2"), tmp_path / "x")
+    folder = changed(folders("llama3"), tmp_path / "x")
     write_tokenizer(folder)
     config = one_step.config_of("stage2")
     sizes = {"language_model": language_options(folder)}
@@ -180,7 +180,7 @@ def test_one_step_of_stage2(folders, tmp_path):
     assert 0 < metrics["loss"] < 20
     after = flatten(jax.device_get(state.trainable))
     assert not np.array_equal(after["query_tokens"], before["query_tokens"])
-    expected = flatten({"language_model": ours("qwen2")[1]})
+    expected = flatten({"language_model": ours("llama3")[1]})
     for path, array in flatten(frozen).items():
         if path in expected:
             np.testing.assert_array_equal(array, expected[path], path)

@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from blip2_jax.convert.language_families import llama
@@ -83,4 +85,5 @@ def ours(name):
     model = peer(name)
     config = llama.read(model.config)
     source = {key: value.numpy() for key, value in model.state_dict().items()}
-    return config, name_table.to_ours_complete(source, llama_rules(config))
+    params = name_table.to_ours_complete(source, llama_rules(config))
+    return config, jax.tree.map(jnp.asarray, params)

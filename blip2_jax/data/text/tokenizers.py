@@ -147,7 +147,7 @@ class LanguageTokenizer(_FastTokenizer):
         example = tokenizer("a")["input_ids"]
         self.vocab_size = len(tokenizer)
         self.blank_ids = self._blank_ids()
-        begins = bos_id is not None and example[0] == bos_id
+        begins = bos_id is not None and example[:1] == [bos_id]
         self.bos_id: int | None = bos_id if begins else None
         self.separator = "" if self._begins_with_space() else " "
         self.family: Family = "decoder_only"
@@ -155,7 +155,7 @@ class LanguageTokenizer(_FastTokenizer):
             self.end_id = self._newline_id(tokenizer)
         elif eos_id is not None:
             self.end_id = eos_id
-            if not begins and example[-1] == eos_id:
+            if not begins and example[-1:] == [eos_id]:
                 self.family = "encoder_decoder"
         else:
             raise ValueError(
