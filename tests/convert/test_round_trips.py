@@ -15,7 +15,14 @@ from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers
 
 # Fields of a sub-configuration that may differ: nothing reads them.
-HARMLESS = {"dtype", "architectures", "init_std", "initializer_factor", "prefix"}
+HARMLESS = {
+    "dtype",
+    "architectures",
+    "init_std",
+    "initializer_factor",
+    "initializer_range",
+    "prefix",
+}
 
 
 def lavis_source(name):
