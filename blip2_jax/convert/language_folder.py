@@ -53,12 +53,12 @@ def language_sizes_of(path: str | pathlib.Path) -> LanguageModelConfig:
     if sizes.end_id is None or not spec:
         return sizes
     tokenizer = load_tokenizer(spec, language_model=True)
-    return dataclasses.replace(
-        sizes,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.end_id,
-        pad_id=tokenizer.pad_id,
-    )
+    tokens: dict[str, Any] = {
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.end_id,
+        "pad_id": tokenizer.pad_id,
+    }
+    return dataclasses.replace(sizes, **tokens)
 
 
 def declared_sizes(source: CheckpointFiles) -> LanguageModelConfig:

@@ -45,11 +45,11 @@ def _check_positions(config: ConfigDict, task: Task) -> None:
     language_model = sizes.language_model
     if "language_model" not in task.tokenizers or language_model is None:
         return
-    if (limit := language_model.position_limit) is not None:
+    if (positions := language_model.position_limit) is not None:
         queries = 0 if task.name == "language_model" else sizes.qformer.num_queries
-        if queries + length > limit:
+        if queries + length > positions:
             raise ConfigError(
                 f"{queries} queries and data.max_text_length {length} take "
                 f"{queries + length} positions, but this {language_model.title} has "
-                f"{limit}"
+                f"{positions}"
             )
