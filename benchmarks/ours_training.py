@@ -146,7 +146,7 @@ def configuration(sizes: dict[str, Any], precision: str, scan: bool) -> Any:
 
 def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray]:
     """Return a batch without padding for a model of these sizes."""
-    from blip2_jax.models.sizes import FeaturesConfig, OPTConfig
+    from blip2_jax.models.sizes import FeaturesConfig
 
     vision, language = model.vision, model.language_model
     if isinstance(vision, FeaturesConfig):
@@ -159,10 +159,9 @@ def batch(model: Any, rows: int, text: int, target: int) -> dict[str, np.ndarray
     if language is None:
         ids = shared_inputs.ids("text", rows, text, model.qformer.vocab_size)
         return fields | {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
-    if isinstance(language, OPTConfig):
-        ids = shared_inputs.ids(
-            "text", rows, text, language.vocab_size, [language.bos_id]
-        )
+    if not language.is_encoder_decoder:
+        start = [] if language.start_id is None else [language.start_id]
+        ids = shared_inputs.ids("text", rows, text, language.vocab_size, start)
         fields |= {"text_ids": ids.astype(np.int32), "text_mask": ids > 0}
         return fields | {"target_mask": ids > 0}
     ids = shared_inputs.ids("text", rows, text, language.vocab_size)

@@ -18,14 +18,14 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
 from blip2_jax.models import presets
-from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config
+from blip2_jax.models.sizes import OPTConfig, T5Config
 
 TOKENS = {"opt": {"text": 32}, "t5": {"text": 16, "target": 16}}
-LANGUAGE: dict[str, LanguageModelConfig] = {
+LANGUAGE: dict[str, OPTConfig | T5Config] = {
     "opt": presets.OPT_125M,
     "t5": presets.FLAN_T5_BASE,
 }
-TINY_LANGUAGE: dict[str, LanguageModelConfig] = {
+TINY_LANGUAGE: dict[str, OPTConfig | T5Config] = {
     "opt": OPTConfig(32, 2, 2, 64, vocab_size=100),
     "t5": T5Config(32, 2, 2, 64, head_width=16, vocab_size=100),
 }

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.language_families.registry import BY_MODEL_TYPE
 
 POSITIONS = "vision_model.embeddings.position_embedding"
-OPT_EMBEDDINGS = "language_model.model.decoder.embed_"
 # Setting: an array that has this size, and the axis. The image encoders of BLIP-2, BLIP
 # and CLIP share these names.
 VISION_SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
@@ -39,25 +39,6 @@ SIZES_IN_ARRAYS: dict[str, tuple[str, int]] = {
     "num_query_tokens": ("query_tokens", -2),
     "image_text_hidden_size": ("vision_projection.weight", 0),
 }
-OPT_SIZES_IN_ARRAYS = {
-    "text_config.vocab_size": (f"{OPT_EMBEDDINGS}tokens.weight", 0),
-    "text_config.word_embed_proj_dim": (f"{OPT_EMBEDDINGS}tokens.weight", 1),
-    "text_config.hidden_size": (f"{OPT_EMBEDDINGS}positions.weight", 1),
-    "text_config.ffn_dim": ("language_model.model.decoder.layers.0.fc1.weight", 0),
-}
-T5_SIZES_IN_ARRAYS = {
-    "text_config.vocab_size": ("language_model.shared.weight", 0),
-    "text_config.d_model": ("language_model.shared.weight", 1),
-    "text_config.d_ff": (
-        "language_model.encoder.block.0.layer.1.DenseReluDense.wo.weight",
-        1,
-    ),
-    "text_config.relative_attention_num_buckets": (
-        "language_model.encoder.block.0.layer.0.SelfAttention."
-        "relative_attention_bias.weight",
-        0,
-    ),
-}
 # Setting: pattern of an array of one layer, with the layer's number.
 VISION_LAYERS = {
     "vision_config.num_hidden_layers": r"vision_model\.encoder\.layers\.(\d+)\."
@@ -65,13 +46,6 @@ VISION_LAYERS = {
 LAYERS = {
     **VISION_LAYERS,
     "qformer_config.num_hidden_layers": r"qformer\.encoder\.layer\.(\d+)\.",
-}
-OPT_LAYERS = {
-    "text_config.num_hidden_layers": r"language_model\.model\.decoder\.layers\.(\d+)\."
-}
-T5_LAYERS = {
-    "text_config.num_layers": r"language_model\.encoder\.block\.(\d+)\.",
-    "text_config.num_decoder_layers": r"language_model\.decoder\.block\.(\d+)\.",
 }
 CROSS_ATTENTION = r"qformer\.encoder\.layer\.(\d+)\.crossattention\."
 
@@ -91,9 +65,15 @@ def check_declared_sizes(
     """
     arrays, layers = dict(SIZES_IN_ARRAYS), dict(LAYERS)
     if with_language_model:
-        is_opt = theirs.text_config.model_type == "opt"
-        arrays |= OPT_SIZES_IN_ARRAYS if is_opt else T5_SIZES_IN_ARRAYS
-        layers |= OPT_LAYERS if is_opt else T5_LAYERS
+        family = BY_MODEL_TYPE[theirs.text_config.model_type]
+        arrays |= {
+            f"text_config.{name}": (f"language_model.{array}", axis)
+            for name, (array, axis) in family.arrays.items()
+        }
+        layers |= {
+            f"text_config.{name}": rf"language_model\.{pattern}"
+            for name, pattern in family.layers.items()
+        }
     compare_sizes(theirs, source, arrays, layers)
     check_image_size(theirs.vision_config, source, POSITIONS)
     _check_cross_attention(theirs.qformer_config, source)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.language_families.registry import FAMILIES
 
 # Patterns of the beginning of a name (`re.match`). The first kind with a match holds:
 # a pattern tells its kind from the kinds below it.
@@ -21,8 +22,7 @@ KINDS = {
     "siglip": r"(vision_model\.)?embeddings\.patch_embedding\.bias",
     "dinov2": r"encoder\.layer\.0\.layer_scale1\.lambda1",
     "clip_huggingface": r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.",
-    "opt": r"(model\.)?decoder\.layers\.0\.fc1\.",
-    "t5": r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",
+    **{name: family.pattern for name, family in FAMILIES.items()},
 }
 DESCRIPTIONS = {
     "lavis": "LAVIS's BLIP-2",
@@ -35,8 +35,7 @@ DESCRIPTIONS = {
     "siglip": "Hugging Face's SigLIP",
     "dinov2": "Hugging Face's DINOv2",
     "clip_huggingface": "Hugging Face's CLIP",
-    "opt": "OPT",
-    "t5": "T5",
+    **{name: family.title for name, family in FAMILIES.items()},
 }
 # Kinds of image encoders, with the `ViTConfig.family`.
 VISION = {
@@ -46,7 +45,7 @@ VISION = {
     "siglip": "SigLIP",
     "dinov2": "DINOv2",
 }
-LANGUAGE = ("opt", "t5")
+LANGUAGE = tuple(FAMILIES)
 
 
 def kind_of(source: CheckpointFiles) -> str:

@@ -20,14 +20,13 @@ from blip2_jax.convert.declared_sizes import (
     compare_sizes,
 )
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.language_families.registry import SETTINGS, language_sizes
 from blip2_jax.convert.tables import huggingface_settings as settings
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import (
     LanguageModelConfig,
-    OPTConfig,
     QFormerConfig,
     Sizes,
-    T5Config,
     ViTConfig,
 )
 
@@ -146,12 +145,12 @@ def check_settings(
     }
     if with_language_model:
         model_type = _section(declared, "text_config", file).get("model_type", "opt")
-        if model_type not in settings.LANGUAGE_MODELS:
+        if model_type not in SETTINGS:
             raise SourceError(
                 f"{file}: the language model is {model_type!r}; supported are "
-                f"{' and '.join(settings.LANGUAGE_MODELS)}"
+                f"{', '.join(SETTINGS)}"
             )
-        tables["text_config"] = settings.LANGUAGE_MODELS[model_type]
+        tables["text_config"] = SETTINGS[model_type]
     check_tables(declared, file, tables)
 
 
@@ -233,7 +232,7 @@ def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config
             dropout=qformer.hidden_dropout_prob,
             activation=qformer.hidden_act,
         ),
-        language_model=None if retrieval else language_sizes(theirs.text_config),
+        language_model=None if retrieval else _text_sizes(theirs.text_config),
         ln_vision_eps=vision.layer_norm_eps,
     )
 
@@ -271,74 +270,12 @@ def make_part(kind: type[P], section: str, **sizes: Any) -> P:
         raise ValueError(f"{section}: {error}") from error
 
 
-def language_sizes(theirs: Any) -> LanguageModelConfig:
-    """Convert transformers' `OPTConfig` or `T5Config`.
-
-    Raises:
-      ValueError: this package does not have the variant.
-    """
-    return _opt_sizes(theirs) if theirs.model_type == "opt" else _t5_sizes(theirs)
-
-
-def _opt_sizes(theirs: Any) -> OPTConfig:
-    embed = theirs.word_embed_proj_dim
-    return make_part(
-        OPTConfig,
-        "text_config",
-        width=theirs.hidden_size,
-        depth=theirs.num_hidden_layers,
-        heads=theirs.num_attention_heads,
-        mlp_dim=theirs.ffn_dim,
-        vocab_size=theirs.vocab_size,
-        max_positions=theirs.max_position_embeddings,
-        embed_width=None if embed == theirs.hidden_size else embed,
-        pre_norm=theirs.do_layer_norm_before,
-        dropout=theirs.dropout,
-        pad_id=theirs.pad_token_id,
-        bos_id=theirs.bos_token_id,
-        tied_head=theirs.tie_word_embeddings,
-    )
-
-
-def _t5_sizes(theirs: Any) -> T5Config:
-    if not theirs.is_gated_act:
-        raise ValueError(
-            f"text_config.feed_forward_proj is {theirs.feed_forward_proj!r}; only the "
-            "gated ones of T5-v1.1 and Flan-T5 are supported, such as 'gated-gelu'"
-        )
-    # T5-v1.1 does not tie its head. Newer versions of transformers tie it in name only
-    # and mark the first T5 by `scale_decoder_outputs`.
-    scaled = getattr(theirs, "scale_decoder_outputs", theirs.tie_word_embeddings)
-    if scaled:
-        raise ValueError(
-            "the language model is the first T5 (text_config.tie_word_embeddings is "
-            "not false); only v1.1 and Flan-T5 are supported"
-        )
-    # Folders that transformers 5 writes may lack it; T5 starts with its padding.
-    start = getattr(theirs, "decoder_start_token_id", None)
-    same_depth = theirs.num_decoder_layers == theirs.num_layers
-    end_ids = theirs.eos_token_id  # an id or a list of ids
-    if isinstance(end_ids, list) and len(end_ids) != 1:
-        raise ValueError(f"text_config.eos_token_id is {end_ids}; expected one id")
-    return make_part(
-        T5Config,
-        "text_config",
-        width=theirs.d_model,
-        depth=theirs.num_layers,
-        heads=theirs.num_heads,
-        mlp_dim=theirs.d_ff,
-        head_width=theirs.d_kv,
-        decoder_depth=None if same_depth else theirs.num_decoder_layers,
-        vocab_size=theirs.vocab_size,
-        activation=theirs.dense_act_fn,
-        relative_buckets=theirs.relative_attention_num_buckets,
-        relative_max_distance=theirs.relative_attention_max_distance,
-        layer_norm_eps=theirs.layer_norm_epsilon,
-        dropout=theirs.dropout_rate,
-        pad_id=theirs.pad_token_id,
-        eos_id=end_ids[0] if isinstance(end_ids, list) else end_ids,
-        decoder_start_id=theirs.pad_token_id if start is None else start,
-    )
+def _text_sizes(theirs: Any) -> LanguageModelConfig:
+    """Convert `text_config`; errors name it."""
+    try:
+        return language_sizes(theirs)
+    except ValueError as error:
+        raise ValueError(f"text_config: {error}") from error
 
 
 def _has_key_bias(source: CheckpointFiles, vision: Any) -> bool:

@@ -21,23 +21,19 @@ from blip2_jax.convert.files.output import (
     write_json,
 )
 from blip2_jax.convert.huggingface_folder import huggingface_rules
+from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.tables.name_table import Rule, shorten
+from blip2_jax.convert.vocabulary import TOKEN_AXES
 from blip2_jax.data.text.tokenizers import (
     LanguageTokenizer,
     load_tokenizer,
     tokenizer_directory,
 )
-from blip2_jax.models.sizes import OPTConfig, T5Config, ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 
 IMAGE_TOKEN = "<image>"  # stands for one query in transformers' prompts
 STAGE1, STAGE2 = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
-# Suffixes of the arrays with one row per token.
-TOKEN_TABLES = (
-    "decoder.embed_tokens.weight",
-    "language_model.shared.weight",
-    "language_model.lm_head.weight",
-)
 # File: (name of a class in transformers 5, its name in earlier versions).
 OLDER_CLASS_NAMES = {
     "processor_config.json": ("BlipImageProcessorPil", "BlipImageProcessor"),
@@ -109,7 +105,7 @@ def _write_weights(
             if name in aliases:
                 continue
             array = np.asarray(source_array)
-            if name.endswith(TOKEN_TABLES):
+            if rule.targets[0] in TOKEN_AXES:
                 array = _with_rows(array, rows)
             array = cast(array, dtype)
             writer.add(name, array)
@@ -153,10 +149,11 @@ class _ExportedTokenizer:
         from transformers import AutoTokenizer
 
         self.ours = load_tokenizer(spec, language_model=stage2)
-        decoder_only = isinstance(model.config.language_model, OPTConfig)
+        ours = model.config.language_model
+        pads_left = ours is not None and not ours.is_encoder_decoder
         self.tokenizer = AutoTokenizer.from_pretrained(
             str(tokenizer_directory(spec)),
-            padding_side="left" if decoder_only else "right",
+            padding_side="left" if pads_left else "right",
             local_files_only=True,
             trust_remote_code=False,
         )
@@ -236,51 +233,9 @@ def _config(model: ModelSource, tokenizer: _ExportedTokenizer, dtype: str) -> An
 def _text_config(model: ModelSource, tokenizer: _ExportedTokenizer) -> dict[str, Any]:
     """Return transformers' configuration of the language model."""
     ours = model.config.language_model
-    assert isinstance(tokenizer.ours, LanguageTokenizer)
-    if isinstance(ours, OPTConfig):
-        return {
-            "model_type": "opt",
-            "architectures": ["OPTForCausalLM"],
-            "vocab_size": tokenizer.rows,
-            "hidden_size": ours.width,
-            "num_hidden_layers": ours.depth,
-            "num_attention_heads": ours.heads,
-            "ffn_dim": ours.mlp_dim,
-            "max_position_embeddings": ours.max_positions,
-            "word_embed_proj_dim": ours.embedding_width,
-            "do_layer_norm_before": ours.pre_norm,
-            "tie_word_embeddings": ours.tied_head,
-            "dropout": ours.dropout,
-            "activation_function": "relu",
-            "pad_token_id": ours.pad_id,
-            "bos_token_id": ours.bos_id,
-            "eos_token_id": tokenizer.ours.end_id,
-            "prefix": "</s>",
-        }
-    assert isinstance(ours, T5Config)
-    return {
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
-        "vocab_size": tokenizer.rows,
-        "d_model": ours.width,
-        "num_layers": ours.depth,
-        "num_decoder_layers": ours.decoder_depth or ours.depth,
-        "num_heads": ours.heads,
-        "d_ff": ours.mlp_dim,
-        "d_kv": ours.head_width,
-        "feed_forward_proj": "gated-gelu",
-        "dense_act_fn": ours.activation,
-        "relative_attention_num_buckets": ours.relative_buckets,
-        "relative_attention_max_distance": ours.relative_max_distance,
-        "layer_norm_epsilon": ours.layer_norm_eps,
-        "dropout_rate": ours.dropout,
-        "tie_word_embeddings": False,
-        "pad_token_id": ours.pad_id,
-        "bos_token_id": ours.eos_id,
-        "eos_token_id": ours.eos_id,
-        "decoder_start_token_id": ours.decoder_start_id,
-        "is_encoder_decoder": True,
-    }
+    assert ours is not None and isinstance(tokenizer.ours, LanguageTokenizer)
+    family = FAMILIES[ours.family]
+    return family.write(ours, tokenizer.rows, tokenizer.ours.end_id)
 
 
 def _generation_config(

@@ -16,6 +16,7 @@ from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_si
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.convert.huggingface_config import huggingface_sizes
 from blip2_jax.convert.huggingface_processor import check_image_processor
+from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.convert.tables.lavis import (
     qformer_text_rules,
@@ -23,14 +24,19 @@ from blip2_jax.convert.tables.lavis import (
     stage2_rules,
 )
 from blip2_jax.convert.tables.name_table import Arrays, Rule, Transform, linear, split
-from blip2_jax.convert.tables.towers import tie_missing_t5_head
 from blip2_jax.models.presets import Blip2Config
-from blip2_jax.models.sizes import T5Config, ViTConfig
+from blip2_jax.models.sizes import ViTConfig
 
 BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
 DEFAULT_IMAGE_SIZE = 224  # of transformers' `Blip2VisionConfig`
 # A folder with one of these files has a tokenizer.
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 # Patterns of the parameters that `Blip2ForImageTextRetrieval` lacks.
 RETRIEVAL_LACKS = (r"qformer/head/.*", r"temperature")
@@ -52,10 +58,8 @@ RENAMES = (
     ("attention.self.", "attention.attention."),
     ("vision_proj.", "vision_projection."),
     ("text_proj.", "text_projection."),
-    ("opt_proj.", "language_projection."),
-    ("t5_proj.", "language_projection."),
-    ("opt_model.", "language_model."),
-    ("t5_model.", "language_model."),
+    *((f"{family}_proj.", "language_projection.") for family in FAMILIES),
+    *((f"{family}_model.", "language_model.") for family in FAMILIES),
 )
 
 
@@ -106,8 +110,8 @@ def own_tokenizer(source: CheckpointFiles) -> str:
 def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """Return the folder with its table; positions fit the image size of `config`."""
     rules = huggingface_rules(config)
-    if isinstance(config.language_model, T5Config):
-        rules = tie_missing_t5_head(rules, source)
+    if config.language_model is not None:
+        rules = FAMILIES[config.language_model.family].adapt(rules, source)
     return part_at_size(source, rules, config.vision, BUFFERS)
 
 

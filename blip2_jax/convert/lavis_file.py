@@ -31,10 +31,11 @@ from blip2_jax.convert.tables.lavis import (
 from blip2_jax.convert.tables.name_table import Array, Rule
 from blip2_jax.convert.towers import language_part, vision_part
 from blip2_jax.models.presets import PRESETS, RELEASED, Blip2Config
-from blip2_jax.models.sizes import OPTConfig, ViTConfig
+from blip2_jax.models.sizes import OPTConfig, T5Config, ViTConfig
 
 # Arrays that a file has if and only if its model has them.
 STAGE_ARRAYS = {"opt_proj.weight", "t5_proj.weight", "itm_head.weight"}
+LAVIS_FAMILIES = ("opt", "t5")
 
 
 def open_lavis(
@@ -94,13 +95,16 @@ def lavis_rules(config: Blip2Config) -> list[Rule]:
     """Return LAVIS's table of a model.
 
     Raises:
-      SourceError: LAVIS has no such image encoder.
+      SourceError: LAVIS has no such image encoder or language model.
     """
     vision = config.vision
     if isinstance(vision, ViTConfig) and (
         vision.key_bias != vision.pre_norm or vision.extensions()
     ):
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP only")
+    language_model = config.language_model
+    if language_model is not None and language_model.family not in LAVIS_FAMILIES:
+        raise SourceError(f"LAVIS has no BLIP-2 with {language_model.title}")
     table = stage1_rules if config.language_model is None else stage2_rules
     return table(config)
 
@@ -156,9 +160,8 @@ def _fingerprint(config: Blip2Config) -> dict[str, tuple[int, ...]]:
     language_model = config.language_model
     if language_model is None:
         return shapes | {"itm_head.weight": (2, qformer.width)}
-    family = "opt" if isinstance(language_model, OPTConfig) else "t5"
     shape = (language_model.embedding_width, qformer.width)
-    return shapes | {f"{family}_proj.weight": shape}
+    return shapes | {f"{language_model.family}_proj.weight": shape}
 
 
 def write_lavis(
@@ -208,7 +211,7 @@ def _check_lavis_has(config: Blip2Config) -> None:
     language_model = config.language_model
     if isinstance(language_model, OPTConfig):
         fixed.append(("OPT's tied_head", language_model.tied_head, True))
-    elif language_model is not None:
+    elif isinstance(language_model, T5Config):
         fixed.append(("T5's activation", language_model.activation, "gelu"))
     for name, value, only in fixed:
         if value != only:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 from blip2_jax.convert.converted_arrays import Part, part_at_size
 from blip2_jax.convert.detect import VISION, expect_kind
 from blip2_jax.convert.encoder_folder import encoder_part
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.language_families.registry import (
+    FAMILIES,
+    language_model_rules,
+)
+from blip2_jax.convert.language_folder import check_invisible
 from blip2_jax.convert.tables import bert, towers
 from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.models.sizes import (
     FeaturesConfig,
     LanguageModelConfig,
-    OPTConfig,
     QFormerConfig,
     ViTConfig,
 )
@@ -31,9 +34,6 @@ CLIP_HUGGINGFACE_LEFTOVERS = (
     r"vision_model\.embeddings\.position_ids",
 )
 OUTSIDE_VISUAL = r"(?!visual\.).*"  # all but the image encoder of a CLIP
-OLD_T5_BIAS = (
-    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-)
 
 
 def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> Part:
@@ -89,21 +89,13 @@ def language_part(source: CheckpointFiles, config: LanguageModelConfig) -> Part:
     """Return a language model.
 
     Raises:
-      SourceError: the checkpoint is no language model, or one of the other family.
+      SourceError: the checkpoint is no language model, or not that of `config`.
     """
-    family = "opt" if isinstance(config, OPTConfig) else "t5"
-    expect_kind(source, [family], "this model's language model")
-    rules = towers.language_model_rules(config)
-    if family == "t5":
-        rules = towers.tie_missing_t5_head(rules, source)
-        return Part(source, rules, (OLD_T5_BIAS,))
-    if not any(name.startswith("model.") for name in source):
-        # Older OPT checkpoints lack the first word of every name.
-        rules = [
-            dataclasses.replace(rule, source=rule.sources[0].removeprefix("model."))
-            for rule in rules
-        ]
-    return Part(source, rules, ())
+    expect_kind(source, [config.family], "this model's language model")
+    check_invisible(source, config)
+    family = FAMILIES[config.family]
+    rules = family.adapt(language_model_rules(config), source)
+    return Part(source, rules, family.leftovers)
 
 
 def bert_part(

@@ -15,6 +15,7 @@ import numpy as np
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import LanguageModelConfig
 
 Arrays = Mapping[str, np.ndarray]
 # Axis of the tokens in parameters whose last rows may be spare. The Q-Former's table is
@@ -42,9 +43,29 @@ def check_vocabulary(
     else:
         assert config.language_model is not None
         name, rows = "language model", config.language_model.vocab_size
+        _check_ends(tokenizer, config.language_model)
     part = name.lower().replace("-", "").replace(" ", "_")
     advice = f", or train a model with {part}.vocab_size {tokenizer.vocab_size}"
     check_rows(name, tokenizer.vocab_size, rows, advice)
+
+
+def _check_ends(tokenizer: LanguageTokenizer, config: LanguageModelConfig) -> None:
+    """Check that tokenizer and model begin and end texts with the same tokens.
+
+    Raises:
+      ValueError: they do not; the message has both tokens.
+    """
+    if config.end_id is None:
+        return
+    ours = {"bos_id": config.start_id, "eos_id": config.end_id}
+    theirs = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.end_id}
+    for name, token_id in theirs.items():
+        if token_id != ours[name]:
+            raise ValueError(
+                f"{name} of the language model is {ours[name]}, but that of its "
+                f"tokenizer is {token_id}: choose the tokenizer of this model, or set "
+                f"language_model.{name} to {token_id}"
+            )
 
 
 def check_rows(name: str, tokens: int, rows: int, advice: str = "") -> None:

@@ -45,6 +45,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "tokenizer.model",
 )
 TOKENIZER_FOLDERS = ("qformer_tokenizer/*", "language_tokenizer/*")
 # A name with one of these suffixes is a file's.

@@ -17,7 +17,7 @@ _TOWERS = {
     "image encoder": ("vision", "visual_encoder"),
     "language model": ("language_model", "language_model"),
 }
-_NAMES = {"vit": "ViT", "qformer": "Q-Former", "opt": "OPT", "t5": "T5"}
+_NAMES = {"vit": "ViT"}
 # Sizes that are shown, if the part has them.
 _SIZES = {
     "image_size": "{} px",
@@ -72,7 +72,8 @@ def _part(sizes: object, params: PyTree) -> str:
     count = _count(params)
     parts += [f"{_millions(count)} parameters"] if count else []
     kind = next(name for name, part in PARTS.items() if isinstance(sizes, part))
-    title = [] if kind == "qformer" else [_NAMES.get(kind, kind)]
+    name = getattr(sizes, "title", kind)  # of a language model
+    title = [] if kind == "qformer" else [_NAMES.get(kind, name)]
     return ", ".join([*title, *parts])
 
 

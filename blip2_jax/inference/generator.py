@@ -32,12 +32,7 @@ from blip2_jax.generation.decoding_plan import (
 from blip2_jax.inference import dialogue, inputs, programs
 from blip2_jax.inference.model import Blip2, PromptArrays, Questions
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.sizes import (
-    FeaturesConfig,
-    LanguageModelConfig,
-    OPTConfig,
-    T5Config,
-)
+from blip2_jax.models.sizes import FeaturesConfig, LanguageModelConfig
 from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.parallel import hosts, sharding
 
@@ -197,8 +192,7 @@ class Blip2Generator(Blip2):
         tokenizer, config = self._language_tokenizer, self._language_model_config
         if tokenizer is None:
             raise ValueError("this model was built without a language_tokenizer")
-        is_opt = isinstance(config, OPTConfig)
-        family = "decoder_only" if is_opt else "encoder_decoder"
+        family = "encoder_decoder" if config.is_encoder_decoder else "decoder_only"
         if tokenizer.family != family:
             raise ValueError(
                 f"this model needs a tokenizer of the family {family!r}, not "
@@ -215,7 +209,8 @@ class Blip2Generator(Blip2):
 
     @property
     def _family(self) -> str:
-        return "t5" if isinstance(self._language_model_config, T5Config) else "opt"
+        # The original has one model of each kind; others get the defaults of theirs.
+        return "t5" if self._language_model_config.is_encoder_decoder else "opt"
 
     def _question_template(self) -> str:
         """Return the training template, or the paper's for this language model."""
@@ -260,21 +255,21 @@ class Blip2Generator(Blip2):
     def _check_lengths(
         self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
     ) -> None:
-        """Check that queries, prompt and new tokens fit OPT's positions.
+        """Check that queries, prompt and new tokens fit the model's positions.
 
-        T5 has relative positions. Padding has no position.
+        Padding has no position.
         """
         language_model = self._language_model_config
-        if not isinstance(language_model, OPTConfig):
+        if (limit := language_model.position_limit) is None:
             return
         queries = images_per_row * self.model.config.qformer.num_queries
         longest = int(prompt_arrays[1].sum(axis=1).max())
         total = queries + longest + config.max_new_tokens
-        if total > language_model.max_positions:
+        if total > limit:
             raise ValueError(
                 f"{queries} queries, {longest} prompt tokens and max_new_tokens="
-                f"{config.max_new_tokens} take {total} positions; this OPT has "
-                f"{language_model.max_positions}"
+                f"{config.max_new_tokens} take {total} positions; this "
+                f"{language_model.title} has {limit}"
             )
 
     def _decode_batch(
@@ -449,10 +444,7 @@ def repetition_history(
     it is the prompt with BOS under `transformers5`, and BOS alone under `original`:
     LAVIS passes embeddings only, and transformers 4.33 puts BOS in their place.
     """
-    if isinstance(language_model, T5Config):
-        start_id = language_model.decoder_start_id
-    elif convention == "transformers5":
+    if not language_model.is_encoder_decoder and convention == "transformers5":
         return np.where(prompt_mask, prompt_ids, np.int32(-1))
-    else:
-        start_id = language_model.bos_id
+    start_id = -1 if language_model.start_id is None else language_model.start_id
     return np.full((prompt_ids.shape[0], 1), start_id, np.int32)

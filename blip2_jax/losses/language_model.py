@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.losses.objectives import lm_loss
-from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config
+from blip2_jax.models.sizes import LanguageModelConfig
 from blip2_jax.nn.layers import INITIAL_STD, scale_matrices
 
 
@@ -55,22 +55,24 @@ def initial_language_model(
     """Rescale initial matrices from a standard deviation of 0.02 to `std`.
 
     T5 does not divide attention logits by the square root of the head width, so its
-    query matrices are smaller by that factor (Raffel et al. 2020). Position embeddings
-    of OPT become sinusoids (Vaswani et al. 2017) of the same deviation: a head that
+    query matrices are smaller by that factor (Raffel et al. 2020). A table of positions
+    (OPT) becomes sinusoids (Vaswani et al. 2017) of the same deviation: a head that
     attends to the previous token is then a rotation, which need not be learned for
     every position separately.
     """
     if std == INITIAL_STD:
         return params
 
+    head_width = getattr(sizes, "head_width", sizes.width // sizes.heads)
+
     def factor(names: tuple[str, ...]) -> float:
-        if isinstance(sizes, T5Config) and names[-2] == "query":
-            return std / INITIAL_STD * sizes.head_width**-0.5
+        if not sizes.scales_scores and names[-2] == "query":
+            return std / INITIAL_STD * head_width**-0.5
         return std / INITIAL_STD
 
     params = scale_matrices(params, factor)
-    if isinstance(sizes, OPTConfig):
-        tables = params["embeddings"]
+    tables = params["embeddings"]
+    if "position" in tables:
         positions = std * 2**0.5 * sinusoids(*tables["position"].shape)
         params = params | {"embeddings": tables | {"position": positions}}
     return params

@@ -15,6 +15,7 @@ from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.models.sizes import (
     FeaturesConfig,
     LanguageModelConfig,
+    LlamaConfig,
     OPTConfig,
     QFormerConfig,
     T5Config,
@@ -28,6 +29,7 @@ PARTS: dict[str, type] = {
     "qformer": QFormerConfig,
     "opt": OPTConfig,
     "t5": T5Config,
+    "llama": LlamaConfig,
 }
 
 
@@ -112,6 +114,79 @@ FLAN_T5_BASE = T5Config(768, 12, 12, 2048)
 FLAN_T5_LARGE = T5Config(1024, 24, 16, 2816)
 FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
 FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
+
+LLAMA_2_7B = LlamaConfig(4096, 32, 32, 32, 128, 11008)
+VICUNA_7B = LLAMA_2_7B  # version 1.5
+VICUNA_13B = LlamaConfig(5120, 40, 40, 40, 128, 13824)
+LLAMA_3_2_1B = LlamaConfig(
+    2048,
+    16,
+    32,
+    8,
+    64,
+    8192,
+    vocab_size=128_256,
+    max_positions=131_072,
+    rope_theta=500_000.0,
+    rope_scaling="llama3",
+    rope_factor=32.0,
+    tied_head=True,
+    pad_id=128_001,
+    bos_id=128_000,
+    eos_id=128_001,
+)
+# Version 0.1. Each layer sees the last 4096 positions, so that within them its
+# attention is the same as without a window.
+MISTRAL_7B = LlamaConfig(4096, 32, 32, 8, 128, 14336, max_positions=4096)
+QWEN2_5_0_5B = LlamaConfig(
+    896,
+    24,
+    14,
+    2,
+    64,
+    4864,
+    vocab_size=151_936,
+    max_positions=32_768,
+    layer_norm_eps=1e-6,
+    rope_theta=1e6,
+    qkv_bias=True,
+    tied_head=True,
+    pad_id=151_643,
+    bos_id=None,
+    eos_id=151_643,
+)
+QWEN3_0_6B = LlamaConfig(
+    1024,
+    28,
+    16,
+    8,
+    128,
+    3072,
+    vocab_size=151_936,
+    max_positions=40_960,
+    layer_norm_eps=1e-6,
+    rope_theta=1e6,
+    query_key_norm=True,
+    tied_head=True,
+    pad_id=151_643,
+    bos_id=None,
+    eos_id=151_645,
+)
+SMOLLM2_135M = LlamaConfig(
+    576,
+    30,
+    9,
+    3,
+    64,
+    1536,
+    vocab_size=49_152,
+    max_positions=8192,
+    rope_theta=100_000.0,
+    tied_head=True,
+    pad_id=0,
+    bos_id=None,
+    eos_id=0,
+)
 
 
 # The shapes world, trained on a laptop (`make demo`). An image token covers one cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 # Keys of `nn.layers.ACTIVATIONS`, repeated because importing those takes seconds.
 ACTIVATIONS = ("gelu", "gelu_new", "quick_gelu", "relu", "silu")
@@ -188,9 +188,44 @@ class QFormerConfig(Sizes):
     activation: str = "gelu"  # of both feed-forward networks and of the head
 
 
+class LanguageSizes(Sizes):
+    """Base of the sizes of a language model: what code for every family asks.
+
+    Attributes:
+      family: key of the family: its kind in configurations, its module, its names.
+      title: name of the family in messages.
+      is_encoder_decoder: an encoder reads queries and prompt, a decoder writes; False:
+        one stack does both.
+      scales_scores: attention divides its scores by the square root of the head width.
+    """
+
+    family: ClassVar[str]
+    title: ClassVar[str]
+    is_encoder_decoder: ClassVar[bool] = False
+    scales_scores: ClassVar[bool] = True
+
+    @property
+    def position_limit(self) -> int | None:
+        """Largest number of positions; None = no limit."""
+        return None
+
+    @property
+    def start_id(self) -> int | None:
+        """Token that every generated text begins with; None = none."""
+        return None
+
+    @property
+    def end_id(self) -> int | None:
+        """Token that ends a text; None = whatever the tokenizer says."""
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
-class OPTConfig(Sizes):
+class OPTConfig(LanguageSizes):
     """Sizes of a decoder-only language model of the OPT family."""
+
+    family: ClassVar[str] = "opt"
+    title: ClassVar[str] = "OPT"
 
     width: int
     depth: int
@@ -210,10 +245,25 @@ class OPTConfig(Sizes):
         """Width of the input embeddings, and so of the projected queries."""
         return self.embed_width or self.width
 
+    @property
+    def position_limit(self) -> int:
+        """Number of positions in the table."""
+        return self.max_positions
+
+    @property
+    def start_id(self) -> int:
+        """BOS."""
+        return self.bos_id
+
 
 @dataclasses.dataclass(frozen=True)
-class T5Config(Sizes):
+class T5Config(LanguageSizes):
     """Sizes of an encoder-decoder language model of the T5-v1.1 / FlanT5 family."""
+
+    family: ClassVar[str] = "t5"
+    title: ClassVar[str] = "T5"
+    is_encoder_decoder: ClassVar[bool] = True
+    scales_scores: ClassVar[bool] = False
 
     width: int
     depth: int
@@ -250,5 +300,96 @@ class T5Config(Sizes):
         """Width of the input embeddings, and so of the projected queries."""
         return self.width
 
+    @property
+    def start_id(self) -> int:
+        """Token that the decoder starts with."""
+        return self.decoder_start_id
 
-LanguageModelConfig = OPTConfig | T5Config
+
+ROPE_SCALINGS = ("none", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(LanguageSizes):
+    """Sizes of a decoder-only language model of the Llama family.
+
+    Llama 2 and 3, Vicuna, Mistral, Qwen2, Qwen3, Granite, SmolLM2 and others that have
+    the same blocks. The defaults are Llama 2's.
+    """
+
+    family: ClassVar[str] = "llama"
+    title: ClassVar[str] = "Llama"
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int  # heads of keys and values, each for heads / kv_heads of queries
+    head_width: int
+    mlp_dim: int
+    vocab_size: int = 32000
+    max_positions: int = 4096
+    layer_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: str = "none"  # one of ROPE_SCALINGS, of the rotary frequencies
+    rope_factor: float = 1.0  # "linear", "llama3": divisor of (low) frequencies
+    rope_low_factor: float = 1.0  # "llama3": turns within the original positions
+    rope_high_factor: float = 4.0
+    rope_original_positions: int = 8192
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: bool = False  # RMS norm of every head's queries and keys (Qwen3)
+    tied_head: bool = False
+    embedding_scale: float = 1.0  # this and the next three: Granite
+    attention_scale: float | None = None  # None = head_width ** -0.5
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+    pad_id: int = 2
+    bos_id: int | None = 1  # None = texts have no first token
+    eos_id: int = 2  # ends a text
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Sizes`."""
+        super().__post_init__()
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"head_width is {self.head_width}; it must be even")
+        if self.rope_scaling not in ROPE_SCALINGS:
+            raise ValueError(
+                f"rope_scaling is {self.rope_scaling!r}; it must be one of "
+                f"{', '.join(ROPE_SCALINGS)}"
+            )
+        if self.rope_high_factor <= self.rope_low_factor:
+            raise ValueError(
+                f"rope_high_factor is {self.rope_high_factor}; it must exceed "
+                f"rope_low_factor {self.rope_low_factor}"
+            )
+        for name in ("rope_theta", "rope_factor", "logits_divisor"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is 0; it must be above 0")
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the input embeddings, and so of the projected queries."""
+        return self.width
+
+    @property
+    def position_limit(self) -> int:
+        """Number of positions that the model was trained for."""
+        return self.max_positions
+
+    @property
+    def start_id(self) -> int | None:
+        """BOS, if texts have one."""
+        return self.bos_id
+
+    @property
+    def end_id(self) -> int:
+        """EOS."""
+        return self.eos_id
+
+
+LanguageModelConfig = OPTConfig | T5Config | LlamaConfig

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from blip2_jax.nn.attention import attention
+from blip2_jax.nn.dropout import dropout
 from blip2_jax.nn.folded_norm import FoldedDense, Normed
 from blip2_jax.nn.precision import MATMUL_OUTPUT, precision_of
 from blip2_jax.nn.quantized import is_quantized, quantized_matmul
@@ -126,6 +127,11 @@ def layer_norm(epsilon: float, dtype: DTypeLike) -> nn.Module:
     return nn.remat(nn.LayerNorm)(epsilon=epsilon, dtype=dtype, use_fast_variance=False)
 
 
+def rms_norm(epsilon: float, dtype: DTypeLike) -> nn.Module:
+    """Build an RMS norm that computes in fp32 and returns `dtype`."""
+    return nn.remat(nn.RMSNorm)(epsilon=epsilon, dtype=dtype)
+
+
 class Mlp(nn.Module):
     """Feed-forward block: `up`, an activation, `down`.
 
@@ -158,6 +164,43 @@ class Mlp(nn.Module):
         activation = ACTIVATIONS[self.activation]
         hidden = activation(up) if gate is None else activation(gate) * up
         return self.down(hidden)
+
+
+class GatedMlp(nn.Module):
+    """Gated feed-forward block: `down(activation(gate(x)) * up(x))`.
+
+    The backward pass keeps the outputs of `gate` and `up` and recomputes the rest.
+    """
+
+    mlp_dim: int
+    width: int
+    activation: Callable[[Array], Array]
+    dtype: DTypeLike
+    use_bias: bool = False
+    dropout: float = 0.0  # rate, of the inner activations
+
+    def setup(self) -> None:
+        """Create submodules and parameters."""
+        self.gate = dense(self.mlp_dim, self.dtype, use_bias=self.use_bias)
+        self.up = dense(self.mlp_dim, self.dtype, use_bias=self.use_bias)
+        self.down = dense(self.width, self.dtype, use_bias=self.use_bias)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T D"]:
+        """Apply the block; `key` is for dropout."""
+        return checkpoint_name(
+            self._activate(self.gate(x), self.up(x), key), MATMUL_OUTPUT
+        )
+
+    @nn.remat
+    def _activate(
+        self,
+        gate: Float[Array, "B T F"],
+        up: Float[Array, "B T F"],
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "B T D"]:
+        return self.down(dropout(self.activation(gate) * up, self.dropout, key))
 
 
 class MultiHeadAttention(nn.Module):

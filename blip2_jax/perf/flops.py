@@ -8,9 +8,12 @@ feed-forward width, s the number of tokens and L the number of layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import (
     FeaturesConfig,
+    LlamaConfig,
     OPTConfig,
     QFormerConfig,
     T5Config,
@@ -128,11 +131,8 @@ def stage2(config: Blip2Config, text: int, target: int = 0, question: int = 0) -
     q, language = config.qformer, config.language_model
     if language is None:
         raise ValueError("stage 2 needs a configuration with a language model")
-    model = (
-        opt(language, q.num_queries + text, text)
-        if isinstance(language, OPTConfig)
-        else t5(language, q.num_queries + text, target)
-    )
+    predicted = target if language.is_encoder_decoder else text
+    model = LANGUAGE_MODELS[language.family](language, q.num_queries + text, predicted)
     qformer_pass = qformer(q, q.num_queries, question, tokens)
     return {
         "vit": flops,
@@ -164,6 +164,17 @@ def opt(config: OPTConfig, tokens: int, predicted: int) -> Terms:
     }
 
 
+def llama(config: LlamaConfig, tokens: int, predicted: int) -> Terms:
+    """Count the terms (see `opt`) of a model whose heads share keys and values."""
+    d, n, inner = config.width, tokens, config.heads * config.head_width
+    attention = 2 * d * (inner + config.kv_heads * config.head_width)
+    return {
+        "language_weights": config.depth * 2 * n * (attention + 3 * d * config.mlp_dim),
+        "language_attention": config.depth * 4 * n * n * inner,
+        "language_head": 2 * predicted * d * config.vocab_size,
+    }
+
+
 def t5(config: T5Config, tokens: int, target: int) -> Terms:
     """Count the terms (see `opt`) of an encoder-decoder over `tokens` and `target`."""
     d, inner, n = config.width, config.heads * config.head_width, tokens
@@ -177,6 +188,15 @@ def t5(config: T5Config, tokens: int, target: int) -> Terms:
         "language_attention": 4 * inner * scores,
         "language_head": 2 * target * d * config.vocab_size,
     }
+
+
+# Formulas by family; arguments are the sizes, the positions of queries and text, and
+# the positions with logits.
+LANGUAGE_MODELS: dict[str, Callable[..., Terms]] = {
+    "opt": opt,
+    "t5": t5,
+    "llama": llama,
+}
 
 
 def training_step(

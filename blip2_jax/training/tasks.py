@@ -32,7 +32,7 @@ from blip2_jax.models.blip2 import Blip2Base, init_params, parameter_shapes
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.language.interface import build_language_model
-from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, ViTConfig
+from blip2_jax.models.sizes import LanguageModelConfig, ViTConfig
 from blip2_jax.models.vision.dual_encoder import (
     DualEncoder,
     TextTowerConfig,
@@ -266,7 +266,6 @@ def _contrast(config: ConfigDict) -> Task:
 def _language_model(config: ConfigDict) -> Task:
     """Build the task that trains a language model on text, to be frozen later."""
     sizes = _language_sizes(model_config(config.model))
-    decoder_only = _family(sizes) == "decoder"
     model = build_language_model(sizes, **module_kwargs(config))
     options = _options(LanguageModelOptions, config.objective)
 
@@ -286,7 +285,9 @@ def _language_model(config: ConfigDict) -> Task:
         model=model,
         init_params=init,
         loss=loss,
-        batch_format="text_decoder" if decoder_only else "text_encoder_decoder",
+        batch_format=(
+            "text_encoder_decoder" if sizes.is_encoder_decoder else "text_decoder"
+        ),
         tokenizers=("language_model",),
         gradients=_chunked_mean(config, loss, "tokens"),
     )
@@ -319,8 +320,7 @@ def _language_sizes(sizes: presets.Blip2Config) -> LanguageModelConfig:
 
 def _family(language: LanguageModelConfig) -> BatchFormat:
     """Return the batch format of a language model."""
-    is_decoder = isinstance(language, OPTConfig)
-    return "decoder" if is_decoder else "encoder_decoder"
+    return "encoder_decoder" if language.is_encoder_decoder else "decoder"
 
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {

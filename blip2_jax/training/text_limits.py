@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 
 from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.data.text.tokenizers import load_tokenizer
-from blip2_jax.models.sizes import OPTConfig
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.train_config import ConfigError
 
@@ -44,11 +43,13 @@ def _check_positions(config: ConfigDict, task: Task) -> None:
                 "positions"
             )
     language_model = sizes.language_model
-    if "language_model" in task.tokenizers and isinstance(language_model, OPTConfig):
+    if "language_model" not in task.tokenizers or language_model is None:
+        return
+    if (positions := language_model.position_limit) is not None:
         queries = 0 if task.name == "language_model" else sizes.qformer.num_queries
-        limit = language_model.max_positions
-        if queries + length > limit:
+        if queries + length > positions:
             raise ConfigError(
                 f"{queries} queries and data.max_text_length {length} take "
-                f"{queries + length} positions, but this OPT has {limit}"
+                f"{queries + length} positions, but this {language_model.title} has "
+                f"{positions}"
             )

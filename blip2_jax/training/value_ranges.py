@@ -86,13 +86,15 @@ _OPTION_RANGES = {
     "initial_std": _POSITIVE,
     "layer_norm_eps": _POSITIVE,
     "ln_vision_eps": _POSITIVE,
+    **dict.fromkeys(("rope_theta", "rope_factor", "logits_divisor"), _POSITIVE),
     "negative_hardness": _NOT_NEGATIVE,
     "image_tokens": _NOT_NEGATIVE,
     "num_registers": _NOT_NEGATIVE,
     **dict.fromkeys(("itc_weight", "itm_weight", "itg_weight"), _NOT_NEGATIVE),
     **dict.fromkeys(
         (
-            *("width", "depth", "heads", "mlp_dim", "head_width", "embed_width"),
+            *("width", "depth", "heads", "kv_heads", "mlp_dim", "head_width"),
+            *("embed_width", "rope_original_positions"),
             *("image_size", "patch_size", "num_tokens", "decoder_depth"),
             *("num_queries", "cross_attention_every", "projection_dim", "vocab_size"),
             *("max_positions", "relative_buckets", "relative_max_distance"),

@@ -156,7 +156,7 @@ def test_an_unsupported_language_model(huggingface):
     content = json.loads(file.read_text())
     content["text_config"] = {"model_type": "bloom"}
     file.write_text(json.dumps(content))
-    with pytest.raises(SourceError, match="'bloom'; supported are opt and t5"):
+    with pytest.raises(SourceError, match="'bloom'; supported are opt, t5"):
         open_model(huggingface)
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.huggingface_export import write_huggingface
+from blip2_jax.convert.language_families.registry import SETTINGS
 from blip2_jax.convert.model_source import build_model
 from blip2_jax.convert.tables import huggingface_settings as settings
 from blip2_jax.inference.load import ExtraWeights, open_model
@@ -43,14 +44,14 @@ def folders(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("family", ["opt", "t5", "retrieval"])
+@pytest.mark.parametrize("family", ["opt", "t5", "llama", "retrieval"])
 def test_all_settings_of_transformers_are_known(family):
     """Newer versions of transformers may add one, which must be looked at."""
     _, transformers = peers.torch_and_transformers()
     config = peers.huggingface_config(transformers, family)
     declared = json.loads(config.to_json_string(use_diff=False))
     language_model = declared["text_config"]["model_type"]
-    tables = SECTIONS | {"text_config": settings.LANGUAGE_MODELS[language_model]}
+    tables = SECTIONS | {"text_config": SETTINGS[language_model]}
     for section, table in tables.items():
         assert table.problem(declared[section] if section else declared) == ""
 
@@ -59,7 +60,7 @@ def test_all_settings_of_transformers_are_known(family):
 def test_other_values_and_unknown_settings_are_refused_by_name(
     folders, tmp_path, family
 ):
-    tables = SECTIONS | {"text_config": settings.LANGUAGE_MODELS[family]}
+    tables = SECTIONS | {"text_config": SETTINGS[family]}
     for number, (section, table) in enumerate(tables.items()):
         fixed = settings.COMMON_FIXED | table.fixed
         names = {*fixed, "no_such_setting"} - {"model_type", "is_encoder_decoder"}
@@ -221,7 +222,7 @@ def test_declared_settings_survive_the_round_trip(folders, tmp_path, family):
     before, after = read(theirs), read(tmp_path / "back")
     tables = dict(SECTIONS)
     if family != "retrieval":
-        tables["text_config"] = settings.LANGUAGE_MODELS[family]
+        tables["text_config"] = SETTINGS[family]
     for section, table in tables.items():
         old, new = (
             getattr(config, section) if section else config

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from blip2_jax.convert.huggingface_folder import huggingface_rules
+from blip2_jax.convert.language_families.registry import language_model_rules
 from blip2_jax.convert.tables import lavis, name_table
 from blip2_jax.convert.tables.lavis import stage2_rules
-from blip2_jax.convert.tables.towers import language_model_rules
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config, preset
 from blip2_jax.models.sizes import (

@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("family", ["opt", "t5"])
+@pytest.mark.parametrize("family", ["opt", "t5", "llama"])
 def test_ids_equal_those_of_transformers(folder, family, name):
     """Images and prompts of unequal length, against transformers' `generate`."""
     path, theirs = folder(family)

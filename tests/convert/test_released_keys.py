@@ -6,8 +6,8 @@ import json
 import jax
 import pytest
 
-from blip2_jax.convert.huggingface_config import language_sizes
 from blip2_jax.convert.huggingface_folder import huggingface_rules
+from blip2_jax.convert.language_families.registry import language_sizes
 from blip2_jax.convert.lavis_file import lavis_arrays, lavis_rules, released_sizes
 from blip2_jax.convert.model_source import TOWERS, ModelSource, expected_shapes
 from blip2_jax.convert.tables import lavis

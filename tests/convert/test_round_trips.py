@@ -15,7 +15,14 @@ from tests.support import golden_stage1, golden_stage2
 from tests.support import peer_models as peers
 
 # Fields of a sub-configuration that may differ: nothing reads them.
-HARMLESS = {"dtype", "architectures", "init_std", "initializer_factor", "prefix"}
+HARMLESS = {
+    "dtype",
+    "architectures",
+    "init_std",
+    "initializer_factor",
+    "initializer_range",
+    "prefix",
+}
 
 
 def lavis_source(name):
@@ -75,7 +82,7 @@ def test_lavis_without_its_towers(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", peers.DTYPES)
-@pytest.mark.parametrize("family", ["opt", "t5", "retrieval"])
+@pytest.mark.parametrize("family", ["opt", "t5", "llama", "retrieval"])
 def test_huggingface(tmp_path, family, dtype):
     _, transformers = peers.torch_and_transformers()
     peers.write_huggingface(tmp_path / "theirs", family, dtype, shard="40KB")

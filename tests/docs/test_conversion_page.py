@@ -4,11 +4,13 @@ import pathlib
 
 import pytest
 
-from blip2_jax.convert.tables import capfilt_settings, encoder_settings
+from blip2_jax.convert.tables import capfilt_settings, encoder_settings, llama
 from blip2_jax.convert.tables import huggingface_settings as settings
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conversion.md"
-TABLES = settings.TABLES | capfilt_settings.TABLES | encoder_settings.TABLES
+TABLES = (
+    settings.TABLES | llama.TABLES | capfilt_settings.TABLES | encoder_settings.TABLES
+)
 
 
 def rows():

@@ -147,6 +147,8 @@ def check_command(name: str, *arguments: str) -> None:
     config, _, argument = str(getattr(parsed, "config", "")).partition(":")
     if config == "finetune":
         finetune.parse(argument)  # building it would open the model
+    elif config == "stage2_language_model":
+        assert argument  # as above
     elif name == "cache_features" and parsed.config is None:
         assert parsed.model  # this command needs no configuration
     elif hasattr(parsed, "overrides"):

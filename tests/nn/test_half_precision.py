@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip2_jax.convert.language_families.registry import language_model_rules
 from blip2_jax.convert.tables import name_table
-from blip2_jax.convert.tables.towers import language_model_rules
 from blip2_jax.models.language.interface import build_language_model
 from blip2_jax.models.sizes import OPTConfig, T5Config
 from tests.support.tolerances import record

@@ -65,6 +65,7 @@ TINY_OPT = {
     "vocab_size": 60,
     "max_positions": 64,
 }
+TINY_LLAMA = TINY_OPT | {"kind": "llama", "heads": 4, "kv_heads": 2, "head_width": 6}
 ROWS = 4
 QUESTION = 5  # question tokens of the Q-Former
 
@@ -117,11 +118,11 @@ def batch(task, text, target):
     return tokens
 
 
-def tiny(task, **objective):
+def tiny(task, language_model=TINY_OPT, **objective):
     config = default_config(task).unlock()
     config.model.overrides = TINY
     if task == "stage2":
-        config.model.overrides = TINY | {"language_model": TINY_OPT}
+        config.model.overrides = TINY | {"language_model": language_model}
     config.objective = objective
     return config
 
@@ -345,8 +346,9 @@ def test_unrolled_towers_run_the_same_matmuls(task):
     assert count(scanned, 6)[0] == count(unrolled, 6)[0]
 
 
-def test_stage2_tiny():
-    sums, task = count(tiny("stage2"), 6)
+@pytest.mark.parametrize("language_model", [TINY_OPT, TINY_LLAMA], ids=["opt", "llama"])
+def test_stage2_tiny(language_model):
+    sums, task = count(tiny("stage2", language_model), 6)
     check_stage2(sums, flops.stage2(task.model.config, 6))
 
 

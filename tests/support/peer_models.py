@@ -35,6 +35,20 @@ def text_config(transformers, family):
             init_std=0.3,
             eos_token_id=load_tokenizer("shapes:opt", language_model=True).end_id,
         )
+    if family == "llama":
+        return transformers.LlamaConfig(
+            vocab_size=presets.SHAPES_OPT.vocab_size + 1,
+            hidden_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            pad_token_id=1,
+            bos_token_id=2,
+            eos_token_id=load_tokenizer("shapes:opt", language_model=True).end_id,
+        )
     return transformers.T5Config(
         vocab_size=presets.SHAPES_T5.vocab_size + 1,
         d_model=WIDTH,
@@ -55,10 +69,10 @@ def text_config(transformers, family):
 
 
 def huggingface_config(transformers, family):
-    """Build the config of "opt", "t5" (stage 2) or "retrieval" (stage 1)."""
+    """Build the config of "opt", "t5", "llama" (stage 2) or "retrieval" (stage 1)."""
     retrieval = family == "retrieval"
     more = {} if retrieval else {"text_config": text_config(transformers, family)}
-    image = {"opt": presets.SHAPES_OPT, "t5": presets.SHAPES_T5}.get(family)
+    image = {"retrieval": None, "t5": presets.SHAPES_T5}.get(family, presets.SHAPES_OPT)
     return transformers.Blip2Config(
         vision_config=dict(
             hidden_size=WIDTH,
@@ -110,7 +124,7 @@ def write_huggingface(path, family, dtype="float32", shard="1GB", **kwargs):
     torch, _ = torch_and_transformers()
     model = huggingface_model(family, **kwargs).to(getattr(torch, dtype))
     model.save_pretrained(path, max_shard_size=shard)
-    spec = {"opt": "shapes:opt", "t5": "shapes:t5", "retrieval": "shapes:bert"}[family]
+    spec = {"t5": "shapes:t5", "retrieval": "shapes:bert"}.get(family, "shapes:opt")
     for file in pathlib.Path(tokenizer_directory(spec)).iterdir():
         (path / file.name).write_bytes(file.read_bytes())
     return model

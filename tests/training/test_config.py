@@ -24,8 +24,9 @@ from tests.support import one_step
 from tests.support.shrunk_presets import ROWS, shrunk
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-# `finetune` needs a model and data: tests/training/test_finetune.py.
-FILES = [CONFIGS / f"{name}.py" for name in list_configs() if name != "finetune"]
+# tests/training/test_finetune.py and tests/convert/test_llama_folders.py test these.
+OF_FILES = ("finetune", "stage2_language_model")
+FILES = [CONFIGS / f"{name}.py" for name in list_configs() if name not in OF_FILES]
 # Arguments after ':' in `--config`, besides none.
 VARIANTS = {
     "stage1_vitg": ["original"],

@@ -284,7 +284,6 @@ T5 = Settings(
         "n_positions": "T5 has no table of positions",
     },
 )
-LANGUAGE_MODELS = {"opt": OPT, "t5": T5}
 # Title: table, as docs/conversion.md lists them.
 TABLES = {
     "`Blip2Config`": BLIP2,

@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from blip2_jax.convert.language_families.registry import language_model_rules
 from blip2_jax.convert.tables.name_table import Rule, leading_axes, linear, norm
-from blip2_jax.convert.tables.towers import (
-    clip_rules,
-    eva_rules,
-    language_model_rules,
-)
+from blip2_jax.convert.tables.towers import clip_rules, eva_rules
 from blip2_jax.models.presets import Blip2Config
-from blip2_jax.models.sizes import OPTConfig, QFormerConfig, ViTConfig
+from blip2_jax.models.sizes import QFormerConfig, ViTConfig
 
 # A buffer 0, 1, 2, ... in checkpoints of older versions; it holds no parameter.
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
@@ -38,12 +35,14 @@ def stage1_rules(config: Blip2Config) -> list[Rule]:
 def stage2_rules(config: Blip2Config) -> list[Rule]:
     """Return the table of `Blip2OPT` or `Blip2T5`, language model included.
 
+    Other families have the names that LAVIS would give them.
+
     Raises:
       ValueError: the configuration has no language model.
     """
     if config.language_model is None:
         raise ValueError("a stage-2 table needs config.language_model")
-    family = "opt" if isinstance(config.language_model, OPTConfig) else "t5"
+    family = config.language_model.family
     return [
         *shared_rules(config),
         *linear(f"{family}_proj", "language_projection"),

@@ -26,7 +26,7 @@ from blip2_jax.convert.tables.name_table import (
     patch_kernel,
     split,
 )
-from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config, ViTConfig
+from blip2_jax.models.sizes import OPTConfig, T5Config, ViTConfig
 from blip2_jax.models.vision.dual_encoder import TextTowerConfig
 
 
@@ -165,15 +165,6 @@ def _self_attention(theirs: str, ours: str, layers: dict[str, Any]) -> list[Rule
             f"{theirs}.self_attn.{part}_proj", f"{ours}/attention/{name}", **layers
         )
     ]
-
-
-def language_model_rules(
-    config: LanguageModelConfig, source: str = "", target: str = "language_model/"
-) -> list[Rule]:
-    """Return the table of a language model of either family."""
-    if isinstance(config, OPTConfig):
-        return opt_rules(config, source, target)
-    return t5_rules(config, source, target)
 
 
 def opt_rules(config: OPTConfig, source: str = "", target: str = "") -> list[Rule]:

@@ -46,18 +46,19 @@ def decoder_only_example(
     *,
     keep_end: bool = True,
 ) -> DecoderOnlyExample:
-    """Build [BOS; prompt; text; newline], padded on the right.
+    """Build [BOS; prompt; text; end], padded on the right.
 
     BOS and the prompt are no targets. Without a prompt BOS is a target, as in the
-    original: the last query learns to predict it.
+    original: the last query learns to predict it. BOS is left out if the tokenizer has
+    none.
 
     Args:
       tokenizer: tokenizer of a decoder-only model.
       prompt: "" for none.
       text: the text to predict.
       length: length of the row.
-      keep_end: truncate the words of a long text but keep its newline. False truncates
-        the newline as the original does, whose models do not learn to stop after long
+      keep_end: truncate the words of a long text but keep its end. False truncates
+        the end as the original does, whose models do not learn to stop after long
         captions.
 
     Raises:
@@ -83,7 +84,7 @@ def document_example(
     texts: Sequence[tuple[str, str]],
     length: int,
 ) -> DecoderOnlyExample:
-    """Build [context; BOS; prompt; text; newline; BOS; ...], padded on the right.
+    """Build [context; BOS; prompt; text; end; BOS; ...], padded on the right.
 
     A document for text-only pre-training of a decoder-only model. The context stands
     where queries will stand later, and each text can be predicted from it. Every BOS is
@@ -105,7 +106,10 @@ def document_example(
         if number and len(row) + len(start) + len(words) > length:
             break
         row += [*start, *words]
-        target += [True] + [False] * (len(start) - 1) + [True] * len(words)
+        is_target = [False] * len(start) + [True] * len(words)
+        if tokenizer.bos_id is not None:
+            is_target[0] = True
+        target += is_target
     return _decoder_only_row(tokenizer, row[:length], target[:length], length)
 
 
@@ -234,9 +238,9 @@ def generation_prompts(
 ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
     """Encode prompts for generation; return ids and mask.
 
-    Decoder-only prompts begin with BOS and are padded on the left, so that the last
-    column is the last token of every row. Encoder prompts end with the end token and
-    are padded on the right.
+    Decoder-only prompts begin with BOS, if there is one, and are padded on the left, so
+    that the last column is the last token of every row. Encoder prompts end with the
+    end token and are padded on the right.
 
     Args:
       tokenizer: tokenizer of the language model.
@@ -245,7 +249,7 @@ def generation_prompts(
     """
     if tokenizer.family == "decoder_only":
         rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
-        length = length or max(map(len, rows))
+        length = length or max(1, *map(len, rows))  # without BOS a prompt may be empty
         rows = [row[:length] for row in rows]
         return pad_rows(rows, length, tokenizer.pad_id, left=True)
     rows = [tokenizer.encode_words(prompt) for prompt in prompts]
@@ -267,7 +271,7 @@ def draw_prefix(text: str, rng: np.random.Generator) -> tuple[str, str]:
 
 def _check_decoder_only(tokenizer: LanguageTokenizer) -> None:
     """Check that a tokenizer is that of a decoder-only model."""
-    if tokenizer.bos_id is None:
+    if tokenizer.family != "decoder_only":
         raise ValueError(
             "decoder-only examples need the tokenizer of a decoder-only model"
         )
@@ -304,10 +308,11 @@ def _encoder_decoder_rows(
 
 def _text_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:
     """Encode a text, with a leading space if it follows a prompt."""
-    return tokenizer.encode_words((" " if prompt else "") + text.strip())
+    separator = tokenizer.separator if prompt else ""
+    return tokenizer.encode_words(separator + text.strip())
 
 
 def _prompt_ids(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
-    """Encode BOS and a prompt."""
-    assert tokenizer.bos_id is not None
-    return [tokenizer.bos_id, *tokenizer.encode_words(prompt.strip())]
+    """Encode BOS, if there is one, and a prompt."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [*begin, *tokenizer.encode_words(prompt.strip())]

@@ -22,6 +22,7 @@ from blip2_jax.data.text.vocabulary_files import vocabulary_size
 SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
 
+SENTENCEPIECE_SPACE = "\u2581"
 _MAX_WORDS = 50
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _VOCABULARY_FILES = (
@@ -29,6 +30,7 @@ _VOCABULARY_FILES = (
     ("vocab.txt",),
     ("vocab.json", "merges.txt"),
     ("spiece.model",),
+    ("tokenizer.model",),
 )
 
 
@@ -66,12 +68,12 @@ def pad_rows(
 class _FastTokenizer:
     """A fast tokenizer of transformers, reduced to plain encoding and decoding."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, padding: str = "pad_token_id"):
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
         self._special_ids = frozenset(tokenizer.all_special_ids)
-        self.pad_id: int = _required(tokenizer, "pad_token_id")
+        self.pad_id: int = _required(tokenizer, padding)
 
     def encode_words(self, text: str) -> list[int]:
         """Encode a text without special tokens."""
@@ -122,10 +124,14 @@ class LanguageTokenizer(_FastTokenizer):
     """The tokenizer of a frozen language model and its conventions.
 
     Attributes:
-      family: "decoder_only" (texts begin with `bos_id` and end with a newline) or
-        "encoder_decoder" (texts end with the end-of-sequence token).
-      bos_id: id of the first token of every text; None for encoder-decoders.
-      end_id: id of the token that ends a generated text.
+      family: "decoder_only" or "encoder_decoder" (the tokenizer puts its end token
+        after every text).
+      bos_id: id of the first token of every text; None if there is none, as for
+        encoder-decoders.
+      end_id: id of the token that ends a generated text: the end token, or a newline if
+        the end token also begins the texts, as OPT's.
+      separator: what joins a prompt and a text: a space, or nothing if the tokenizer
+        itself begins every text with a space.
       blank_ids: ids of T5's sentinels <extra_id_0>, <extra_id_1>, ...; empty if the
         tokenizer has none.
       pad_id: padding token.
@@ -134,24 +140,37 @@ class LanguageTokenizer(_FastTokenizer):
 
     def __init__(self, tokenizer: Any):
         """Wrap a tokenizer of transformers and detect its family."""
-        super().__init__(tokenizer)
+        bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        # Padding is masked: without a token of its own, any token serves.
+        has_padding = tokenizer.pad_token_id is not None or eos_id is None
+        super().__init__(tokenizer, "pad_token_id" if has_padding else "eos_token_id")
         example = tokenizer("a")["input_ids"]
         self.vocab_size = len(tokenizer)
-        self.bos_id: int | None = None
         self.blank_ids = self._blank_ids()
-        if example[0] == tokenizer.bos_token_id:
-            self.family: Family = "decoder_only"
-            self.bos_id = example[0]
+        begins = bos_id is not None and example[:1] == [bos_id]
+        self.bos_id: int | None = bos_id if begins else None
+        self.separator = "" if self._begins_with_space() else " "
+        self.family: Family = "decoder_only"
+        if begins and eos_id in (bos_id, None):
             self.end_id = self._newline_id(tokenizer)
-        elif example[-1] == tokenizer.eos_token_id:
-            self.family = "encoder_decoder"
-            self.end_id = example[-1]
+        elif eos_id is not None:
+            self.end_id = eos_id
+            if not begins and example[-1:] == [eos_id]:
+                self.family = "encoder_decoder"
         else:
             raise ValueError(
-                "the tokenizer of a language model must put its begin token before a "
-                "text (decoder-only) or its end token after it (encoder-decoder), but "
-                f"it encodes 'a' as {example}"
+                "the tokenizer of a language model must have an end token, or put its "
+                f"begin token before a text, but it encodes 'a' as {example}"
             )
+
+    def _begins_with_space(self) -> bool:
+        """Return True if the tokenizer puts a space before a text, as Llama 2's."""
+        text = "a"
+        if self._backend.normalizer is not None:
+            text = self._backend.normalizer.normalize_str(text)
+        if self._backend.pre_tokenizer is not None:
+            text = self._backend.pre_tokenizer.pre_tokenize_str(text)[0][0]
+        return text.startswith(SENTENCEPIECE_SPACE)
 
     def _blank_ids(self) -> list[int]:
         """List the ids of the sentinels."""

@@ -1,25 +1,23 @@
-r"""The interface of a language model behind the Q-Former.
+"""The interface of a language model behind the Q-Former.
 
 The projected queries enter as vectors before the text, so BLIP-2 asks a language model
 only to read embeddings instead of ids. A new family consists of
 
-- one module with the methods of `LanguageModel`, as `opt.py` or `t5.py`, and one line
-  in `build_language_model`;
-- one table of parameter names in `convert/tables`;
-- its config class in `models/sizes.py`, listed in `presets.PARTS`, and named sizes in
-  `models/presets.py`.
-
-Code that chooses between decoder-only and encoder-decoder models by their config class
-must know the new class: `training/tasks.py`, `inference/generator.py`,
-`losses/language_model.py` and the readers and writers in `convert`. To find it, search
-for `OPTConfig` and `T5Config`.
+- its config class in `models/sizes.py`, a `LanguageSizes` that answers what code for
+  every family asks, listed in `presets.PARTS`, and named sizes in `models/presets.py`;
+- one module with the methods of `LanguageModel`, a line in `MODULES`; a decoder-only
+  one inherits most of them from `DecoderOnly`;
+- one module in `convert/language_families` (recognition, names, settings), a line in
+  its `registry`;
+- its FLOP formula in `perf/flops.py`.
 
 Conventions of batches and tokenizers:
 
-- Decoder-only (OPT): the text is `[BOS; prompt; caption; "\n"]`, padded on the right
-  in training; prompts are padded on the left in generation. BOS is `config.bos_id`. A
-  caption ends with a newline, not with EOS. Without a prompt, BOS is a target of the
-  last query; the batch's `target_mask` decides.
+- Decoder-only (OPT): the text is `[BOS; prompt; caption; end]`, padded on the right
+  in training; prompts are padded on the left in generation. The tokenizer decides
+  whether there is a BOS and which token ends a text: a newline for OPT, as in the
+  original. Without a prompt, BOS is a target of the last query; the batch's
+  `target_mask` decides.
 - Encoder-decoder (T5): the encoder reads the queries and the prompt or caption prefix.
   The decoder starts with `config.decoder_start_id`; targets end with `config.eos_id`.
 
@@ -28,17 +26,22 @@ Padding may be on either side: positions and masks count only real tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from blip2_jax.models.language.llama import Llama
 from blip2_jax.models.language.opt import OPT
 from blip2_jax.models.language.t5 import T5
-from blip2_jax.models.sizes import LanguageModelConfig, OPTConfig, T5Config
+from blip2_jax.models.sizes import LanguageModelConfig
 from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
+
+# Modules by the family of their config class.
+MODULES: dict[str, Callable[..., Any]] = {"opt": OPT, "t5": T5, "llama": Llama}
 
 
 class LanguageModel(Protocol):
@@ -126,7 +129,7 @@ def build_language_model(
     dtype: DTypeLike = jnp.float32,
     scan: bool = True,
     remat: str = "none",
-) -> OPT | T5:
+) -> nn.Module:
     """Build the module for a configuration.
 
     Args:
@@ -135,13 +138,16 @@ def build_language_model(
       scan: scan the stacked layers instead of unrolling them (equal results).
       remat: rematerialisation policy (`nn.stack.REMAT_POLICIES`).
 
+    Returns:
+      A Flax module with the methods of `LanguageModel`.
+
     Raises:
       TypeError: `config` belongs to no known family.
     """
-    if isinstance(config, OPTConfig):
-        return OPT(config, dtype, scan, remat)
-    if isinstance(config, T5Config):
-        return T5(config, dtype, scan, remat)
-    raise TypeError(
-        f"expected an OPTConfig or a T5Config, got a {type(config).__name__}"
-    )
+    family = getattr(config, "family", None)
+    if family not in MODULES:
+        known = ", ".join(MODULES)
+        raise TypeError(
+            f"{type(config).__name__} is no config class of the families {known}"
+        )
+    return MODULES[family](config, dtype, scan, remat)

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.language.input_sequence import queries_then_text
-from blip2_jax.models.language.t5_block import T5Block, relative_buckets, rms_norm
+from blip2_jax.models.language.t5_block import T5Block, relative_buckets
 from blip2_jax.models.sizes import T5Config
 from blip2_jax.nn.attention import DecodeBiases
 from blip2_jax.nn.cpu_decoding import matvec
@@ -32,7 +32,7 @@ from blip2_jax.nn.kv_cache import (
     init_generated,
     slot_times,
 )
-from blip2_jax.nn.layers import normal, subtree
+from blip2_jax.nn.layers import normal, rms_norm, subtree
 from blip2_jax.nn.masks import causal, padding
 from blip2_jax.nn.precision import einsum_fp32
 from blip2_jax.nn.stack import Stack
@@ -62,7 +62,7 @@ class T5Stack(nn.Module):
         self.blocks = self.stack.parameters(self, *example, method=method)
         shape = (config.relative_buckets, config.heads)
         self.relative_bias = self.param("relative_bias", normal(), shape)
-        self.final_norm = rms_norm(config, self.dtype)
+        self.final_norm = rms_norm(config.layer_norm_eps, self.dtype)
 
     def bias(self, relative: Int[Array, "T S"]) -> Float[Array, "1 H T S"]:
         """Return the fp32 bias of scores; `relative` = key minus query position."""

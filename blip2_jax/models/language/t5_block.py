@@ -9,7 +9,6 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -22,9 +21,8 @@ from blip2_jax.nn.kv_cache import (
     prefill_attention,
     step_attention,
 )
-from blip2_jax.nn.layers import ACTIVATIONS, MultiHeadAttention, dense
+from blip2_jax.nn.layers import ACTIVATIONS, GatedMlp, MultiHeadAttention, rms_norm
 from blip2_jax.nn.masks import padding
-from blip2_jax.nn.precision import MATMUL_OUTPUT
 
 SCALE = 1.0  # T5 folds the usual K ** -0.5 into the initial weights
 
@@ -86,42 +84,6 @@ def range_starts(
     return np.minimum(starts, distances[-1]).astype(np.int32)
 
 
-def rms_norm(config: T5Config, dtype: DTypeLike) -> nn.Module:
-    """Build an RMS norm that computes in fp32 and returns `dtype`."""
-    return nn.remat(nn.RMSNorm)(epsilon=config.layer_norm_eps, dtype=dtype)
-
-
-class GatedMlp(nn.Module):
-    """Gated feed-forward: `down(activation(gate(x)) * up(x))`, without biases."""
-
-    config: T5Config
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        """Create submodules and parameters."""
-        self.gate = dense(self.config.mlp_dim, self.dtype, use_bias=False)
-        self.up = dense(self.config.mlp_dim, self.dtype, use_bias=False)
-        self.down = dense(self.config.width, self.dtype, use_bias=False)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B T D"]:
-        """Apply the block; `key` is for dropout of the inner activations."""
-        return checkpoint_name(
-            self._activate(self.gate(x), self.up(x), key), MATMUL_OUTPUT
-        )
-
-    @nn.remat
-    def _activate(
-        self,
-        gate: Float[Array, "B T F"],
-        up: Float[Array, "B T F"],
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "B T D"]:
-        inner = ACTIVATIONS[self.config.activation](gate) * up
-        return self.down(dropout(inner, self.config.dropout, key))
-
-
 class T5Block(nn.Module):
     """A block of the encoder or, with cross-attention, of the decoder.
 
@@ -136,12 +98,18 @@ class T5Block(nn.Module):
         """Create submodules and parameters."""
         config, dtype = self.config, self.dtype
         sizes = (config.width, config.heads, config.head_width, dtype)
-        self.attention_norm = rms_norm(config, dtype)
+        self.attention_norm = rms_norm(config.layer_norm_eps, dtype)
         self.attention = MultiHeadAttention(*sizes, use_bias=False)
-        self.cross_attention_norm = rms_norm(config, dtype)
+        self.cross_attention_norm = rms_norm(config.layer_norm_eps, dtype)
         self.cross_attention = MultiHeadAttention(*sizes, use_bias=False)
-        self.mlp_norm = rms_norm(config, dtype)
-        self.mlp = GatedMlp(config, dtype)
+        self.mlp_norm = rms_norm(config.layer_norm_eps, dtype)
+        self.mlp = GatedMlp(
+            config.mlp_dim,
+            config.width,
+            ACTIVATIONS[config.activation],
+            dtype,
+            dropout=config.dropout,
+        )
 
     def encode(
         self,

@@ -1,0 +1,1 @@
+"""What conversion knows of each family of language models, one module a family."""

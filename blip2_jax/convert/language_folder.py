@@ -1,0 +1,108 @@
+"""Hugging Face folders of language models: their sizes, and what they declare."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from blip2_jax.convert.declared_sizes import compare_sizes
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.huggingface_config import check_tables, their_config
+from blip2_jax.convert.huggingface_folder import own_tokenizer
+from blip2_jax.convert.language_families.registry import (
+    BY_MODEL_TYPE,
+    FAMILIES,
+    SETTINGS,
+)
+from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.models.presets import PARTS
+from blip2_jax.models.sizes import LanguageModelConfig
+
+
+def language_options(path: str | pathlib.Path) -> dict[str, Any]:
+    """Return the sizes of a language model as `config.model.overrides` has them.
+
+    Args:
+      path: of a Hugging Face folder, or a name of the hub.
+
+    Raises:
+      SourceError: see `language_sizes_of`.
+    """
+    sizes = language_sizes_of(path)
+    kind = next(name for name, part in PARTS.items() if part is type(sizes))
+    return {"kind": kind, **dataclasses.asdict(sizes)}
+
+
+def language_sizes_of(path: str | pathlib.Path) -> LanguageModelConfig:
+    """Read the sizes of a language model from a Hugging Face folder.
+
+    The first token of a text, its end and the padding are those of the tokenizer in the
+    folder, if there is one: a `config.json` may declare a BOS that no text begins with.
+
+    Args:
+      path: of the folder, or a name of the hub.
+
+    Raises:
+      SourceError: the folder declares something that this package does not have, or
+        sizes that its arrays do not have.
+    """
+    source = CheckpointFiles(path)
+    sizes = declared_sizes(source)
+    spec = own_tokenizer(source)
+    if sizes.end_id is None or not spec:
+        return sizes
+    tokenizer = load_tokenizer(spec, language_model=True)
+    tokens: dict[str, Any] = {
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.end_id,
+        "pad_id": tokenizer.pad_id,
+    }
+    return dataclasses.replace(sizes, **tokens)
+
+
+def declared_sizes(source: CheckpointFiles) -> LanguageModelConfig:
+    """Read the sizes of a language model from the `config.json` of a folder.
+
+    Raises:
+      SourceError: see `language_sizes_of`.
+    """
+    declared, file = source.config, source.path / "config.json"
+    model_type = declared.get("model_type")
+    if model_type not in BY_MODEL_TYPE:
+        content = f"model_type {model_type!r}" if declared else "no config.json"
+        raise SourceError(
+            f"{source.name}: the folder of a language model has a config.json with "
+            f"model_type {', '.join(BY_MODEL_TYPE)}; this folder has {content}"
+        )
+    family = BY_MODEL_TYPE[model_type]
+    check_tables(declared, file, {"": SETTINGS[model_type]})
+    theirs = their_config(declared, file, family.config_classes[model_type])
+    compare_sizes(theirs, source, family.arrays, family.layers)
+    try:
+        return family.read(theirs)
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}") from error
+
+
+def check_invisible(source: CheckpointFiles, config: LanguageModelConfig) -> None:
+    """Compare what a folder declares and no array shows with the sizes of a model.
+
+    Args:
+      source: the folder; one without `config.json` declares nothing.
+      config: sizes of the model.
+
+    Raises:
+      SourceError: a value differs; the message has both.
+    """
+    names = FAMILIES[config.family].invisible
+    if not names or not source.config:
+        return
+    declared = declared_sizes(source)
+    for name in names:
+        theirs, ours = getattr(declared, name), getattr(config, name)
+        if theirs != ours:
+            raise SourceError(
+                f"{source.name}: its config.json declares {name} {theirs}, the model "
+                f"has {ours}"
+            )

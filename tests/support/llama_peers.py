@@ -1,0 +1,89 @@
+"""Tiny models of transformers' Llama family, with random values in every array."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from blip2_jax.convert.language_families import llama
+from blip2_jax.convert.tables import name_table
+from blip2_jax.convert.tables.llama import llama_rules
+
+VOCAB, EOS = 40, 2
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+# Name: class of transformers, settings beside `SIZES`.
+MODELS = {
+    "llama": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-3}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 8}),
+    "linear": (
+        "Llama",
+        {
+            "rope_parameters": LINEAR,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral": ("Mistral", {"num_key_value_heads": 1, "sliding_window": 64}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+@functools.cache
+def peer(name):
+    """Build the model of transformers."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", minversion="5")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    kind, settings = MODELS[name]
+    config = getattr(transformers, f"{kind}Config")(**SIZES | settings)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for path, parameter in model.named_parameters():
+        if "norm" in path:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@functools.cache
+def ours(name):
+    """Return the sizes and the converted parameters of `peer`."""
+    model = peer(name)
+    config = llama.read(model.config)
+    source = {key: value.numpy() for key, value in model.state_dict().items()}
+    params = name_table.to_ours_complete(source, llama_rules(config))
+    return config, jax.tree.map(jnp.asarray, params)
