@@ -149,7 +149,7 @@ class Llama(DecoderOnly):
             jnp.ones((1, 1, 1, 1), bool),
             jnp.zeros((1, 1, config.head_width // 2)),
         )
-        self.blocks = self.param("blocks", self.stack.init, x, mask, (angle, angle))
+        self.blocks = self.stack.parameters(self, x, mask, (angle, angle))
         self.final_norm = rms_norm(config.layer_norm_eps, self.dtype)
         if not config.tied_head:
             shape = (config.width, config.vocab_size)
