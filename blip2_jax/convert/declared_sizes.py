@@ -73,23 +73,33 @@ T5_LAYERS = {
     "text_config.num_layers": r"language_model\.encoder\.block\.(\d+)\.",
     "text_config.num_decoder_layers": r"language_model\.decoder\.block\.(\d+)\.",
 }
+# InstructBLIP's Q-Former holds its token table itself, and there is no projection.
+INSTRUCTBLIP_SIZES_IN_ARRAYS = {
+    setting: (f"qformer.{array}" if array.startswith("embeddings.") else array, axis)
+    for setting, (array, axis) in SIZES_IN_ARRAYS.items()
+    if setting != "image_text_hidden_size"
+}
 CROSS_ATTENTION = r"qformer\.encoder\.layer\.(\d+)\.crossattention\."
 
 
 def check_declared_sizes(
-    theirs: Any, source: CheckpointFiles, with_language_model: bool
+    theirs: Any,
+    source: CheckpointFiles,
+    with_language_model: bool,
+    sizes: Mapping[str, tuple[str, int]] = SIZES_IN_ARRAYS,
 ) -> None:
     """Compare declared sizes with the arrays of a Hugging Face folder.
 
     Args:
-      theirs: transformers' `Blip2Config`.
+      theirs: transformers' `Blip2Config` or `InstructBlipConfig`.
       source: the folder.
       with_language_model: the model uses `text_config`.
+      sizes: those of the parts before the language model; see `compare_sizes`.
 
     Raises:
       SourceError: a size differs; the message has the setting and both numbers.
     """
-    arrays, layers = dict(SIZES_IN_ARRAYS), dict(LAYERS)
+    arrays, layers = dict(sizes), dict(LAYERS)
     if with_language_model:
         is_opt = theirs.text_config.model_type == "opt"
         arrays |= OPT_SIZES_IN_ARRAYS if is_opt else T5_SIZES_IN_ARRAYS

@@ -4,11 +4,11 @@ import pathlib
 
 import pytest
 
-from blip2_jax.convert.tables import capfilt_settings
+from blip2_jax.convert.tables import capfilt_settings, instructblip_settings
 from blip2_jax.convert.tables import huggingface_settings as settings
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conversion.md"
-TABLES = settings.TABLES | capfilt_settings.TABLES
+TABLES = settings.TABLES | instructblip_settings.TABLES | capfilt_settings.TABLES
 
 
 def rows():
