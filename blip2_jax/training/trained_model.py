@@ -92,6 +92,8 @@ def open_run(
             tower for tower in TOWERS if any(path.startswith(tower) for path in frozen)
         ),
         question_in_qformer=question_in_qformer,
+        prompt_in_qformer=question_in_qformer
+        and config.data.get("qformer_reads") == "prompt",
         precision=config.precision,
     )
 
