@@ -76,7 +76,7 @@ def test_the_qformer_reads_the_prompt(family):
 
 def test_a_run_is_an_instructblip(tmp_path):
     config = tiny_runs.tiny_config("stage2").unlock()
-    config.steps, config.log_every = 1, 1
+    config.steps, config.log_every, config.optimizer.warmup_steps = 1, 1, 0
     config.model.question_in_qformer = True
     config.data.qformer_reads = "prompt"
     config.data.question_prompts = ("Q: {} A:", "{}")
@@ -107,7 +107,7 @@ def test_weights_are_square_roots_of_sizes():
     weights = common.square_root_weights({"a": 1, "b": 9})
     assert weights == {"a": 0.25, "b": 0.75}
     config = instruct_flant5xl.get_config()
-    shares = [source.weight for source in config.data.train]
+    shares = [source["weight"] for source in config.data.train]
     assert sum(shares) == pytest.approx(1) and len(shares) == 6
     assert shares[0] / shares[3] == pytest.approx((566_747 / 9_009) ** 0.5)
     assert instruct_flant5xl.get_config("flant5xxl").batch_size == 64
