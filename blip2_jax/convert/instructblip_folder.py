@@ -34,6 +34,7 @@ from blip2_jax.convert.tables.instructblip_settings import SECTIONS
 from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.convert.tables.towers import tie_missing_t5_head
+from blip2_jax.data import hub
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import T5Config
 
@@ -93,10 +94,10 @@ def open_instructblip(
 
 
 def _qformer_tokenizer(source: CheckpointFiles) -> str:
-    """Return the path of the Q-Former's tokenizer; "" if the folder has none."""
+    """Return what to record for the Q-Former's tokenizer; "" if there is none."""
     folder = source.path / QFORMER_TOKENIZER
     has_one = any((folder / name).exists() for name in VOCABULARY_FILES)
-    return str(folder) if has_one else ""
+    return hub.cached_name(str(folder)) if has_one else ""
 
 
 def instructblip_part(source: CheckpointFiles, config: Blip2Config) -> Part:

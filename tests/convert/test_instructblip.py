@@ -21,6 +21,7 @@ from blip2_jax.models.blip2 import normalize_images
 from blip2_jax.models.presets import preset
 from tests.support import instructblip_peer as instructblip
 from tests.support import peer_models as peers
+from tests.support.hub_server import hub_server
 from tests.support.tolerances import assert_ids, assert_values
 
 TEXTS = ["a large red circle", "small blue star left of a large green ring", ""]
@@ -247,6 +248,16 @@ def test_names_at_full_size(name):
     written = jax.eval_shape(convert, expected_shapes(config, True))
     expected = {k: list(v.shape) for k, v in model.state_dict().items()}
     assert {k: list(v.shape) for k, v in written.items()} == expected
+
+
+def test_a_name_of_the_hub(folder, monkeypatch, tmp_path):
+    path, _ = folder("t5")
+    with hub_server(monkeypatch, tmp_path / "cache") as server:
+        server.add("org/instruct", path)
+        source = open_model("org/instruct")
+        assert source.qformer_tokenizer.startswith("hf://org/instruct@")
+        model = blip2_jax.load("org/instruct")
+        assert model.qformer_tokenizer.vocab_size == 191
 
 
 def change(path, section, name, value):
