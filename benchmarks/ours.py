@@ -50,7 +50,7 @@ class Generation(Machine):
         import jax.numpy as jnp
 
         from blip2_jax.generation.decoding_config import DecodingConfig
-        from blip2_jax.inference import generator
+        from blip2_jax.inference import language_programs
         from blip2_jax.models import presets
         from blip2_jax.models.blip2 import parameter_shapes
         from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -66,15 +66,15 @@ class Generation(Machine):
         )
         language: Any = self.config.language_model
         end = getattr(language, "eos_id", language.vocab_size - 1)
-        self._read = functools.partial(generator.prefill_language_model, model)
+        self._read = functools.partial(language_programs.prefill_language_model, model)
         self._write = lambda params, read, weights: (
-            generator.decode_with_language_model(
+            language_programs.decode_with_language_model(
                 model, params, read[0], read[1], decoding, eos_id=end, weights=weights
             ).ids
         )
         self._weights = None
-        if generator.should_unstack_weights(self.params):
-            self._weights = generator.unstack_weights(model, self.params)
+        if language_programs.should_unstack_weights(self.params):
+            self._weights = language_programs.unstack_weights(model, self.params)
         vision: Any = self.config.vision
         ids = np.broadcast_to(np.asarray(prompt, np.int32), (rows, len(prompt)))
         features = shared_inputs.images(rows, vision.num_tokens, vision.width)

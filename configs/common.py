@@ -62,6 +62,15 @@ COCO_CAPTIONS = 566_747  # captions of Karpathy's training images
 VISUAL_GENOME_CAPTIONS = 821_000  # about
 
 
+def square_root_weights(sizes: Mapping[str, int]) -> dict[str, float]:
+    """Return the square root of each size, as a share of their sum.
+
+    The weights of a mixture in InstructBLIP (Dai et al. 2023, section 2.4).
+    """
+    total = sum(size**0.5 for size in sizes.values())
+    return {name: size**0.5 / total for name, size in sizes.items()}
+
+
 def parse_variant(text: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
     """Parse the argument after ':' in `--config`, e.g. "vitl,original".
 

@@ -176,6 +176,8 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     for tower in towers:
         config.frozen_sources[tower] = args.values[tower] or former[tower]
     config.model.question_in_qformer = source.question_in_qformer
+    if source.prompt_in_qformer:
+        config.data.qformer_reads = "prompt"
     if args.train_vision:
         config.model.remat = "full"  # its activations would fill a device
     if args.values["lora"]:

@@ -17,8 +17,9 @@ from blip2_jax.data.text.tokenizers import clean_caption
 from blip2_jax.generation.decoding_config import CAPTION_DEFAULTS
 from blip2_jax.inference.blip_captioner import BlipCaptioner
 from blip2_jax.inference.clip_scorer import ClipScorer
-from blip2_jax.inference.model import Blip2, check_seed
+from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.inference.row_keys import check_seed
 from blip2_jax.models.sizes import ViTConfig
 
 Pixels = UInt8[Array, "height width 3"]

@@ -163,6 +163,8 @@ def _check(config: ConfigDict) -> None:
     check_result_format(config.result_format)
     if config.variant not in VARIANTS:
         raise ValueError(f"variant {config.variant!r}: there are {', '.join(VARIANTS)}")
+    if config.candidates:
+        read_candidates(config)
     if not config.model:
         raise ValueError("no model was given: a run, a folder or a file of weights")
     if not parse_name(config.model) and not as_path(config.model).exists():
@@ -199,7 +201,37 @@ def make_task(run: EvaluationRun) -> EvaluationTask[Any]:
         return CaptioningTask(settings, tokenizer=config.tokenizer)
     if config.question_prompt is not None:
         settings["question_prompt"] = config.question_prompt
-    return VqaTask(settings, config.variant, config.lemmatise, config.result_format)
+    return VqaTask(
+        settings,
+        config.variant,
+        config.lemmatise,
+        config.result_format,
+        read_candidates(config) if config.candidates else (),
+    )
+
+
+def read_candidates(config: ConfigDict) -> list[str]:
+    """Read the candidate answers, one a line; blank lines are left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds no candidate, the task is not "vqa", or a decoding setting
+        is set that does not apply to rankings.
+    """
+    if config.task != "vqa":
+        raise ValueError(
+            f"candidates are answers: the task is {config.task!r}, not vqa"
+        )
+    settings = keys_that_are_set(config.decoding)
+    if unused := settings.keys() - {"length_penalty"}:
+        raise ValueError(
+            f"decoding.{min(unused)} is for generated answers; candidates are ranked"
+        )
+    text = as_path(config.candidates).read_text(encoding="utf-8-sig")
+    candidates = [line.strip() for line in text.split("\n") if line.strip()]
+    if not candidates:
+        raise ValueError(f"{config.candidates} holds no candidate answer")
+    return candidates
 
 
 def _rerank_cache(run: EvaluationRun) -> RerankCache | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from blip2_jax.convert.huggingface_export import architecture
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.data.hub import parse_name
 from blip2_jax.data.hub_errors import HubName
@@ -30,10 +31,6 @@ processor = AutoProcessor.from_pretrained("{name}")
 model = {architecture}.from_pretrained("{name}")
 """,
 }
-ARCHITECTURES = {
-    1: "Blip2ForImageTextRetrieval",
-    2: "Blip2ForConditionalGeneration",
-}
 
 
 def model_card(
@@ -57,7 +54,7 @@ def model_card(
         _training(run) if run else "",
         _scores(run) if run else "",
         "## Use\n\n```python\n"
-        + LOAD[layout].format(name=name, architecture=ARCHITECTURES[model.stage])
+        + LOAD[layout].format(name=name, architecture=architecture(model))
         + f"{_example(model, layout)}```",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from blip2_jax.convert.converted_arrays import ConvertedArrays, part_at_size
+from blip2_jax.convert.declared_model import DeclaredModel, read_sizes
 from blip2_jax.convert.declared_sizes import (
     POSITIONS,
     VISION_LAYERS,
@@ -22,12 +23,7 @@ from blip2_jax.convert.declared_sizes import (
 )
 from blip2_jax.convert.detect import expect_kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
-from blip2_jax.convert.huggingface_config import (
-    DeclaredModel,
-    make_part,
-    read_sizes,
-    vision_sizes,
-)
+from blip2_jax.convert.huggingface_config import make_part, vision_sizes
 from blip2_jax.convert.huggingface_folder import own_tokenizer, renamed_rule
 from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel

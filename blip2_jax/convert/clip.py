@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part
+from blip2_jax.convert.declared_model import DeclaredModel, read_sizes
 from blip2_jax.convert.declared_sizes import (
     POSITIONS,
     VISION_LAYERS,
@@ -15,11 +16,7 @@ from blip2_jax.convert.declared_sizes import (
 )
 from blip2_jax.convert.detect import expect_kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
-from blip2_jax.convert.huggingface_config import (
-    DeclaredModel,
-    read_sizes,
-    vision_sizes,
-)
+from blip2_jax.convert.huggingface_config import vision_sizes
 from blip2_jax.convert.huggingface_folder import own_tokenizer
 from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel

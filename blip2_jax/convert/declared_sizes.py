@@ -47,23 +47,33 @@ LAYERS = {
     **VISION_LAYERS,
     "qformer_config.num_hidden_layers": r"qformer\.encoder\.layer\.(\d+)\.",
 }
+# InstructBLIP's Q-Former holds its token table itself, and there is no projection.
+INSTRUCTBLIP_SIZES_IN_ARRAYS = {
+    setting: (f"qformer.{array}" if array.startswith("embeddings.") else array, axis)
+    for setting, (array, axis) in SIZES_IN_ARRAYS.items()
+    if setting != "image_text_hidden_size"
+}
 CROSS_ATTENTION = r"qformer\.encoder\.layer\.(\d+)\.crossattention\."
 
 
 def check_declared_sizes(
-    theirs: Any, source: CheckpointFiles, with_language_model: bool
+    theirs: Any,
+    source: CheckpointFiles,
+    with_language_model: bool,
+    sizes: Mapping[str, tuple[str, int]] = SIZES_IN_ARRAYS,
 ) -> None:
     """Compare declared sizes with the arrays of a Hugging Face folder.
 
     Args:
-      theirs: transformers' `Blip2Config`.
+      theirs: transformers' `Blip2Config` or `InstructBlipConfig`.
       source: the folder.
       with_language_model: the model uses `text_config`.
+      sizes: those of the parts before the language model; see `compare_sizes`.
 
     Raises:
       SourceError: a size differs; the message has the setting and both numbers.
     """
-    arrays, layers = dict(SIZES_IN_ARRAYS), dict(LAYERS)
+    arrays, layers = dict(sizes), dict(LAYERS)
     if with_language_model:
         family = BY_MODEL_TYPE[theirs.text_config.model_type]
         arrays |= {

@@ -12,6 +12,7 @@ from blip2_jax.convert.language_families.registry import FAMILIES
 # a pattern tells its kind from the kinds below it.
 KINDS = {
     "lavis": r"Qformer\.",
+    "instructblip": r"qformer\.embeddings\.word_embeddings\.",
     "huggingface": r"qformer\.encoder\.layer\.",
     "blip": r"text_decoder\.bert\.encoder\.layer\.",
     "blip2_jax": r"[a-z_]+/",
@@ -26,6 +27,7 @@ KINDS = {
 }
 DESCRIPTIONS = {
     "lavis": "LAVIS's BLIP-2",
+    "instructblip": "Hugging Face's InstructBLIP",
     "huggingface": "Hugging Face's BLIP-2",
     "blip": "BLIP's captioner",
     "blip2_jax": "this package's own",

@@ -7,17 +7,14 @@ arrays before anything is built from them.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
 from blip2_jax.convert.declared_sizes import (
     check_declared_sizes,
-    check_image_size,
-    compare_sizes,
 )
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.language_families.registry import SETTINGS, language_sizes
@@ -48,61 +45,7 @@ def huggingface_sizes(source: CheckpointFiles) -> Blip2Config:
     check_settings(declared, file, with_language_model=not retrieval)
     theirs = their_config(declared, file, "Blip2Config")
     check_declared_sizes(theirs, source, with_language_model=not retrieval)
-    try:
-        return _sizes(theirs, source, retrieval)
-    except SourceError:
-        raise
-    except ValueError as error:
-        raise SourceError(f"{file}: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class DeclaredModel:
-    """What the `config.json` of a kind of model is compared with.
-
-    Attributes:
-      model_type: value of this setting.
-      name: name of the model, for messages.
-      config_class: name of its configuration in transformers.
-      tables: see `check_tables`.
-      arrays: see `compare_sizes`.
-      layers: see `compare_sizes`.
-      positions: name of the position embeddings of the image encoder.
-    """
-
-    model_type: str
-    name: str
-    config_class: str
-    tables: Mapping[str, settings.Settings]
-    arrays: Mapping[str, tuple[str, int]]
-    layers: Mapping[str, str]
-    positions: str
-
-
-def read_sizes(
-    source: CheckpointFiles, model: DeclaredModel, convert: Callable[[Any], C]
-) -> C:
-    """Read the sizes from the `config.json` of a folder.
-
-    Args:
-      source: the folder.
-      model: the expected kind of model.
-      convert: converts transformers' configuration; may raise ValueError.
-
-    Raises:
-      SourceError: there is no such file, it declares something that this package does
-        not have, or sizes that the arrays do not have.
-    """
-    declared, file = source.config, source.path / "config.json"
-    expect_model_type(source, model.model_type, model.name)
-    check_tables(declared, file, model.tables)
-    theirs = their_config(declared, file, model.config_class)
-    compare_sizes(theirs, source, model.arrays, model.layers)
-    check_image_size(theirs.vision_config, source, model.positions)
-    try:
-        return convert(theirs)
-    except ValueError as error:
-        raise SourceError(f"{file}: {error}") from error
+    return blip2_sizes(theirs, source, retrieval)
 
 
 def expect_model_type(source: CheckpointFiles, model_type: str, model: str) -> None:
@@ -126,7 +69,10 @@ def expect_model_type(source: CheckpointFiles, model_type: str, model: str) -> N
 
 
 def check_settings(
-    declared: Mapping[str, Any], file: pathlib.Path, with_language_model: bool
+    declared: Mapping[str, Any],
+    file: pathlib.Path,
+    with_language_model: bool,
+    sections: Mapping[str, settings.Settings] = settings.SECTIONS,
 ) -> None:
     """Check that this package follows every declared setting.
 
@@ -134,15 +80,12 @@ def check_settings(
       declared: content of `config.json`.
       file: where it is, for messages.
       with_language_model: the model uses `text_config`.
+      sections: tables of the other sections; see `check_tables`.
 
     Raises:
       SourceError: a setting is refused; the message names it and its value.
     """
-    tables = {
-        "": settings.BLIP2,
-        "vision_config": settings.VISION,
-        "qformer_config": settings.QFORMER,
-    }
+    tables = dict(sections)
     if with_language_model:
         model_type = _section(declared, "text_config", file).get("model_type", "opt")
         if model_type not in SETTINGS:
@@ -206,8 +149,31 @@ def their_config(declared: Mapping[str, Any], file: pathlib.Path, name: str) -> 
         raise SourceError(f"{file} is refused by transformers: {message}") from error
 
 
+def blip2_sizes(
+    theirs: Any, source: CheckpointFiles, retrieval: bool = False
+) -> Blip2Config:
+    """Convert transformers' `Blip2Config` or `InstructBlipConfig`.
+
+    Args:
+      theirs: their object.
+      source: the folder.
+      retrieval: the folder holds a `Blip2ForImageTextRetrieval`.
+
+    Raises:
+      SourceError: a value is impossible, or this package does not have the variant.
+    """
+    try:
+        return _sizes(theirs, source, retrieval)
+    except SourceError:
+        raise
+    except ValueError as error:
+        raise SourceError(f"{source.path / 'config.json'}: {error}") from error
+
+
 def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config:
     vision, qformer = theirs.vision_config, theirs.qformer_config
+    # InstructBLIP declares no width of a contrastive space that it does not have.
+    projection = getattr(theirs, "image_text_hidden_size", QFormerConfig.projection_dim)
     if qformer.attention_probs_dropout_prob != qformer.hidden_dropout_prob:
         raise ValueError(
             "qformer_config.attention_probs_dropout_prob is "
@@ -227,7 +193,7 @@ def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config
             num_queries=theirs.num_query_tokens,
             vocab_size=qformer.vocab_size,
             max_positions=qformer.max_position_embeddings,
-            projection_dim=theirs.image_text_hidden_size,
+            projection_dim=projection,
             layer_norm_eps=qformer.layer_norm_eps,
             dropout=qformer.hidden_dropout_prob,
             activation=qformer.hidden_act,

@@ -1,8 +1,9 @@
-"""Export of a model as a Hugging Face BLIP-2 folder.
+"""Export of a model as a Hugging Face BLIP-2 or InstructBLIP folder.
 
 The folder is complete: weights in shards, configuration, generation settings, tokenizer
 and processor, as `from_pretrained` of `Blip2ForConditionalGeneration` and
-`Blip2Processor` (stage 1: `Blip2ForImageTextRetrieval`) expects.
+`Blip2Processor` (stage 1: `Blip2ForImageTextRetrieval`) expects. A model whose Q-Former
+reads the prompt is an `InstructBlipForConditionalGeneration`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from blip2_jax.convert.exported_tokenizer import IMAGE_TOKEN, ExportedTokenizer
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.files.output import (
     ShardWriter,
@@ -21,24 +23,16 @@ from blip2_jax.convert.files.output import (
     write_json,
 )
 from blip2_jax.convert.huggingface_folder import huggingface_rules
+from blip2_jax.convert.instructblip_folder import instructblip_rules
 from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.tables.name_table import Rule, shorten
 from blip2_jax.convert.vocabulary import TOKEN_AXES
-from blip2_jax.data.text.tokenizers import (
-    LanguageTokenizer,
-    load_tokenizer,
-    tokenizer_directory,
-)
+from blip2_jax.data.text.tokenizers import LanguageTokenizer
 from blip2_jax.models.sizes import ViTConfig
 
-IMAGE_TOKEN = "<image>"  # stands for one query in transformers' prompts
 STAGE1, STAGE2 = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
-# File: (name of a class in transformers 5, its name in earlier versions).
-OLDER_CLASS_NAMES = {
-    "processor_config.json": ("BlipImageProcessorPil", "BlipImageProcessor"),
-    "tokenizer_config.json": ("TokenizersBackend", "PreTrainedTokenizerFast"),
-}
+INSTRUCTED = "InstructBlipForConditionalGeneration"
 
 
 def write_huggingface(
@@ -58,13 +52,17 @@ def write_huggingface(
       SourceError: transformers has no such model.
       FileExistsError: the output exists.
     """
-    if model.question_in_qformer:
-        raise SourceError("transformers has no Q-Former that reads questions")
+    if model.question_in_qformer and not model.prompt_in_qformer:
+        raise SourceError(
+            "transformers has no Q-Former that reads questions: InstructBLIP's reads "
+            "whole prompts"
+        )
+    table = instructblip_rules if model.prompt_in_qformer else huggingface_rules
     try:
-        rules = huggingface_rules(model.config)
+        rules = table(model.config)
     except ValueError as error:
         raise SourceError(str(error)) from error
-    tokenizer = _ExportedTokenizer(model)
+    tokenizer = ExportedTokenizer(model)
     with atomic_output(output) as folder:
         folder.mkdir(parents=True)
         stored = _write_weights(model, rules, tokenizer.rows, folder, dtype)
@@ -75,6 +73,13 @@ def write_huggingface(
             write_json(folder / "generation_config.json", settings)
         tokenizer.save(folder, model)
     return _report(model, rules, tokenizer)
+
+
+def architecture(model: ModelSource) -> str:
+    """Return the name of a model's class in transformers."""
+    if model.prompt_in_qformer:
+        return INSTRUCTED
+    return STAGE1 if model.stage == 1 else STAGE2
 
 
 def _write_weights(
@@ -122,79 +127,21 @@ def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([array, added]) if len(added) else array
 
 
-class _ExportedTokenizer:
-    """transformers' tokenizer of a model, with the token `<image>` in stage 2.
-
-    Attributes:
-      tokenizer: transformers' object.
-      ours: the same tokenizer as this package loads it.
-      image_id: id of `<image>`; None in stage 1.
-      rows: rows that the token tables need.
-      added: rows that they have to grow by.
-    """
-
-    def __init__(self, model: ModelSource) -> None:
-        stage2 = model.stage == 2
-        spec = model.language_tokenizer if stage2 else model.qformer_tokenizer
-        if not spec:
-            owner, option = (
-                ("language model", "--language_tokenizer")
-                if stage2
-                else ("Q-Former", "--qformer_tokenizer")
-            )
-            raise SourceError(
-                "a Hugging Face folder has a tokenizer, but the source names none of "
-                f"the {owner} ({option})"
-            )
-        from transformers import AutoTokenizer
-
-        self.ours = load_tokenizer(spec, language_model=stage2)
-        ours = model.config.language_model
-        pads_left = ours is not None and not ours.is_encoder_decoder
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            str(tokenizer_directory(spec)),
-            padding_side="left" if pads_left else "right",
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        self.image_id: int | None = None
-        self.rows = self.added = 0
-        if stage2:
-            self.tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-            self.image_id = self.tokenizer.get_vocab()[IMAGE_TOKEN]
-            language_model = model.config.language_model
-            assert language_model is not None
-            self.rows = max(language_model.vocab_size, len(self.tokenizer))
-            self.added = self.rows - language_model.vocab_size
-        else:
-            self.tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-
-    def save(self, folder: pathlib.Path, model: ModelSource) -> None:
-        """Write tokenizer and processor, readable by transformers 4 too."""
-        from transformers import Blip2Processor
-        from transformers.models.blip import BlipImageProcessorPil
-
-        vision = model.config.vision
-        assert isinstance(vision, ViTConfig)
-        size = {"height": vision.image_size, "width": vision.image_size}
-        queries = model.config.qformer.num_queries if model.stage == 2 else None
-        processor = Blip2Processor(
-            BlipImageProcessorPil(size=size), self.tokenizer, num_query_tokens=queries
-        )
-        processor.save_pretrained(folder)
-        for name, (new, old) in OLDER_CLASS_NAMES.items():
-            file = folder / name
-            file.write_text(file.read_text().replace(new, old))
-
-
-def _config(model: ModelSource, tokenizer: _ExportedTokenizer, dtype: str) -> Any:
-    """Return transformers' `Blip2Config` of a model."""
-    from transformers import Blip2Config as TheirConfig
+def _config(model: ModelSource, tokenizer: ExportedTokenizer, dtype: str) -> Any:
+    """Return transformers' `Blip2Config` or `InstructBlipConfig` of a model."""
+    import transformers
 
     ours, vision = model.config, model.config.vision
     assert isinstance(vision, ViTConfig)
     qformer, stage2 = ours.qformer, model.stage == 2
-    return TheirConfig(
+    kind: Any = transformers.InstructBlipConfig
+    of_blip2: dict[str, Any] = {}
+    reads_text: dict[str, Any] = {}
+    if not model.prompt_in_qformer:
+        kind = transformers.Blip2Config
+        of_blip2 = {"image_text_hidden_size": qformer.projection_dim}
+        reads_text = {"use_qformer_text_input": not stage2}
+    return kind(
         vision_config={
             "hidden_size": vision.width,
             "num_hidden_layers": vision.depth,
@@ -219,18 +166,18 @@ def _config(model: ModelSource, tokenizer: _ExportedTokenizer, dtype: str) -> An
             "layer_norm_eps": qformer.layer_norm_eps,
             "cross_attention_frequency": qformer.cross_attention_every,
             "encoder_hidden_size": vision.width,
-            "use_qformer_text_input": not stage2,
+            **reads_text,
         },
         text_config=_text_config(model, tokenizer) if stage2 else None,
         num_query_tokens=qformer.num_queries,
-        image_text_hidden_size=qformer.projection_dim,
         image_token_index=tokenizer.image_id,
-        architectures=[STAGE2 if stage2 else STAGE1],
+        architectures=[architecture(model)],
         dtype=dtype,
+        **of_blip2,
     )
 
 
-def _text_config(model: ModelSource, tokenizer: _ExportedTokenizer) -> dict[str, Any]:
+def _text_config(model: ModelSource, tokenizer: ExportedTokenizer) -> dict[str, Any]:
     """Return transformers' configuration of the language model."""
     ours = model.config.language_model
     assert ours is not None and isinstance(tokenizer.ours, LanguageTokenizer)
@@ -239,7 +186,7 @@ def _text_config(model: ModelSource, tokenizer: _ExportedTokenizer) -> dict[str,
 
 
 def _generation_config(
-    model: ModelSource, tokenizer: _ExportedTokenizer
+    model: ModelSource, tokenizer: ExportedTokenizer
 ) -> dict[str, Any]:
     """Return the content of `generation_config.json`."""
     config = _text_config(model, tokenizer)
@@ -252,16 +199,15 @@ def _generation_config(
 
 
 def _report(
-    model: ModelSource, rules: list[Rule], tokenizer: _ExportedTokenizer
+    model: ModelSource, rules: list[Rule], tokenizer: ExportedTokenizer
 ) -> list[str]:
     """Return lines for the user on arrays that were left out or added."""
     written = {path for rule in rules for path in rule.paths()}
     left_out = [path for path in model.arrays if path not in written]
     lines = []
     if left_out:
-        architecture = STAGE2 if model.stage == 2 else STAGE1
         lines.append(
-            f"{len(left_out)} arrays have no place in {architecture}: "
+            f"{len(left_out)} arrays have no place in {architecture(model)}: "
             f"{shorten(left_out, 3)}"
         )
     vision, eps = model.config.vision, model.config.ln_vision_eps

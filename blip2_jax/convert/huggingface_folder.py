@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
@@ -19,7 +20,7 @@ from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.convert.tables.lavis import (
-    qformer_text_rules,
+    qformer_reading_rules,
     shared_rules,
     stage2_rules,
 )
@@ -41,8 +42,9 @@ VOCABULARY_FILES = (
 # Patterns of the parameters that `Blip2ForImageTextRetrieval` lacks.
 RETRIEVAL_LACKS = (r"qformer/head/.*", r"temperature")
 
+Renames = tuple[tuple[str, str], ...]
 # (LAVIS's, transformers'): replaced in this order, anywhere in a name.
-RENAMES = (
+RENAMES: Renames = (
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
     ("visual_encoder.pos_embed", "vision_model.embeddings.position_embedding"),
     ("visual_encoder.patch_embed.proj", "vision_model.embeddings.patch_embedding"),
@@ -121,6 +123,23 @@ def huggingface_rules(config: Blip2Config) -> list[Rule]:
     Raises:
       ValueError: transformers has no such image encoder.
     """
+    lavis_rules = stage2_rules if config.language_model else _retrieval_rules
+    return renamed_rules(config, lavis_rules(config))
+
+
+def renamed_rules(
+    config: Blip2Config, lavis_rules: Sequence[Rule], renames: Renames = RENAMES
+) -> list[Rule]:
+    """Return LAVIS's table of a complete model with transformers' names.
+
+    Args:
+      config: sizes.
+      lavis_rules: the table.
+      renames: see `RENAMES`.
+
+    Raises:
+      ValueError: transformers has no such image encoder.
+    """
     vision = config.vision
     if (
         not isinstance(vision, ViTConfig)
@@ -128,23 +147,17 @@ def huggingface_rules(config: Blip2Config) -> list[Rule]:
         or vision.extensions()
     ):
         raise ValueError("transformers has BLIP-2 with EVA-CLIP's image encoder only")
-    lavis_rules = stage2_rules if config.language_model else _retrieval_rules
     rules = [
-        renamed_rule(rule) for rule in lavis_rules(config) if not _is_qkv_bias(rule)
+        renamed_rule(rule, renames) for rule in lavis_rules if not _is_qkv_bias(rule)
     ]
     return [_qkv_bias_rule(vision), *rules]
 
 
 def _retrieval_rules(config: Blip2Config) -> list[Rule]:
     """Return LAVIS's rules of the parameters in `Blip2ForImageTextRetrieval`."""
-    text = [
-        dataclasses.replace(rule, aliases=())
-        for rule in qformer_text_rules(config.qformer)
-        if not rule.targets[0].startswith("qformer/head/")
-    ]
     return [
         *shared_rules(config),
-        *text,
+        *qformer_reading_rules(config.qformer),
         *linear("vision_proj", "vision_projection"),
         *linear("text_proj", "text_projection"),
         *linear("itm_head", "itm_head"),
@@ -169,15 +182,15 @@ def _qkv_bias_rule(vision: ViTConfig) -> Rule:
     )
 
 
-def renamed_rule(rule: Rule) -> Rule:
+def renamed_rule(rule: Rule, renames: Renames = RENAMES) -> Rule:
     """Return a rule of LAVIS's table with transformers' names."""
     (source,) = rule.sources
-    aliases = tuple(_rename(alias) for alias in rule.aliases)
-    return dataclasses.replace(rule, source=_rename(source), aliases=aliases)
+    aliases = tuple(_rename(alias, renames) for alias in rule.aliases)
+    return dataclasses.replace(rule, source=_rename(source, renames), aliases=aliases)
 
 
-def _rename(name: str) -> str:
-    for lavis, huggingface in RENAMES:
+def _rename(name: str, renames: Renames) -> str:
+    for lavis, huggingface in renames:
         name = name.replace(lavis, huggingface)
     return name
 

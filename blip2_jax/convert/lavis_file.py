@@ -33,6 +33,8 @@ from blip2_jax.convert.towers import language_part, vision_part
 from blip2_jax.models.presets import PRESETS, RELEASED, Blip2Config
 from blip2_jax.models.sizes import OPTConfig, T5Config, ViTConfig
 
+# Token table of a Q-Former that reads text.
+INSTRUCTION_WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
 # Arrays that a file has if and only if its model has them.
 STAGE_ARRAYS = {"opt_proj.weight", "t5_proj.weight", "itm_head.weight"}
 LAVIS_FAMILIES = ("opt", "t5")
@@ -68,7 +70,10 @@ def open_lavis(
         parts.append(language_part(language_model, config.language_model))
     arrays = ConvertedArrays([*parts, *extra])
     _check_towers(arrays, config, source)
-    arrays.check(expected_shapes(config), carried=TEXT_BRANCH if extra else ())
+    instructed = is_instructed(source)
+    arrays.check(
+        expected_shapes(config, instructed), carried=TEXT_BRANCH if extra else ()
+    )
     in_file = {
         path
         for rule in parts[0].rules
@@ -81,18 +86,37 @@ def open_lavis(
         if any(path.startswith(tower) and path not in in_file for path in arrays)
     )
     return ModelSource(
-        config, arrays, "lavis", elsewhere=elsewhere, precision=arrays.precision
+        config,
+        arrays,
+        "lavis",
+        elsewhere=elsewhere,
+        question_in_qformer=instructed,
+        prompt_in_qformer=instructed,
+        precision=arrays.precision,
     )
+
+
+def is_instructed(source: CheckpointFiles) -> bool:
+    """Return True if a LAVIS file is an InstructBLIP.
+
+    It is of stage 2, and its Q-Former reads text: the whole prompt.
+    """
+    return INSTRUCTION_WORDS in source and "itm_head.weight" not in source
 
 
 def lavis_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """Return the file with its table; positions fit the image size of `config`."""
     leftovers = (re.escape(POSITION_IDS),)
-    return part_at_size(source, lavis_rules(config), config.vision, leftovers)
+    rules = lavis_rules(config, is_instructed(source))
+    return part_at_size(source, rules, config.vision, leftovers)
 
 
-def lavis_rules(config: Blip2Config) -> list[Rule]:
+def lavis_rules(config: Blip2Config, reads_text: bool = False) -> list[Rule]:
     """Return LAVIS's table of a model.
+
+    Args:
+      config: sizes.
+      reads_text: the Q-Former of a stage-2 model reads text.
 
     Raises:
       SourceError: LAVIS has no such image encoder or language model.
@@ -103,10 +127,11 @@ def lavis_rules(config: Blip2Config) -> list[Rule]:
     ):
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP only")
     language_model = config.language_model
-    if language_model is not None and language_model.family not in LAVIS_FAMILIES:
+    if language_model is None:
+        return stage1_rules(config)
+    if language_model.family not in LAVIS_FAMILIES:
         raise SourceError(f"LAVIS has no BLIP-2 with {language_model.title}")
-    table = stage1_rules if config.language_model is None else stage2_rules
-    return table(config)
+    return stage2_rules(config, reads_text)
 
 
 def _check_towers(
@@ -228,9 +253,12 @@ def lavis_arrays(
     """
     left_out = () if complete else model.elsewhere
     _check_lavis_has(model.config)
-    if model.question_in_qformer:
-        raise SourceError("LAVIS has no stage 2 whose Q-Former reads questions")
-    rules = lavis_rules(model.config)
+    if model.question_in_qformer and not model.prompt_in_qformer:
+        raise SourceError(
+            "LAVIS has no stage 2 whose Q-Former reads questions: InstructBLIP's reads "
+            "whole prompts"
+        )
+    rules = lavis_rules(model.config, model.prompt_in_qformer)
     for rule in progress(rules, "converting"):
         paths = rule.paths()
         if paths[0].startswith(left_out):

@@ -46,6 +46,8 @@ class ModelSource:
       elsewhere: path prefixes of towers that came from other files than the rest;
         LAVIS files leave them out.
       question_in_qformer: the Q-Former reads questions (stage 2).
+      prompt_in_qformer: what it reads is the whole prompt of the language model
+        (InstructBLIP), not the question alone.
       precision: "float32" or "bfloat16", the default dtype to compute in.
     """
 
@@ -58,6 +60,7 @@ class ModelSource:
     absent: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     question_in_qformer: bool = False
+    prompt_in_qformer: bool = False
     precision: str = "float32"
 
     @property

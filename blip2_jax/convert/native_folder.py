@@ -227,6 +227,8 @@ def manifest_entry(
 
 def describe(model: ModelSource) -> dict[str, Any]:
     """Return the content of `model.json`."""
+    # Earlier versions read the folders of all other models.
+    instructed = {"prompt_in_qformer": True} if model.prompt_in_qformer else {}
     return {
         "format": FORMAT,
         "origin": model.origin,
@@ -238,6 +240,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "precision": model.precision,
         "absent": list(model.absent),
         "elsewhere": list(model.elsewhere),
+        **instructed,
     }
 
 

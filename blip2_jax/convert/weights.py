@@ -16,6 +16,7 @@ from blip2_jax.convert.converted_arrays import ConvertedArrays, Part
 from blip2_jax.convert.detect import DESCRIPTIONS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_folder import huggingface_part
+from blip2_jax.convert.instructblip_folder import instructblip_part
 from blip2_jax.convert.lavis_file import lavis_part
 from blip2_jax.convert.model_source import is_text_branch
 from blip2_jax.convert.native_folder import FolderArrays, is_native_folder
@@ -87,7 +88,11 @@ def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
         return language_part(source, config.language_model)
     if "itm_head.weight" in source:  # a stage-1 checkpoint, whatever the model's stage
         config = dataclasses.replace(config, language_model=None)
-    make_part = lavis_part if kind == "lavis" else huggingface_part
+    make_part = {
+        "lavis": lavis_part,
+        "huggingface": huggingface_part,
+        "instructblip": instructblip_part,
+    }[kind]
     return make_part(source, config)
 
 

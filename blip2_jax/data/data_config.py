@@ -64,6 +64,12 @@ class DataConfig:
       question_share: share of steps that show a question with its answer instead of a
         caption, for records that have both.
       question_prompt: template of a question; "" takes the paper's for the model.
+      caption_prompts: instructions, one of which is drawn for each caption of training
+        in place of `prompt`; () draws none. See `text.instructions`.
+      question_prompts: templates, one of which is drawn for each question of training
+        in place of `question_prompt`; () draws none.
+      qformer_reads: what a Q-Former that reads text gets: the question alone (nothing
+        for a caption), or the whole prompt, as in InstructBLIP.
       context_share: share of text-only documents that begin with the record's
         description or with another caption, so that the texts behind it can be
         predicted from it, as later from the queries.
@@ -85,6 +91,9 @@ class DataConfig:
     prompt: str = ""
     question_share: float = 0.0
     question_prompt: str = ""
+    caption_prompts: tuple[str, ...] = ()
+    question_prompts: tuple[str, ...] = ()
+    qformer_reads: Literal["question", "prompt"] = "question"
     context_share: float = 0.0
     texts_per_document: int = 1
     keep_end: bool = True
@@ -106,10 +115,14 @@ class DataConfig:
             raise ValueError(
                 f"texts_per_document must be at least 1, not {self.texts_per_document}"
             )
-        if self.question_prompt and "{}" not in self.question_prompt:
+        if self.qformer_reads not in ("question", "prompt"):
             raise ValueError(
-                f"question_prompt {self.question_prompt!r} must contain {{}}"
+                f"qformer_reads must be question or prompt, not {self.qformer_reads!r}"
             )
+        templates = (self.question_prompt, *self.question_prompts)
+        for template in filter(None, templates):
+            if "{}" not in template:
+                raise ValueError(f"question_prompt {template!r} must contain {{}}")
 
     def _check_buckets(self) -> None:
         buckets = tuple(self.length_buckets)

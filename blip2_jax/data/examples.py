@@ -33,7 +33,7 @@ class DrawnText:
       target: the text to predict.
       context: text before the prompt in a text-only document, "" for none.
       more: further texts of a text-only document.
-      question: the question as the Q-Former gets it, "" for none.
+      question: the question, "" for none.
     """
 
     prompt: str
@@ -88,6 +88,7 @@ class TextFormat:
         self._question_prompt = config.question_prompt or (
             prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
         )
+        self._qformer_reads_prompt = config.qformer_reads == "prompt"
         self._splits_captions = {"prefix": True, "none": False}.get(
             config.prefix_split, self._family == "encoder_decoder"
         )
@@ -166,7 +167,9 @@ class TextFormat:
         text = clean_question(question.text)
         if self.name == "image_text":
             return DrawnText("", f"{text} {answer}")
-        return DrawnText(self._question_prompt.format(text), answer, question=text)
+        templates = self._config.question_prompts if rng is not None else ()
+        template = _draw(templates or (self._question_prompt,), rng)
+        return DrawnText(template.format(text), answer, question=text)
 
     def _caption(self, record: Record, rng: np.random.Generator | None) -> DrawnText:
         """Draw a caption, and its prefix if captions are split."""
@@ -174,7 +177,8 @@ class TextFormat:
             raise BrokenSample("no text", record.key)
         caption = record.captions[_choice(len(record.captions), rng)]
         caption = self._clean(caption, record)
-        prompt = self._config.prompt.strip()
+        instructions = self._config.caption_prompts if rng is not None else ()
+        prompt = _draw(instructions or (self._config.prompt,), rng).strip()
         if self._splits_captions and rng is not None:
             prefix, caption = prompts.draw_prefix(caption, rng)
             prompt = f"{prompt} {prefix}".strip()
@@ -218,10 +222,18 @@ class TextFormat:
         )
         rows = _stack([row(text, length) for text in texts])
         if self._question_tokenizer is not None:
-            rows["question_ids"], rows["question_mask"] = prompts.question_rows(
-                self._question_tokenizer, [text.question for text in texts], length
-            )
+            ids, mask = self._question_rows(self._question_tokenizer, texts, length)
+            rows |= {"question_ids": ids, "question_mask": mask}
         return rows
+
+    def _question_rows(
+        self, tokenizer: QFormerTokenizer, texts: Sequence[DrawnText], length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and mask of what the Q-Former reads."""
+        if self._qformer_reads_prompt:
+            return tokenizer.encode([text.prompt for text in texts], length)
+        questions = [text.question for text in texts]
+        return prompts.question_rows(tokenizer, questions, length)
 
     def _decoder_row(self, text: DrawnText, length: int) -> prompts.DecoderOnlyExample:
         if not self.reads_images:
@@ -261,6 +273,11 @@ class TextFormat:
 def _choice(count: int, rng: np.random.Generator | None) -> int:
     """Draw an index below `count`; 0 without a generator."""
     return 0 if rng is None else int(rng.integers(count))
+
+
+def _draw(items: Sequence[str], rng: np.random.Generator | None) -> str:
+    """Draw an item; the only one takes no random number."""
+    return items[0] if len(items) == 1 else items[_choice(len(items), rng)]
 
 
 def _stack(

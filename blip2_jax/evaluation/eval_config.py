@@ -57,6 +57,9 @@ def default_evaluation(task: str = "") -> ConfigDict:
             "tokenizer": "auto",  # of caption metrics: "java", "python", "auto"
             # Template such as "Question: {} Answer:"; not set: the model's own.
             "question_prompt": unset(str),
+            # VQA: file with one candidate answer a line, which are ranked by their
+            # log-probability; "": answers are generated.
+            "candidates": "",
             "variant": "official",  # of VQA accuracy, or "lavis" (see `vqa_accuracy`)
             "lemmatise": False,  # nouns and verbs of answers, as the original on OK-VQA
             "result_format": "vqa",  # of the file of answers: "vqa" or "gqa"

@@ -113,6 +113,7 @@ def _stage2(config: ConfigDict, task: Task) -> Evaluator:
             language_tokenizer=language,
             prompt=options.prompt,
             question_prompt=options.question_prompt,
+            prompt_in_qformer=options.qformer_reads == "prompt",
             batch_size=batches.batch_size,
         ),
         text_tasks(batches.data, decoding),

@@ -10,7 +10,7 @@ from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.sources.base import Question
 from blip2_jax.evaluation.coverage import Coverage, join_notices
 from blip2_jax.evaluation.examples import Example
-from blip2_jax.evaluation.generate_texts import generate_texts
+from blip2_jax.evaluation.generate_texts import GenerationBatch, generate_texts
 from blip2_jax.evaluation.tasks import EvaluationBatches, EvaluationResult
 from blip2_jax.metrics import lemmas
 from blip2_jax.metrics.vqa import (
@@ -27,6 +27,15 @@ RESULT_FORMATS = ("vqa", "gqa")
 
 class AnsweringModel(Protocol):
     """A model that answers questions, such as those that `blip2_jax.load` returns."""
+
+    def rank(
+        self, images: Any = None, candidates: Sequence[Any] = (), **settings: Any
+    ) -> list[list[Any]]:
+        """Rank candidate answers (`questions=`) by their log-probability, best first.
+
+        The other arguments are those of `answer`. A candidate is the attribute `text`.
+        """
+        ...
 
     def answer(
         self, images: Any = None, questions: Sequence[str] = (), **settings: Any
@@ -71,7 +80,10 @@ class VqaTask:
 
     Attributes:
       settings: keyword arguments of `model.answer`: decoding settings,
-        `question_prompt`.
+        `question_prompt`. With candidates those of `model.rank`: `question_prompt` and
+        `length_penalty`.
+      candidates: the answer is the most likely of these, in place of a generated one
+        (InstructBLIP's vocabulary ranking); () generates.
       variant: of VQA accuracy.
       lemmatise: replace nouns and verbs of answers by their lemmas, as the original
         does on OK-VQA; without spaCy the answers stay as they are and the result's
@@ -83,6 +95,7 @@ class VqaTask:
     variant: Variant = "official"
     lemmatise: bool = False
     result_format: str = "vqa"
+    candidates: Sequence[str] = ()
 
     def run(
         self, model: AnsweringModel, batches: EvaluationBatches
@@ -129,17 +142,21 @@ class VqaTask:
         self, model: AnsweringModel, batches: EvaluationBatches, *, lemmatise: bool
     ) -> list[Reply]:
         questions = _questions(batches.data)
-        texts = generate_texts(
-            batches,
-            [record for record, _ in questions],
-            "answering",
-            lambda batch: model.answer(
-                questions=[questions[index][1].text for index in batch.indices],
-                image_of=batch.image_of,
+
+        def answer(batch: GenerationBatch) -> list[str]:
+            arguments = {
+                "questions": [questions[index][1].text for index in batch.indices],
+                "image_of": batch.image_of,
                 **batch.images,
                 **self.settings,
-            ),
-        )
+            }
+            if not self.candidates:
+                return model.answer(**arguments)
+            ranked = model.rank(candidates=self.candidates, **arguments)
+            return [row[0].text for row in ranked]
+
+        records = [record for record, _ in questions]
+        texts = generate_texts(batches, records, "answering", answer)
         answers = [text for _, text in texts]
         if lemmatise:
             answers = lemmas.lemmatise(answers)

@@ -63,11 +63,13 @@ class Decoded:
       lengths: number of new tokens before the padding.
       scores: beam search: sum of log-probabilities / length ** length_penalty; greedy
         decoding and sampling: sum of the model's log-probabilities.
+      log_probs: log-probability of each token under the model; None: not computed.
     """
 
     ids: Int[Array, "B sequences N"]
     lengths: Int[Array, "B sequences"]
     scores: Float[Array, "B sequences"]
+    log_probs: Float[Array, "B sequences N"] | None = None
 
 
 def visible_slots(

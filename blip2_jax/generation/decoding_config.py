@@ -14,7 +14,7 @@ All lengths count *new tokens*, including the end-of-sequence token. The field
                  ones.
 
 The conventions also differ in the tokens that the repetition penalty counts from the
-start; see `repetition_history` in `blip2_jax/inference/generator.py`.
+start; see `repetition_history` in `blip2_jax/inference/language_programs.py`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from blip2_jax.generation.decoding_plan import (
 )
 from blip2_jax.generation.lavis_defaults import blip_defaults
 from blip2_jax.inference import inputs, programs
-from blip2_jax.inference.model import check_seed, row_keys
+from blip2_jax.inference.row_keys import check_seed, row_keys
 from blip2_jax.models.blip import Blip
 from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.parallel import hosts

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.convert.vocabulary import check_vocabulary
@@ -19,25 +16,17 @@ from blip2_jax.data.text.prompts import (
     SHORT_ANSWER_PROMPT,
     generation_prompts,
     question_rows,
+    target_ids,
 )
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
-from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, bound_decoder
+from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
-from blip2_jax.generation.decoding_plan import (
-    DecodingPlan,
-    DecodingValues,
-    split_config,
-)
-from blip2_jax.inference import dialogue, inputs, programs
-from blip2_jax.inference.model import Blip2, PromptArrays, Questions
+from blip2_jax.inference import dialogue, inputs, language_programs
+from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
+from blip2_jax.inference.model import Blip2
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.sizes import FeaturesConfig, LanguageModelConfig
-from blip2_jax.nn.kv_cache import PrefixKV
-from blip2_jax.parallel import hosts, sharding
-
-# A CPU keeps a second, faster copy of language models up to this size.
-MAX_UNSTACKED_BYTES = 2**30
+from blip2_jax.parallel import sharding
 
 
 class Blip2Generator(Blip2):
@@ -55,6 +44,7 @@ class Blip2Generator(Blip2):
         qformer_tokenizer: QFormerTokenizer | None = None,
         prompt: str = "",
         question_prompt: str = "",
+        prompt_in_qformer: bool = False,
         batch_size: int = 32,
     ):
         """Build a model from its parts; `blip2_jax.load` does so from files.
@@ -66,11 +56,14 @@ class Blip2Generator(Blip2):
           qformer_tokenizer: tokenizer of questions, if the Q-Former reads them.
           prompt: default start of captions.
           question_prompt: default template of questions; "" selects the paper's.
+          prompt_in_qformer: a Q-Former that reads text reads the whole prompt, as in
+            InstructBLIP, not the question alone.
           batch_size: see `Blip2`.
         """
         super().__init__(model, params, qformer_tokenizer, prompt, batch_size)
         self._language_tokenizer = language_tokenizer
         self._question_prompt = question_prompt
+        self._prompt_in_qformer = prompt_in_qformer
 
     def answer(
         self,
@@ -85,6 +78,7 @@ class Blip2Generator(Blip2):
         seed: int = 0,
         sample_ids: Sequence[int] | None = None,
         decoding: str = "",
+        return_scores: bool = False,
         **settings: Any,
     ) -> list[Any]:
         """Answer questions about images.
@@ -103,6 +97,7 @@ class Blip2Generator(Blip2):
           seed: as in `caption`.
           sample_ids: as in `caption`.
           decoding: as in `caption`.
+          return_scores: as in `caption`.
           **settings: as in `caption`.
 
         Returns:
@@ -126,7 +121,14 @@ class Blip2Generator(Blip2):
                 rows,
             )
         return self._generate_texts(
-            rows, prompts, config, seed, qformer_questions, image_of, sample_ids
+            rows,
+            prompts,
+            config,
+            seed,
+            qformer_questions,
+            image_of,
+            sample_ids,
+            return_scores,
         )
 
     def converse(
@@ -142,8 +144,10 @@ class Blip2Generator(Blip2):
           **options: other arguments of `answer`.
 
         Raises:
-          ValueError: there are several rows of images.
+          ValueError: there are several rows of images, or `return_scores` is set.
         """
+        if options.get("return_scores"):
+            raise ValueError("converse returns texts: ask with answer(return_scores=)")
         turns: list[dialogue.Turn] = []
         for question in inputs.as_texts(questions, "questions"):
             answers = self.answer(images, question, history=turns, **options)
@@ -163,6 +167,7 @@ class Blip2Generator(Blip2):
         features: Any = None,
         seed: int = 0,
         decoding: str = "",
+        return_scores: bool = False,
         **settings: Any,
     ) -> list[Any]:
         """Continue prompts (instructions, dialogues) about images.
@@ -173,6 +178,7 @@ class Blip2Generator(Blip2):
           features: as in `caption`.
           seed: as in `caption`.
           decoding: as in `caption`.
+          return_scores: as in `caption`.
           **settings: as in `caption`.
 
         Returns:
@@ -180,7 +186,9 @@ class Blip2Generator(Blip2):
         """
         config = self._decoding_config(decoding, "generate", settings)
         rows = self._image_arrays(images, features, several=True)
-        return self._generate_texts(rows, prompts, config, seed)
+        return self._generate_texts(
+            rows, prompts, config, seed, return_scores=return_scores
+        )
 
     @functools.cached_property
     def language_tokenizer(self) -> LanguageTokenizer:
@@ -207,8 +215,24 @@ class Blip2Generator(Blip2):
         assert config is not None  # checked by Blip2Stage2
         return config
 
+    def _prompts_of(
+        self,
+        prompts: str | Sequence[str] | None,
+        questions: str | Sequence[str] | None,
+        question_prompt: str,
+    ) -> tuple[Sequence[str], Questions | None]:
+        """Return prompts, or those of questions with what the Q-Former reads."""
+        if questions is None:
+            return super()._prompts_of(prompts, questions, question_prompt)
+        if prompts is not None:
+            raise ValueError("give prompts or questions, not both")
+        template = question_prompt or self._question_template()
+        return dialogue.question_prompts(questions, (), (), template)
+
     @property
     def _family(self) -> str:
+        if self._prompt_in_qformer:
+            return "instructblip"
         # The original has one model of each kind; others get the defaults of theirs.
         return "t5" if self._language_model_config.is_encoder_decoder else "opt"
 
@@ -234,26 +258,47 @@ class Blip2Generator(Blip2):
         prompt_arrays = generation_prompts(self.language_tokenizer, prompts, length)
         if not self.model.question_in_qformer:
             return prompt_arrays
-        tokenizer = self.qformer_tokenizer
+        if self._prompt_in_qformer:  # an empty prompt too: [CLS] [SEP]
+            length = self._qformer_length(prompts)
+            return (*prompt_arrays, *self.qformer_tokenizer.encode(prompts, length))
         per_row = questions or [[""]] * len(prompts)
         texts = [question for row in per_row for question in row]
-        longest = max(len(tokenizer.encode_words(text)) + 2 for text in texts)
-        limit = self.model.config.qformer.max_positions
-        if longest > limit:
-            raise ValueError(
-                f"a question has {longest} tokens, the Q-Former reads {limit}"
-            )
-        length = min(inputs.padded_length(longest), limit)
+        length = self._qformer_length(texts)
         question_arrays = [
             array.reshape(len(prompts), -1, length)
-            for array in question_rows(tokenizer, texts, length)
+            for array in question_rows(self.qformer_tokenizer, texts, length)
         ]
         if question_arrays[0].shape[1] == 1:
             question_arrays = [array[:, 0] for array in question_arrays]
         return (*prompt_arrays, *question_arrays)
 
+    def _qformer_length(self, texts: Sequence[str]) -> int:
+        """Return the padded length of texts that the Q-Former reads.
+
+        Raises:
+          ValueError: a text is too long.
+        """
+        encode = self.qformer_tokenizer.encode_words
+        longest = max(len(encode(text)) + 2 for text in texts)
+        limit = self.model.config.qformer.max_positions
+        if longest > limit:
+            raise ValueError(
+                f"a question has {longest} tokens, the Q-Former reads {limit}"
+            )
+        return min(inputs.padded_length(longest), limit)
+
+    def _text_ids(
+        self, prompts: Sequence[str], texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Tokenize the text that follows each prompt, and its end token."""
+        tokenizer = self.language_tokenizer
+        return [
+            target_ids(tokenizer, prompt, text)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
     def _check_lengths(
-        self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
+        self, prompt_arrays: PromptArrays, images_per_row: int, new_tokens: int
     ) -> None:
         """Check that queries, prompt and new tokens fit the model's positions.
 
@@ -264,43 +309,51 @@ class Blip2Generator(Blip2):
             return
         queries = images_per_row * self.model.config.qformer.num_queries
         longest = int(prompt_arrays[1].sum(axis=1).max())
-        total = queries + longest + config.max_new_tokens
+        total = queries + longest + new_tokens
         if total > limit:
             raise ValueError(
-                f"{queries} queries, {longest} prompt tokens and max_new_tokens="
-                f"{config.max_new_tokens} take {total} positions; this "
+                f"{queries} queries, {longest} prompt tokens and {new_tokens} new ones "
+                f"(max_new_tokens) take {total} positions; this "
                 f"{language_model.title} has {limit}"
             )
 
-    def _decode_batch(
-        self,
-        images: Shaped[Array, "B ..."],
-        prompt_arrays: PromptArrays,
-        config: DecodingConfig,
-        keys: Key[jax.Array, " B"] | None = None,
-    ) -> Decoded:
-        """Generate tokens with the language model."""
-        ids, mask = prompt_arrays[:2]
-        history = repetition_history(
-            self._language_model_config, ids, mask, config.convention
+    def _prefill(
+        self, images: Shaped[Array, "B ..."], prompt_arrays: PromptArrays
+    ) -> Prefilled:
+        """Read images and prompts with Q-Former and language model."""
+        images, (ids, mask, *question) = sharding.place_rows_like(
+            self.params, (images, prompt_arrays)
         )
-        images, (ids, mask, *question), history = sharding.place_rows_like(
-            self.params, (images, prompt_arrays, history)
-        )
-        weights = self._unstacked_weights
-        logits, prefix = prefill_language_model(
-            self.model, self.params, images, ids, mask, tuple(question), weights
-        )
-        return decode_with_language_model(
+        return language_programs.prefill_language_model(
             self.model,
             self.params,
-            logits,
-            prefix,
+            images,
+            ids,
+            mask,
+            tuple(question),
+            self._unstacked_weights,
+        )
+
+    def _decode(
+        self,
+        prefilled: Prefilled,
+        prompt_arrays: PromptArrays,
+        config: DecodingConfig,
+        keys: Key[jax.Array, " B"] | None,
+    ) -> Decoded:
+        """Generate tokens with the language model."""
+        history = language_programs.repetition_history(
+            self._language_model_config, *prompt_arrays[:2], config.convention
+        )
+        return language_programs.decode_with_language_model(
+            self.model,
+            self.params,
+            *prefilled,
             config,
             eos_id=self.language_tokenizer.end_id,
-            history=history,
+            history=sharding.place_rows_like(self.params, history),
             keys=keys,
-            weights=weights,
+            weights=self._unstacked_weights,
         )
 
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
@@ -309,142 +362,6 @@ class Blip2Generator(Blip2):
     @functools.cached_property
     def _unstacked_weights(self) -> PyTree:
         """Copy of the language model's weights for fast CPU decoding, or None."""
-        if not should_unstack_weights(self.params):
+        if not language_programs.should_unstack_weights(self.params):
             return None
-        return unstack_weights(self.model, self.params)
-
-
-# Prefill and decoding are compiled separately, so that other decoding settings do not
-# recompile the prefill, which contains the image encoder.
-@programs.compile_function(static=("model",))
-def prefill_language_model(
-    model: Blip2Stage2,
-    params: PyTree,
-    images: Shaped[jax.Array, "B ..."],
-    prompt_ids: Int[jax.Array, "B T"],
-    prompt_mask: Bool[jax.Array, "B T"],
-    question: tuple[Int[jax.Array, "B ..."], Bool[jax.Array, "B ..."]] | tuple[()] = (),
-    weights: PyTree = None,
-) -> tuple[Float[jax.Array, "B V"], PrefixKV]:
-    """Run a stage-2 model up to the logits of the first new token.
-
-    Args:
-      model: Flax module.
-      params: its parameters.
-      images: uint8 or normalised images, or features from `encode_image`. With one
-        more axis, [B, images, ...], the queries of a row's images are concatenated.
-      prompt_ids: for a decoder-only model [BOS] prompt, padded on the left; for an
-        encoder-decoder prompt [EOS], padded on the right.
-      prompt_mask: True = a real token.
-      question: ids and mask of the questions that the Q-Former reads: [B, T] for one
-        per row, or [B, images, T] for one per image.
-      weights: from `unstack_weights`; None reads those in `params`.
-    """
-    bound = model.bind({"params": params})
-    image_rank = 3 if isinstance(model.config.vision, FeaturesConfig) else 4
-    batch, has_several = images.shape[0], images.ndim > image_rank
-    count = images.shape[1] if has_several else 1
-    if has_several:
-        images = images.reshape(-1, *images.shape[2:])
-    # [B, images, T] -> [B * images, T]; or repeat the question of each row.
-    question_arrays = [
-        array.reshape(-1, array.shape[-1])
-        if array.ndim == 3
-        else jnp.repeat(array, count, axis=0)
-        for array in question
-    ]
-    queries = bound.encode_queries(bound.encode_image(images), *question_arrays)
-    if has_several:
-        queries = queries.reshape(batch, -1, queries.shape[-1])
-    logits, prefix = bound.prefill(queries, prompt_ids, prompt_mask, weights)
-    # The weights are an argument of the decoding program and need no copy in the cache.
-    return logits, dataclasses.replace(prefix, weights=None)
-
-
-def decode_with_language_model(
-    model: Blip2Stage2,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    config: DecodingConfig,
-    *,
-    eos_id: int,
-    history: Int[jax.Array, "B T"] | None = None,
-    keys: Key[jax.Array, " B"] | None = None,
-    weights: PyTree = None,
-) -> Decoded:
-    """Generate tokens after `prefill_language_model`.
-
-    Args:
-      model: Flax module.
-      params: its parameters.
-      logits: from `prefill_language_model`.
-      prefix: from `prefill_language_model`.
-      config: settings; few of them select another program (`DecodingPlan`).
-      eos_id: token that ends a text: a newline for OPT, </s> for T5.
-      history: from `repetition_history`.
-      keys: one random key per row, for sampling.
-      weights: the argument of `prefill_language_model`.
-    """
-    plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
-    decoded = _decode_plan(
-        model, params, logits, prefix, plan, values, eos_id, history, keys, weights
-    )
-    return select_results(hosts.to_host(decoded), config)
-
-
-@programs.compile_function(static=("model", "plan", "eos_id"))
-def _decode_plan(
-    model: Blip2Stage2,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    plan: DecodingPlan,
-    values: DecodingValues,
-    eos_id: int,
-    history: Int[jax.Array, "B T"] | None,
-    keys: Key[jax.Array, " B"] | None,
-    weights: PyTree,
-) -> Decoded:
-    """Generate tokens; see `decode_with_language_model`."""
-    assert model.config.language_model is not None  # checked by Blip2Stage2
-    bind = lambda: model.bind({"params": params}).language_model
-    # The position tables are long enough for `values.max_new_tokens`, which the caller
-    # has checked, and may be too short for all slots.
-    pad_id = model.config.language_model.pad_id
-    decoder = bound_decoder(bind, eos_id, pad_id)
-    prefix = dataclasses.replace(prefix, weights=weights)
-    return decode_plan(
-        decoder, logits, prefix, plan, values, history=history, keys=keys
-    )
-
-
-@programs.compile_function(static=("model",))
-def unstack_weights(model: Blip2Stage2, params: PyTree) -> PyTree:
-    """Copy the language model's weights to the layout that a CPU reads fastest."""
-    return model.bind({"params": params}).language_model.unstacked_weights()
-
-
-def should_unstack_weights(params: PyTree) -> bool:
-    """Return True on a CPU if the language model is small enough to be copied."""
-    weights = jax.tree.leaves(params["language_model"])
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
-    return jax.default_backend() == "cpu" and size <= MAX_UNSTACKED_BYTES
-
-
-def repetition_history(
-    language_model: LanguageModelConfig,
-    prompt_ids: Int[Array, "B T"],
-    prompt_mask: Bool[Array, "B T"],
-    convention: str,
-) -> Int[Array, "B T"]:
-    """Return the tokens that the repetition penalty counts from the start; -1 for none.
-
-    For an encoder-decoder this is the decoder's start token. For a decoder-only model
-    it is the prompt with BOS under `transformers5`, and BOS alone under `original`:
-    LAVIS passes embeddings only, and transformers 4.33 puts BOS in their place.
-    """
-    if not language_model.is_encoder_decoder and convention == "transformers5":
-        return np.where(prompt_mask, prompt_ids, np.int32(-1))
-    start_id = -1 if language_model.start_id is None else language_model.start_id
-    return np.full((prompt_ids.shape[0], 1), start_id, np.int32)
+        return language_programs.unstack_weights(self.model, self.params)

@@ -21,6 +21,10 @@ from blip2_jax.convert.files.checkpoint_files import (
     part_reader,
 )
 from blip2_jax.convert.huggingface_folder import huggingface_sizes, open_huggingface
+from blip2_jax.convert.instructblip_folder import (
+    instructblip_sizes,
+    open_instructblip,
+)
 from blip2_jax.convert.lavis_file import open_lavis, released_sizes
 from blip2_jax.convert.model_source import (
     TOWERS,
@@ -220,6 +224,9 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
             files = AdaptedFiles(path, extra.lora)
         _refuse(extra, f"{path} is a complete model", ("vision", "language_model"))
         config = _sizes(extra) or huggingface_sizes(files)
+    elif kind == "instructblip":
+        _refuse(extra, f"{path} is a complete model", COMPLETE[:3])
+        config = _sizes(extra) or instructblip_sizes(files)
     elif kind == "lavis":
         config = _sizes(extra) or released_sizes(files)
     elif kind == "blip":
@@ -237,6 +244,8 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
         config = config_at_size(config, extra.image_size)
     if extra.text_branch and config.language_model is not None:
         config = with_text_branch_sizes(config, extra.text_branch)
+    if kind == "instructblip":
+        return open_instructblip(files, config)
     parts = _text_branch(config, extra)
     if kind == "huggingface":
         return open_huggingface(files, config, extra=parts)
@@ -347,6 +356,7 @@ def load_source(
         qformer_tokenizer=qformer_tokenizer,
         prompt=source.config.prompt,
         question_prompt=source.question_prompt,
+        prompt_in_qformer=source.prompt_in_qformer,
         batch_size=batch_size,
     )
 

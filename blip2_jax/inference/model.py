@@ -17,37 +17,21 @@ result does not depend on the other rows.
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
-import numpy as np
-from jaxtyping import Float, Integer, Key, PyTree, Shaped, UInt32
+from jaxtyping import Float, PyTree
 from numpy import ndarray as Array
 
-from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
-from blip2_jax.generation.decoder import Decoded
-from blip2_jax.generation.decoding_config import (
-    ANSWER_DEFAULTS,
-    CAPTION_DEFAULTS,
-    DecodingConfig,
-)
-from blip2_jax.generation.lavis_defaults import lavis_defaults
-from blip2_jax.inference import embeddings, inputs
+from blip2_jax.inference import embeddings, inputs, scoring
+from blip2_jax.inference.batched_model import BatchedModel, Questions
 from blip2_jax.inference.describe import describe_model
+from blip2_jax.inference.scoring import RankedText, TextScores
 from blip2_jax.models.blip2 import Blip2Base
-from blip2_jax.models.sizes import FeaturesConfig
-from blip2_jax.parallel import hosts, sharding
-
-# Token arrays of a batch of prompts; their number depends on the model.
-PromptArrays = tuple[Shaped[Array, "B ..."], ...]
-# The questions that the Q-Former reads for each row: one, or one per image of the row.
-Questions = Sequence[Sequence[str]]
 
 
-class Blip2(abc.ABC):
+class Blip2(BatchedModel):
     """A model with its parameters and tokenizers; base of both stages.
 
     Attributes:
@@ -59,7 +43,6 @@ class Blip2(abc.ABC):
       origin: where the model comes from, for `repr`; "" if it was built from parts.
     """
 
-    model: Blip2Base
     _accepts_several_images: ClassVar[bool]
 
     def __init__(
@@ -93,6 +76,7 @@ class Blip2(abc.ABC):
         seed: int = 0,
         sample_ids: Sequence[int] | None = None,
         decoding: str = "",
+        return_scores: bool = False,
         **settings: Any,
     ) -> list[Any]:
         """Describe images.
@@ -112,6 +96,8 @@ class Blip2(abc.ABC):
           decoding: settings to start from: "" for this package's defaults, "original"
             for those of LAVIS's model methods, "original_coco" or "original_nocaps" for
             those of its evaluations (see `generation.lavis_defaults`).
+          return_scores: return a `scoring.ScoredText` in place of each string: the text
+            with log-probabilities.
           **settings: fields of `DecodingConfig` to change.
 
         Returns:
@@ -123,7 +109,111 @@ class Blip2(abc.ABC):
         config = self._decoding_config(decoding, "generate", settings)
         prompts = self.prompt if prompt is None else prompt
         rows = self._image_arrays(images, features, self._accepts_several_images)
-        return self._generate_texts(rows, prompts, config, seed, sample_ids=sample_ids)
+        return self._generate_texts(
+            rows,
+            prompts,
+            config,
+            seed,
+            sample_ids=sample_ids,
+            return_scores=return_scores,
+        )
+
+    def score(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        prompts: str | Sequence[str] | None = None,
+        *,
+        questions: str | Sequence[str] | None = None,
+        question_prompt: str = "",
+        image_of: Sequence[int] | None = None,
+        features: Any = None,
+    ) -> TextScores:
+        """Compute the log-probabilities of given texts.
+
+        Rows that share an image and a prompt are computed together: the image is
+        encoded and the prompt is read once.
+
+        Args:
+          images: as in `caption`.
+          texts: the texts, one for all rows or one per row.
+          prompts: what the texts follow, one for all or one per row; None selects the
+            model's own.
+          questions: questions that the texts answer, in place of prompts (stage 2).
+          question_prompt: template of questions with `{}` in place of the question, if
+            not the model's own.
+          image_of: index into `images` for each row; each image is encoded once.
+          features: as in `caption`.
+
+        Raises:
+          ValueError: inputs are wrong, or a text is too long for the model.
+        """
+        prompts, qformer_questions = self._prompts_of(
+            prompts, questions, question_prompt
+        )
+        return self._score_texts(
+            self._image_arrays(images, features, self._accepts_several_images),
+            inputs.as_texts(texts, "texts"),
+            prompts,
+            qformer_questions,
+            image_of,
+        )
+
+    def rank(
+        self,
+        images: Any = None,
+        candidates: Sequence[Any] = (),
+        prompts: str | Sequence[str] | None = None,
+        *,
+        questions: str | Sequence[str] | None = None,
+        question_prompt: str = "",
+        length_penalty: float = 0.0,
+        image_of: Sequence[int] | None = None,
+        features: Any = None,
+    ) -> list[list[RankedText]]:
+        """Rank candidate texts, such as answers or names of classes.
+
+        Args:
+          images: as in `caption`.
+          candidates: a list of texts for all rows, or one list per row.
+          prompts: as in `score`.
+          questions: as in `score`.
+          question_prompt: as in `score`.
+          length_penalty: log-probabilities are divided by length ** length_penalty.
+            0 ranks by their sum, as the original does; 1 ranks by their mean.
+          image_of: as in `score`.
+          features: as in `caption`.
+
+        Returns:
+          For each row its candidates, best first.
+
+        Raises:
+          ValueError: as `score`.
+        """
+        prompts, qformer_questions = self._prompts_of(
+            prompts, questions, question_prompt
+        )
+        rows = self._image_arrays(images, features, self._accepts_several_images)
+        columns: dict[str, Any] = {
+            "candidates": scoring.as_candidates(candidates),
+            "images": inputs.image_indices(image_of, len(rows)),
+            "prompts": prompts,
+        }
+        if qformer_questions is not None:
+            columns["questions"] = qformer_questions
+        lists, *columns_per_row = inputs.align(**columns)
+        indices, prompts, *more = (
+            [value for texts, value in zip(lists, column, strict=True) for _ in texts]
+            for column in columns_per_row
+        )
+        scores = self._score_texts(
+            rows,
+            [text for texts in lists for text in texts],
+            prompts,
+            more[0] if more else None,
+            indices,
+        )
+        return scoring.rank_texts(lists, scores, length_penalty)
 
     def features(
         self, images: Any = None, *, mode: str = "image", features: Any = None
@@ -162,192 +252,19 @@ class Blip2(abc.ABC):
         rows = self._image_arrays(images, features)
         return self._run_batches(embeddings.attention_maps, rows)["attention"]
 
-    @property
-    def qformer_tokenizer(self) -> QFormerTokenizer:
-        """Tokenizer of the texts that the Q-Former reads or generates.
+    def _prompts_of(
+        self,
+        prompts: str | Sequence[str] | None,
+        questions: str | Sequence[str] | None,
+        question_prompt: str,
+    ) -> tuple[Sequence[str], Questions | None]:
+        """Return the prompts of texts to score, and what the Q-Former reads.
 
         Raises:
-          ValueError: the model was built without one.
+          ValueError: questions are given to a model that answers none, or with prompts.
         """
-        if self._qformer_tokenizer is None:
-            raise ValueError("this model was built without a qformer_tokenizer")
-        return self._qformer_tokenizer
-
-    @property
-    @abc.abstractmethod
-    def _family(self) -> str:
-        """Key of this model in `lavis_defaults`."""
-
-    @abc.abstractmethod
-    def _prompt_arrays(
-        self, prompts: Sequence[str], questions: Questions | None = None
-    ) -> PromptArrays:
-        """Tokenize prompts, and the questions that the Q-Former reads."""
-
-    @abc.abstractmethod
-    def _check_lengths(
-        self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
-    ) -> None:
-        """Check that prompts and new tokens fit the model.
-
-        Raises:
-          ValueError: they have more tokens than the model has positions.
-        """
-
-    @abc.abstractmethod
-    def _decode_batch(
-        self,
-        images: Shaped[Array, "B ..."],
-        prompt_arrays: PromptArrays,
-        config: DecodingConfig,
-        keys: Key[jax.Array, " B"] | None = None,
-    ) -> Decoded:
-        """Generate tokens for one batch of images (or features) and prompts.
-
-        Returns:
-          The results in host memory.
-        """
-
-    @abc.abstractmethod
-    def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
-        """Convert generated tokens to text."""
-
-    def _decoding_config(
-        self, name: str, method: str, settings: dict[str, Any]
-    ) -> DecodingConfig:
-        """Look up the settings called `name` for a method and change some of them."""
-        source, _, evaluation = name.partition("_")
-        if not name:
-            config = ANSWER_DEFAULTS if method == "answer" else CAPTION_DEFAULTS
-        elif source == "original":
-            config = lavis_defaults(evaluation or method, self._family)
-        else:
-            raise ValueError(
-                f"decoding {name!r}: there are '', 'original', 'original_coco' and "
-                "'original_nocaps'"
-            )
-        return config.replace(**settings)
-
-    def _image_arrays(
-        self, images: Any, features: Any, several: bool = False
-    ) -> Shaped[Array, "B ..."]:
-        """Convert images or features to the input of the module's `encode_image`."""
-        vision = self.model.config.vision
-        return inputs.as_model_images(vision, images, features, several=several)
-
-    def _generate_texts(
-        self,
-        images: Shaped[Array, "B ..."],
-        prompts: str | Sequence[str],
-        config: DecodingConfig,
-        seed: int,
-        questions: Questions | None = None,
-        image_of: Sequence[int] | None = None,
-        sample_ids: Sequence[int] | None = None,
-    ) -> list[Any]:
-        """Generate texts for prompts about images.
-
-        Args:
-          images: images or features; each image is encoded once.
-          prompts: one for all rows, or one per row.
-          config: static settings.
-          seed: seed of sampling; a row's samples depend on it and the row's number.
-          questions: see `Questions`.
-          image_of: index of each row's image; None pairs rows with images.
-          sample_ids: see `caption`.
-        """
-        check_seed(seed)
-        rows: dict[str, Any] = {
-            "images": inputs.image_indices(image_of, len(images)),
-            "prompts": inputs.as_texts(prompts, "prompts"),
-        }
+        del question_prompt  # of models that answer questions
         if questions is not None:
-            rows["questions"] = questions
-        indices, *columns = inputs.align(**rows)
-        indices, prompt_arrays = np.array(indices), self._prompt_arrays(*columns)
-        numbers = _row_numbers(sample_ids, len(indices))
-        is_features = isinstance(self.model.config.vision, FeaturesConfig)
-        has_several = images.ndim > (3 if is_features else 4)
-        images_per_row = images.shape[1] if has_several else 1
-        self._check_lengths(prompt_arrays, images_per_row, config)
-        # Features need no encoder, and rows of several images (5 axes) share none.
-        needs_encoder = images.ndim == 4 and images.dtype == np.uint8
-        if len(indices) > len(images) and needs_encoder:
-            images = self._encode_images(images)
-        texts: list[list[str]] = []
-        for batch, size in inputs.batches(len(indices), self.batch_size):
-            padded = [inputs.pad_batch(array[batch], size) for array in prompt_arrays]
-            numbers_of_batch = inputs.pad_batch(numbers[batch], size)
-            keys = row_keys(seed, numbers_of_batch) if config.sample else None
-            image_batch = inputs.pad_batch(images[indices[batch]], size)
-            decoded = self._decode_batch(image_batch, tuple(padded), config, keys)
-            texts += self._detokenize_rows(decoded, batch.stop - batch.start)
-        return texts if config.num_return_sequences > 1 else [row[0] for row in texts]
-
-    def _detokenize_rows(self, decoded: Decoded, count: int) -> list[list[str]]:
-        """Convert the results of the first `count` rows to texts, best first."""
-        rows = zip(decoded.ids[:count], decoded.lengths[:count], strict=True)
-        return [
-            [self._detokenize(ids[:length]) for ids, length in zip(*row, strict=True)]
-            for row in rows
-        ]
-
-    def _encode_images(self, images: Shaped[Array, "B ..."]) -> Float[Array, "B P D"]:
-        """Run the image encoder for images that several rows share."""
-        return self._run_batches(embeddings.encode_image, images)["features"]
-
-    def _run_batches(
-        self,
-        function: Callable[..., dict[str, jax.Array]],
-        *arrays: Shaped[Array, "B ..."],
-    ) -> dict[str, Array]:
-        """Run a compiled function of `embeddings` on all rows, in batches."""
-        outputs = []
-        for batch, size in inputs.batches(len(arrays[0]), self.batch_size):
-            padded = [inputs.pad_batch(array[batch], size) for array in arrays]
-            placed = sharding.place_rows_like(self.params, padded)
-            output = hosts.to_host(function(self.model, self.params, *placed))
-            rows = batch.stop - batch.start
-            outputs.append({name: array[:rows] for name, array in output.items()})
-        names = outputs[0]
-        return {name: np.concatenate([o[name] for o in outputs]) for name in names}
-
-
-def check_seed(seed: int) -> None:
-    """Check a seed of sampling.
-
-    Raises:
-      ValueError: it is no whole number of 64 bits.
-    """
-    if not is_integer(seed) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed={seed!r}: expected a whole number of 64 bits")
-
-
-def _row_numbers(sample_ids: Sequence[int] | None, rows: int) -> UInt32[Array, " rows"]:
-    """Return the numbers by which the samples of rows are drawn.
-
-    Raises:
-      ValueError: there is not one number below 2**32 for each row.
-    """
-    if sample_ids is None:
-        return np.arange(rows, dtype=np.uint32)
-    numbers = np.asarray(sample_ids)
-    is_number = numbers.dtype.kind in "iu" and numbers.shape == (rows,)
-    if not is_number or numbers.min() < 0 or numbers.max() >= 2**32:
-        raise ValueError(
-            f"sample_ids are {rows} whole numbers below 2**32, one for each row, not "
-            f"{sample_ids!r}"
-        )
-    return numbers.astype(np.uint32)
-
-
-def row_keys(seed: int, numbers: Integer[Array, " B"]) -> Key[jax.Array, " B"]:
-    """Make a random key for each row of a batch, from its number."""
-    return _fold_in_rows(jax.random.key(seed), numbers.astype(np.uint32))
-
-
-@jax.jit
-def _fold_in_rows(
-    key: Key[jax.Array, ""], numbers: UInt32[jax.Array, " B"]
-) -> Key[jax.Array, " B"]:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+            raise ValueError("questions need a language model; this is a stage-1 model")
+        prompts = self.prompt if prompts is None else prompts
+        return inputs.as_texts(prompts, "prompts"), None

@@ -11,20 +11,14 @@ from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
-from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, bound_decoder
+from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
-from blip2_jax.generation.decoding_plan import (
-    DecodingPlan,
-    DecodingValues,
-    split_config,
-)
-from blip2_jax.inference import embeddings, inputs, programs
-from blip2_jax.inference.model import Blip2, PromptArrays, Questions
+from blip2_jax.inference import embeddings, inputs, qformer_programs
+from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
+from blip2_jax.inference.model import Blip2
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
-from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.nn.similarity import max_query_similarity
-from blip2_jax.parallel import hosts, sharding
+from blip2_jax.parallel import sharding
 
 MODES = ("image", "text", "multimodal")
 PAIRS = ("rows", "all")
@@ -261,117 +255,57 @@ class Blip2Retriever(Blip2):
             )
         return (np.array(ids, np.int32),)
 
+    def _text_ids(
+        self, prompts: Sequence[str], texts: Sequence[str]
+    ) -> list[list[int]]:
+        """Tokenize to text [SEP]."""
+        del prompts  # words are tokenized the same behind them
+        tokenizer = self.qformer_tokenizer
+        return [[*tokenizer.encode_words(text), tokenizer.end_id] for text in texts]
+
     def _check_lengths(
-        self, prompt_arrays: PromptArrays, images_per_row: int, config: DecodingConfig
+        self, prompt_arrays: PromptArrays, images_per_row: int, new_tokens: int
     ) -> None:
         """Check that prompt and new tokens fit the Q-Former's positions."""
         del images_per_row  # always one; queries have no positions
         (start_ids,) = prompt_arrays
         limit = self.model.config.qformer.max_positions
-        if start_ids.shape[1] + config.max_new_tokens > limit:
+        if start_ids.shape[1] + new_tokens > limit:
             raise ValueError(
-                f"{start_ids.shape[1]} prompt tokens and max_new_tokens="
-                f"{config.max_new_tokens} exceed this Q-Former's {limit} positions"
+                f"{start_ids.shape[1]} prompt tokens and {new_tokens} new ones "
+                f"(max_new_tokens) exceed this Q-Former's {limit} positions"
             )
 
-    def _decode_batch(
+    def _prefill(
+        self, images: Shaped[Array, "B ..."], prompt_arrays: PromptArrays
+    ) -> Prefilled:
+        """Read images and the starts of their captions with the Q-Former."""
+        images, (start_ids,) = sharding.place_rows_like(
+            self.params, (images, prompt_arrays)
+        )
+        return qformer_programs.prefill_qformer(
+            self.model, self.params, images, start_ids
+        )
+
+    def _decode(
         self,
-        images: Shaped[Array, "B ..."],
+        prefilled: Prefilled,
         prompt_arrays: PromptArrays,
         config: DecodingConfig,
-        keys: Key[jax.Array, " B"] | None = None,
+        keys: Key[jax.Array, " B"] | None,
     ) -> Decoded:
         """Generate tokens with the Q-Former."""
         (start_ids,) = prompt_arrays
-        images, start_ids = sharding.place_rows_like(self.params, (images, start_ids))
-        logits, prefix = prefill_qformer(self.model, self.params, images, start_ids)
-        return decode_with_qformer(
+        return qformer_programs.decode_with_qformer(
             self.model,
             self.params,
-            logits,
-            prefix,
+            *prefilled,
             config,
             eos_id=self.qformer_tokenizer.end_id,
             pad_id=self.qformer_tokenizer.pad_id,
-            history=start_ids,
+            history=sharding.place_rows_like(self.params, start_ids),
             keys=keys,
         )
 
     def _detokenize(self, ids: Shaped[Array, " N"]) -> str:
         return self.qformer_tokenizer.decode(ids)
-
-
-# Prefill and decoding are compiled separately, so that other decoding settings do not
-# recompile the prefill, which contains the image encoder.
-@programs.compile_function(static=("model",))
-def prefill_qformer(
-    model: Blip2Stage1,
-    params: PyTree,
-    images: Shaped[jax.Array, "B ..."],
-    start_ids: Int[jax.Array, "B T"],
-) -> tuple[Float[jax.Array, "B V"], PrefixKV]:
-    """Run a stage-1 model up to the logits of the first new token.
-
-    Args:
-      model: Flax module.
-      params: its parameters.
-      images: uint8 or normalised images, or features from `encode_image`.
-      start_ids: [DEC] and the first tokens of the captions.
-    """
-    bound = model.bind({"params": params})
-    image = bound.image_keys_values(bound.encode_image(images))
-    _, query_cache = bound.qformer.query_pass(bound.query_tokens, image)
-    return bound.qformer.prefill(start_ids, query_cache)
-
-
-def decode_with_qformer(
-    model: Blip2Stage1,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    config: DecodingConfig,
-    *,
-    eos_id: int,
-    pad_id: int,
-    history: Int[jax.Array, "B T"] | None = None,
-    keys: Key[jax.Array, " B"] | None = None,
-) -> Decoded:
-    """Generate tokens after `prefill_qformer`.
-
-    Args:
-      model: Flax module.
-      params: its parameters.
-      logits: from `prefill_qformer`.
-      prefix: from `prefill_qformer`.
-      config: settings; few of them select another program (`DecodingPlan`).
-      eos_id: [SEP].
-      pad_id: [PAD].
-      history: tokens that the repetition penalty counts from the start.
-      keys: one random key per row, for sampling.
-    """
-    plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
-    decoded = _decode_plan(
-        model, params, logits, prefix, plan, values, eos_id, pad_id, history, keys
-    )
-    return select_results(hosts.to_host(decoded), config)
-
-
-@programs.compile_function(static=("model", "plan", "eos_id", "pad_id"))
-def _decode_plan(
-    model: Blip2Stage1,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    plan: DecodingPlan,
-    values: DecodingValues,
-    eos_id: int,
-    pad_id: int,
-    history: Int[jax.Array, "B T"] | None,
-    keys: Key[jax.Array, " B"] | None,
-) -> Decoded:
-    """Generate tokens; see `decode_with_qformer`."""
-    bind = lambda: model.bind({"params": params}).qformer
-    decoder = bound_decoder(bind, eos_id, pad_id)
-    return decode_plan(
-        decoder, logits, prefix, plan, values, history=history, keys=keys
-    )

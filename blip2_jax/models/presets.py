@@ -263,6 +263,17 @@ def _released() -> dict[str, Blip2Config]:
     }
 
 
+def _instructed() -> dict[str, Blip2Config]:
+    """Return the models of InstructBLIP with FlanT5 (Dai et al. 2023).
+
+    Their sizes are BLIP-2's. Their Q-Former reads the prompt too.
+    """
+    return {
+        "instructblip_flant5xl": Blip2Config(EVA_VIT_G, QFORMER_BASE, FLAN_T5_XL),
+        "instructblip_flant5xxl": Blip2Config(EVA_VIT_G, QFORMER_BASE, FLAN_T5_XXL),
+    }
+
+
 def _small() -> dict[str, Blip2Config]:
     """Return the models of the shapes world."""
     vision = {"shapes": SHAPES_VIT, "shapes_small": SHAPES_VIT_SMALL}
@@ -281,7 +292,7 @@ def _small() -> dict[str, Blip2Config]:
 
 
 RELEASED: tuple[str, ...] = tuple(_released())
-PRESETS: dict[str, Blip2Config] = _released() | _small()
+PRESETS: dict[str, Blip2Config] = _released() | _instructed() | _small()
 
 
 def preset(name: str) -> Blip2Config:

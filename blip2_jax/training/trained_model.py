@@ -99,6 +99,8 @@ def open_run(
             and not any(path.startswith(tower) for path in trained)
         ),
         question_in_qformer=question_in_qformer,
+        prompt_in_qformer=question_in_qformer
+        and config.data.get("qformer_reads") == "prompt",
         precision=config.precision,
     )
 

@@ -4,12 +4,21 @@ import pathlib
 
 import pytest
 
-from blip2_jax.convert.tables import capfilt_settings, encoder_settings, llama
+from blip2_jax.convert.tables import (
+    capfilt_settings,
+    encoder_settings,
+    instructblip_settings,
+    llama,
+)
 from blip2_jax.convert.tables import huggingface_settings as settings
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conversion.md"
 TABLES = (
-    settings.TABLES | llama.TABLES | capfilt_settings.TABLES | encoder_settings.TABLES
+    settings.TABLES
+    | llama.TABLES
+    | instructblip_settings.TABLES
+    | capfilt_settings.TABLES
+    | encoder_settings.TABLES
 )
 
 

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from blip2_jax.cli.evaluation_run import read_candidates
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.sources.base import Question, Record
 from blip2_jax.evaluation.captioning import CaptioningTask
+from blip2_jax.evaluation.eval_config import default_evaluation
 from blip2_jax.evaluation.evaluators import combine_tasks, text_tasks
 from blip2_jax.evaluation.tasks import EvaluationBatches
 from blip2_jax.evaluation.vqa import VqaTask, server_answers
+from blip2_jax.inference.scoring import RankedText
 
 CAPTIONS = ("a red dog runs on grass", "two men play ball", "a girl climbs a wall")
 
@@ -112,3 +115,47 @@ def test_tasks_follow_from_the_records():
 
     assert {"cider", "bleu_4", "rouge_l"} <= set(evaluate(FakeData()))
     assert evaluate(FakeData(questions=True))["exact_match"] == 100
+
+
+class RankingModel(FakeModel):
+    """Ranks the right text of each image first."""
+
+    def rank(self, images=None, candidates=(), *, questions, features, **settings):
+        texts = self.answer(images, questions, features=features, **settings)
+        return [
+            sorted(
+                (
+                    RankedText(text, float(text == right), index)
+                    for index, text in enumerate(candidates)
+                ),
+                key=lambda one: -one.score,
+            )
+            for right in texts
+        ]
+
+
+def test_answers_are_ranked_if_there_are_candidates():
+    data = FakeData(questions=True)
+    task = VqaTask(candidates=("no", *CAPTIONS, "yes"))
+    result = task.run(RankingModel(), EvaluationBatches(data, batch_size=3))
+    assert result.metrics == {"exact_match": 100, "vqa_accuracy": 100}
+    task = VqaTask(candidates=("no", "yes"))
+    result = task.run(RankingModel(), EvaluationBatches(data, batch_size=3))
+    assert result.metrics == {"exact_match": 0, "vqa_accuracy": 0}
+    assert {example["said"] for example in result.examples} == {"no"}
+
+
+def test_candidates_of_a_file(tmp_path):
+    config = default_evaluation("vqa")
+    config.candidates = str(tmp_path / "answers.txt")
+    with pytest.raises(FileNotFoundError, match=r"answers\.txt"):
+        read_candidates(config)
+    (tmp_path / "answers.txt").write_text("yes\n\nno \n")
+    config.decoding.length_penalty = 1.0
+    assert read_candidates(config) == ["yes", "no"]
+    config.decoding.num_beams = 3
+    with pytest.raises(ValueError, match=r"decoding\.num_beams is for generated"):
+        read_candidates(config)
+    config.task = "captioning"
+    with pytest.raises(ValueError, match="the task is 'captioning', not vqa"):
+        read_candidates(config)

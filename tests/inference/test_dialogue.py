@@ -13,8 +13,9 @@ from blip2_jax.data.text.prompts import (
     generation_prompts,
 )
 from blip2_jax.inference.dialogue import as_turns, question_prompts
-from blip2_jax.inference.generator import Blip2Generator, prefill_language_model
+from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.inputs import as_images
+from blip2_jax.inference.language_programs import prefill_language_model
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from tests.support import golden_stage2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2_jax.generation import from_lavis_lengths
-from blip2_jax.inference.retriever import decode_with_qformer, prefill_qformer
+from blip2_jax.inference.qformer_programs import decode_with_qformer, prefill_qformer
 from tests.support import golden_stage1
 from tests.support.tolerances import assert_ids
 

@@ -8,7 +8,7 @@ import pytest
 
 from blip2_jax.data.text.prompts import generation_prompts
 from blip2_jax.generation import from_lavis_lengths
-from blip2_jax.inference.generator import (
+from blip2_jax.inference.language_programs import (
     decode_with_language_model,
     prefill_language_model,
     repetition_history,

@@ -7,12 +7,12 @@ import pytest
 
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.decoding_plan import split_config
-from blip2_jax.inference import generator, inputs, programs, retriever
+from blip2_jax.inference import inputs, language_programs, programs, qformer_programs
 from tests.support.public_models import photos, stage1, stage2
 
 DECODING = {
-    "generator": (generator._decode_plan, stage2),
-    "retriever": (retriever._decode_plan, stage1),
+    "generator": (language_programs._decode_plan, stage2),
+    "retriever": (qformer_programs._decode_plan, stage1),
 }
 
 

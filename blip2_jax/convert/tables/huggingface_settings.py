@@ -284,6 +284,11 @@ T5 = Settings(
         "n_positions": "T5 has no table of positions",
     },
 )
+SECTIONS: dict[str, Settings] = {
+    "": BLIP2,
+    "vision_config": VISION,
+    "qformer_config": QFORMER,
+}
 # Title: table, as docs/conversion.md lists them.
 TABLES = {
     "`Blip2Config`": BLIP2,

@@ -6,6 +6,7 @@ behind a prefix.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,14 @@ def stage1_rules(config: Blip2Config) -> list[Rule]:
     ]
 
 
-def stage2_rules(config: Blip2Config) -> list[Rule]:
+def stage2_rules(config: Blip2Config, reads_text: bool = False) -> list[Rule]:
     """Return the table of `Blip2OPT` or `Blip2T5`, language model included.
 
     Other families have the names that LAVIS would give them.
+
+    Args:
+      config: sizes.
+      reads_text: the Q-Former reads text, as in `Blip2T5Instruct`.
 
     Raises:
       ValueError: the configuration has no language model.
@@ -45,6 +50,7 @@ def stage2_rules(config: Blip2Config) -> list[Rule]:
     family = config.language_model.family
     return [
         *shared_rules(config),
+        *(qformer_reading_rules(config.qformer) if reads_text else []),
         *linear(f"{family}_proj", "language_projection"),
         *language_model_rules(config.language_model, f"{family}_model."),
     ]
@@ -91,6 +97,15 @@ def qformer_text_rules(config: QFormerConfig, source: str = "Qformer.") -> list[
     return [
         *vocabulary_rules(source, "qformer/"),
         *feed_forward_rules(layer, "qformer/layer_{}/text_mlp", "", layers),
+    ]
+
+
+def qformer_reading_rules(config: QFormerConfig) -> list[Rule]:
+    """Return the rules of a text branch that reads and does not write: no LM head."""
+    return [
+        dataclasses.replace(rule, aliases=())
+        for rule in qformer_text_rules(config)
+        if not rule.targets[0].startswith("qformer/head/")
     ]
 
 

@@ -258,6 +258,16 @@ def generation_prompts(
     return pad_rows(rows, length, tokenizer.pad_id)
 
 
+def target_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:
+    """Encode the text that a model writes after a prompt, and its end token.
+
+    The tokens are the targets of `decoder_only_example` and `encoder_decoder_example`.
+    """
+    if tokenizer.family == "decoder_only":
+        return [*_text_ids(tokenizer, prompt, text), tokenizer.end_id]
+    return [*tokenizer.encode_words(text), tokenizer.end_id]
+
+
 def split_prefix(text: str, words: int) -> tuple[str, str]:
     """Split a text into its first `words` words and the rest."""
     all_words = text.split()
