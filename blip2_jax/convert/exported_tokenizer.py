@@ -62,13 +62,12 @@ class ExportedTokenizer:
         assert isinstance(vision, ViTConfig)
         size = {"height": vision.image_size, "width": vision.image_size}
         queries = model.config.qformer.num_queries if model.stage == 2 else None
-        parts = [BlipImageProcessorPil(size=size), self.tokenizer]
-        if self.qformer_tokenizer is None:
-            processor = Blip2Processor(*parts, num_query_tokens=queries)
-        else:
+        parts: list[Any] = [BlipImageProcessorPil(size=size), self.tokenizer]
+        kind: Any = Blip2Processor
+        if self.qformer_tokenizer is not None:
             parts.append(self.qformer_tokenizer)
-            processor = InstructBlipProcessor(*parts, num_query_tokens=queries)
-        processor.save_pretrained(folder)
+            kind = InstructBlipProcessor
+        kind(*parts, num_query_tokens=queries).save_pretrained(folder)
         for name, (new, old) in OLDER_CLASS_NAMES.items():
             for file in folder.rglob(name):
                 file.write_text(file.read_text().replace(new, old))

@@ -84,7 +84,7 @@ def _call_transposed(
     layer = context.module
     if not isinstance(layer, nn.Dense) or context.method_name != "__call__":
         return call(*args, **kwargs)
-    kernel = layer.get_variable("params", KERNEL)
+    kernel: Any = layer.get_variable("params", KERNEL)
     if is_quantized(kernel):
         return call(*args, **kwargs)
     weights = kernel.astype(layer.dtype)

@@ -93,7 +93,7 @@ class Dense(nn.Dense):
     def _kernel(self, inputs: int) -> Any:
         """Return the kernel as it is stored; a new layer gets a plain one."""
         if self.has_variable("params", "kernel"):
-            stored = self.get_variable("params", "kernel")
+            stored: Any = self.get_variable("params", "kernel")
             if is_quantized(stored):  # has other leaves than `param` would check
                 return stored
         return self.param("kernel", self.kernel_init, (inputs, self.features))

@@ -135,7 +135,8 @@ def quantize_parameter(
     kernel = quantize_kernel(array, scheme)
     if not isinstance(array.sharding, NamedSharding):
         return kernel
-    layout = sharding.tree_shardings({path: kernel}, array.sharding.mesh)
+    mesh: Any = array.sharding.mesh
+    layout = sharding.tree_shardings({path: kernel}, mesh)
     return jax.device_put({path: kernel}, layout)[path]
 
 

@@ -12,7 +12,7 @@ import json
 import pathlib
 
 from blip2_jax.parallel.files import FileFormatError, read_json
-from blip2_jax.parallel.paths import AnyPath
+from blip2_jax.parallel.paths import AnyPath, as_path
 
 _DIGESTS = "digests.json"
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -48,19 +48,20 @@ def verify_files(path: pathlib.Path) -> None:
             raise DamagedCheckpoint(f"{path / name} has changed since it was written")
 
 
-def listed_files(path: AnyPath) -> dict[str, str]:
+def listed_files(directory: AnyPath) -> dict[str, str]:
     """Return the stored digests of a checkpoint by name of the file.
 
     Raises:
       DamagedCheckpoint: the list is missing or has changed.
       OSError: it cannot be read.
     """
+    path = as_path(directory) / _DIGESTS
     try:
-        return dict(read_json(path / _DIGESTS))
+        return dict(read_json(path))
     except _MISSING:
-        raise DamagedCheckpoint(f"{path / _DIGESTS} is missing") from None
+        raise DamagedCheckpoint(f"{path} is missing") from None
     except (FileFormatError, TypeError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path / _DIGESTS} has changed: {error}") from None
+        raise DamagedCheckpoint(f"{path} has changed: {error}") from None
 
 
 def _files(path: pathlib.Path) -> list[str]:

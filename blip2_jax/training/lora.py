@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def lora_of(config: ConfigDict) -> Lora | None:
     return Lora(section.rank, section.alpha, tuple(section.targets))
 
 
-def split_parameters(config: ConfigDict, shapes: Tree) -> Partition:
+def split_parameters(config: ConfigDict, shapes: Mapping[str, Any]) -> Partition:
     """Split the parameters of a model into trainable and frozen ones.
 
     Args:

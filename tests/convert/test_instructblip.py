@@ -48,7 +48,7 @@ def their_inputs(torch, theirs, model):
     """Return transformers' inputs for `TEXTS`, as its processor makes them."""
     ids, mask, qformer_ids, qformer_mask = model._prompt_arrays(TEXTS)
     image = np.full((len(TEXTS), 4), theirs.config.image_token_index)
-    values = np.array(normalize_images(pixels())).transpose(0, 3, 1, 2)
+    values = np.array(normalize_images(pixels(), "clip")).transpose(0, 3, 1, 2)
     arrays = {
         "pixel_values": values,
         "input_ids": np.concatenate([image, ids], axis=1).astype(np.int64),
@@ -186,7 +186,7 @@ def test_an_exported_processor_gives_the_same_ids(folder, tmp_path):
     ):
         expected = np.asarray(theirs[name])[:, count:]
         assert_ids(array[:, : expected.shape[1]], expected)
-    values = normalize_images(inputs.as_images(list(pixels()), 28))
+    values = normalize_images(inputs.as_images(list(pixels()), 28), "clip")
     expected = np.asarray(theirs["pixel_values"]).transpose(0, 2, 3, 1)
     np.testing.assert_allclose(values, expected, atol=1e-5)
 

@@ -42,7 +42,9 @@ def their_log_probs(torch, theirs, family, model, row):
     """Score one row with transformers: log-probabilities of the text's tokens."""
     tokenizer, queries = model.language_tokenizer, model.model.config.qformer
     pixels = inputs.as_images(pictures(), 28)[IMAGE_OF[row]][None]
-    pixels = torch.tensor(np.array(normalize_images(pixels)).transpose(0, 3, 1, 2))
+    pixels = torch.tensor(
+        np.array(normalize_images(pixels, "clip")).transpose(0, 3, 1, 2)
+    )
     prompt, text = PROMPTS[row], TEXTS[row]
     ids = [theirs.config.image_token_index] * queries.num_queries
     if family == "opt":
@@ -95,7 +97,7 @@ def test_scores_of_generated_tokens_equal_transformers(folder, family, name):
     model = blip2_jax.load(path, precision="float32")
     settings = {"max_new_tokens": 6, **SETTINGS[name]}
     settings = {"num_beams": 1, **settings}
-    pixels = normalize_images(inputs.as_images(pictures()[:1], 28))
+    pixels = normalize_images(inputs.as_images(pictures()[:1], 28), "clip")
     with torch.no_grad():
         queries = theirs.get_image_features(
             torch.tensor(np.array(pixels).transpose(0, 3, 1, 2))
@@ -159,15 +161,15 @@ def test_ranking():
     for image, prompt, ranked in zip(images, prompts, rows, strict=True):
         scores = model.score(image, candidates, prompt)
         order = np.argsort(-scores.log_probs)
-        assert [one.index for one in ranked] == order.tolist()
+        assert [one.position for one in ranked] == order.tolist()
         assert [one.text for one in ranked] == [candidates[i] for i in order]
         assert_values([one.score for one in ranked], scores.log_probs[order])
         (by_mean,) = model.rank(image, candidates, prompt, length_penalty=1.0)
         order = np.argsort(-scores.mean_log_probs)
-        assert [one.index for one in by_mean] == order.tolist()
+        assert [one.position for one in by_mean] == order.tolist()
     own = model.rank(images, [candidates[:3], candidates[3:]], prompts)
     assert [len(row) for row in own] == [3, 1]
-    assert_values(own[1][0].score, next(r.score for r in rows[1] if r.index == 3))
+    assert_values(own[1][0].score, next(r.score for r in rows[1] if r.position == 3))
 
 
 def test_a_stage1_model_scores_its_captions():
