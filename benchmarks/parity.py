@@ -80,8 +80,8 @@ BLOCKS = (
     ("Decoding from torch's logits", TRANSFORMERS, r"test_transformers5"),
     ("Decoding, Llama, Mistral, Qwen, Granite", TRANSFORMERS, r"test_llama.*gener"),
     ("Picture to text, Llama", TRANSFORMERS, r"loaded_models.*of_transf.*\[llama"),
-    ("Picture to text, OPT", TRANSFORMERS, r"loaded_models.*their_ids\[opt"),
-    ("Picture to text, T5", TRANSFORMERS, r"loaded_models.*their_ids\[t5"),
+    ("Picture to text, OPT", TRANSFORMERS, r"loaded_models.*of_transf.*\[opt"),
+    ("Picture to text, T5", TRANSFORMERS, r"loaded_models.*of_transf.*\[t5"),
     ("Scores of texts", TRANSFORMERS, r"values :: .*test_scoring.*equal_transf"),
     (
         "InstructBLIP, queries and projection",
