@@ -46,6 +46,7 @@ VISION = {
     "siglip": "SigLIP",
     "dinov2": "DINOv2",
 }
+DECLARED = ("siglip", "dinov2")  # those whose folders declare their sizes
 LANGUAGE = ("opt", "t5")
 
 
