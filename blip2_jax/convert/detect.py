@@ -47,6 +47,7 @@ VISION = {
     "siglip": "SigLIP",
     "dinov2": "DINOv2",
 }
+DECLARED = ("siglip", "dinov2")  # those whose folders declare their sizes
 LANGUAGE = tuple(FAMILIES)
 
 

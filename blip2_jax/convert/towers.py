@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from blip2_jax.convert.converted_arrays import Part, part_at_size
-from blip2_jax.convert.detect import VISION, expect_kind
+from blip2_jax.convert.detect import DECLARED, VISION, expect_kind
 from blip2_jax.convert.encoder_folder import encoder_part
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.language_families.registry import (
@@ -49,7 +49,7 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
     kind = expect_kind(source, VISION, "the image encoder")
     if VISION[kind] != config.family:
         raise SourceError(f"{source.name} is no {config.family} image encoder")
-    if kind in ("siglip", "dinov2"):
+    if kind in DECLARED:
         return encoder_part(source, config)
     leftovers: tuple[str, ...]
     if kind == "clip_huggingface":

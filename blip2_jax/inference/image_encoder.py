@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from numpy import ndarray as Array
 
 from blip2_jax.convert.clip import clip_vision_sizes
-from blip2_jax.convert.detect import kind_of
+from blip2_jax.convert.detect import DECLARED, kind_of
 from blip2_jax.convert.encoder_folder import encoder_sizes
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.model_source import TOWER_PREFIXES
@@ -206,9 +206,9 @@ def own_sizes(spec: str) -> Blip2Config | None:
         return None
     files = CheckpointFiles(spec)
     kind = kind_of(files)
-    if kind in ("siglip", "dinov2") and files.config:
+    if kind in DECLARED and files.config:
         return Blip2Config(encoder_sizes(files), presets.QFORMER_BASE)
-    if kind in ("blip2_jax", "siglip", "dinov2"):
+    if kind in ("blip2_jax", *DECLARED):
         raise SourceError(f"{spec} does not say its sizes: name a preset (--sizes)")
     if kind == "clip_huggingface" and files.config:
         vision = _clip_sizes(files.config.get("vision_config", files.config))
