@@ -61,12 +61,17 @@ class ExportedTokenizer:
         assert isinstance(vision, ViTConfig)
         size = {"height": vision.image_size, "width": vision.image_size}
         queries = model.config.qformer.num_queries if model.stage == 2 else None
-        parts = [BlipImageProcessorPil(size=size), self.tokenizer]
+        images = BlipImageProcessorPil(size=size)
+        processor: Any
         if self.qformer_tokenizer is None:
-            processor = Blip2Processor(*parts, num_query_tokens=queries)
+            processor = Blip2Processor(images, self.tokenizer, num_query_tokens=queries)
         else:
-            parts.append(self.qformer_tokenizer)
-            processor = InstructBlipProcessor(*parts, num_query_tokens=queries)
+            processor = InstructBlipProcessor(
+                images,
+                self.tokenizer,
+                self.qformer_tokenizer,
+                num_query_tokens=queries,
+            )
         processor.save_pretrained(folder)
         for name, (new, old) in OLDER_CLASS_NAMES.items():
             for file in folder.rglob(name):

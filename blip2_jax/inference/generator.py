@@ -347,8 +347,9 @@ class Blip2Generator(Blip2):
         keys: Key[jax.Array, " B"] | None,
     ) -> Decoded:
         """Generate tokens with the language model."""
+        ids, mask = prompt_arrays[:2]
         history = language_programs.repetition_history(
-            self._language_model_config, *prompt_arrays[:2], config.convention
+            self._language_model_config, ids, mask, config.convention
         )
         return language_programs.decode_with_language_model(
             self.model,
