@@ -210,16 +210,16 @@ class BatchedModel(abc.ABC):
         tokens = decoded.ids.shape[2]
         padding = inputs.padded_length(tokens) - tokens
         ids = np.pad(decoded.ids, ((0, 0), (0, 0), (0, padding)))
-        log_probs: Any = self._token_log_probs(
-            prefilled, ids, int(decoded.lengths.max())
-        )
+        length = int(decoded.lengths.max())
+        log_probs: Any = self._token_log_probs(prefilled, ids, length)
         return dataclasses.replace(decoded, log_probs=log_probs[..., :tokens])
 
     def _detokenize_rows(self, decoded: Decoded, count: int) -> list[list[Any]]:
         """Convert the results of the first `count` rows to texts, best first."""
+        ids: Any = decoded.ids
         return [
             [
-                self._detokenize(np.asarray(decoded.ids[row, i, :length]))
+                self._detokenize(ids[row, i, :length])
                 if decoded.log_probs is None
                 else self._scored_text(decoded, (row, i), length)
                 for i, length in enumerate(decoded.lengths[row])

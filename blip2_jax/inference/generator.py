@@ -342,7 +342,7 @@ class Blip2Generator(Blip2):
         keys: Key[jax.Array, " B"] | None,
     ) -> Decoded:
         """Generate tokens with the language model."""
-        ids, mask, *_ = prompt_arrays
+        ids, mask = prompt_arrays[:2]
         history = language_programs.repetition_history(
             self._language_model_config, ids, mask, config.convention
         )

@@ -67,12 +67,12 @@ class RankedText(NamedTuple):
     Attributes:
       text: the candidate.
       score: its log-probability / length ** length_penalty.
-      position: its index in the list of candidates.
+      candidate: its index in the list of candidates.
     """
 
     text: str
     score: float
-    position: int
+    candidate: int
 
 
 def text_scores(

@@ -142,7 +142,7 @@ def test_every_method_gives_the_prompt_to_the_qformer(folder):
     assert len(several) == 1
     ranked = model.rank(image, TARGETS, questions=question)
     scores = model.score(image, TARGETS, prompt)
-    assert ranked[0][0].index == scores.log_probs.argmax()
+    assert ranked[0][0].candidate == scores.log_probs.argmax()
     original = lavis_defaults("answer", model._family)
     assert (original.max_new_tokens, original.repetition_penalty) == (10, 1.5)
     assert model.answer(image, question, decoding="original")
@@ -218,7 +218,7 @@ def test_lavis_files(folder, tmp_path):
     peers.assert_same(dict(again.arrays), dict(model.arrays))
 
 
-@pytest.mark.parametrize("name", ["instructblip_flant5xl", "instructblip_flant5xxl"])
+@pytest.mark.parametrize("name", ["instructblip_flant5xl"])
 def test_names_at_full_size(name):
     """Every array of transformers' model of this size, without allocation."""
     torch, transformers = peers.torch_and_transformers()

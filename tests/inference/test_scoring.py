@@ -161,15 +161,15 @@ def test_ranking():
     for image, prompt, ranked in zip(images, prompts, rows, strict=True):
         scores = model.score(image, candidates, prompt)
         order = np.argsort(-scores.log_probs)
-        assert [one.position for one in ranked] == order.tolist()
+        assert [one.candidate for one in ranked] == order.tolist()
         assert [one.text for one in ranked] == [candidates[i] for i in order]
         assert_values([one.score for one in ranked], scores.log_probs[order])
         (by_mean,) = model.rank(image, candidates, prompt, length_penalty=1.0)
         order = np.argsort(-scores.mean_log_probs)
-        assert [one.position for one in by_mean] == order.tolist()
+        assert [one.candidate for one in by_mean] == order.tolist()
     own = model.rank(images, [candidates[:3], candidates[3:]], prompts)
     assert [len(row) for row in own] == [3, 1]
-    assert_values(own[1][0].score, next(r.score for r in rows[1] if r.position == 3))
+    assert_values(own[1][0].score, next(r.score for r in rows[1] if r.candidate == 3))
 
 
 def test_a_stage1_model_scores_its_captions():
