@@ -11,10 +11,16 @@ from blip2_jax.configs import stage2_language_model
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.language_families import llama
 from blip2_jax.convert.language_folder import language_options, language_sizes_of
+from blip2_jax.convert.lavis_file import lavis_rules
 from blip2_jax.convert.tables import name_table
 from blip2_jax.convert.tables.llama import SETTINGS, llama_rules
+from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.convert.weights import open_arrays
+from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.models import presets
+from blip2_jax.models.blip2 import init_params
+from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.sizes import FeaturesConfig, QFormerConfig
 from blip2_jax.nn.trees import flatten
 from blip2_jax.parallel.sharding import make_global_batch, make_mesh
@@ -196,3 +202,39 @@ def test_a_configuration_for_any_folder(folders, tmp_path):
     assert config.data.tokenizer.language_model == str(folder)
     with pytest.raises(ConfigError, match="needs the folder"):
         stage2_language_model.get_config()
+
+
+def config_of(language_model):
+    return presets.Blip2Config(
+        FeaturesConfig(3, 8),
+        QFormerConfig(16, 1, 2, 16, num_queries=2, vocab_size=24, max_positions=16),
+        language_model,
+    )
+
+
+def test_model_and_tokenizer_begin_texts_alike(tmp_path):
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path), language_model=True)
+    sizes, _ = ours("llama")
+    check_vocabulary(tokenizer, config_of(dataclasses.replace(sizes, bos_id=None)))
+    with pytest.raises(ValueError, match=r"bos_id .* is 1, but .* is None"):
+        check_vocabulary(tokenizer, config_of(sizes))
+
+
+def test_lavis_has_no_such_model():
+    with pytest.raises(SourceError, match="LAVIS has no BLIP-2 with Llama"):
+        lavis_rules(config_of(ours("llama")[0]))
+
+
+def test_captions_without_bos_and_prompt(tmp_path):
+    """The queries alone precede the caption."""
+    sizes, language_model = ours("llama")
+    model = Blip2Stage2(config_of(dataclasses.replace(sizes, bos_id=None)))
+    params = init_params(model, jax.random.key(0)) | {"language_model": language_model}
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path), language_model=True)
+    generator = Blip2Generator(model, params, language_tokenizer=tokenizer)
+    features = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    captions = generator.caption(features=features, max_new_tokens=4, num_beams=2)
+    alone = generator.caption(features=features[1:], max_new_tokens=4, num_beams=2)
+    assert captions[1:] == alone
+    words = {word for caption in captions for word in caption.split()}
+    assert words and all(word.startswith("w") for word in words)
