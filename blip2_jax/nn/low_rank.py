@@ -80,11 +80,8 @@ def _call_adapted(
     if not layer.has_variable("params", A[1:]):
         return out
     x = args[0].applied() if isinstance(args[0], Normed) else args[0]
-    stored: tuple[Array, Array] = (
-        layer.get_variable("params", A[1:]),
-        layer.get_variable("params", B[1:]),
-    )
-    a, b = (matrix.astype(layer.dtype) for matrix in stored)
+    a: Array = layer.get_variable("params", A[1:]).astype(layer.dtype)
+    b: Array = layer.get_variable("params", B[1:]).astype(layer.dtype)
     hidden = einsum("...i,ir->...r", x.astype(layer.dtype), a)
     return out + einsum("...r,ro->...o", hidden * scale, b)
 
