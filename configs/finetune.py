@@ -26,7 +26,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from blip2_jax.convert.model_source import ModelSource
+from blip2_jax.convert.model_source import TOWER_PREFIXES, TOWERS, ModelSource
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.sources.layouts import Layout, detect_layout
 from blip2_jax.data.text.prompts import QUESTION_PROMPT
@@ -165,6 +165,7 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     config.data.tokenizer.language_model = source.language_tokenizer
     towers = ("vision", "language_model") if source.stage == 2 else ("vision",)
     if is_run(args.model):
+        check_trained_towers(source, args)
         config.init.from_run, config.init.which = args.model, "best"
         former = read_config(args.model).frozen_sources
     elif args.model in SHIPPED_MODELS:
@@ -185,6 +186,22 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     elif args.train_vision:
         config.frozen = tuple(p for p in config.frozen if p != "^visual_encoder/")
         config.optimizer.layer_decay = 0.95
+
+
+def check_trained_towers(source: ModelSource, args: Arguments) -> None:
+    """Refuse to freeze a tower that a run has trained.
+
+    Frozen weights come from their own files, which lack what the run has learned.
+    """
+    trained = [tower for tower in TOWERS if tower not in source.elsewhere]
+    if args.train_vision and not args.values["lora"]:
+        trained = [tower for tower in trained if tower != TOWER_PREFIXES["vision"]]
+    if any(path.startswith(tuple(trained)) for path in source.arrays):
+        raise ConfigError(
+            f"{args.model} has trained {' and '.join(trained)}, which would be frozen "
+            "here: convert the run (blip2-jax convert --to blip2_jax) and fine-tune "
+            "the folder, or give `vision` to train its image encoder on"
+        )
 
 
 def set_lora(config: ConfigDict, source: ModelSource, args: Arguments) -> None:

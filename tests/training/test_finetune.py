@@ -11,11 +11,12 @@ from blip2_jax.configs.finetune import get_config
 from blip2_jax.evaluation.evaluators import make_evaluator
 from blip2_jax.planning.batch_fit import fitting_batch_size
 from blip2_jax.training.loop import train
+from blip2_jax.training.setup import set_up
 from blip2_jax.training.train_config import ConfigError, check_same_run, read_config
 from tests.support import layouts
 from tests.support import peer_models as peers
 from tests.support.generated_data import picture
-from tests.support.tiny_runs import make_run
+from tests.support.tiny_runs import make_run, tiny_config
 
 PHOTOS = 30
 
@@ -92,6 +93,19 @@ def test_one_command(models, photos, tmp_path, model, data, options, metric):
 def test_what_does_not_fit_is_said(models, photos, argument, message):
     with pytest.raises(ConfigError, match=message):
         get_config(argument.format(models=models, photos=photos))
+
+
+def test_a_tower_that_a_run_has_trained_is_not_replaced(models, photos, tmp_path):
+    config = tiny_config("stage2").unlock()
+    config.frozen = ("^language_model/",)
+    run = set_up(config.lock(), tmp_path / "run")
+    run.checkpoints.save(0, run.trees(), {})
+    run.checkpoints.close()
+    argument = f"{tmp_path / 'run'},{photos / 'captions.csv'}"
+    for option in ("", ",lora", ",lora,vision"):
+        with pytest.raises(ConfigError, match="has trained visual_encoder/, which"):
+            get_config(argument + option)
+    assert get_config(f"{argument},vision").init.from_run
 
 
 def test_the_batch_fits_the_memory(models, photos):
