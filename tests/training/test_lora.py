@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import blip2_jax
+from blip2_jax.cli.convert import main
 from blip2_jax.convert.native_folder import read_folder, write_folder
+from blip2_jax.convert.peft_adapter import read_adapter
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import scene
 from blip2_jax.inference.load import open_model
@@ -134,6 +136,25 @@ def test_loss_and_texts_are_those_of_the_converted_run(base, run, tmp_path):
     unmerged = again.task.loss(unflatten(params), batch, None)[0]
     expected = again.task.loss(merged.params, batch, None)[0]
     np.testing.assert_allclose(unmerged, expected, rtol=1e-6)
+
+
+def test_convert_writes_the_matrices_for_peft(base, tmp_path, capsys):
+    run = set_up(config_of(base), tmp_path / "run")
+    run.checkpoints.save(0, run.trees(), {})
+    run.checkpoints.close()
+    out = tmp_path / "adapter"
+    arguments = ["--model", str(tmp_path / "run"), "--to", "peft", "--out", str(out)]
+    assert main(arguments) == 0
+    said = f"LoRA of rank {RANK} on 4 kernels, {TRAINED} parameters"
+    assert said in capsys.readouterr().out
+    pairs = read_adapter(str(out))
+    assert {name: pair.b.shape[0] for name, pair in pairs.items()} == {
+        "language_model.model.decoder.layers.0.self_attn.q_proj.weight": 16,
+        "language_model.model.decoder.layers.0.self_attn.v_proj.weight": 16,
+        "qformer.encoder.layer.0.crossattention.attention.query.weight": 16,
+        "vision_model.encoder.layers.0.mlp.fc1.weight": 32,
+    }
+    assert all(pair.scale == SCALE for pair in pairs.values())
 
 
 @pytest.mark.parametrize(
