@@ -156,15 +156,19 @@ class StoredRun:
 
     def _keep_uploading(self) -> None:
         """Upload each checkpoint when it is complete."""
+        while not self._ended and self._failure is None:
+            self._saved.wait()
+            self._saved.clear()
+            complete = self.directory / CHECKPOINTS / str(self._pending)
+            while not (self._ended or complete.is_dir() or self._saved.is_set()):
+                self._saved.wait(_LOOK_EVERY_S)
+            if not self._ended and complete.is_dir():
+                self._try_upload()
+
+    def _try_upload(self) -> None:
+        """Upload and keep an error for `check`, which says what the store has."""
         try:
-            while not self._ended:
-                self._saved.wait()
-                self._saved.clear()
-                complete = self.directory / CHECKPOINTS / str(self._pending)
-                while not (self._ended or complete.is_dir() or self._saved.is_set()):
-                    self._saved.wait(_LOOK_EVERY_S)
-                if not self._ended and complete.is_dir():
-                    self.upload()
+            self.upload()
         except Exception as error:
             self._failure = error
 
@@ -220,7 +224,7 @@ class StoredRun:
         self._thread.join()
         try:
             self.check()
-            self.upload()
+            self._try_upload()
             self.check()
         except Exception as error:
             if not failed:

@@ -38,8 +38,9 @@ def test_dir_lists_the_public_names():
 def test_unknown_options_of_load_are_answered_with_all_options(tmp_path):
     with pytest.raises(ValueError, match="load has no key 'visoin'") as caught:
         blip2_jax.load(tmp_path, visoin="eva.pth")
-    assert "its keys are which, precision, batch_size, mesh, devices, vision" in str(
-        caught.value
+    assert (
+        "its keys are which, precision, batch_size, mesh, devices, quantize, "
+        in str(caught.value)
     )
     assert "(did you mean 'vision'?)" in str(caught.value)
     with pytest.raises(ValueError, match="did you mean 'batch_size'"):
