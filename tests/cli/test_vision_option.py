@@ -16,7 +16,10 @@ from tests.support import peer_encoders as peers
 TINY = f"--config={SUPPORT / 'tiny_experiment.py'}"
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("siglip", 9), ("dinov2_registers", 13)])
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [pytest.param("siglip", 9, marks=pytest.mark.slow), ("dinov2_registers", 13)],
+)
 def test_one_step_of_stage_1_on_an_encoder(tmp_path, capsys, name, tokens):
     """The run stores the sizes, and is the same run when the command is repeated."""
     peers.write_encoder(tmp_path / "encoder", name)

@@ -57,7 +57,10 @@ def photos(tmp_path_factory):
         ("run", "captions.csv", ",vision", "cider"),
         ("shapes", "captions.csv", "", "cider"),
         ("opt", "captions.csv", ",lora", "cider"),
-        ("retrieval", "captions.csv", ",lora=2,vision", "itm_r_mean"),
+        pytest.param(
+            *("retrieval", "captions.csv", ",lora=2,vision", "itm_r_mean"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_one_command(models, photos, tmp_path, model, data, options, metric):
