@@ -48,6 +48,7 @@ from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.load import ExtraWeights, load, open_model
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
+from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.metrics.vqa import VARIANTS
 from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.parallel import hosts
@@ -167,7 +168,8 @@ def _check(config: ConfigDict) -> None:
         read_candidates(config)
     if not config.model:
         raise ValueError("no model was given: a run, a folder or a file of weights")
-    if not parse_name(config.model) and not as_path(config.model).exists():
+    is_named = config.model in SHIPPED_MODELS or parse_name(config.model)
+    if not is_named and not as_path(config.model).exists():
         raise FileNotFoundError(f"no file or folder {config.model!r}")
 
 

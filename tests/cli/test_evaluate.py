@@ -46,6 +46,13 @@ def test_retrieval(run, tmp_path, capsys, monkeypatch):
     check_examples(record, out)
 
 
+def test_a_model_of_the_package(tmp_path):
+    out = tmp_path / "r.json"
+    arguments = ["--model", "shapes_stage1", "--task", "retrieval", "--out", str(out)]
+    assert main([*arguments, "--data", json.dumps(DATA), "--config.rerank=0"]) == 0
+    assert json.loads(out.read_text())["records"] == 6
+
+
 @pytest.mark.parametrize("run", ["stage1"], indirect=True)
 def test_missing_images_are_not_scored(run, tmp_path, capsys, monkeypatch):
     rows = [{"image": f"{n}.jpg", "caption": f"a thing {n}"} for n in range(6)]
