@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 from typing import Any
 
@@ -81,7 +82,7 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
     with reading_option(f"--out {arguments.out}: "):
         job = CaptionJob(
             target,
-            arguments.format or _SUFFIXES.get(target.suffix.lower(), "txt"),
+            arguments.format or _format_of(target),
             tuple(arguments.images),
             {
                 "path": arguments.model,
@@ -106,3 +107,20 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
         reasons = (f"{count:,} {cause}" for cause, count in summary.broken.items())
         print(f"{job.broken_file}: not readable: {', '.join(reasons)}", file=sys.stderr)
     return 0 if broken < summary.images else FAILURE
+
+
+def _format_of(target: pathlib.Path) -> str:
+    """Return the format that the name of the output selects.
+
+    Raises:
+      ValueError: the name has another suffix and is no directory.
+    """
+    suffix = target.suffix.lower()
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    if suffix and not target.is_dir():
+        raise ValueError(
+            f"{suffix} selects no format: name a file with {' or '.join(_SUFFIXES)}, a "
+            "directory for texts, or a format by --format"
+        )
+    return "txt"

@@ -7,13 +7,14 @@ the images. Tars are not joined: each is a shard.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from blip2_jax.data.sources.base import BrokenSample
@@ -28,6 +29,7 @@ from blip2_jax.parallel.shard_jobs import (
     OtherSettings,
     Report,
     ShardJob,
+    ShardsFailed,
     finished_reports,
     is_started,
     run_shards,
@@ -223,8 +225,10 @@ def caption_images(job: CaptionJob, **options: Any) -> Summary | None:
       ShardsFailed: see `run_shards`.
     """
     if (summary := _finished(job)) is None:
-        job.prepare()
-        run_shards(job, **options)
+        alone = options.get("part", (0, 1)) == (0, 1)
+        with _deleted_on_failure(job, active=alone and not job.output.exists()):
+            job.prepare()
+            run_shards(job, **options)
         try:
             summary = _finish(job)
         except FileNotFoundError:  # deleted by another machine, which has joined them
@@ -233,6 +237,24 @@ def caption_images(job: CaptionJob, **options: Any) -> Summary | None:
     if summary is not None and job.form != "tars":
         _delete(job.output)
     return summary
+
+
+@contextlib.contextmanager
+def _deleted_on_failure(job: CaptionJob, active: bool) -> Iterator[None]:
+    """Delete a new output directory if the job fails before a shard is finished.
+
+    A wrong model or folder then leaves nothing that the right one would have to match.
+    Shards that failed leave their tracebacks.
+    """
+    try:
+        yield
+    except ShardsFailed:
+        raise
+    except Exception:
+        count = getattr(job, "count", 0) and job.num_shards()
+        if active and not finished_reports(job, range(count)):
+            _delete(job.output)
+        raise
 
 
 def _is_joined(job: CaptionJob) -> bool:

@@ -293,13 +293,23 @@ def _check_settings(job: ShardJob) -> None:
     before = parse_json(path.read_bytes(), path)
     if before == settings:
         return
-    names = sorted({*before, *settings}) if isinstance(before, dict) else []
+    old, new = _flatten(before), _flatten(settings)
     changed = [
-        f"{name} is {settings.get(name)!r}, was {before.get(name)!r}"
-        for name in names
-        if settings.get(name) != before.get(name)
+        f"{name} is {new.get(name)!r}, was {old.get(name)!r}"
+        for name in sorted({*old, *new})
+        if new.get(name) != old.get(name)
     ]
     raise OtherSettings(
         f"{job.output} holds the output of other settings ({'; '.join(changed)}); "
         "name another output directory"
     )
+
+
+def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by name, such as "model.path"."""
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
+    return flat

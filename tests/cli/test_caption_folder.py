@@ -82,6 +82,23 @@ def test_a_folder_becomes_json_lines_and_unreadable_files_are_listed(
     assert "other settings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "shapez"], "no file or folder 'shapez'"),
+        (["--images", "{photos}/none"], "none"),
+        (["--out", "{out}.xml"], ".xml selects no format"),
+    ],
+)
+def test_a_mistake_leaves_nothing(photos, tmp_path, capsys, options, message):
+    output = tmp_path / "captions.jsonl"
+    places = {"photos": photos, "out": tmp_path / "captions"}
+    changed = [option.format(**places) for option in options]
+    assert caption(photos, output, *changed) != 0
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_text_files_beside_pictures_and_tars(photos, expected, tmp_path, capsys):
     folder, texts, tars = tmp_path / "in", tmp_path / "texts", tmp_path / "tars"
     folder.mkdir()
