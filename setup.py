@@ -11,13 +11,14 @@ VERSION = re.search(
 ).group(1)
 
 # Paths on object stores.
-REMOTE = ["fsspec", "gcsfs", "s3fs"]
+REMOTE = ["fsspec", "gcsfs", "s3fs>=2025.2"]  # older ones lack methods
 
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 TEST = [
     *DOCS,
     *REMOTE,
+    "aiobotocore>=3",  # named here, it saves pip minutes of trying boto3 versions
     "beartype",
     "datasets",  # writes a data set that a test reads
     "gcp-storage-emulator",
