@@ -1,8 +1,9 @@
 """Kernels of 8 or 4 bits for frozen towers, and matmuls with them.
 
 `quantize_kernel` replaces a kernel in a parameter tree by a `QuantizedKernel`, and
-`nn.layers.Dense` computes with either. The integers and their scales are qwix's; its
-own interception of modules does not reach blocks that `Stack` applies as templates.
+`nn.layers.Dense` computes with either. The integers and their scales are qwix's. Its
+`quantize_model` refuses the towers ("an unquantized param to a quantized model"),
+because `Stack` holds the parameters of all blocks and applies one block as a template.
 
 A kernel has one scale for every output channel, int4 one for every group of inputs
 too. The schemes that end in `_matmul` also round the inputs, with one scale for every
