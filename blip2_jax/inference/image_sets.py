@@ -8,6 +8,7 @@ images. Tars have indices (`data.sources.tars`).
 from __future__ import annotations
 
 import abc
+import glob
 import hashlib
 import itertools
 import json
@@ -232,7 +233,8 @@ def _matches(root: pathlib.Path, pattern: str, given: str) -> Iterator[str]:
         filter(_is_image, (file.relative_to(root).as_posix() for file in matches))
     )
     if not images:
-        raise FileNotFoundError(f"no image matches {given!r}")
+        problem = "no image matches" if glob.has_magic(given) else "no file or folder"
+        raise FileNotFoundError(f"{problem} {given!r}")
     yield from images
 
 

@@ -52,7 +52,7 @@ def test_what_is_not_there_is_named(tmp_path):
     for patterns, message in (
         ([tmp_path / "x"], "no image in .*tars are named"),
         ([tmp_path / "x/*.jpg"], r"no image matches .*\*\.jpg"),
-        ([tmp_path / "none.jpg"], "no image matches .*none"),
+        ([tmp_path / "none.jpg"], "no file or folder .*none"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
             image_sets.write_list([str(p) for p in patterns], tmp_path / "out")
