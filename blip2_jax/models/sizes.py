@@ -138,7 +138,7 @@ class ViTConfig(Sizes):
 
     @property
     def family(self) -> str:
-        """Name of the encoders that have these parameters."""
+        """Return the name of the encoders that have these parameters."""
         if self.pre_norm:
             return "CLIP"
         if self.layer_scale:
@@ -147,7 +147,7 @@ class ViTConfig(Sizes):
 
     @property
     def interpolation(self) -> str:
-        """How position embeddings are fitted to another image size.
+        """Return how position embeddings are fitted to another image size.
 
         A key of `convert.positions.WEIGHTS`, as in the code of each family: CLIP aligns
         the corners, DINOv2 with registers the centres with an antialiasing filter, all

@@ -12,8 +12,9 @@ import time
 import pytest
 
 import blip2_jax
-from blip2_jax.cli.caption import main
+from blip2_jax.cli.caption import QUANTIZATIONS, main
 from blip2_jax.data.sources.tars import TarsSource
+from blip2_jax.nn.quantized import SCHEMES
 from tests.support.processes import ROOT
 
 COUNT = 10
@@ -80,6 +81,11 @@ def test_a_folder_becomes_json_lines_and_unreadable_files_are_listed(
     assert output.stat() == before
     assert caption(photos, output, "--prompt", "a") == 1
     assert "other settings" in capsys.readouterr().err
+
+
+def test_every_quantization_can_be_chosen():
+    """The command repeats the names, because importing them takes seconds."""
+    assert set(QUANTIZATIONS) == set(SCHEMES)
 
 
 @pytest.mark.parametrize(
