@@ -111,7 +111,17 @@ def own_tokenizer(source: CheckpointFiles) -> str:
 
 def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """Return the folder with its table; positions fit the image size of `config`."""
-    rules = huggingface_rules(config)
+    return folder_part(source, config, huggingface_rules(config))
+
+
+def folder_part(
+    source: CheckpointFiles, config: Blip2Config, rules: Sequence[Rule]
+) -> Part:
+    """Return a folder with a table of complete models.
+
+    The table is adapted to the folder: to names that it lacks, and positions to the
+    image size of `config`.
+    """
     if config.language_model is not None:
         rules = FAMILIES[config.language_model.family].adapt(rules, source)
     return part_at_size(source, rules, config.vision, BUFFERS)

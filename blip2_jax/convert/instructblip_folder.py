@@ -8,7 +8,7 @@ the Q-Former's in `qformer_tokenizer/`.
 
 from __future__ import annotations
 
-from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
+from blip2_jax.convert.converted_arrays import ConvertedArrays, Part
 from blip2_jax.convert.declared_sizes import (
     INSTRUCTBLIP_SIZES_IN_ARRAYS,
     check_declared_sizes,
@@ -21,15 +21,14 @@ from blip2_jax.convert.huggingface_config import (
     their_config,
 )
 from blip2_jax.convert.huggingface_folder import (
-    BUFFERS,
     DEFAULT_IMAGE_SIZE,
     RENAMES,
     VOCABULARY_FILES,
+    folder_part,
     own_tokenizer,
     renamed_rules,
 )
 from blip2_jax.convert.huggingface_processor import check_image_processor
-from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import ModelSource, expected_shapes
 from blip2_jax.convert.tables.instructblip_settings import SECTIONS
 from blip2_jax.convert.tables.lavis import stage2_rules
@@ -101,10 +100,7 @@ def _qformer_tokenizer(source: CheckpointFiles) -> str:
 
 def instructblip_part(source: CheckpointFiles, config: Blip2Config) -> Part:
     """Return the folder with its table; positions fit the image size of `config`."""
-    rules = instructblip_rules(config)
-    if config.language_model is not None:
-        rules = FAMILIES[config.language_model.family].adapt(rules, source)
-    return part_at_size(source, rules, config.vision, BUFFERS)
+    return folder_part(source, config, instructblip_rules(config))
 
 
 def instructblip_rules(config: Blip2Config) -> list[Rule]:
