@@ -99,7 +99,7 @@ def _hub_name(origin: str) -> HubName | None:
 
 
 def _summary(model: ModelSource) -> str:
-    vision, qformer = model.config.vision, model.config.qformer
+    vision, tokens = model.config.vision, model.config.num_visual_tokens
     stage = (
         "BLIP-2 of stage 2: it captions images and answers questions about them."
         if model.stage == 2
@@ -107,9 +107,7 @@ def _summary(model: ModelSource) -> str:
     )
     size = getattr(vision, "image_size", None)
     pixels = f"images of {size} x {size} pixels, " if size else "features, "
-    return (
-        f"{stage} Inputs: {pixels}{qformer.num_queries} queries. Made with blip2_jax."
-    )
+    return f"{stage} Inputs: {pixels}{tokens} queries. Made with blip2_jax."
 
 
 def _parts(origins: dict[str, list[str]], license_name: str) -> str:

@@ -61,7 +61,7 @@ class ExportedTokenizer:
         vision = model.config.vision
         assert isinstance(vision, ViTConfig)
         size = {"height": vision.image_size, "width": vision.image_size}
-        queries = model.config.qformer.num_queries if model.stage == 2 else None
+        queries = model.config.num_visual_tokens if model.stage == 2 else None
         parts: list[Any] = [BlipImageProcessorPil(size=size), self.tokenizer]
         kind: Any = Blip2Processor
         if self.qformer_tokenizer is not None:

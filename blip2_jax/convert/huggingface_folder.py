@@ -148,8 +148,11 @@ def renamed_rules(
       renames: see `RENAMES`.
 
     Raises:
-      ValueError: transformers has no such image encoder.
+      ValueError: transformers has no such image encoder, or nothing but a Q-Former
+        between it and the language model.
     """
+    if config.projector is not None:
+        raise ValueError("transformers has no projector in place of the Q-Former")
     vision = config.vision
     if (
         not isinstance(vision, ViTConfig)

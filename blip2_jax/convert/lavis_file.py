@@ -121,6 +121,8 @@ def lavis_rules(config: Blip2Config, reads_text: bool = False) -> list[Rule]:
     Raises:
       SourceError: LAVIS has no such image encoder or language model.
     """
+    if config.projector is not None:
+        raise SourceError("LAVIS has no projector in place of the Q-Former")
     vision = config.vision
     if isinstance(vision, ViTConfig) and (
         vision.key_bias != vision.pre_norm or vision.extensions()

@@ -60,7 +60,10 @@ def _part_lines(config: Blip2Config, params: PyTree) -> list[str]:
         sizes = getattr(config, field)
         if sizes is not None:
             lines.append(f"  {title}: {_part(sizes, own.pop(prefix, {}))}")
-    lines.insert(1, f"  Q-Former: {_part(config.qformer, own)}")
+    if config.projector is None:
+        lines.insert(1, f"  Q-Former: {_part(config.qformer, own)}")
+    else:
+        lines.insert(1, f"  projector: {_part(config.projector, own)}")
     return lines
 
 

@@ -307,7 +307,7 @@ class Blip2Generator(Blip2):
         language_model = self._language_model_config
         if (limit := language_model.position_limit) is None:
             return
-        queries = images_per_row * self.model.config.qformer.num_queries
+        queries = images_per_row * self.model.config.num_visual_tokens
         longest = int(prompt_arrays[1].sum(axis=1).max())
         total = queries + longest + new_tokens
         if total > limit:

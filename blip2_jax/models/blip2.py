@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.qformer.projector import Projector
 from blip2_jax.models.qformer.qformer import ImageKeyValues, QFormer
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.models.vision.vit import VisionTransformer, normalize_images
@@ -43,6 +44,11 @@ class Blip2Base(nn.Module):
         self.ln_vision = FoldedLayerNorm(
             vision.width, self.config.ln_vision_eps, self.dtype
         )
+        if self.config.projector is not None:
+            self.projector = Projector(
+                self.config.projector, vision.num_patches, self.dtype
+            )
+            return
         shape = (qformer.num_queries, qformer.width)
         self.query_tokens = self.param("query_tokens", normal(), shape)
         self.qformer = QFormer(qformer, self.dtype, self.reads_text, self.remat)
@@ -113,11 +119,11 @@ def parameter_shapes(model: Blip2Base) -> PyTree:
 
 
 def _rescale(params: PyTree, factor: float) -> PyTree:
-    """Multiply the kernels of the Q-Former and of the projections of its outputs."""
+    """Multiply the kernels of what `QFormerConfig.initial_std` is for."""
 
     def rescale(path: tuple[jax.tree_util.DictKey, ...], leaf: Array) -> Array:
         module = path[0].key
-        is_new = module == "qformer" or module.endswith("projection")
+        is_new = module in ("qformer", "projector") or module.endswith("projection")
         return leaf * factor if is_new and path[-1].key == "kernel" else leaf
 
     return jax.tree_util.tree_map_with_path(rescale, params)

@@ -36,6 +36,11 @@ class Blip2Stage2(Blip2Base):
         config = self.config.language_model
         if config is None:
             raise ValueError("a stage-2 model needs config.language_model, got None")
+        if self.config.projector is not None and self.question_in_qformer:
+            raise ValueError(
+                "question_in_qformer is True, but the model has a projector in place "
+                "of the Q-Former"
+            )
         self.language_projection = dense(config.embedding_width, self.dtype)
         self.language_model = build_language_model(
             config, self.dtype, self.scan, self.remat
@@ -53,8 +58,10 @@ class Blip2Stage2(Blip2Base):
         question_mask: Bool[Array, "B T"] | None = None,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B Q D"]:
+    ) -> Float[Array, "B Q width"]:
         """Compute the query outputs for an image and, optionally, a question.
+
+        A projector's outputs take their place, if the model has one.
 
         Args:
           features: from `encode_image`.
@@ -68,6 +75,8 @@ class Blip2Stage2(Blip2Base):
         """
         if question_ids is not None and not self.question_in_qformer:
             raise ValueError("question_in_qformer is False, but got question_ids")
+        if self.config.projector is not None:
+            return self.projector(self.ln_vision(features).applied())
         image = self.image_keys_values(features)
         if question_ids is None:
             return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
@@ -82,7 +91,7 @@ class Blip2Stage2(Blip2Base):
             key=key,
         )
 
-    def project(self, query_output: Float[Array, "B Q D"]) -> Float[Array, "B Q E"]:
+    def project(self, query_output: Float[Array, "B Q width"]) -> Float[Array, "B Q E"]:
         """Project query outputs to the language model's embedding space."""
         return self.language_projection(query_output)
 
@@ -125,7 +134,7 @@ class Blip2Stage2(Blip2Base):
 
     def prefill(
         self,
-        query_output: Float[Array, "B Q D"],
+        query_output: Float[Array, "B Q width"],
         prompt_ids: Int[Array, "B T"],
         prompt_mask: Bool[Array, "B T"],
         weights: Any = None,

@@ -17,6 +17,7 @@ from blip2_jax.models.sizes import (
     LanguageModelConfig,
     LlamaConfig,
     OPTConfig,
+    ProjectorConfig,
     QFormerConfig,
     T5Config,
     ViTConfig,
@@ -27,6 +28,7 @@ PARTS: dict[str, type] = {
     "features": FeaturesConfig,
     "vit": ViTConfig,
     "qformer": QFormerConfig,
+    "projector": ProjectorConfig,
     "opt": OPTConfig,
     "t5": T5Config,
     "llama": LlamaConfig,
@@ -42,6 +44,27 @@ class Blip2Config:
     language_model: LanguageModelConfig | None = None
     prompt: str = ""  # precedes every caption and is not a target
     ln_vision_eps: float = 1e-5  # as the original; transformers uses the encoder's
+    projector: ProjectorConfig | None = None  # in place of the Q-Former, in stage 2
+
+    def __post_init__(self) -> None:
+        """Check that the projector can split the image's patches."""
+        if self.projector is not None:
+            self.projector.split(self.vision.num_patches)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Number of vectors that the language model gets for an image."""
+        if self.projector is not None:
+            return self.projector.num_tokens
+        return self.qformer.num_queries
+
+    @property
+    def visual_width(self) -> int:
+        """Width of these vectors before their projection to the language model."""
+        if self.projector is None:
+            return self.qformer.width
+        vision = self.vision
+        return self.projector.output_width(vision.num_patches, vision.width)
 
 
 EVA_VIT_G = ViTConfig(width=1408, depth=39, heads=16, mlp_dim=6144)
@@ -315,6 +338,8 @@ def to_plain(config: Blip2Config) -> dict[str, Any]:
         value = getattr(config, field.name)
         if type(value) in kinds:
             value = {"kind": kinds[type(value)], **value.stored_fields()}
+        if field.name == "projector" and value is None:
+            continue  # files of earlier versions are equal
         plain[field.name] = value
     return plain
 

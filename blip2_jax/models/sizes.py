@@ -19,7 +19,11 @@ IMAGE_STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-CHOICES = {"activation": ACTIVATIONS, "statistics": tuple(IMAGE_STATISTICS)}
+CHOICES = {
+    "activation": ACTIVATIONS,
+    "statistics": tuple(IMAGE_STATISTICS),
+    "join": ("concatenate", "average"),
+}
 # Largest values of sizes that take time or memory before any weights are read.
 LIMITS = {"depth": 1000, "decoder_depth": 1000, "image_size": 2**14}
 MAX_SIZE = 2**31 - 1
@@ -165,6 +169,11 @@ class FeaturesConfig(Sizes):
     num_tokens: int
     width: int
 
+    @property
+    def num_patches(self) -> int:
+        """Number of tokens of the largest square; those before it are no patches."""
+        return math.isqrt(self.num_tokens) ** 2
+
 
 @dataclasses.dataclass(frozen=True)
 class QFormerConfig(Sizes):
@@ -186,6 +195,48 @@ class QFormerConfig(Sizes):
     # width**-0.5.
     initial_std: float = 0.02
     activation: str = "gelu"  # of both feed-forward networks and of the head
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorConfig(Sizes):
+    """Sizes of a projector, which replaces the Q-Former in an ablation of stage 2.
+
+    The patches are split into `num_tokens` cells of equal size; a cell at the edge may
+    have fewer patches.
+    """
+
+    num_tokens: int  # visual tokens, a square number
+    join: str = "concatenate"  # patches of a cell: "concatenate" or "average"
+    hidden_width: int = 768  # "average": of the MLP; "concatenate" has no MLP
+
+    def __post_init__(self) -> None:
+        """Check the fields; see `Sizes`."""
+        super().__post_init__()
+        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            raise ValueError(
+                f"num_tokens is {self.num_tokens}; a projector needs a square number"
+            )
+
+    def split(self, num_patches: int) -> tuple[int, int]:
+        """Return the cells in a row and the patches in a row of a cell.
+
+        Raises:
+          ValueError: the patches cannot be split so that every cell has one.
+        """
+        grid, side = math.isqrt(num_patches), math.isqrt(self.num_tokens)
+        cell = -(-grid // side)
+        if (side - 1) * cell >= grid:
+            raise ValueError(
+                f"{grid} x {grid} patches cannot be split into {side} x {side} cells "
+                f"of {cell} x {cell}: cells would be empty"
+            )
+        return side, cell
+
+    def output_width(self, num_patches: int, width: int) -> int:
+        """Return the width of the vectors of the cells, from that of the patches."""
+        if self.join == "average":
+            return self.hidden_width
+        return self.split(num_patches)[1] ** 2 * width
 
 
 class LanguageSizes(Sizes):

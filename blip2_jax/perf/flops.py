@@ -15,6 +15,7 @@ from blip2_jax.models.sizes import (
     FeaturesConfig,
     LlamaConfig,
     OPTConfig,
+    ProjectorConfig,
     QFormerConfig,
     T5Config,
     ViTConfig,
@@ -128,19 +129,30 @@ def stage2(config: Blip2Config, text: int, target: int = 0, question: int = 0) -
       ValueError: the configuration has no language model.
     """
     flops, tokens, width = image_encoder(config)
-    q, language = config.qformer, config.language_model
+    queries, language = config.num_visual_tokens, config.language_model
     if language is None:
         raise ValueError("stage 2 needs a configuration with a language model")
     predicted = target if language.is_encoder_decoder else text
-    model = LANGUAGE_MODELS[language.family](language, q.num_queries + text, predicted)
-    qformer_pass = qformer(q, q.num_queries, question, tokens)
-    return {
-        "vit": flops,
-        "kv": cross_attention_kv(q, tokens, width),
-        "query": qformer_pass - unread_positions(q, question, q.num_queries + question),
-        "projection": 2 * q.num_queries * q.width * language.embedding_width,
-        **model,
-    }
+    model = LANGUAGE_MODELS[language.family](language, queries + text, predicted)
+    projection = 2 * queries * config.visual_width * language.embedding_width
+    if config.projector is not None:
+        bridge = {"projector": projector(config.projector, width)}
+    else:
+        q = config.qformer
+        qformer_pass = qformer(q, queries, question, tokens)
+        unread = unread_positions(q, question, queries + question)
+        bridge = {
+            "kv": cross_attention_kv(q, tokens, width),
+            "query": qformer_pass - unread,
+        }
+    return {"vit": flops, **bridge, "projection": projection, **model}
+
+
+def projector(config: ProjectorConfig, width: int) -> int:
+    """Count the FLOPs of a projector's hidden layer over patches of a width."""
+    if config.join == "concatenate":
+        return 0
+    return 2 * config.num_tokens * width * config.hidden_width
 
 
 def opt(config: OPTConfig, tokens: int, predicted: int) -> Terms:

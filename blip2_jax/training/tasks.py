@@ -174,7 +174,13 @@ def _options(kind: type, options: ConfigDict) -> Any:
 
 def _stage1(config: ConfigDict) -> Task:
     """Build the task of stage 1."""
-    model = Blip2Stage1(model_config(config.model), **module_kwargs(config))
+    sizes = model_config(config.model)
+    if sizes.projector is not None:
+        raise ValueError(
+            "stage 1 trains the Q-Former, but config.model.overrides.projector "
+            "replaces it; a projector is trained by the task stage2"
+        )
+    model = Blip2Stage1(sizes, **module_kwargs(config))
     options = _options(Stage1Options, config.objective)
     count = config.optimizer.accumulate
     check_options(

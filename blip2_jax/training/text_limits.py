@@ -46,7 +46,7 @@ def _check_positions(config: ConfigDict, task: Task) -> None:
     if "language_model" not in task.tokenizers or language_model is None:
         return
     if (positions := language_model.position_limit) is not None:
-        queries = 0 if task.name == "language_model" else sizes.qformer.num_queries
+        queries = 0 if task.name == "language_model" else sizes.num_visual_tokens
         if queries + length > positions:
             raise ConfigError(
                 f"{queries} queries and data.max_text_length {length} take "
