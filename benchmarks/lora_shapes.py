@@ -4,7 +4,7 @@
     python -m benchmarks.lora_shapes --workdir runs/lora_shapes --rank 2
 
 The package's captions of a scene vary; here every scene has one, in a wording that the
-model has never seen: "the top left has a small red ring, the bottom right has ...".
+model has never seen: "in top left small red ring, in bottom right ...".
 Prints how many captions of other scenes are that text, word for word, before and after,
 and the share of the parameters that was trained. The same command continues after a
 kill.
@@ -42,9 +42,9 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--workdir", type=pathlib.Path, default=pathlib.Path("runs/lora_shapes"))
-    add("--rank", type=int, default=4)
+    add("--rank", type=int, default=8)
     add("--epochs", type=int, default=8)
-    add("--learning_rate", type=float, default=5e-3)
+    add("--learning_rate", type=float, default=2e-3)
     add("--seed", type=int, default=0)
     arguments = parser.parse_args()
     enable_compile_cache(None)
@@ -53,7 +53,8 @@ def main() -> int:
     config = finetune.get_config(options).unlock()
     config.optimizer.learning_rate = arguments.learning_rate
     config.seed, config.precision = arguments.seed, "float32"
-    config.data.max_text_length = config.evaluation.max_new_tokens = 48
+    # The wording is the language model's part; what the queries say stays as it is.
+    config.lora.targets = (r"^language_model/.*attention/(query|value)/kernel$",)
     run = arguments.workdir.absolute() / f"rank{arguments.rank}_{arguments.seed}"
     if code := train(config.lock(), run, make_evaluator=make_evaluator):
         return code
@@ -67,7 +68,7 @@ def main() -> int:
 def wording(split: str, index: int) -> str:
     """Return the new caption of a scene."""
     things = sorted(scene(split, index).things, key=lambda t: (t.row, t.column))
-    return ", ".join(f"the {t.place} has a {t.name()}" for t in things)
+    return ", ".join(f"in {t.place} {t.name()}" for t in things)
 
 
 def write_scenes(directory: pathlib.Path) -> pathlib.Path:
@@ -97,21 +98,19 @@ def print_table(models: dict[str, blip2_jax.Blip2], share: tuple[int, int]) -> N
     """Caption other scenes and print the share of correct captions."""
     trained, total = share
     print(f"trained: {trained:,} of {total:,} parameters ({trained / total:.2%})\n")
-    print("| model | scenes | captions in the new wording | all objects right |")
+    print("| model | scenes | in the new wording | all objects right |")
     print("| --- | --- | ---: | ---: |")
     for name, model in models.items():
         for split in SPLITS:
             indices = range(START, START + TESTS)
             images = [render(scene(split, index)) for index in indices]
-            texts = model.caption(images, num_beams=1, max_new_tokens=48)
-            exact = sum(
-                t == wording(split, i) for t, i in zip(texts, indices, strict=True)
+            texts = model.caption(images, num_beams=1, max_new_tokens=28)
+            pairs = list(zip(texts, indices, strict=True))
+            exact = sum(text == wording(split, i) for text, i in pairs)
+            objects = sum(
+                parse_caption(text).names(scene(split, i)) for text, i in pairs
             )
-            things = sum(
-                parse_caption(t).describes(scene(split, i))
-                for t, i in zip(texts, indices, strict=True)
-            )
-            print(f"| {name} | {split} | {exact / TESTS:.1%} | {things / TESTS:.1%} |")
+            print(f"| {name} | {split} | {exact / TESTS:.1%} | {objects / TESTS:.1%} |")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from blip2_jax.planning.topology import open_topology
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 @pytest.mark.parametrize("scheme, expected", [("", 0), ("int8_matmul", 6)])
-def test_matmuls_with_kernels_run_in_8_bits(scheme, expected):
+def test_matmuls_with_kernels_run_in_8_bits(scheme, expected, topology):
     """A scanned block has six kernels; the two matmuls of attention stay bf16."""
     pytest.importorskip("libtpu")
-    device = open_topology("v5e:2x2").devices[0]
+    device = open_topology(topology).devices[0]
     layout = SingleDeviceSharding(device)
     model = VisionTransformer(dataclasses.replace(EVA_VIT_G, depth=2), jnp.bfloat16)
     images = jnp.zeros((8, 224, 224, 3), jnp.bfloat16)
