@@ -167,10 +167,13 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     if is_run(args.model):
         check_trained_towers(source, args)
         config.init.from_run, config.init.which = args.model, "best"
-        former = read_config(args.model).frozen_sources
+        run = read_config(args.model)
+        former = run.frozen_sources
+        config.data.image.augment = run.data.image.get("augment", True)
     elif args.model in SHIPPED_MODELS:
         shipped = SHIPPED_MODELS[args.model]
         config.init.from_weights, former = (shipped.trained,), shipped.towers
+        config.data.image.augment = False  # its captions say where things are
     else:
         config.init.from_weights = (args.model,)
         former = dict.fromkeys(towers, args.model)
@@ -234,7 +237,10 @@ def set_data(
         config.evaluation.metric = "exact_match"  # data of one answer has no other
         config.evaluation.max_new_tokens = 10
     elif purpose == "caption":
-        config.data.prompt = source.config.prompt or CAPTION_PROMPT
+        # A run knows its prompt, even if that is none; a released folder does not.
+        knows_prompt = source.origin in ("run", "shipped")
+        default = "" if knows_prompt else CAPTION_PROMPT
+        config.data.prompt = source.config.prompt or default
         config.data.prefix_split = "none"  # only the prompt precedes the caption
     config.data.train = (train,)
     vision = source.config.vision

@@ -81,6 +81,18 @@ def test_one_command(models, photos, tmp_path, model, data, options, metric):
     check_same_run(read_config(tmp_path / "run"), get_config(argument))
 
 
+def test_prompt_and_augmentation_are_the_models_own(models, photos):
+    data = photos / "captions.csv"
+    released = get_config(f"{models / 'opt'},{data}")
+    assert (released.data.prompt, released.data.image.augment) == ("a photo of", True)
+    run = get_config(f"{models / 'run'},{data}")
+    former = read_config(models / "run")
+    assert run.data.prompt == former.data.prompt
+    assert run.data.image.augment == former.data.image.augment
+    shipped = get_config(f"shapes,{data}")
+    assert (shipped.data.prompt, shipped.data.image.augment) == ("", False)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
