@@ -12,7 +12,8 @@ BRIDGE:
   linear          one linear layer over the joined patches of a cell
   mlp             a layer, GELU and a layer over the average of a cell's patches
   qformer         Q-Former without stage 1
-  qformer_stage1  Q-Former of the stage-1 run `stage1=DIR` with as many queries
+  qformer_stage1  Q-Former of the stage-1 run `stage1=DIR` with as many queries, for
+                  example `shapes_stage1:4`
 """
 
 from ml_collections import ConfigDict
