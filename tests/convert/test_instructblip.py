@@ -11,6 +11,7 @@ import blip2_jax
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.instructblip_folder import instructblip_rules
+from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.model_source import expected_shapes
 from blip2_jax.convert.native_folder import read_folder, write_folder
@@ -216,23 +217,14 @@ def test_lavis_files(folder, tmp_path):
     peers.assert_same(dict(again.arrays), dict(model.arrays))
 
 
-@pytest.mark.parametrize("name", ["instructblip_flant5xl"])
+@pytest.mark.parametrize("name", ["instructblip_flant5xl", "instructblip_vicuna13b"])
 def test_names_at_full_size(name):
     """Every array of transformers' model of this size, without allocation."""
     torch, transformers = peers.torch_and_transformers()
     config = preset(name)
     sizes = config.language_model
-    text = transformers.T5Config(
-        d_model=sizes.width,
-        d_kv=64,
-        d_ff=sizes.mlp_dim,
-        num_layers=sizes.depth,
-        num_heads=sizes.heads,
-        feed_forward_proj="gated-gelu",
-        vocab_size=32128,
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
+    settings = FAMILIES[sizes.family].write(sizes, sizes.vocab_size, 1)
+    text = transformers.AutoConfig.for_model(**settings)
     theirs = transformers.InstructBlipConfig(
         text_config=text, qformer_config={"vocab_size": 30523}
     )
