@@ -115,6 +115,14 @@ FLAN_T5_LARGE = T5Config(1024, 24, 16, 2816)
 FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
 FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
 
+# mT5, and mT0, which is trained from it (Muennighoff et al. 2022).
+_MT5: dict[str, Any] = {"vocab_size": 250_112, "activation": "gelu_new"}
+MT5_SMALL = dataclasses.replace(FLAN_T5_SMALL, **_MT5)
+MT5_BASE = dataclasses.replace(FLAN_T5_BASE, **_MT5)
+MT5_LARGE = dataclasses.replace(FLAN_T5_LARGE, **_MT5)
+MT5_XL = dataclasses.replace(FLAN_T5_XL, **_MT5)
+MT5_XXL = dataclasses.replace(FLAN_T5_XXL, **_MT5)
+
 LLAMA_2_7B = LlamaConfig(4096, 32, 32, 32, 128, 11008)
 VICUNA_7B = LLAMA_2_7B  # version 1.5
 VICUNA_13B = LlamaConfig(5120, 40, 40, 40, 128, 13824)
@@ -305,9 +313,11 @@ def _small() -> dict[str, Blip2Config]:
     }
 
 
+# mBLIP (Geigle et al. 2023), BLIP-2 with mT0-XL.
+_MULTILINGUAL = {"mblip_mt0xl": Blip2Config(EVA_VIT_G, QFORMER_BASE, MT5_XL)}
 RELEASED: tuple[str, ...] = tuple(_released())
 INSTRUCTED: tuple[str, ...] = tuple(_instructed())
-PRESETS: dict[str, Blip2Config] = _released() | _instructed() | _small()
+PRESETS: dict[str, Blip2Config] = _released() | _instructed() | _MULTILINGUAL | _small()
 
 
 def preset(name: str) -> Blip2Config:
