@@ -95,6 +95,8 @@ BLOCKS = (
     ("mBLIP, logits and loss", TRANSFORMERS, r"mblip.*:: (logits|loss)$"),
     ("mBLIP, gradients", TRANSFORMERS, r"gradients :: .*mblip"),
     ("Picture to text, mBLIP", TRANSFORMERS, r"mblip.*test_ids_equal"),
+    ("MiniGPT-4, scores of texts", TRANSFORMERS, r"minigpt4.*:: logits$"),
+    ("Picture to text, MiniGPT-4", TRANSFORMERS, r"minigpt4.*:: ids$"),
     ("BLIP, image encoder", TRANSFORMERS, r"blip_captioner.*:: image encoder$"),
     ("BLIP, text blocks and logits", TRANSFORMERS, r"blip_capt.*:: (block|logits)$"),
     ("BLIP at other image sizes", TRANSFORMERS, r"blip_captioner.*image_size_inter"),
