@@ -65,7 +65,7 @@ def text_config(transformers, family):
         tie_word_embeddings=False,
         decoder_start_token_id=0,
         bos_token_id=1,
-        initializer_factor=2.0,
+        initializer_factor=1.0 if family == "mt5" else 2.0,
     )
 
 
