@@ -14,8 +14,12 @@ from blip2_jax.convert.instructblip_folder import instructblip_rules
 from blip2_jax.convert.lavis_file import released_sizes, write_lavis
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.convert.tables import name_table
+from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.data.sources.base import Question, Record
 from blip2_jax.data.text.prompts import decoder_only_example
 from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.evaluation.tasks import EvaluationBatches
+from blip2_jax.evaluation.vqa import VqaTask
 from blip2_jax.inference.language_programs import repetition_history
 from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.losses.objectives import lm_loss
@@ -38,6 +42,19 @@ def written(tmp_path_factory):
     return path, instructblip.write_instructblip(path, "vicuna")
 
 
+class OneQuestion(EvaluationSet):
+    """One image with one question."""
+
+    def __init__(self, image):
+        self.image_key = "image"
+        self._image = image
+        question = Question("what is it?", (ANSWERS[0],) * 10, 0)
+        self.records = [Record("0", 0, (), (question,))]
+
+    def image(self, index):
+        return self._image
+
+
 def test_candidates_are_ranked_and_decoding_is_that_of_the_original(written):
     model = blip2_jax.load(written[0], precision="float32")
     assert model.language_tokenizer.end_id == model.language_tokenizer.bos_id == 2
@@ -48,6 +65,9 @@ def test_candidates_are_ranked_and_decoding_is_that_of_the_original(written):
     assert [row.candidate for row in ranked] == np.argsort(-scores.log_probs).tolist()
     last = scores.lengths[:, None] - 1
     assert (np.take_along_axis(scores.token_ids, last, 1) == 2).all()
+    task = VqaTask(candidates=ANSWERS)
+    result = task.run(model, EvaluationBatches(OneQuestion(image[0]), batch_size=1))
+    assert [row["answer"] for row in result.predictions] == [ranked[0].text]
     config = model._decoding_config("original", "answer", {})
     assert (config.max_new_tokens, config.length_penalty) == (9, 0)
     ids, mask = model._prompt_arrays([prompt])[:2]
