@@ -86,7 +86,7 @@ BLOCKS = (
     (
         "InstructBLIP, queries and projection",
         TRANSFORMERS,
-        r"instructblip\.py.*tion$",
+        r"instructblip\.py.*(instruc|projec)tion$",
     ),
     ("InstructBLIP, scores of texts", TRANSFORMERS, r"instructblip.*:: logits$"),
     ("InstructBLIP with Vicuna, loss", TRANSFORMERS, r"instructblip_vic.*:: loss$"),
