@@ -23,6 +23,8 @@ LANGUAGE_MODELS = {
     "opt6.7b": "weights/opt-6.7b",
     "flant5xl": "weights/flan-t5-xl",
     "flant5xxl": "weights/flan-t5-xxl",
+    "vicuna7b": "weights/vicuna-7b-v1.1",
+    "vicuna13b": "weights/vicuna-13b-v1.1",
 }
 
 # Argument of the pre-training configurations. "original": the numbers of the authors'

@@ -42,9 +42,19 @@ SOURCES = {
 def get_config(language: str = "flant5xl") -> ConfigDict:
     """Build the configuration; `language` is "flant5xl" or "flant5xxl"."""
     (language,) = common.parse_variant(language, tuple(BATCH_SIZES))
+    return instruction_tuning(language, BATCH_SIZES[language]).lock()
+
+
+def instruction_tuning(language: str, batch_size: int) -> ConfigDict:
+    """Build the configuration of any language model, unlocked.
+
+    Args:
+      language: key of `common.LANGUAGE_MODELS`.
+      batch_size: rows of a step.
+    """
     config = default_config("stage2").unlock()
     config.steps = 60_000
-    config.batch_size = BATCH_SIZES[language]
+    config.batch_size = batch_size
 
     config.model.preset = f"instructblip_{language}"
     config.model.question_in_qformer = True
@@ -83,4 +93,4 @@ def get_config(language: str = "flant5xl") -> ConfigDict:
     config.evaluation.num_beams = 5
     config.evaluation.max_new_tokens = 10
     config.compilation_cache = "runs/compiled"
-    return config.lock()
+    return config

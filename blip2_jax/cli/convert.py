@@ -15,8 +15,9 @@ r"""Convert weights between this package, Hugging Face and LAVIS.
 The model is the directory of a run, a folder that this command wrote, a Hugging Face
 BLIP-2 folder, a LAVIS file or a name of the Hugging Face hub; its kind is detected.
 LAVIS files do not contain the frozen towers: name those by `--vision` (EVA-CLIP, CLIP)
-and `--language_model` (OPT, T5). A run with LoRA is written with its matrices merged
-into the weights; `peft` writes the matrices alone, in the layout of PEFT.
+and `--language_model` (OPT, T5, Vicuna); a file of MiniGPT-4 needs `--qformer` too. A
+run with LoRA is written with its matrices merged into the weights; `peft` writes the
+matrices alone, in the layout of PEFT.
 
 An image encoder, a language model or a BERT alone needs no conversion: configurations
 name them as they are (docs/conversion.md).

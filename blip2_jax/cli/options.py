@@ -18,6 +18,7 @@ EXTRA_WEIGHTS = {
     "language_model": "language model, for a LAVIS file of stage 2, which has none",
     "text_branch": "stage-1 file or BERT that gives a stage-2 model its text branch",
     "lora": "PEFT folder whose LoRA matrices are merged into a Hugging Face folder",
+    "qformer": "LAVIS file of BLIP-2, for a MiniGPT-4 file, which has no Q-Former",
     "qformer_tokenizer": "directory of the Q-Former's tokenizer (BERT's)",
     "language_tokenizer": "directory of the language model's tokenizer",
     "sizes": "preset or JSON file of sizes, for files of no released model",

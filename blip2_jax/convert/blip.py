@@ -23,8 +23,9 @@ from blip2_jax.convert.declared_sizes import (
 )
 from blip2_jax.convert.detect import expect_kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.folder_tokenizer import own_tokenizer
 from blip2_jax.convert.huggingface_config import make_part, vision_sizes
-from blip2_jax.convert.huggingface_folder import own_tokenizer, renamed_rule
+from blip2_jax.convert.huggingface_folder import renamed_rule
 from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.positions import vision_at_size

@@ -16,8 +16,8 @@ from blip2_jax.convert.declared_sizes import (
 )
 from blip2_jax.convert.detect import expect_kind
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.folder_tokenizer import own_tokenizer
 from blip2_jax.convert.huggingface_config import vision_sizes
-from blip2_jax.convert.huggingface_folder import own_tokenizer
 from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.tables import capfilt_settings as settings

@@ -12,6 +12,7 @@ from blip2_jax.convert.language_families.registry import FAMILIES
 # a pattern tells its kind from the kinds below it.
 KINDS = {
     "lavis": r"Qformer\.",
+    "minigpt4": r"llama_proj\.",
     "instructblip": r"qformer\.embeddings\.word_embeddings\.",
     "huggingface": r"qformer\.encoder\.layer\.",
     "blip": r"text_decoder\.bert\.encoder\.layer\.",
@@ -27,6 +28,7 @@ KINDS = {
 }
 DESCRIPTIONS = {
     "lavis": "LAVIS's BLIP-2",
+    "minigpt4": "MiniGPT-4's projection",
     "instructblip": "Hugging Face's InstructBLIP",
     "huggingface": "Hugging Face's BLIP-2",
     "blip": "BLIP's captioner",

@@ -17,6 +17,7 @@ from blip2_jax.convert.declared_sizes import (
     check_declared_sizes,
 )
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.folder_tokenizer import with_tokens_of
 from blip2_jax.convert.language_families.registry import SETTINGS, language_sizes
 from blip2_jax.convert.tables import huggingface_settings as settings
 from blip2_jax.models.presets import Blip2Config
@@ -198,7 +199,7 @@ def _sizes(theirs: Any, source: CheckpointFiles, retrieval: bool) -> Blip2Config
             dropout=qformer.hidden_dropout_prob,
             activation=qformer.hidden_act,
         ),
-        language_model=None if retrieval else _text_sizes(theirs.text_config),
+        language_model=None if retrieval else _text_sizes(theirs.text_config, source),
         ln_vision_eps=vision.layer_norm_eps,
     )
 
@@ -236,10 +237,10 @@ def make_part(kind: type[P], section: str, **sizes: Any) -> P:
         raise ValueError(f"{section}: {error}") from error
 
 
-def _text_sizes(theirs: Any) -> LanguageModelConfig:
+def _text_sizes(theirs: Any, source: CheckpointFiles) -> LanguageModelConfig:
     """Convert `text_config`; errors name it."""
     try:
-        return language_sizes(theirs)
+        return with_tokens_of(language_sizes(theirs), source)
     except ValueError as error:
         raise ValueError(f"text_config: {error}") from error
 

@@ -15,11 +15,13 @@ from typing import Any
 
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_size
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.folder_tokenizer import own_tokenizer
 from blip2_jax.convert.huggingface_config import huggingface_sizes
 from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.convert.tables.lavis import (
+    lavis_prefix,
     qformer_reading_rules,
     shared_rules,
     stage2_rules,
@@ -30,15 +32,6 @@ from blip2_jax.models.sizes import ViTConfig
 
 BUFFERS = (r".*position_ids",)  # patterns of arrays that hold no parameter
 DEFAULT_IMAGE_SIZE = 224  # of transformers' `Blip2VisionConfig`
-# A folder with one of these files has a tokenizer.
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-)
-
 # Patterns of the parameters that `Blip2ForImageTextRetrieval` lacks.
 RETRIEVAL_LACKS = (r"qformer/head/.*", r"temperature")
 
@@ -60,8 +53,8 @@ RENAMES: Renames = (
     ("attention.self.", "attention.attention."),
     ("vision_proj.", "vision_projection."),
     ("text_proj.", "text_projection."),
-    *((f"{family}_proj.", "language_projection.") for family in FAMILIES),
-    *((f"{family}_model.", "language_model.") for family in FAMILIES),
+    *((f"{lavis_prefix(name)}_proj.", "language_projection.") for name in FAMILIES),
+    *((f"{lavis_prefix(name)}_model.", "language_model.") for name in FAMILIES),
 )
 
 
@@ -101,12 +94,6 @@ def open_huggingface(
         qformer_tokenizer=tokenizer if config.language_model is None else "",
         language_tokenizer=tokenizer if config.language_model else "",
     )
-
-
-def own_tokenizer(source: CheckpointFiles) -> str:
-    """Return what to record for the tokenizer in a folder; "" if it has none."""
-    has_one = any((source.path / name).exists() for name in VOCABULARY_FILES)
-    return source.spec if has_one else ""
 
 
 def huggingface_part(source: CheckpointFiles, config: Blip2Config) -> Part:

@@ -14,6 +14,7 @@ from blip2_jax.convert.declared_sizes import (
     check_declared_sizes,
 )
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.folder_tokenizer import own_tokenizer, tokenizer_beside
 from blip2_jax.convert.huggingface_config import (
     blip2_sizes,
     check_settings,
@@ -23,9 +24,7 @@ from blip2_jax.convert.huggingface_config import (
 from blip2_jax.convert.huggingface_folder import (
     DEFAULT_IMAGE_SIZE,
     RENAMES,
-    VOCABULARY_FILES,
     folder_part,
-    own_tokenizer,
     renamed_rules,
 )
 from blip2_jax.convert.huggingface_processor import check_image_processor
@@ -33,7 +32,6 @@ from blip2_jax.convert.model_source import ModelSource, expected_shapes
 from blip2_jax.convert.tables.instructblip_settings import SECTIONS
 from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.convert.tables.name_table import Rule
-from blip2_jax.data import hub
 from blip2_jax.models.presets import Blip2Config
 
 QFORMER_TOKENIZER = "qformer_tokenizer"  # sub-folder
@@ -86,16 +84,9 @@ def open_instructblip(
         question_in_qformer=True,
         prompt_in_qformer=True,
         precision=arrays.precision,
-        qformer_tokenizer=_qformer_tokenizer(source),
+        qformer_tokenizer=tokenizer_beside(source, QFORMER_TOKENIZER),
         language_tokenizer=own_tokenizer(source),
     )
-
-
-def _qformer_tokenizer(source: CheckpointFiles) -> str:
-    """Return what to record for the Q-Former's tokenizer; "" if there is none."""
-    folder = source.path / QFORMER_TOKENIZER
-    has_one = any((folder / name).exists() for name in VOCABULARY_FILES)
-    return hub.cached_name(str(folder)) if has_one else ""
 
 
 def instructblip_part(source: CheckpointFiles, config: Blip2Config) -> Part:

@@ -8,14 +8,13 @@ from typing import Any
 
 from blip2_jax.convert.declared_sizes import compare_sizes
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.folder_tokenizer import with_tokens_of
 from blip2_jax.convert.huggingface_config import check_tables, their_config
-from blip2_jax.convert.huggingface_folder import own_tokenizer
 from blip2_jax.convert.language_families.registry import (
     BY_MODEL_TYPE,
     FAMILIES,
     SETTINGS,
 )
-from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models.presets import PARTS
 from blip2_jax.models.sizes import LanguageModelConfig
 
@@ -37,9 +36,6 @@ def language_options(path: str | pathlib.Path) -> dict[str, Any]:
 def language_sizes_of(path: str | pathlib.Path) -> LanguageModelConfig:
     """Read the sizes of a language model from a Hugging Face folder.
 
-    The first token of a text, its end and the padding are those of the tokenizer in the
-    folder, if there is one: a `config.json` may declare a BOS that no text begins with.
-
     Args:
       path: of the folder, or a name of the hub.
 
@@ -48,17 +44,7 @@ def language_sizes_of(path: str | pathlib.Path) -> LanguageModelConfig:
         sizes that its arrays do not have.
     """
     source = CheckpointFiles(path)
-    sizes = declared_sizes(source)
-    spec = own_tokenizer(source)
-    if sizes.end_id is None or not spec:
-        return sizes
-    tokenizer = load_tokenizer(spec, language_model=True)
-    tokens: dict[str, Any] = {
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.end_id,
-        "pad_id": tokenizer.pad_id,
-    }
-    return dataclasses.replace(sizes, **tokens)
+    return with_tokens_of(declared_sizes(source), source)
 
 
 def declared_sizes(source: CheckpointFiles) -> LanguageModelConfig:

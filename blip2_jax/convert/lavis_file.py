@@ -16,6 +16,7 @@ from blip2_jax.convert.converted_arrays import ConvertedArrays, Part, part_at_si
 from blip2_jax.convert.files import torch_pickle
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.files.output import atomic_output, progress
+from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.model_source import (
     TEXT_BRANCH,
     TOWERS,
@@ -24,20 +25,38 @@ from blip2_jax.convert.model_source import (
 )
 from blip2_jax.convert.tables.lavis import (
     POSITION_IDS,
+    lavis_prefix,
     position_ids,
     stage1_rules,
     stage2_rules,
 )
 from blip2_jax.convert.tables.name_table import Array, Rule
 from blip2_jax.convert.towers import language_part, vision_part
-from blip2_jax.models.presets import PRESETS, RELEASED, Blip2Config
-from blip2_jax.models.sizes import OPTConfig, T5Config, ViTConfig
+from blip2_jax.models.presets import INSTRUCTED, PRESETS, RELEASED, Blip2Config
+from blip2_jax.models.sizes import LlamaConfig, OPTConfig, T5Config, ViTConfig
 
 # Token table of a Q-Former that reads text.
 INSTRUCTION_WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
 # Arrays that a file has if and only if its model has them.
-STAGE_ARRAYS = {"opt_proj.weight", "t5_proj.weight", "itm_head.weight"}
-LAVIS_FAMILIES = ("opt", "t5")
+STAGE_ARRAYS = {
+    "itm_head.weight",
+    *(f"{lavis_prefix(family)}_proj.weight" for family in FAMILIES),
+}
+# What LAVIS's Llama has: sizes and tokens vary, all else is as here.
+_VICUNA = LlamaConfig(2, 1, 1, 1, 2, 2)
+_VICUNA_FIXED = (
+    "rope_theta",
+    "rope_scaling",
+    "qkv_bias",
+    "output_bias",
+    "mlp_bias",
+    "query_key_norm",
+    "tied_head",
+    "embedding_scale",
+    "attention_scale",
+    "residual_scale",
+    "logits_divisor",
+)
 
 
 def open_lavis(
@@ -54,7 +73,7 @@ def open_lavis(
       source: the file.
       config: sizes; None finds the released model that has the file's shapes.
       vision: EVA-CLIP or CLIP, if the file has no image encoder.
-      language_model: OPT or T5, if a stage-2 file has none.
+      language_model: OPT, T5 or Vicuna, if a stage-2 file has none.
       extra: further parts, such as a text branch.
 
     Raises:
@@ -128,11 +147,8 @@ def lavis_rules(config: Blip2Config, reads_text: bool = False) -> list[Rule]:
         vision.key_bias != vision.pre_norm or vision.extensions()
     ):
         raise SourceError("LAVIS has the image encoders of EVA-CLIP and CLIP only")
-    language_model = config.language_model
-    if language_model is None:
+    if config.language_model is None:
         return stage1_rules(config)
-    if language_model.family not in LAVIS_FAMILIES:
-        raise SourceError(f"LAVIS has no BLIP-2 with {language_model.title}")
     return stage2_rules(config, reads_text)
 
 
@@ -157,7 +173,7 @@ def released_sizes(source: CheckpointFiles) -> Blip2Config:
     Raises:
       SourceError: no released model has these shapes.
     """
-    for name in RELEASED:
+    for name in (*RELEASED, *INSTRUCTED):
         shapes = _fingerprint(PRESETS[name])
         shapes_fit = all(
             source.shape(key) == shape if key in source else key not in STAGE_ARRAYS
@@ -168,7 +184,7 @@ def released_sizes(source: CheckpointFiles) -> Blip2Config:
             return PRESETS[name]
     raise SourceError(
         f"{source.name} has the sizes of no released model "
-        f"({', '.join(RELEASED)}): name its sizes (--sizes)"
+        f"({', '.join((*RELEASED, *INSTRUCTED))}): name its sizes (--sizes)"
     )
 
 
@@ -188,7 +204,7 @@ def _fingerprint(config: Blip2Config) -> dict[str, tuple[int, ...]]:
     if language_model is None:
         return shapes | {"itm_head.weight": (2, qformer.width)}
     shape = (language_model.embedding_width, qformer.width)
-    return shapes | {f"{language_model.family}_proj.weight": shape}
+    return shapes | {f"{lavis_prefix(language_model.family)}_proj.weight": shape}
 
 
 def write_lavis(
@@ -240,6 +256,13 @@ def _check_lavis_has(config: Blip2Config) -> None:
         fixed.append(("OPT's tied_head", language_model.tied_head, True))
     elif isinstance(language_model, T5Config):
         fixed.append(("T5's activation", language_model.activation, "gelu"))
+    elif isinstance(language_model, LlamaConfig):
+        fixed += [
+            (f"Llama's {name}", getattr(language_model, name), getattr(_VICUNA, name))
+            for name in _VICUNA_FIXED
+        ]
+        heads = language_model.heads
+        fixed.append(("Llama's kv_heads", language_model.kv_heads, heads))
     for name, value, only in fixed:
         if value != only:
             raise SourceError(f"{name} is {value}; LAVIS has {only} only")

@@ -38,7 +38,11 @@ from blip2_jax.convert.files.output import (
 )
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.data.hub import TOKENIZER_FILES
-from blip2_jax.data.text.tokenizers import tokenizer_directory
+from blip2_jax.data.text.tokenizers import (
+    LAVIS_PREFIX,
+    load_unwrapped,
+    tokenizer_directory,
+)
 from blip2_jax.models import presets
 
 FORMAT = 1
@@ -249,6 +253,9 @@ def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
     if not spec or spec.startswith("shapes:"):
         return spec
     target.mkdir()
+    if spec.startswith(LAVIS_PREFIX):
+        load_unwrapped(spec).save_pretrained(target)
+        return target.name
     for file in sorted(tokenizer_directory(spec).iterdir()):
         if file.is_file() and file.name in TOKENIZER_FILES:
             shutil.copy(file, target / file.name)

@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
-from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
+from blip2_jax.data.text.tokenizers import (
+    LAVIS_PREFIX,
+    LanguageTokenizer,
+    QFormerTokenizer,
+)
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import LanguageModelConfig
 
@@ -57,14 +61,16 @@ def _check_ends(tokenizer: LanguageTokenizer, config: LanguageModelConfig) -> No
     """
     if config.end_id is None:
         return
+    begins_with_end = config.start_id == config.end_id
+    advice = f", such as {LAVIS_PREFIX}FOLDER of a Vicuna" if begins_with_end else ""
     ours = {"bos_id": config.start_id, "eos_id": config.end_id}
     theirs = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.end_id}
     for name, token_id in theirs.items():
         if token_id != ours[name]:
             raise ValueError(
                 f"{name} of the language model is {ours[name]}, but that of its "
-                f"tokenizer is {token_id}: choose the tokenizer of this model, or set "
-                f"language_model.{name} to {token_id}"
+                f"tokenizer is {token_id}: choose the tokenizer of this model{advice}, "
+                f"or set language_model.{name} to {token_id}"
             )
 
 

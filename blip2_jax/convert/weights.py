@@ -18,6 +18,7 @@ from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceErro
 from blip2_jax.convert.huggingface_folder import huggingface_part
 from blip2_jax.convert.instructblip_folder import instructblip_part
 from blip2_jax.convert.lavis_file import lavis_part
+from blip2_jax.convert.minigpt4_file import minigpt4_part
 from blip2_jax.convert.model_source import is_text_branch
 from blip2_jax.convert.native_folder import FolderArrays, is_native_folder
 from blip2_jax.convert.positions import arrays_at_size
@@ -92,6 +93,7 @@ def part_of(source: CheckpointFiles, kind: str, config: Blip2Config) -> Part:
         "lavis": lavis_part,
         "huggingface": huggingface_part,
         "instructblip": instructblip_part,
+        "minigpt4": minigpt4_part,
     }[kind]
     return make_part(source, config)
 

@@ -44,7 +44,7 @@ def lavis_defaults(task: str, family: str) -> DecodingConfig:
         "nocaps", the settings of its caption evaluations. Those pass a repetition
         penalty of 1.15, and on COCO a length penalty of 0, neither of which appears in
         their configuration files.
-      family: "opt", "t5", "qformer" or "instructblip".
+      family: "opt", "t5", "qformer", "instructblip" with T5 or "instructblip_vicuna".
 
     Raises:
       ValueError: LAVIS has no such task for this family.
@@ -65,12 +65,18 @@ def lavis_defaults(task: str, family: str) -> DecodingConfig:
         "nocaps": from_lavis_lengths(80, 10, **captions),
     }
     instructed: dict[str, Any] = answers | {"repetition_penalty": 1.5}
+    # Vicuna's lengths count the start token, also of answers.
+    vicuna: dict[str, Any] = instructed | {"new_tokens": False}
     tasks = {
         "opt": language_model_tasks,
         "t5": language_model_tasks,
         "instructblip": {
             "generate": from_lavis_lengths(256, **instructed),
             "answer": from_lavis_lengths(10, length_penalty=-1.0, **instructed),
+        },
+        "instructblip_vicuna": {
+            "generate": from_lavis_lengths(256, **vicuna),
+            "answer": from_lavis_lengths(10, length_penalty=0.0, **vicuna),
         },
         "qformer": {"generate": from_lavis_lengths(30, 10, num_beams=3)},
     }.get(family, {})

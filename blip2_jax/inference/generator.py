@@ -231,10 +231,11 @@ class Blip2Generator(Blip2):
 
     @property
     def _family(self) -> str:
-        if self._prompt_in_qformer:
-            return "instructblip"
         # The original has one model of each kind; others get the defaults of theirs.
-        return "t5" if self._language_model_config.is_encoder_decoder else "opt"
+        is_t5 = self._language_model_config.is_encoder_decoder
+        if self._prompt_in_qformer:
+            return "instructblip" if is_t5 else "instructblip_vicuna"
+        return "t5" if is_t5 else "opt"
 
     def _question_template(self) -> str:
         """Return the training template, or the paper's for this language model."""

@@ -156,9 +156,13 @@ def repetition_history(
 
     For an encoder-decoder this is the decoder's start token. For a decoder-only model
     it is the prompt with BOS under `transformers5`, and BOS alone under `original`:
-    LAVIS passes embeddings only, and transformers 4.33 puts BOS in their place.
+    LAVIS passes embeddings only, and transformers 4.33 puts BOS in their place. In
+    place of an end token that begins texts, as InstructBLIP's Vicuna has it, this is
+    the <s> of the first Llama, which no model writes.
     """
     if not language_model.is_encoder_decoder and convention == "transformers5":
         return np.where(prompt_mask, prompt_ids, np.int32(-1))
-    start_id = -1 if language_model.start_id is None else language_model.start_id
+    start_id = language_model.start_id
+    if start_id is None or start_id == language_model.end_id:
+        start_id = -1
     return np.full((prompt_ids.shape[0], 1), start_id, np.int32)

@@ -26,6 +26,7 @@ from blip2_jax.convert.instructblip_folder import (
     open_instructblip,
 )
 from blip2_jax.convert.lavis_file import open_lavis, released_sizes
+from blip2_jax.convert.minigpt4_file import minigpt4_sizes, open_minigpt4
 from blip2_jax.convert.model_source import (
     TOWERS,
     ModelSource,
@@ -56,7 +57,9 @@ from blip2_jax.training.checkpoints import is_run
 from blip2_jax.training.trained_model import open_run
 
 # Fields of `ExtraWeights` that do not apply to complete models of this package.
-COMPLETE = ("vision", "language_model", "text_branch", "lora", "sizes")
+COMPLETE = ("vision", "language_model", "text_branch", "lora", "qformer", "sizes")
+# The parts that a MiniGPT-4 file lacks.
+MINIGPT4_PARTS = ("qformer", "vision", "language_model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ class ExtraWeights:
         Q-Former's text branch.
       lora: a PEFT folder of LoRA matrices for a Hugging Face folder, merged into its
         weights.
+      qformer: a LAVIS file of BLIP-2, whose Q-Former a MiniGPT-4 file goes with.
       qformer_tokenizer, language_tokenizer: directories, in place of the model's own.
       sizes: name of a preset or JSON file of sizes (`presets.to_plain`), for a file
         that has the sizes of no released model.
@@ -84,6 +88,7 @@ class ExtraWeights:
     language_model: str = ""
     text_branch: str = ""
     lora: str = ""
+    qformer: str = ""
     qformer_tokenizer: str = ""
     language_tokenizer: str = ""
     sizes: str = ""
@@ -123,8 +128,8 @@ def load(
         "int8_matmul" or "fp8_matmul" for speed on devices that have such matmuls;
         "": in the precision (see `nn.quantized`).
       **extra_weights: fields of `ExtraWeights`: `vision`, `language_model`,
-        `text_branch`, `lora`, `qformer_tokenizer`, `language_tokenizer`, `sizes`,
-        `image_size`.
+        `text_branch`, `lora`, `qformer`, `qformer_tokenizer`, `language_tokenizer`,
+        `sizes`, `image_size`.
 
     Returns:
       A `Blip2Retriever` for a stage-1 model, a `Blip2Generator` for a stage-2 model.
@@ -203,7 +208,7 @@ def _open_path(
             "ORG/NAME or hf://ORG/NAME"
         )
     if is_run(path):
-        _refuse(extra, f"{spec} is a run", ("text_branch", "lora", "sizes"))
+        _refuse(extra, f"{spec} is a run", COMPLETE[2:])
         towers = {"vision": extra.vision, "language_model": extra.language_model}
         moved = {name: tower for name, tower in towers.items() if tower}
         return open_run(path, which, moved)
@@ -217,6 +222,9 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
     """Open a Hugging Face folder or a LAVIS file; `path` may be a name of the hub."""
     files = CheckpointFiles(path)
     kind = kind_of(files)
+    if kind == "minigpt4":
+        return _open_minigpt4(files, extra)
+    _refuse(extra, f"{path} is {DESCRIPTIONS[kind]}", ("qformer",))
     if kind != "huggingface":
         _refuse(extra, f"{path} is {DESCRIPTIONS[kind]}", ("lora",))
     if kind == "huggingface":
@@ -258,6 +266,23 @@ def _open_checkpoint(path: str, extra: ExtraWeights) -> ModelSource:
         else None,
         extra=parts,
     )
+
+
+def _open_minigpt4(file: CheckpointFiles, extra: ExtraWeights) -> ModelSource:
+    """Open a MiniGPT-4 file and the parts that it lacks."""
+    _refuse(extra, f"{file.name} is {DESCRIPTIONS['minigpt4']}", COMPLETE[2:4])
+    for name in MINIGPT4_PARTS:
+        if not getattr(extra, name):
+            raise SourceError(
+                f"{file.name} is {DESCRIPTIONS['minigpt4']} alone: name a LAVIS file "
+                "of BLIP-2 (--qformer), EVA-CLIP (--vision) and the folder of a Vicuna "
+                "(--language_model)"
+            )
+    parts = {name: CheckpointFiles(getattr(extra, name)) for name in MINIGPT4_PARTS}
+    config = _sizes(extra) or minigpt4_sizes(parts["language_model"])
+    if extra.image_size is not None:
+        config = config_at_size(config, extra.image_size)
+    return open_minigpt4(file, config, **parts)
 
 
 def _refuse(extra: ExtraWeights, source: str, options: tuple[str, ...]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
+from blip2_jax.data.text.prompts import QUERIES_HERE
 from blip2_jax.models.blip2 import Blip2Base
-from blip2_jax.models.language.input_sequence import queries_then_text
+from blip2_jax.models.language.input_sequence import queries_in_text
 from blip2_jax.models.language.interface import build_language_model
 from blip2_jax.nn.kv_cache import PrefixKV
 from blip2_jax.nn.layers import dense
@@ -143,7 +144,8 @@ class Blip2Stage2(Blip2Base):
 
         Args:
           query_output: from `encode_queries`.
-          prompt_ids: language-model tokens, padded on the left.
+          prompt_ids: language-model tokens, padded on the left. The queries stand in
+            the place of an id `QUERIES_HERE`, which is masked, or before all.
           prompt_mask: True = a real token.
           weights: from `LanguageModel.unstacked_weights`; None = the parameters.
 
@@ -152,7 +154,9 @@ class Blip2Stage2(Blip2Base):
         """
         text = self.language_model.embed(prompt_ids)
         queries = self.project(query_output)
-        inputs, mask = queries_then_text(queries, text, prompt_mask)
+        # The first column with the id; column 0 if there is none.
+        before = jnp.argmax(prompt_ids == QUERIES_HERE, axis=1)
+        inputs, mask = queries_in_text(queries, text, prompt_mask, before)
         return self.language_model.prefill(inputs, mask, weights)
 
     def __call__(self, images: Shaped[Array, "B ..."]) -> None:

@@ -138,9 +138,25 @@ FLAN_T5_LARGE = T5Config(1024, 24, 16, 2816)
 FLAN_T5_XL = T5Config(2048, 24, 32, 5120)
 FLAN_T5_XXL = T5Config(4096, 24, 64, 10240)
 
+# mT5, and mT0, which is trained from it (Muennighoff et al. 2022).
+_MT5: dict[str, Any] = {"vocab_size": 250_112, "activation": "gelu_new"}
+MT5_SMALL = dataclasses.replace(FLAN_T5_SMALL, **_MT5)
+MT5_BASE = dataclasses.replace(FLAN_T5_BASE, **_MT5)
+MT5_LARGE = dataclasses.replace(FLAN_T5_LARGE, **_MT5)
+MT5_XL = dataclasses.replace(FLAN_T5_XL, **_MT5)
+MT5_XXL = dataclasses.replace(FLAN_T5_XXL, **_MT5)
+
 LLAMA_2_7B = LlamaConfig(4096, 32, 32, 32, 128, 11008)
 VICUNA_7B = LLAMA_2_7B  # version 1.5
 VICUNA_13B = LlamaConfig(5120, 40, 40, 40, 128, 13824)
+# Version 1.1, of the first Llama, as in InstructBLIP: texts begin with the end token.
+_VICUNA_1_1: dict[str, Any] = {
+    "max_positions": 2048,
+    "layer_norm_eps": 1e-6,
+    "bos_id": 2,
+}
+INSTRUCT_VICUNA_7B = dataclasses.replace(VICUNA_7B, **_VICUNA_1_1)
+INSTRUCT_VICUNA_13B = dataclasses.replace(VICUNA_13B, **_VICUNA_1_1)
 LLAMA_3_2_1B = LlamaConfig(
     2048,
     16,
@@ -287,13 +303,19 @@ def _released() -> dict[str, Blip2Config]:
 
 
 def _instructed() -> dict[str, Blip2Config]:
-    """Return the models of InstructBLIP with FlanT5 (Dai et al. 2023).
+    """Return the models of InstructBLIP (Dai et al. 2023).
 
     Their sizes are BLIP-2's. Their Q-Former reads the prompt too.
     """
+    language_models: dict[str, LanguageModelConfig] = {
+        "flant5xl": FLAN_T5_XL,
+        "flant5xxl": FLAN_T5_XXL,
+        "vicuna7b": INSTRUCT_VICUNA_7B,
+        "vicuna13b": INSTRUCT_VICUNA_13B,
+    }
     return {
-        "instructblip_flant5xl": Blip2Config(EVA_VIT_G, QFORMER_BASE, FLAN_T5_XL),
-        "instructblip_flant5xxl": Blip2Config(EVA_VIT_G, QFORMER_BASE, FLAN_T5_XXL),
+        f"instructblip_{name}": Blip2Config(EVA_VIT_G, QFORMER_BASE, language_model)
+        for name, language_model in language_models.items()
     }
 
 
@@ -314,8 +336,11 @@ def _small() -> dict[str, Blip2Config]:
     }
 
 
+# mBLIP (Geigle et al. 2023), BLIP-2 with mT0-XL.
+_MULTILINGUAL = {"mblip_mt0xl": Blip2Config(EVA_VIT_G, QFORMER_BASE, MT5_XL)}
 RELEASED: tuple[str, ...] = tuple(_released())
-PRESETS: dict[str, Blip2Config] = _released() | _instructed() | _small()
+INSTRUCTED: tuple[str, ...] = tuple(_instructed())
+PRESETS: dict[str, Blip2Config] = _released() | _instructed() | _MULTILINGUAL | _small()
 
 
 def preset(name: str) -> Blip2Config:

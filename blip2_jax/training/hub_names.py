@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.data import hub
+from blip2_jax.data.text.tokenizers import LAVIS_PREFIX
 from blip2_jax.training.train_config import from_plain, to_plain
 
 # Keys whose values are paths, so that ORG/NAME stands for a repository. Elsewhere names
@@ -46,7 +47,9 @@ def pin_hub_names(
             return value
         if not (value.startswith("hf:") or (value and key.startswith(PATHS))):
             return value
-        pinned = recorded.get(value) or hub.pinned(value)
+        spec = value.removeprefix(LAVIS_PREFIX)
+        prefix = value.removesuffix(spec)
+        pinned = recorded.get(value) or prefix + hub.pinned(spec)
         if pinned != value:
             names[value] = pinned
         return pinned

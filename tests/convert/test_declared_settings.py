@@ -44,7 +44,7 @@ def folders(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("family", ["opt", "t5", "llama", "retrieval"])
+@pytest.mark.parametrize("family", ["opt", "t5", "mt5", "llama", "retrieval"])
 def test_all_settings_of_transformers_are_known(family):
     """Newer versions of transformers may add one, which must be looked at."""
     _, transformers = peers.torch_and_transformers()

@@ -11,6 +11,7 @@ import blip2_jax
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.instructblip_folder import instructblip_rules
+from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.model_source import expected_shapes
 from blip2_jax.convert.native_folder import read_folder, write_folder
@@ -59,7 +60,7 @@ def their_inputs(torch, theirs, model):
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("family", ["t5", "opt"])
+@pytest.mark.parametrize("family", instructblip.FAMILIES)
 def test_queries_and_scores_equal_transformers(folder, family):
     torch, _ = peers.torch_and_transformers()
     path, theirs = folder(family)
@@ -86,10 +87,8 @@ def test_queries_and_scores_equal_transformers(folder, family):
         if family == "t5":
             one["labels"] = torch.tensor(targets[None])
         else:
-            ids = torch.cat([one["input_ids"], torch.tensor(targets[None])], 1)
-            one["input_ids"] = ids
-            more = torch.ones((1, int(length)), dtype=torch.int64)
-            one["attention_mask"] = torch.cat([one["attention_mask"], more], 1)
+            prompt = one["input_ids"][one.pop("attention_mask").bool()]
+            one["input_ids"] = torch.cat([prompt, torch.tensor(targets)])[None]
         with torch.no_grad():
             logits = theirs(**one).logits[0]
         logits = logits if family == "t5" else logits[-length - 1 : -1]
@@ -104,7 +103,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("family", ["t5", "opt"])
+@pytest.mark.parametrize("family", instructblip.FAMILIES)
 def test_ids_equal_those_of_transformers(folder, family, name):
     torch, _ = peers.torch_and_transformers()
     path, theirs = folder(family)
@@ -148,7 +147,7 @@ def test_every_method_gives_the_prompt_to_the_qformer(folder):
     assert model.answer(image, question, decoding="original")
 
 
-@pytest.mark.parametrize("family", ["t5", "opt"])
+@pytest.mark.parametrize("family", instructblip.FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip(tmp_path, family, dtype):
     _, transformers = peers.torch_and_transformers()
@@ -218,23 +217,14 @@ def test_lavis_files(folder, tmp_path):
     peers.assert_same(dict(again.arrays), dict(model.arrays))
 
 
-@pytest.mark.parametrize("name", ["instructblip_flant5xl"])
+@pytest.mark.parametrize("name", ["instructblip_flant5xl", "instructblip_vicuna13b"])
 def test_names_at_full_size(name):
     """Every array of transformers' model of this size, without allocation."""
     torch, transformers = peers.torch_and_transformers()
     config = preset(name)
     sizes = config.language_model
-    text = transformers.T5Config(
-        d_model=sizes.width,
-        d_kv=64,
-        d_ff=sizes.mlp_dim,
-        num_layers=sizes.depth,
-        num_heads=sizes.heads,
-        feed_forward_proj="gated-gelu",
-        vocab_size=32128,
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
+    settings = FAMILIES[sizes.family].write(sizes, sizes.vocab_size, 1)
+    text = transformers.AutoConfig.for_model(**settings)
     theirs = transformers.InstructBlipConfig(
         text_config=text, qformer_config={"vocab_size": 30523}
     )

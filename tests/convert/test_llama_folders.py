@@ -11,7 +11,6 @@ from blip2_jax.configs import stage2_language_model
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.language_families import llama
 from blip2_jax.convert.language_folder import language_options, language_sizes_of
-from blip2_jax.convert.lavis_file import lavis_rules
 from blip2_jax.convert.tables import name_table
 from blip2_jax.convert.tables.llama import SETTINGS, llama_rules
 from blip2_jax.convert.vocabulary import check_vocabulary
@@ -218,11 +217,6 @@ def test_model_and_tokenizer_begin_texts_alike(tmp_path):
     check_vocabulary(tokenizer, config_of(dataclasses.replace(sizes, bos_id=None)))
     with pytest.raises(ValueError, match=r"bos_id .* is 1, but .* is None"):
         check_vocabulary(tokenizer, config_of(sizes))
-
-
-def test_lavis_has_no_such_model():
-    with pytest.raises(SourceError, match="LAVIS has no BLIP-2 with Llama"):
-        lavis_rules(config_of(ours("llama")[0]))
 
 
 def test_captions_without_bos_and_prompt(tmp_path):

@@ -8,7 +8,8 @@ from blip2_jax.data.text.prompts import (
     document_example,
     generation_prompts,
 )
-from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.data.text.tokenizers import load_tokenizer, load_unwrapped
+from tests.support import vicuna_tokenizer
 from tests.support.spaced_words import write_tokenizer
 
 BOS, EOS = 1, 2
@@ -65,3 +66,21 @@ def test_an_end_token_that_begins_texts_is_no_end():
 def test_a_tokenizer_without_any_end_is_refused():
     with pytest.raises(ValueError, match="must have an end token"):
         load_tokenizer("shapes:bert", language_model=True)
+
+
+def test_the_texts_of_instructblip_begin_and_end_with_the_same_token(tmp_path):
+    """`lavis:` changes Vicuna's tokenizer; a Hugging Face folder has it changed."""
+    plain = vicuna_tokenizer.write_tokenizer(tmp_path / "plain")
+    changed = vicuna_tokenizer.write_tokenizer(tmp_path / "changed", instructed=True)
+    vicuna = load_tokenizer(plain, language_model=True)
+    assert (vicuna.bos_id, vicuna.end_id) == (BOS, EOS)
+    for spec, more in ((f"lavis:{plain}", 0), (changed, 1)):
+        tokenizer = load_tokenizer(spec, language_model=True)
+        assert (tokenizer.bos_id, tokenizer.end_id) == (EOS, EOS)
+        assert (tokenizer.family, tokenizer.separator) == ("decoder_only", "")
+        assert tokenizer.vocab_size == vicuna.vocab_size + more  # [PAD]
+        words = tokenizer.encode_words("a star")
+        assert tokenizer.decode([EOS, *words, EOS]) == "a star"
+    load_unwrapped(f"lavis:{plain}").save_pretrained(tmp_path / "copy")
+    copy = load_tokenizer(str(tmp_path / "copy"), language_model=True)
+    assert (copy.bos_id, copy.end_id, copy.pad_id) == (EOS, EOS, 0)

@@ -144,5 +144,10 @@ def test_lavis_defaults():
     )
     assert lavis_defaults("answer", "t5").length_penalty == -1
     assert lavis_defaults("answer", "opt").length_penalty == 0
+    vicuna = lavis_defaults("answer", "instructblip_vicuna")
+    assert (vicuna.max_new_tokens, vicuna.length_penalty) == (9, 0)
+    vicuna = lavis_defaults("generate", "instructblip_vicuna")
+    assert (vicuna.max_new_tokens, vicuna.length_penalty) == (255, 1)
+    assert vicuna.repetition_penalty == 1.5
     with pytest.raises(ValueError, match="no decoding 'answer' for 'qformer'"):
         lavis_defaults("answer", "qformer")

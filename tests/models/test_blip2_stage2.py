@@ -13,7 +13,10 @@ from blip2_jax.convert.tables import lavis, name_table
 from blip2_jax.convert.tables.lavis import stage2_rules
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
-from blip2_jax.models.language.input_sequence import queries_then_text
+from blip2_jax.models.language.input_sequence import (
+    queries_in_text,
+    queries_then_text,
+)
 from blip2_jax.models.presets import PRESETS, RELEASED, Blip2Config, preset
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn import trees
@@ -135,3 +138,12 @@ def test_needs_a_language_model():
     model = Blip2Stage2(preset("pretrain"))
     with pytest.raises(ValueError, match=r"needs config\.language_model"):
         shapes(model)
+
+
+def test_queries_stand_behind_the_given_number_of_columns():
+    text, mask = np.arange(10.0).reshape(2, 5, 1), np.ones((2, 5), bool)
+    mask[0, :2] = False
+    queries = -1 - np.arange(4.0).reshape(2, 2, 1)
+    inputs, seen = queries_in_text(queries, text, mask, jnp.array([3, 0]))
+    assert inputs[..., 0].tolist() == [[0, 1, 2, -1, -2, 3, 4], [-3, -4, *range(5, 10)]]
+    assert seen.tolist() == [[False] * 2 + [True] * 5, [True] * 7]

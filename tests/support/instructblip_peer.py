@@ -5,14 +5,39 @@ import pathlib
 from blip2_jax.data.text.tokenizers import tokenizer_directory
 from blip2_jax.models import presets
 from tests.support import peer_models as peers
+from tests.support import vicuna_tokenizer
 
 IMAGE_SIZE = 28
+FAMILIES = ("t5", "opt", "vicuna")
+
+
+def vicuna_config(transformers):
+    """Build the config of a language model of odd sizes.
+
+    As in the released folders, its BOS is not that of the tokenizer, and its table has
+    rows for [PAD] and `<image>`.
+    """
+    return transformers.LlamaConfig(
+        vocab_size=vicuna_tokenizer.ROWS + 2,
+        hidden_size=18,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=26,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        pad_token_id=-1,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def instructblip_config(transformers, family):
-    """Build the config of a tiny InstructBLIP with "t5" or "opt"."""
-    blip2 = peers.huggingface_config(transformers, family)
-    qformer = blip2.qformer_config
+    """Build the config of a tiny InstructBLIP with "t5", "opt" or "vicuna"."""
+    text = (
+        vicuna_config(transformers)
+        if family == "vicuna"
+        else peers.text_config(transformers, family)
+    )
     return transformers.InstructBlipConfig(
         vision_config=dict(
             hidden_size=peers.WIDTH,
@@ -24,16 +49,16 @@ def instructblip_config(transformers, family):
         ),
         qformer_config=dict(
             hidden_size=peers.WIDTH,
-            num_hidden_layers=qformer.num_hidden_layers,
-            num_attention_heads=qformer.num_attention_heads,
+            num_hidden_layers=2,
+            num_attention_heads=2,
             intermediate_size=24,
             vocab_size=presets.SHAPES_QFORMER.vocab_size,
             max_position_embeddings=32,
             encoder_hidden_size=peers.WIDTH,
         ),
-        text_config=peers.text_config(transformers, family),
+        text_config=text,
         num_query_tokens=4,
-        image_token_index=blip2.image_token_index,
+        image_token_index=text.vocab_size - 1,
     )
 
 
@@ -58,10 +83,12 @@ def write_instructblip(path, family="t5", dtype="float32"):
     torch, _ = peers.torch_and_transformers()
     model = instructblip_model(family).to(getattr(torch, dtype))
     model.save_pretrained(path)
-    for spec, folder in (
-        (f"shapes:{family}", path),
-        ("shapes:bert", path / "qformer_tokenizer"),
-    ):
+    tokenizers = {"shapes:bert": path / "qformer_tokenizer"}
+    if family == "vicuna":
+        vicuna_tokenizer.write_tokenizer(path, instructed=True, image=True)
+    else:
+        tokenizers[f"shapes:{family}"] = path
+    for spec, folder in tokenizers.items():
         folder.mkdir(exist_ok=True)
         for file in pathlib.Path(tokenizer_directory(spec)).iterdir():
             (folder / file.name).write_bytes(file.read_bytes())

@@ -49,7 +49,8 @@ def text_config(transformers, family):
             bos_token_id=2,
             eos_token_id=load_tokenizer("shapes:opt", language_model=True).end_id,
         )
-    return transformers.T5Config(
+    kind = transformers.MT5Config if family == "mt5" else transformers.T5Config
+    return kind(
         vocab_size=presets.SHAPES_T5.vocab_size + 1,
         d_model=WIDTH,
         d_kv=8,
@@ -60,19 +61,25 @@ def text_config(transformers, family):
         relative_attention_num_buckets=8,
         relative_attention_max_distance=10,
         feed_forward_proj="gated-gelu",
-        dense_act_fn="gelu",
+        **({} if family == "mt5" else {"dense_act_fn": "gelu"}),
         tie_word_embeddings=False,
         decoder_start_token_id=0,
         bos_token_id=1,
-        initializer_factor=2.0,
+        initializer_factor=1.0 if family == "mt5" else 2.0,
     )
 
 
 def huggingface_config(transformers, family):
-    """Build the config of "opt", "t5", "llama" (stage 2) or "retrieval" (stage 1)."""
+    """Build the config of stage 2 with a language model, or of "retrieval" (stage 1).
+
+    Args:
+      transformers: the module.
+      family: "opt", "t5", "mt5", "llama" or "retrieval".
+    """
     retrieval = family == "retrieval"
     more = {} if retrieval else {"text_config": text_config(transformers, family)}
-    image = {"retrieval": None, "t5": presets.SHAPES_T5}.get(family, presets.SHAPES_OPT)
+    t5 = presets.SHAPES_T5
+    image = {"retrieval": None, "t5": t5, "mt5": t5}.get(family, presets.SHAPES_OPT)
     return transformers.Blip2Config(
         vision_config=dict(
             hidden_size=WIDTH,
@@ -113,7 +120,7 @@ def huggingface_model(family, key_bias=False, seed=0):
             torch.nn.init.normal_(parameter, std=0.3)
         if name.endswith("self_attn.qkv.bias") and not key_bias:
             parameter.data[WIDTH : 2 * WIDTH] = 0  # as in the released models
-    if family == "t5":  # an untied head, as in v1.1 files
+    if family in ("t5", "mt5"):  # an untied head, as in v1.1 files
         head = model.language_model.lm_head
         head.weight = torch.nn.Parameter(torch.randn(head.weight.shape) / 4)
     return model
@@ -124,7 +131,8 @@ def write_huggingface(path, family, dtype="float32", shard="1GB", **kwargs):
     torch, _ = torch_and_transformers()
     model = huggingface_model(family, **kwargs).to(getattr(torch, dtype))
     model.save_pretrained(path, max_shard_size=shard)
-    spec = {"t5": "shapes:t5", "retrieval": "shapes:bert"}.get(family, "shapes:opt")
+    words = {"t5": "t5", "mt5": "t5", "retrieval": "bert"}.get(family, "opt")
+    spec = f"shapes:{words}"
     for file in pathlib.Path(tokenizer_directory(spec)).iterdir():
         (path / file.name).write_bytes(file.read_bytes())
     return model

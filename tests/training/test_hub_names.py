@@ -34,6 +34,7 @@ def test_only_paths_and_explicit_names_are_pinned(server):
     config.frozen_sources.vision = "org/tower"
     config.init.from_weights = ("org/tower", "runs/x.pth")
     config.data.tokenizer.qformer = "shapes:bert"
+    config.data.tokenizer.language_model = "lavis:org/tower"
     annotations = "hf://datasets/org/photos/a.json"
     config.data.train = ({"kind": "vqa", "annotations": annotations, "images": "a/b"},)
     config.logging.wandb_project = "org/tower"
@@ -42,11 +43,16 @@ def test_only_paths_and_explicit_names_are_pinned(server):
     assert pinned.frozen_sources.vision == tower
     assert pinned.init.from_weights == (tower, "runs/x.pth")
     assert pinned.data.tokenizer.qformer == "shapes:bert"
+    assert pinned.data.tokenizer.language_model == f"lavis:{tower}"
     (spec,) = pinned.data.train
     assert spec["annotations"] == f"hf://datasets/org/photos@{data}/a.json"
     assert spec["images"] == "a/b"
     assert pinned.logging.wandb_project == "org/tower"
-    assert names == {"org/tower": tower, annotations: spec["annotations"]}
+    assert names == {
+        "org/tower": tower,
+        "lavis:org/tower": f"lavis:{tower}",
+        annotations: spec["annotations"],
+    }
     # A run that is continued keeps the commits that it began with.
     earlier = {"org/tower": f"hf://org/tower@{'0' * 40}"}
     again, _ = pin_hub_names(config, earlier)

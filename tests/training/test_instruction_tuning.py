@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import blip2_jax
-from blip2_jax.configs import common, instruct_flant5xl
+from blip2_jax.configs import common, instruct_flant5xl, instruct_vicuna7b
 from blip2_jax.convert.huggingface_export import architecture
 from blip2_jax.data.data_config import data_config
 from blip2_jax.data.examples import TextFormat
@@ -113,3 +113,8 @@ def test_weights_are_square_roots_of_sizes():
     assert instruct_flant5xl.get_config("flant5xxl").batch_size == 64
     with pytest.raises(ConfigError, match="choose flant5xl or flant5xxl"):
         instruct_flant5xl.get_config("opt2.7b")
+    vicuna = instruct_vicuna7b.get_config("vicuna13b")
+    assert vicuna.model.preset == "instructblip_vicuna13b"
+    assert vicuna.data.tokenizer.language_model == "lavis:weights/vicuna-13b-v1.1"
+    assert vicuna.frozen_sources.language_model == "weights/vicuna-13b-v1.1"
+    assert vicuna.data.train == config.data.train

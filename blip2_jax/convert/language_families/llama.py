@@ -57,7 +57,7 @@ def read(theirs: Any) -> LlamaConfig:
         attention_scale=getattr(theirs, "attention_multiplier", None),
         residual_scale=getattr(theirs, "residual_multiplier", 1.0),
         logits_divisor=getattr(theirs, "logits_scaling", 1.0),
-        pad_id=end_id if pad_id is None else pad_id,
+        pad_id=end_id if pad_id is None or pad_id < 0 else pad_id,
         bos_id=theirs.bos_token_id,
         eos_id=end_id,
     )

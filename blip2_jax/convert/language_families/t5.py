@@ -1,4 +1,4 @@
-"""T5-v1.1 and FlanT5: transformers' `T5ForConditionalGeneration`."""
+"""T5-v1.1, FlanT5, mT5 and mT0 as transformers' T5 and mT5 declare them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OLD_BIAS = (
 
 
 def read(theirs: Any) -> T5Config:
-    """Convert transformers' `T5Config`.
+    """Convert transformers' `T5Config` or `MT5Config`.
 
     Raises:
       ValueError: it is the first T5, or its feed-forward is not gated.
@@ -27,9 +27,9 @@ def read(theirs: Any) -> T5Config:
             "of T5-v1.1 and Flan-T5 are supported, such as 'gated-gelu'"
         )
     # T5-v1.1 does not tie its head. Newer versions of transformers tie it in name only
-    # and mark the first T5 by `scale_decoder_outputs`.
+    # and mark the first T5 by `scale_decoder_outputs`. mT5 is always v1.1.
     scaled = getattr(theirs, "scale_decoder_outputs", theirs.tie_word_embeddings)
-    if scaled:
+    if scaled and theirs.model_type != "mt5":
         raise ValueError(
             "the language model is the first T5 (tie_word_embeddings is not false); "
             "only v1.1 and Flan-T5 are supported"
@@ -60,7 +60,10 @@ def read(theirs: Any) -> T5Config:
 
 
 def write(ours: T5Config, rows: int, end_id: int) -> dict[str, Any]:
-    """Return transformers' settings; the end token is that of the sizes."""
+    """Return transformers' settings, those of T5 for mT5 too, which computes the same.
+
+    The end token is that of the sizes.
+    """
     return {
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
@@ -91,8 +94,8 @@ FAMILY = LanguageFamily(
     title="T5",
     pattern=r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",
     rules=t5_rules,
-    settings={"t5": settings.T5},
-    config_classes={"t5": "T5Config"},
+    settings={"t5": settings.T5, "mt5": settings.T5},
+    config_classes={"t5": "T5Config", "mt5": "MT5Config"},
     arrays={
         "vocab_size": ("shared.weight", 0),
         "d_model": ("shared.weight", 1),

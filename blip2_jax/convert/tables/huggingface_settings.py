@@ -295,7 +295,7 @@ TABLES = {
     "`Blip2VisionConfig`": VISION,
     "`Blip2QFormerConfig`": QFORMER,
     "`OPTConfig`": OPT,
-    "`T5Config`": T5,
+    "`T5Config`, `MT5Config`": T5,
 }
 
 _PROCESSOR = "how transformers runs its image processor"

@@ -17,6 +17,9 @@ from blip2_jax.convert.tables.towers import clip_rules, eva_rules
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import QFormerConfig, ViTConfig
 
+# Prefix of a family's projection and language model, if it is not the family's name.
+_PREFIXES = {"llama": "llm"}
+
 # A buffer 0, 1, 2, ... in checkpoints of older versions; it holds no parameter.
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 
@@ -34,9 +37,10 @@ def stage1_rules(config: Blip2Config) -> list[Rule]:
 
 
 def stage2_rules(config: Blip2Config, reads_text: bool = False) -> list[Rule]:
-    """Return the table of `Blip2OPT` or `Blip2T5`, language model included.
+    """Return the table of `Blip2OPT`, `Blip2T5` or `Blip2VicunaInstruct`.
 
-    Other families have the names that LAVIS would give them.
+    The language model is included. Other families have the names that LAVIS would give
+    them.
 
     Args:
       config: sizes.
@@ -47,13 +51,18 @@ def stage2_rules(config: Blip2Config, reads_text: bool = False) -> list[Rule]:
     """
     if config.language_model is None:
         raise ValueError("a stage-2 table needs config.language_model")
-    family = config.language_model.family
+    prefix = lavis_prefix(config.language_model.family)
     return [
         *shared_rules(config),
         *(qformer_reading_rules(config.qformer) if reads_text else []),
-        *linear(f"{family}_proj", "language_projection"),
-        *language_model_rules(config.language_model, f"{family}_model."),
+        *linear(f"{prefix}_proj", "language_projection"),
+        *language_model_rules(config.language_model, f"{prefix}_model."),
     ]
+
+
+def lavis_prefix(family: str) -> str:
+    """Return what LAVIS puts before `_proj` and `_model` for a language model."""
+    return _PREFIXES.get(family, family)
 
 
 def shared_rules(config: Blip2Config) -> list[Rule]:

@@ -17,6 +17,11 @@ from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer, 
 # Section 4.1 of the paper: the first is for OPT, the second for FlanT5.
 QUESTION_PROMPT = "Question: {} Answer:"
 SHORT_ANSWER_PROMPT = "Question: {} Short answer:"
+# Where a decoder-only model reads the image, if not before the prompt.
+IMAGE_MARK = "<ImageHere>"
+QUERIES_HERE = -1  # stands for the mark in rows of token ids
+# MiniGPT-4 (Zhu et al. 2023).
+MINIGPT4_PROMPT = f"###Human: <Img>{IMAGE_MARK}</Img> {{}} ###Assistant:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +244,9 @@ def generation_prompts(
     """Encode prompts for generation; return ids and mask.
 
     Decoder-only prompts begin with BOS, if there is one, and are padded on the left, so
-    that the last column is the last token of every row. Encoder prompts end with the
-    end token and are padded on the right.
+    that the last column is the last token of every row. `IMAGE_MARK` becomes a padding
+    column with the id `QUERIES_HERE`. Encoder prompts end with the end token and are
+    padded on the right.
 
     Args:
       tokenizer: tokenizer of the language model.
@@ -248,10 +254,11 @@ def generation_prompts(
       length: length to pad and truncate to; None: length of the longest prompt.
     """
     if tokenizer.family == "decoder_only":
-        rows = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+        rows = [_prompt_ids_around_image(tokenizer, prompt) for prompt in prompts]
         length = length or max(1, *map(len, rows))  # without BOS a prompt may be empty
         rows = [row[:length] for row in rows]
-        return pad_rows(rows, length, tokenizer.pad_id, left=True)
+        ids, mask = pad_rows(rows, length, tokenizer.pad_id, left=True)
+        return ids, mask & (ids != QUERIES_HERE)
     rows = [tokenizer.encode_words(prompt) for prompt in prompts]
     length = length or max(map(len, rows)) + 1
     rows = [[*row[: length - 1], tokenizer.end_id] for row in rows]
@@ -326,3 +333,10 @@ def _prompt_ids(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
     """Encode BOS, if there is one, and a prompt."""
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return [*begin, *tokenizer.encode_words(prompt.strip())]
+
+
+def _prompt_ids_around_image(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
+    """Encode a prompt; its parts before and behind the image on their own."""
+    before, mark, behind = prompt.strip().partition(IMAGE_MARK)
+    ids = _prompt_ids(tokenizer, before)
+    return [*ids, QUERIES_HERE, *tokenizer.encode_words(behind)] if mark else ids

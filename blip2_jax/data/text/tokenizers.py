@@ -22,6 +22,8 @@ from blip2_jax.data.text.vocabulary_files import vocabulary_size
 SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
 
+# Prefix of the spec of a Llama's tokenizer whose texts shall begin as in InstructBLIP.
+LAVIS_PREFIX = "lavis:"
 SENTENCEPIECE_SPACE = "\u2581"
 _MAX_WORDS = 50
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
@@ -129,7 +131,8 @@ class LanguageTokenizer(_FastTokenizer):
       bos_id: id of the first token of every text; None if there is none, as for
         encoder-decoders.
       end_id: id of the token that ends a generated text: the end token, or a newline if
-        the end token also begins the texts, as OPT's.
+        the end token also begins the texts, as OPT's. SentencePiece has no token of a
+        newline alone: the texts of InstructBLIP's Vicuna begin and end with the same.
       separator: what joins a prompt and a text: a space, or nothing if the tokenizer
         itself begins every text with a space.
       blank_ids: ids of T5's sentinels <extra_id_0>, <extra_id_1>, ...; empty if the
@@ -151,7 +154,7 @@ class LanguageTokenizer(_FastTokenizer):
         self.bos_id: int | None = bos_id if begins else None
         self.separator = "" if self._begins_with_space() else " "
         self.family: Family = "decoder_only"
-        if begins and eos_id in (bos_id, None):
+        if begins and (eos_id is None or (eos_id == bos_id and self.separator)):
             self.end_id = self._newline_id(tokenizer)
         elif eos_id is not None:
             self.end_id = eos_id
@@ -229,7 +232,8 @@ def load_tokenizer(
 
     Args:
       spec: a directory with a vocabulary, a name of the hub (`data.hub`), or
-        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package.
+        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package. Of
+        a Llama, "lavis:" before it lets texts begin with the end token.
       language_model: return a `LanguageTokenizer` instead of a `QFormerTokenizer`.
 
     Raises:
@@ -238,24 +242,29 @@ def load_tokenizer(
         which is never run, or the loaded tokenizer lacks words of the directory's
         vocabulary.
     """
-    tokenizer = _load(spec)
+    tokenizer = load_unwrapped(spec)
     return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
 
 
 def load_clip_tokenizer(spec: str) -> ClipTokenizer:
     """Load CLIP's tokenizer; see `load_tokenizer`."""
-    return ClipTokenizer(_load(spec))
+    return ClipTokenizer(load_unwrapped(spec))
 
 
-def _load(spec: str) -> Any:
-    """Load a tokenizer of transformers; see `load_tokenizer`."""
+def load_unwrapped(spec: str, **settings: Any) -> Any:
+    """Load a tokenizer as transformers' object; see `load_tokenizer`.
+
+    Args:
+      spec: see `load_tokenizer`.
+      **settings: further arguments of transformers' `from_pretrained`.
+    """
     from transformers import AutoTokenizer  # slow to import
 
     directory = tokenizer_directory(spec)
     expected = vocabulary_size(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+            str(directory), local_files_only=True, trust_remote_code=False, **settings
         )
     except Exception as error:  # the Rust library raises plain `Exception`
         message = " ".join(str(error).split())
@@ -267,7 +276,25 @@ def _load(spec: str) -> Any:
             f"the vocabulary in {directory} has {expected} words, but only "
             f"{len(tokenizer)} were loaded"
         )
+    if spec.startswith(LAVIS_PREFIX):
+        _begin_with_end_token(tokenizer)
     return tokenizer
+
+
+def _begin_with_end_token(tokenizer: Any) -> None:
+    """Let the texts of a Llama's tokenizer begin with its end token.
+
+    LAVIS does so for InstructBLIP's Vicuna. It also adds [PAD]; here padding, which is
+    masked, is the unknown word, so that the token table needs no further row.
+    """
+    from tokenizers import processors
+
+    end, end_id = tokenizer.eos_token, _required(tokenizer, "eos_token_id")
+    tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.bos_token = end
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, end_id)]
+    )
 
 
 def tokenizer_directory(spec: str) -> pathlib.Path:
@@ -277,6 +304,7 @@ def tokenizer_directory(spec: str) -> pathlib.Path:
       FileNotFoundError: the directory or a vocabulary in it does not exist.
       HubError: the files cannot be fetched.
     """
+    spec = spec.removeprefix(LAVIS_PREFIX)
     if spec.startswith("shapes:"):
         directory = SHAPES_TOKENIZERS / spec.removeprefix("shapes:")
     else:

@@ -1,9 +1,9 @@
-"""The input of a language model: projected queries, then text."""
+"""The input of a language model: projected queries and text."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def queries_then_text(
@@ -24,6 +24,31 @@ def queries_then_text(
     return (
         jnp.concatenate([queries.astype(text.dtype), text], axis=1),
         jnp.concatenate([query_mask, mask.astype(bool)], axis=1),
+    )
+
+
+def queries_in_text(
+    queries: Float[Array, "B Q E"],
+    text: Float[Array, "B T E"],
+    mask: Bool[Array, "B T"],
+    before: Int[Array, " B"],
+) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
+    """Put queries behind the first columns of a text; S = Q + T.
+
+    Args:
+      queries: projected query outputs.
+      text: token embeddings.
+      mask: True = a real token.
+      before: number of columns, padding included, that stand before the queries.
+    """
+    inputs, mask = queries_then_text(queries, text, mask)
+    count, column = queries.shape[1], jnp.arange(inputs.shape[1])
+    before = before[:, None]
+    behind = jnp.where(column < before + count, column - before, column)
+    order = jnp.where(column < before, column + count, behind)
+    return (
+        jnp.take_along_axis(inputs, order[..., None], axis=1),
+        jnp.take_along_axis(mask, order, axis=1),
     )
 
 
