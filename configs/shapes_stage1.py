@@ -1,8 +1,8 @@
 """blip2-jax train --config shapes_stage1 --workdir runs/shapes_stage1
 
 Stage 1 on the shapes world: the Q-Former learns ITC, ITM and ITG behind the frozen
-image encoder that ships with the package. Part of `blip2-jax demo`. The argument sets the
-number of queries, which is 20 without it: `shapes_stage1:4`.
+image encoder that ships with the package. Part of `blip2-jax demo`. The argument sets
+the number of queries, which is 20 without it: `shapes_stage1:4`.
 """
 
 from ml_collections import ConfigDict
