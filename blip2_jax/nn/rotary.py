@@ -40,17 +40,59 @@ def stretch_low_frequencies(
     return ((1 - kept) * frequency / factor + kept * frequency).astype(np.float32)
 
 
+def stretch_slow_pairs(
+    frequency: Float32[np.ndarray, " half"],
+    theta: float,
+    factor: float,
+    low: float,
+    high: float,
+    positions: int,
+    truncate: bool = True,
+) -> Float32[np.ndarray, " half"]:
+    """Divide low frequencies by `factor`, as YaRN does (Peng et al. 2023, section 3.2).
+
+    Args:
+      frequency: from `frequencies`.
+      theta: its base.
+      factor: divisor of the lowest frequencies.
+      low: pairs that turn less often than this within `positions` are divided.
+      high: pairs that turn more often are kept; between the two the change is linear in
+        the number of the pair.
+      positions: length of the context before it was extended.
+      truncate: round the numbers of the two pairs outwards.
+    """
+    width = 2 * len(frequency)
+    # The number of the pair that turns so often, from turns = positions / (2 pi) *
+    # theta ** (-2 pair / width).
+    last_kept, first_divided = (
+        width * np.log(positions / (turns * 2 * np.pi)) / (2 * np.log(theta))
+        for turns in (high, low)
+    )
+    if truncate:
+        last_kept, first_divided = np.floor(last_kept), np.ceil(first_divided)
+    last_kept, first_divided = max(last_kept, 0), min(first_divided, width - 1)
+    span = first_divided - last_kept or 0.001
+    divided = np.clip((np.arange(width // 2) - last_kept) / span, 0, 1)
+    return (frequency * (1 - divided + divided / factor)).astype(np.float32)
+
+
 def rotation(
-    positions: Int[Array, "B T"], frequency: Float32[np.ndarray, " half"]
+    positions: Int[Array, "B T"],
+    frequency: Float32[np.ndarray, " half"],
+    scale: float = 1.0,
 ) -> Rotation:
-    """Return fp32 cosines and sines of the angles of each position."""
+    """Return fp32 cosines and sines of the angles of each position, times `scale`."""
     angles = positions[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rotate(x: Float[Array, "B T H K"], by: Rotation) -> Float[Array, "B T H K"]:
-    """Rotate dimensions i and K / 2 + i of every head as one pair, in fp32."""
+    """Rotate dimensions i and half + i of every head as one pair, in fp32.
+
+    Dimensions from 2 * half on stay as they are.
+    """
     cos, sin = (part[:, :, None] for part in by)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin, rest)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

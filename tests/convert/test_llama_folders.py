@@ -28,7 +28,7 @@ from blip2_jax.training.tasks import make_task, model_config
 from blip2_jax.training.train_config import ConfigError
 from tests.support import one_step
 from tests.support.changed_folder import changed
-from tests.support.llama_peers import MODELS, ours, peer
+from tests.support.llama_peers import MODELS, SCALED, ours, peer
 from tests.support.spaced_words import write_tokenizer
 
 
@@ -76,7 +76,7 @@ def test_all_settings_of_transformers_are_known(name):
     assert SETTINGS[config.model_type].problem(declared) == ""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *SCALED])
 def test_sizes_survive_the_way_to_transformers_and_back(name):
     import transformers
 
@@ -105,7 +105,7 @@ def test_settings_of_earlier_versions_of_transformers(folders, tmp_path):
 REFUSED = {
     "hidden_act": "gelu",
     "attention_dropout": 0.1,
-    "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+    "rope_scaling": {"rope_type": "proportional", "factor": 2.0},
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mscale": 2.0},
     "quantization_config": {"load_in_8bit": True},
     "vocab_size": 41,
@@ -117,7 +117,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_names_file_and_setting(folders, tmp_path, name):
     folder = changed(folders("llama"), tmp_path / "x", **{name: REFUSED[name]})
-    words = {"rope_parameters": "mscale", "rope_scaling": "'dynamic'"}
+    words = {"rope_parameters": "mscale", "rope_scaling": "'proportional'"}
     with pytest.raises(SourceError) as error:
         language_sizes_of(folder)
     for word in ("config.json", words.get(name, name)):

@@ -32,6 +32,29 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.5],
+    "long_factor": [2.0, 7.0],
+    "original_max_position_embeddings": 32,
+}
+# Scalings of the positions that no model of `MODELS` has.
+SCALED = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+    "yarn": YARN,
+    "yarn_settings": YARN
+    | {"beta_fast": 3.0, "beta_slow": 0.5, "truncate": False}
+    | {"mscale": 1.0, "mscale_all_dim": 0.5},
+    "longrope": LONGROPE,
+    "longrope_settings": LONGROPE | {"factor": 8.0, "attention_factor": 1.25},
+}
 # Name: class of transformers, settings beside `SIZES`.
 MODELS = {
     "llama": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-3}),
@@ -68,7 +91,7 @@ def peer(name):
     transformers = pytest.importorskip("transformers", minversion="5")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    kind, settings = MODELS[name]
+    kind, settings = MODELS.get(name) or ("Llama", {"rope_parameters": SCALED[name]})
     config = getattr(transformers, f"{kind}Config")(**SIZES | settings)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     for path, parameter in model.named_parameters():

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from blip2_jax.convert.language_families.family import LanguageFamily
+from blip2_jax.convert.language_families.rope import INVISIBLE, read_rope, write_rope
 from blip2_jax.convert.tables.llama import SETTINGS, llama_rules
 from blip2_jax.models.sizes import LlamaConfig
 
 WINDOWED = "sliding_attention"
 LAYER_TYPES = ("full_attention", WINDOWED)
-# Our field by the setting of each kind of scaling.
-SCALINGS: dict[str, dict[str, str]] = {
-    "default": {},
-    "linear": {"factor": "rope_factor"},
-    "llama3": {
-        "factor": "rope_factor",
-        "low_freq_factor": "rope_low_factor",
-        "high_freq_factor": "rope_high_factor",
-        "original_max_position_embeddings": "rope_original_positions",
-    },
-}
-# Settings of `rope_parameters` beside those of the scaling.
-ROPE_SETTINGS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 def read(theirs: Any) -> LlamaConfig:
@@ -87,29 +74,11 @@ def _positions(theirs: Any) -> int:
 
 
 def _rope(theirs: Any) -> dict[str, Any]:
-    """Return our fields of the rotary positions."""
-    declared: Mapping[str, Any] = theirs.rope_parameters or {}
-    kind = declared.get("rope_type", "default")
-    if kind not in SCALINGS:
-        raise ValueError(
-            f"rope_scaling is of type {kind!r}; supported are {', '.join(SCALINGS)}"
-        )
-    fields = SCALINGS[kind]
-    if unknown := declared.keys() - fields.keys() - ROPE_SETTINGS:
-        raise ValueError(
-            f"rope_scaling of type {kind!r} has the settings "
-            f"{', '.join(sorted(unknown))}, which this package does not know"
-        )
-    if declared.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(
-            f"partial_rotary_factor is {declared['partial_rotary_factor']}; only 1 is "
-            "supported"
-        )
-    return {
-        "rope_theta": declared["rope_theta"],
-        "rope_scaling": "none" if kind == "default" else kind,
-        **{ours: declared[name] for name, ours in fields.items()},
-    }
+    """Return our fields of the rotary positions, which fill the heads."""
+    share = (theirs.rope_parameters or {}).get("partial_rotary_factor", 1)
+    if share != 1:
+        raise ValueError(f"partial_rotary_factor is {share}; only 1 is supported")
+    return read_rope(theirs)
 
 
 def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
@@ -119,8 +88,6 @@ def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
       ValueError: no class has them.
     """
     model_type, architecture, more = _class_of(ours)
-    scaling = "default" if ours.rope_scaling == "none" else ours.rope_scaling
-    fields = SCALINGS[scaling]
     return {
         "model_type": model_type,
         "architectures": [architecture],
@@ -134,11 +101,7 @@ def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": ours.max_positions,
         "rms_norm_eps": ours.layer_norm_eps,
-        "rope_theta": ours.rope_theta,
-        "rope_scaling": {
-            "rope_type": scaling,
-            **{name: getattr(ours, field) for name, field in fields.items()},
-        },
+        **write_rope(ours),
         "tie_word_embeddings": ours.tied_head,
         "pad_token_id": ours.pad_id,
         "bos_token_id": ours.bos_id,
@@ -201,12 +164,7 @@ FAMILY = LanguageFamily(
         "kv_heads",
         "head_width",
         "layer_norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "rope_factor",
-        "rope_low_factor",
-        "rope_high_factor",
-        "rope_original_positions",
+        *INVISIBLE,
         "embedding_scale",
         "attention_scale",
         "residual_scale",
