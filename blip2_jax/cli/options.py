@@ -20,6 +20,7 @@ EXTRA_WEIGHTS = {
     "lora": "PEFT folder whose LoRA matrices are merged into a Hugging Face folder",
     "qformer_tokenizer": "directory of the Q-Former's tokenizer (BERT's)",
     "language_tokenizer": "directory of the language model's tokenizer",
+    "prompt_template": "plain or chat: prompts in the tokenizer's chat template",
     "sizes": "preset or JSON file of sizes, for files of no released model",
     "image_size": "image size other than the model's; positions are interpolated",
 }

@@ -38,7 +38,7 @@ from blip2_jax.convert.files.output import (
 )
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.data.hub import TOKENIZER_FILES
-from blip2_jax.data.text.tokenizers import tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
 from blip2_jax.models import presets
 
 FORMAT = 1
@@ -228,7 +228,11 @@ def manifest_entry(
 def describe(model: ModelSource) -> dict[str, Any]:
     """Return the content of `model.json`."""
     # Earlier versions read the folders of all other models.
-    instructed = {"prompt_in_qformer": True} if model.prompt_in_qformer else {}
+    more: dict[str, Any] = {}
+    if model.prompt_in_qformer:
+        more["prompt_in_qformer"] = True
+    if model.prompt_template != "plain":
+        more["prompt_template"] = model.prompt_template
     return {
         "format": FORMAT,
         "origin": model.origin,
@@ -240,7 +244,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "precision": model.precision,
         "absent": list(model.absent),
         "elsewhere": list(model.elsewhere),
-        **instructed,
+        **more,
     }
 
 

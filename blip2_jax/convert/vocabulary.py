@@ -58,7 +58,7 @@ def _check_ends(tokenizer: LanguageTokenizer, config: LanguageModelConfig) -> No
     if config.end_id is None:
         return
     ours = {"bos_id": config.start_id, "eos_id": config.end_id}
-    theirs = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.end_id}
+    theirs = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     for name, token_id in theirs.items():
         if token_id != ours[name]:
             raise ValueError(
