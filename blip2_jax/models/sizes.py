@@ -421,4 +421,23 @@ class LlamaConfig(LanguageSizes):
         return self.eos_id
 
 
+@dataclasses.dataclass(frozen=True)
+class Phi3Config(LlamaConfig):
+    """Sizes of a decoder-only language model of the Phi-3 and Phi-4 family.
+
+    Its checkpoints join the matrices of queries, keys and values, and those of the
+    gated feed-forward. Only a part of each head may be rotated.
+    """
+
+    family: ClassVar[str] = "phi3"
+    title: ClassVar[str] = "Phi-3"
+
+    rotary_share: float = 1.0  # of the dimensions of a head
+
+    @property
+    def rotary_width(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(self.head_width * self.rotary_share)
+
+
 LanguageModelConfig = OPTConfig | T5Config | LlamaConfig

@@ -1,4 +1,7 @@
-"""Tiny models of transformers' Llama family, with random values in every array."""
+"""Tiny models of transformers' Llama family, with random values in every array.
+
+Phi-3 has the same module, and another table of names.
+"""
 
 import functools
 
@@ -6,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from blip2_jax.convert.language_families import llama
+from blip2_jax.convert.language_families.registry import (
+    language_model_rules,
+    language_sizes,
+)
 from blip2_jax.convert.tables import name_table
-from blip2_jax.convert.tables.llama import llama_rules
 
 VOCAB, EOS = 40, 2
 SIZES = {
@@ -69,6 +74,14 @@ MODELS = {
         },
     ),
     "mistral": ("Mistral", {"num_key_value_heads": 1, "sliding_window": 64}),
+    "phi3": (
+        "Phi3",
+        {
+            "hidden_size": 32,
+            "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.5},
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 8}),
     "granite": (
@@ -106,7 +119,9 @@ def peer(name):
 def ours(name):
     """Return the sizes and the converted parameters of `peer`."""
     model = peer(name)
-    config = llama.read(model.config)
+    config = language_sizes(model.config)
     source = {key: value.numpy() for key, value in model.state_dict().items()}
-    params = name_table.to_ours_complete(source, llama_rules(config))
+    params = name_table.to_ours_complete(
+        source, language_model_rules(config, target="")
+    )
     return config, jax.tree.map(jnp.asarray, params)

@@ -19,12 +19,24 @@ def read(theirs: Any) -> LlamaConfig:
     Raises:
       ValueError: this package does not have the variant.
     """
+    share = (theirs.rope_parameters or {}).get("partial_rotary_factor", 1)
+    if share != 1:
+        raise ValueError(f"partial_rotary_factor is {share}; only 1 is supported")
+    return LlamaConfig(**common_fields(theirs))
+
+
+def common_fields(theirs: Any) -> dict[str, Any]:
+    """Return the fields of `LlamaConfig` for a configuration of transformers.
+
+    Raises:
+      ValueError: this package does not have the variant.
+    """
     kind = theirs.model_type
     bias = getattr(theirs, "attention_bias", kind == "qwen2")
     heads = theirs.num_attention_heads
     end_id = _first_end_id(theirs.eos_token_id)
     pad_id = theirs.pad_token_id
-    return LlamaConfig(
+    return dict(
         width=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
         heads=heads,
@@ -34,7 +46,7 @@ def read(theirs: Any) -> LlamaConfig:
         vocab_size=theirs.vocab_size,
         max_positions=_positions(theirs),
         layer_norm_eps=theirs.rms_norm_eps,
-        **_rope(theirs),
+        **read_rope(theirs),
         qkv_bias=bias,
         output_bias=bias and kind != "qwen2",
         mlp_bias=getattr(theirs, "mlp_bias", False),
@@ -73,24 +85,20 @@ def _positions(theirs: Any) -> int:
     return min(window, theirs.max_position_embeddings)
 
 
-def _rope(theirs: Any) -> dict[str, Any]:
-    """Return our fields of the rotary positions, which fill the heads."""
-    share = (theirs.rope_parameters or {}).get("partial_rotary_factor", 1)
-    if share != 1:
-        raise ValueError(f"partial_rotary_factor is {share}; only 1 is supported")
-    return read_rope(theirs)
-
-
 def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
     """Return transformers' settings, of the class that has these sizes.
 
     Raises:
       ValueError: no class has them.
     """
-    model_type, architecture, more = _class_of(ours)
+    model_type, architecture, more = class_of(ours)
+    kind = {"model_type": model_type, "architectures": [architecture]}
+    return kind | common_settings(ours, rows, end_id) | more
+
+
+def common_settings(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
+    """Return the settings that all classes have."""
     return {
-        "model_type": model_type,
-        "architectures": [architecture],
         "vocab_size": rows,
         "hidden_size": ours.width,
         "num_hidden_layers": ours.depth,
@@ -106,11 +114,10 @@ def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
         "pad_token_id": ours.pad_id,
         "bos_token_id": ours.bos_id,
         "eos_token_id": end_id,
-        **more,
     }
 
 
-def _class_of(ours: LlamaConfig) -> tuple[str, str, dict[str, Any]]:
+def class_of(ours: LlamaConfig) -> tuple[str, str, dict[str, Any]]:
     """Return `model_type`, architecture and own settings of the class for the sizes."""
     multipliers = {
         "embedding_multiplier": ours.embedding_scale,
