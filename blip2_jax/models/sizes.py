@@ -361,7 +361,10 @@ class LlamaConfig(LanguageSizes):
                 f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}"
             )
         if self.rotary_width % 2:
-            raise ValueError(f"head_width is {self.rotary_width}; it must be even")
+            raise ValueError(
+                f"{self.rotary_width} of head_width {self.head_width} dimensions are "
+                "rotated; their number must be even"
+            )
         if self.rope_scaling not in ROPE_SCALINGS:
             raise ValueError(
                 f"rope_scaling is {self.rope_scaling!r}; it must be one of "

@@ -230,6 +230,7 @@ def test_impossible_sizes_are_refused(field):
         (presets.VICUNA_13B, 13.016),
         (presets.LLAMA_3_2_1B, 1.236),
         (presets.MISTRAL_7B, 7.242),
+        (presets.PHI_3_MINI, 3.821),
         (presets.QWEN2_5_0_5B, 0.494),
         (presets.QWEN3_0_6B, 0.596),
         (presets.SMOLLM2_135M, 0.1345),

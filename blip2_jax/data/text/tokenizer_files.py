@@ -97,7 +97,9 @@ def _open(directory: pathlib.Path, language_model: bool, **options: Any) -> Any:
     if language_model and not stored.is_file():
         options = undeclared_options(directory) | options
     tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
-    if language_model and stored.is_file() and not encodes_alike(tokenizer, stored):
+    # `PreTrainedTokenizerFast` itself reads the file as it is.
+    is_rebuilt = language_model and type(tokenizer) is not PreTrainedTokenizerFast
+    if is_rebuilt and stored.is_file() and not encodes_alike(tokenizer, stored):
         return PreTrainedTokenizerFast.from_pretrained(str(directory), **options)
     return tokenizer
 
