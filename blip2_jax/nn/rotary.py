@@ -5,6 +5,8 @@ Su et al. 2021. The score of a query and a key then depends on their distance al
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
@@ -62,17 +64,21 @@ def stretch_slow_pairs(
       truncate: round the numbers of the two pairs outwards.
     """
     width = 2 * len(frequency)
-    # The number of the pair that turns so often, from turns = positions / (2 pi) *
-    # theta ** (-2 pair / width).
-    last_kept, first_divided = (
-        width * np.log(positions / (turns * 2 * np.pi)) / (2 * np.log(theta))
-        for turns in (high, low)
-    )
+
+    def pair(turns: float) -> float:
+        """Return the number of the pair that turns so often within `positions`.
+
+        turns = positions / (2 pi) * theta ** (-2 pair / width).
+        """
+        full = positions / (2 * math.pi)
+        return width * math.log(full / turns) / (2 * math.log(theta))
+
+    first, last = pair(high), pair(low)
     if truncate:
-        last_kept, first_divided = np.floor(last_kept), np.ceil(first_divided)
-    last_kept, first_divided = max(last_kept, 0), min(first_divided, width - 1)
-    span = first_divided - last_kept or 0.001
-    divided = np.clip((np.arange(width // 2) - last_kept) / span, 0, 1)
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0.0), min(last, width - 1.0)
+    span = last - first or 0.001
+    divided = np.clip((np.arange(width // 2) - first) / span, 0, 1)
     return (frequency * (1 - divided + divided / factor)).astype(np.float32)
 
 
