@@ -106,6 +106,8 @@ writes this page.
   in `tests/goldens/`.
 - "transformers": version {version}, run in the same test on weights converted by
   `blip2_jax/convert`.
+- "Llama and its relatives": Llama with every scaling of the rotary positions, Mistral,
+  Qwen2, Qwen3, Granite, Phi-3.
 - Tolerances: `1e-5 + 1e-4 |x|` for values, `1e-4 max|g| + 2e-6` for gradients.
 - Programs are compiled without optimisation, as in all tests (`tests/conftest.py`).
 
