@@ -67,6 +67,7 @@ setup(
         "optax",
         "orbax-checkpoint",
         "transformers>=5",
+        "jinja2>=3.1",  # transformers renders chat templates with it
         "huggingface_hub>=1.31",
         "grain",
         "array_record",

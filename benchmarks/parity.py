@@ -62,7 +62,7 @@ BLOCKS = (
     ("OPT, logits", TRANSFORMERS, r"test_opt.*transformers\[pre_norm"),
     ("OPT-350m's layout, logits", ORIGINAL, r"stage2\.py.*opt350_a.*:: logits"),
     ("OPT-350m's layout, logits", TRANSFORMERS, r"test_opt.*transformers\[post_norm"),
-    ("Llama, Mistral, Qwen, Granite: logits", TRANSFORMERS, r"test_llama.*logits_eq"),
+    ("Llama and its relatives: logits", TRANSFORMERS, r"test_llama.*logits_eq"),
     ("The same: loss", TRANSFORMERS, r"values :: .*test_llama.*test_loss"),
     ("The same: gradient", TRANSFORMERS, r"gradients :: .*test_llama.*test_loss"),
     ("T5, encoder", ORIGINAL, r"encoder_last_hidden"),
@@ -78,7 +78,7 @@ BLOCKS = (
     ("Decoding, OPT-350m's layout", ORIGINAL, r"goldens_stage2.*opt350"),
     ("Decoding, T5, every mode", ORIGINAL, r"goldens_stage2.*t5"),
     ("Decoding from torch's logits", TRANSFORMERS, r"test_transformers5"),
-    ("Decoding, Llama, Mistral, Qwen, Granite", TRANSFORMERS, r"test_llama.*gener"),
+    ("Decoding, Llama and its relatives", TRANSFORMERS, r"test_llama.*gener"),
     ("Picture to text, Llama", TRANSFORMERS, r"loaded_models.*of_transf.*\[llama"),
     ("Picture to text, OPT", TRANSFORMERS, r"loaded_models.*of_transf.*\[opt"),
     ("Picture to text, T5", TRANSFORMERS, r"loaded_models.*of_transf.*\[t5"),
@@ -113,6 +113,8 @@ writes this page.
   in `tests/goldens/`.
 - "transformers": version {version}, run in the same test on weights converted by
   `blip2_jax/convert`.
+- "Llama and its relatives": Llama with every scaling of the rotary positions, Mistral,
+  Qwen2, Qwen3, Granite, Phi-3.
 - Tolerances: `1e-5 + 1e-4 |x|` for values, `1e-4 max|g| + 2e-6` for gradients.
 - Programs are compiled without optimisation, as in all tests (`tests/conftest.py`).
 

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from blip2_jax.convert.model_source import TOWER_PREFIXES, TOWERS, ModelSource
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.sources.layouts import Layout, detect_layout
-from blip2_jax.data.text.prompts import QUESTION_PROMPT
+from blip2_jax.data.text.prompts import CHAT_PROMPT, QUESTION_PROMPT
 from blip2_jax.inference.load import ExtraWeights, open_model
 from blip2_jax.inference.shipped_models import SHIPPED_MODELS
 from blip2_jax.models import presets
@@ -163,6 +163,7 @@ def set_model(config: ConfigDict, source: ModelSource, args: Arguments) -> None:
     config.precision = source.precision
     config.data.tokenizer.qformer = source.qformer_tokenizer
     config.data.tokenizer.language_model = source.language_tokenizer
+    config.data.prompt_template = source.prompt_template
     towers = ("vision", "language_model") if source.stage == 2 else ("vision",)
     if is_run(args.model):
         check_trained_towers(source, args)
@@ -233,7 +234,9 @@ def set_data(
     if purpose == "vqa":  # an epoch shows every question once, not every image
         train = {"kind": "per_question", "of": train}
         config.objective = ConfigDict({"mean_over": "texts"})
-        config.data.question_prompt = source.question_prompt or QUESTION_PROMPT
+        is_chat = source.prompt_template == "chat"
+        default = CHAT_PROMPT if is_chat else QUESTION_PROMPT
+        config.data.question_prompt = source.question_prompt or default
         config.evaluation.metric = "exact_match"  # data of one answer has no other
         config.evaluation.max_new_tokens = 10
     elif purpose == "caption":

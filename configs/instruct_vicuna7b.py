@@ -9,7 +9,7 @@ the authors' code; all else but the batch size is as in `instruct_flant5xl`.
 from ml_collections import ConfigDict
 
 from blip2_jax.configs import common, instruct_flant5xl
-from blip2_jax.data.text.tokenizers import LAVIS_PREFIX
+from blip2_jax.data.text.tokenizer_files import LAVIS_PREFIX
 
 BATCH_SIZES = {"vicuna7b": 128, "vicuna13b": 64}  # section 2.6 of the paper
 

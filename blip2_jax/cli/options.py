@@ -21,6 +21,7 @@ EXTRA_WEIGHTS = {
     "qformer": "LAVIS file of BLIP-2, for a MiniGPT-4 file, which has no Q-Former",
     "qformer_tokenizer": "directory of the Q-Former's tokenizer (BERT's)",
     "language_tokenizer": "directory of the language model's tokenizer",
+    "prompt_template": "plain or chat: prompts in the tokenizer's chat template",
     "sizes": "preset or JSON file of sizes, for files of no released model",
     "image_size": "image size other than the model's; positions are interpolated",
 }

@@ -42,6 +42,7 @@ class ModelSource:
       origin: kind of the source, for messages and records: "run", "lavis", ...
       qformer_tokenizer, language_tokenizer: a directory, "shapes:..." or "" for none.
       question_prompt: template of questions; "" for the model family's own.
+      prompt_template: "plain" or "chat"; see `tokenizers.load_tokenizer`.
       absent: patterns of parameters that the source cannot hold.
       elsewhere: path prefixes of towers that came from other files than the rest;
         LAVIS files leave them out.
@@ -57,6 +58,7 @@ class ModelSource:
     qformer_tokenizer: str = ""
     language_tokenizer: str = ""
     question_prompt: str = ""
+    prompt_template: str = "plain"
     absent: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     question_in_qformer: bool = False

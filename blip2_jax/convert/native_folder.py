@@ -38,9 +38,9 @@ from blip2_jax.convert.files.output import (
 )
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.data.hub import TOKENIZER_FILES
-from blip2_jax.data.text.tokenizers import (
+from blip2_jax.data.text.tokenizer_files import (
     LAVIS_PREFIX,
-    load_unwrapped,
+    load_pretrained,
     tokenizer_directory,
 )
 from blip2_jax.models import presets
@@ -232,7 +232,11 @@ def manifest_entry(
 def describe(model: ModelSource) -> dict[str, Any]:
     """Return the content of `model.json`."""
     # Earlier versions read the folders of all other models.
-    instructed = {"prompt_in_qformer": True} if model.prompt_in_qformer else {}
+    more: dict[str, Any] = {}
+    if model.prompt_in_qformer:
+        more["prompt_in_qformer"] = True
+    if model.prompt_template != "plain":
+        more["prompt_template"] = model.prompt_template
     return {
         "format": FORMAT,
         "origin": model.origin,
@@ -244,7 +248,7 @@ def describe(model: ModelSource) -> dict[str, Any]:
         "precision": model.precision,
         "absent": list(model.absent),
         "elsewhere": list(model.elsewhere),
-        **instructed,
+        **more,
     }
 
 
@@ -254,7 +258,7 @@ def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
         return spec
     target.mkdir()
     if spec.startswith(LAVIS_PREFIX):
-        load_unwrapped(spec).save_pretrained(target)
+        load_pretrained(spec, True).save_pretrained(target)
         return target.name
     for file in sorted(tokenizer_directory(spec).iterdir()):
         if file.is_file() and file.name in TOKENIZER_FILES:

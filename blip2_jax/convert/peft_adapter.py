@@ -31,6 +31,7 @@ from blip2_jax.convert.files.formats import open_file
 from blip2_jax.convert.files.json_files import read_json_object
 from blip2_jax.convert.files.output import atomic_output, cast, write_json
 from blip2_jax.convert.huggingface_folder import huggingface_rules
+from blip2_jax.convert.model_source import expected_shapes
 from blip2_jax.convert.tables.name_table import TRANSPOSE, Rule, shorten
 from blip2_jax.data import hub
 from blip2_jax.models.presets import Blip2Config
@@ -248,6 +249,7 @@ def _modules(lora: LoraMatrices) -> Iterator[tuple[str, Matrices]]:
     except ValueError as error:
         raise SourceError(str(error)) from error
     left = set(adapted_kernels(lora.arrays))
+    shapes = expected_shapes(lora.config)
     for rule in rules:
         if left.isdisjoint(rule.paths()):
             continue
@@ -256,7 +258,11 @@ def _modules(lora: LoraMatrices) -> Iterator[tuple[str, Matrices]]:
             raise SourceError(f"{rule.paths()[0]} is no linear layer in transformers")
         for layer, (name,) in enumerate(rule.source_names()):
             pairs = _pairs(lora, rule, layer)
-            a, b = _join(pairs)
+            paths = rule.target_paths()[0 if rule.stack else layer]
+            # A part of a joined matrix may have no matrices that show its width.
+            joined = len(paths) > 1
+            widths = [shapes[path].shape[-1] for path in paths] if joined else []
+            a, b = _join(pairs, widths)
             scale = lora.alpha / lora.rank
             yield name.removesuffix(".weight"), Matrices(a, b, scale)
     if left:
@@ -280,18 +286,23 @@ def _pairs(lora: LoraMatrices, rule: Rule, layer: int) -> list[Pair | None]:
     return pairs
 
 
-def _join(pairs: Sequence[Pair | None]) -> Pair:
+def _join(pairs: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
     """Join the matrices of kernels whose outputs are concatenated, as torch's A and B.
 
     Kernels without matrices have rows of zeros in B.
+
+    Args:
+      pairs: matrices of each kernel.
+      widths: outputs of each kernel; of a single one its own pair tells them.
     """
     present = [pair for pair in pairs if pair is not None]
     rank, outputs = present[0][1].shape
-    joined = np.zeros((len(pairs) * outputs, len(present) * rank), np.float32)
-    columns = 0
-    for number, pair in enumerate(pairs):
+    widths = widths or [outputs]
+    joined = np.zeros((sum(widths), len(present) * rank), np.float32)
+    row = column = 0
+    for pair, width in zip(pairs, widths, strict=True):
         if pair is not None:
-            rows = slice(number * outputs, (number + 1) * outputs)
-            joined[rows, columns : columns + rank] = pair[1].T
-            columns += rank
+            joined[row : row + width, column : column + rank] = pair[1].T
+            column += rank
+        row += width
     return np.concatenate([a.T for a, _ in present]), joined

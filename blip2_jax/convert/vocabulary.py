@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from blip2_jax.convert.files.checkpoint_files import LazyArrays
-from blip2_jax.data.text.tokenizers import (
-    LAVIS_PREFIX,
-    LanguageTokenizer,
-    QFormerTokenizer,
-)
+from blip2_jax.data.text.tokenizer_files import LAVIS_PREFIX
+from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer
 from blip2_jax.models.presets import Blip2Config
 from blip2_jax.models.sizes import LanguageModelConfig
 
@@ -64,7 +61,7 @@ def _check_ends(tokenizer: LanguageTokenizer, config: LanguageModelConfig) -> No
     begins_with_end = config.start_id == config.end_id
     advice = f", such as {LAVIS_PREFIX}FOLDER of a Vicuna" if begins_with_end else ""
     ours = {"bos_id": config.start_id, "eos_id": config.end_id}
-    theirs = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.end_id}
+    theirs = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     for name, token_id in theirs.items():
         if token_id != ours[name]:
             raise ValueError(

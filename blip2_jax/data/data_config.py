@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from blip2_jax.data.broken_samples import MAX_BROKEN_SHARE
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.images import ImageConfig
+from blip2_jax.data.text.chat import PROMPT_TEMPLATES
 
 # "question_..." adds the question for the Q-Former to a language model's examples,
 # "text_..." leaves out the images.
@@ -61,9 +62,12 @@ class DataConfig:
         "auto" for encoder-decoders only, "prefix" always, "none" never (the original's
         code).
       prompt: text before every caption; it is not a target of a language model.
+      prompt_template: how prompts are written: "plain", as they are, or "chat", as the
+        user's turn in the chat template of the language model's tokenizer.
       question_share: share of steps that show a question with its answer instead of a
         caption, for records that have both.
-      question_prompt: template of a question; "" takes the paper's for the model.
+      question_prompt: template of a question; "" takes the paper's for the model, with
+        a chat template the question alone.
       caption_prompts: instructions, one of which is drawn for each caption of training
         in place of `prompt`; () draws none. See `text.instructions`.
       question_prompts: templates, one of which is drawn for each question of training
@@ -89,6 +93,7 @@ class DataConfig:
     length_buckets: tuple[int, ...] = ()
     prefix_split: Literal["auto", "prefix", "none"] = "auto"
     prompt: str = ""
+    prompt_template: Literal["plain", "chat"] = "plain"
     question_share: float = 0.0
     question_prompt: str = ""
     caption_prompts: tuple[str, ...] = ()
@@ -114,6 +119,11 @@ class DataConfig:
         if self.texts_per_document < 1:
             raise ValueError(
                 f"texts_per_document must be at least 1, not {self.texts_per_document}"
+            )
+        if self.prompt_template not in PROMPT_TEMPLATES:
+            raise ValueError(
+                f"prompt_template must be {' or '.join(PROMPT_TEMPLATES)}, not "
+                f"{self.prompt_template!r}"
             )
         if self.qformer_reads not in ("question", "prompt"):
             raise ValueError(

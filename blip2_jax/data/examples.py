@@ -77,7 +77,6 @@ class TextFormat:
         if name.startswith("question_"):
             spec = self._spec("qformer")
             self._question_tokenizer = load_tokenizer(spec, language_model=False)
-        decoder = self._family == "decoder"
         if config.texts_per_document > 1 and self.reads_images:
             raise ValueError(
                 f"texts_per_document is {config.texts_per_document}, but must be 1 for "
@@ -85,19 +84,43 @@ class TextFormat:
             )
         if self._family == "encoder_decoder":
             prompts.check_sentinels(self._language_model, config.texts_per_document)
-        self._question_prompt = config.question_prompt or (
-            prompts.QUESTION_PROMPT if decoder else prompts.SHORT_ANSWER_PROMPT
-        )
+        self._question_prompt = config.question_prompt
+        if not self._question_prompt and isinstance(self.tokenizer, LanguageTokenizer):
+            self._question_prompt = prompts.default_question_prompt(self.tokenizer)
         self._qformer_reads_prompt = config.qformer_reads == "prompt"
         self._splits_captions = {"prefix": True, "none": False}.get(
             config.prefix_split, self._family == "encoder_decoder"
         )
+        self._check_template()
+
+    def _check_template(self) -> None:
+        """Check that the format can write its prompts with a chat template.
+
+        Raises:
+          ValueError: it cannot.
+        """
+        if self._config.prompt_template != "chat":
+            return
+        if self.name not in ("decoder", "question_decoder"):
+            raise ValueError(
+                "prompt_template chat is for images and a decoder-only language model, "
+                f"not for format {self.name}"
+            )
+        if self._splits_captions:
+            raise ValueError(
+                "prompt_template chat and prefix_split prefix exclude each other: a "
+                "turn of the user is no part of a caption"
+            )
 
     def _load_tokenizer(self) -> QFormerTokenizer | LanguageTokenizer:
         """Load the tokenizer of the texts and check its family."""
         for_language_model = self.name != "image_text"
         spec = self._spec("language_model" if for_language_model else "qformer")
-        tokenizer = load_tokenizer(spec, language_model=for_language_model)
+        tokenizer = load_tokenizer(
+            spec,
+            language_model=for_language_model,
+            prompt_template=self._config.prompt_template,
+        )
         family = getattr(tokenizer, "family", "image_text")
         if family.removesuffix("_only") != self._family:
             raise ValueError(

@@ -97,7 +97,11 @@ def _stage1(config: ConfigDict, task: Task) -> Evaluator:
 def _stage2(config: ConfigDict, task: Task) -> Evaluator:
     """Evaluate captioning, VQA, or both, depending on the records."""
     options, batches = data_config(config.data), _batches(config)
-    language = load_tokenizer(options.tokenizer.language_model, language_model=True)
+    language = load_tokenizer(
+        options.tokenizer.language_model,
+        language_model=True,
+        prompt_template=options.prompt_template,
+    )
     qformer = None
     if options.tokenizer.qformer:
         qformer = load_tokenizer(options.tokenizer.qformer, language_model=False)

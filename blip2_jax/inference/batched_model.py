@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.data.text.chat import Prompt
 from blip2_jax.data.text.tokenizers import QFormerTokenizer, pad_rows
 from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import (
@@ -69,13 +70,13 @@ class BatchedModel(abc.ABC):
 
     @abc.abstractmethod
     def _prompt_arrays(
-        self, prompts: Sequence[str], questions: Questions | None = None
+        self, prompts: Sequence[Prompt], questions: Questions | None = None
     ) -> PromptArrays:
         """Tokenize prompts, and the questions that the Q-Former reads."""
 
     @abc.abstractmethod
     def _text_ids(
-        self, prompts: Sequence[str], texts: Sequence[str]
+        self, prompts: Sequence[Prompt], texts: Sequence[str]
     ) -> list[list[int]]:
         """Tokenize the text that follows each prompt, and its end token."""
 
@@ -144,7 +145,7 @@ class BatchedModel(abc.ABC):
     def _generate_texts(
         self,
         images: Shaped[Array, "B ..."],
-        prompts: str | Sequence[str],
+        prompts: Sequence[Prompt],
         config: DecodingConfig,
         seed: int,
         questions: Questions | None = None,
@@ -167,7 +168,7 @@ class BatchedModel(abc.ABC):
         check_seed(seed)
         rows: dict[str, Any] = {
             "images": inputs.image_indices(image_of, len(images)),
-            "prompts": inputs.as_texts(prompts, "prompts"),
+            "prompts": prompts,
         }
         if questions is not None:
             rows["questions"] = questions
@@ -246,7 +247,7 @@ class BatchedModel(abc.ABC):
         self,
         images: Shaped[Array, "B ..."],
         texts: Sequence[str],
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         questions: Questions | None = None,
         image_of: Sequence[int] | None = None,
     ) -> scoring.TextScores:

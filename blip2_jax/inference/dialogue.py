@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.data.text.chat import Conversation
 from blip2_jax.data.text.prompts import QUESTION_PROMPT, dialogue_prompt
 from blip2_jax.data.text.tokenizers import clean_question
 from blip2_jax.inference import inputs
@@ -26,7 +27,7 @@ class QuestionPrompts(NamedTuple):
         row's own.
     """
 
-    prompts: list[str]
+    prompts: list[Conversation]
     qformer_questions: list[list[str]]
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Key, PyTree, Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.convert.vocabulary import check_vocabulary
+from blip2_jax.data.text.chat import Prompt
 from blip2_jax.data.text.prompts import (
-    QUESTION_PROMPT,
     SHORT_ANSWER_PROMPT,
+    default_question_prompt,
     generation_prompts,
     question_rows,
     target_ids,
@@ -52,10 +53,12 @@ class Blip2Generator(Blip2):
         Args:
           model: Flax module.
           params: its parameters; see `Blip2`.
-          language_tokenizer: tokenizer of the language model.
+          language_tokenizer: tokenizer of the language model. If it has a chat
+            template, all prompts are turns of a user in it.
           qformer_tokenizer: tokenizer of questions, if the Q-Former reads them.
           prompt: default start of captions.
-          question_prompt: default template of questions; "" selects the paper's.
+          question_prompt: default template of questions; "" selects the paper's, with
+            a chat template the question alone.
           prompt_in_qformer: a Q-Former that reads text reads the whole prompt, as in
             InstructBLIP, not the question alone.
           batch_size: see `Blip2`.
@@ -185,9 +188,10 @@ class Blip2Generator(Blip2):
           As `caption`.
         """
         config = self._decoding_config(decoding, "generate", settings)
+        texts = inputs.as_texts(prompts, "prompts")
         rows = self._image_arrays(images, features, several=True)
         return self._generate_texts(
-            rows, prompts, config, seed, return_scores=return_scores
+            rows, texts, config, seed, return_scores=return_scores
         )
 
     @functools.cached_property
@@ -220,7 +224,7 @@ class Blip2Generator(Blip2):
         prompts: str | Sequence[str] | None,
         questions: str | Sequence[str] | None,
         question_prompt: str,
-    ) -> tuple[Sequence[str], Questions | None]:
+    ) -> tuple[Sequence[Prompt], Questions | None]:
         """Return prompts, or those of questions with what the Q-Former reads."""
         if questions is None:
             return super()._prompts_of(prompts, questions, question_prompt)
@@ -238,13 +242,15 @@ class Blip2Generator(Blip2):
         return "t5" if is_t5 else "opt"
 
     def _question_template(self) -> str:
-        """Return the training template, or the paper's for this language model."""
+        """Return the training template, or that of this kind of language model."""
         if self._question_prompt:
             return self._question_prompt
-        return QUESTION_PROMPT if self._family == "opt" else SHORT_ANSWER_PROMPT
+        if self._prompt_in_qformer:  # InstructBLIP's, whatever the language model
+            return SHORT_ANSWER_PROMPT
+        return default_question_prompt(self.language_tokenizer)
 
     def _prompt_arrays(
-        self, prompts: Sequence[str], questions: Questions | None = None
+        self, prompts: Sequence[Prompt], questions: Questions | None = None
     ) -> PromptArrays:
         """Tokenize prompts, and questions if the Q-Former reads them.
 
@@ -260,8 +266,9 @@ class Blip2Generator(Blip2):
         if not self.model.question_in_qformer:
             return prompt_arrays
         if self._prompt_in_qformer:  # an empty prompt too: [CLS] [SEP]
-            length = self._qformer_length(prompts)
-            return (*prompt_arrays, *self.qformer_tokenizer.encode(prompts, length))
+            texts = list(map(str, prompts))
+            length = self._qformer_length(texts)
+            return (*prompt_arrays, *self.qformer_tokenizer.encode(texts, length))
         per_row = questions or [[""]] * len(prompts)
         texts = [question for row in per_row for question in row]
         length = self._qformer_length(texts)
@@ -289,7 +296,7 @@ class Blip2Generator(Blip2):
         return min(inputs.padded_length(longest), limit)
 
     def _text_ids(
-        self, prompts: Sequence[str], texts: Sequence[str]
+        self, prompts: Sequence[Prompt], texts: Sequence[str]
     ) -> list[list[int]]:
         """Tokenize the text that follows each prompt, and its end token."""
         tokenizer = self.language_tokenizer

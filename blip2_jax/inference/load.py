@@ -78,6 +78,8 @@ class ExtraWeights:
         weights.
       qformer: a LAVIS file of BLIP-2, whose Q-Former a MiniGPT-4 file goes with.
       qformer_tokenizer, language_tokenizer: directories, in place of the model's own.
+      prompt_template: "chat": prompts are turns of a user in the chat template of the
+        language model's tokenizer; "plain": they are not; "": as the model was trained.
       sizes: name of a preset or JSON file of sizes (`presets.to_plain`), for a file
         that has the sizes of no released model.
       image_size: other than the model's own, in pixels; position embeddings are
@@ -91,6 +93,7 @@ class ExtraWeights:
     qformer: str = ""
     qformer_tokenizer: str = ""
     language_tokenizer: str = ""
+    prompt_template: str = ""
     sizes: str = ""
     image_size: int | None = None
 
@@ -129,7 +132,7 @@ def load(
         "": in the precision (see `nn.quantized`).
       **extra_weights: fields of `ExtraWeights`: `vision`, `language_model`,
         `text_branch`, `lora`, `qformer`, `qformer_tokenizer`, `language_tokenizer`,
-        `sizes`, `image_size`.
+        `prompt_template`, `sizes`, `image_size`.
 
     Returns:
       A `Blip2Retriever` for a stage-1 model, a `Blip2Generator` for a stage-2 model.
@@ -187,10 +190,13 @@ def open_model(
         raise SourceError(
             f"the image size of a {source.origin} model cannot be changed; it is {size}"
         )
+    if extra.prompt_template and source.stage == 1:
+        _refuse(extra, f"{path} is a stage-1 model", ("prompt_template",))
     return dataclasses.replace(
         source,
         qformer_tokenizer=extra.qformer_tokenizer or source.qformer_tokenizer,
         language_tokenizer=extra.language_tokenizer or source.language_tokenizer,
+        prompt_template=extra.prompt_template or source.prompt_template,
     )
 
 
@@ -391,7 +397,9 @@ def _tokenizer(source: ModelSource, *, language_model: bool) -> Any:
     spec = source.language_tokenizer if language_model else source.qformer_tokenizer
     if not spec:
         return None
-    tokenizer = load_tokenizer(spec, language_model=language_model)
+    tokenizer = load_tokenizer(
+        spec, language_model=language_model, prompt_template=source.prompt_template
+    )
     if language_model or source.stage == 1 or source.question_in_qformer:
         check_vocabulary(tokenizer, source.config)
     return tokenizer

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float, PyTree
 from numpy import ndarray as Array
 
+from blip2_jax.data.text.chat import Prompt
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.inference import embeddings, inputs, scoring
 from blip2_jax.inference.batched_model import BatchedModel, Questions
@@ -107,7 +108,7 @@ class Blip2(BatchedModel):
           ValueError: inputs or settings are wrong.
         """
         config = self._decoding_config(decoding, "generate", settings)
-        prompts = self.prompt if prompt is None else prompt
+        prompts = inputs.as_texts(self.prompt if prompt is None else prompt, "prompts")
         rows = self._image_arrays(images, features, self._accepts_several_images)
         return self._generate_texts(
             rows,
@@ -257,7 +258,7 @@ class Blip2(BatchedModel):
         prompts: str | Sequence[str] | None,
         questions: str | Sequence[str] | None,
         question_prompt: str,
-    ) -> tuple[Sequence[str], Questions | None]:
+    ) -> tuple[Sequence[Prompt], Questions | None]:
         """Return the prompts of texts to score, and what the Q-Former reads.
 
         Raises:

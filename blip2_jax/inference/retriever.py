@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
+from blip2_jax.data.text.chat import Prompt
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
@@ -231,7 +232,7 @@ class Blip2Retriever(Blip2):
         return tokenizer.encode(texts, min(inputs.padded_length(longest), limit))
 
     def _prompt_arrays(
-        self, prompts: Sequence[str], questions: Questions | None = None
+        self, prompts: Sequence[Prompt], questions: Questions | None = None
     ) -> PromptArrays:
         """Tokenize to [DEC] prompt; all prompts must have equal length.
 
@@ -248,7 +249,7 @@ class Blip2Retriever(Blip2):
         tokenizer = self.qformer_tokenizer
         # Training puts [DEC] in the last row, also if the tokenizer has fewer tokens.
         start_id = self.model.config.qformer.vocab_size - 1
-        ids = [[start_id, *tokenizer.encode_words(p)] for p in prompts]
+        ids = [[start_id, *tokenizer.encode_words(str(p))] for p in prompts]
         if len({len(row) for row in ids}) > 1:
             raise ValueError(
                 "a stage-1 model takes prompts of equal length only: give one for all"
@@ -256,7 +257,7 @@ class Blip2Retriever(Blip2):
         return (np.array(ids, np.int32),)
 
     def _text_ids(
-        self, prompts: Sequence[str], texts: Sequence[str]
+        self, prompts: Sequence[Prompt], texts: Sequence[str]
     ) -> list[list[int]]:
         """Tokenize to text [SEP]."""
         del prompts  # words are tokenized the same behind them

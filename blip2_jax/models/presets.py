@@ -17,6 +17,7 @@ from blip2_jax.models.sizes import (
     LanguageModelConfig,
     LlamaConfig,
     OPTConfig,
+    Phi3Config,
     ProjectorConfig,
     QFormerConfig,
     T5Config,
@@ -32,6 +33,7 @@ PARTS: dict[str, type] = {
     "opt": OPTConfig,
     "t5": T5Config,
     "llama": LlamaConfig,
+    "phi3": Phi3Config,
 }
 
 
@@ -225,6 +227,19 @@ SMOLLM2_135M = LlamaConfig(
     pad_id=0,
     bos_id=None,
     eos_id=0,
+)
+# The version for 4096 positions. Each layer sees the last 2047.
+PHI_3_MINI = Phi3Config(
+    3072,
+    32,
+    32,
+    32,
+    96,
+    8192,
+    vocab_size=32_064,
+    max_positions=2047,
+    pad_id=32_000,
+    eos_id=32_000,
 )
 
 

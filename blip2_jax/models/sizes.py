@@ -357,7 +357,7 @@ class T5Config(LanguageSizes):
         return self.decoder_start_id
 
 
-ROPE_SCALINGS = ("none", "linear", "llama3")
+ROPE_SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,10 +382,10 @@ class LlamaConfig(LanguageSizes):
     layer_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     rope_scaling: str = "none"  # one of ROPE_SCALINGS, of the rotary frequencies
-    rope_factor: float = 1.0  # "linear", "llama3": divisor of (low) frequencies
-    rope_low_factor: float = 1.0  # "llama3": turns within the original positions
+    rope_factor: float = 1.0  # by which positions are more than the original ones
+    rope_low_factor: float = 1.0  # turns within the original positions
     rope_high_factor: float = 4.0
-    rope_original_positions: int = 8192
+    rope_original_positions: int = 8192  # "llama3", "yarn", "longrope"
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -398,6 +398,11 @@ class LlamaConfig(LanguageSizes):
     pad_id: int = 2
     bos_id: int | None = 1  # None = texts have no first token
     eos_id: int = 2  # ends a text
+    rope_attention_factor: float = later(1.0)  # "yarn", "longrope": of cosine and sine
+    rope_truncate: bool = later(True)  # "yarn": round to whole pairs of dimensions
+    # "longrope": divisors of each frequency, within the original positions and beyond.
+    rope_short_factors: tuple[float, ...] = later(())
+    rope_long_factors: tuple[float, ...] = later(())
 
     def __post_init__(self) -> None:
         """Check the fields; see `Sizes`."""
@@ -406,13 +411,17 @@ class LlamaConfig(LanguageSizes):
             raise ValueError(
                 f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}"
             )
-        if self.head_width % 2:
-            raise ValueError(f"head_width is {self.head_width}; it must be even")
+        if self.rotary_width % 2:
+            raise ValueError(
+                f"{self.rotary_width} of head_width {self.head_width} dimensions are "
+                "rotated; their number must be even"
+            )
         if self.rope_scaling not in ROPE_SCALINGS:
             raise ValueError(
                 f"rope_scaling is {self.rope_scaling!r}; it must be one of "
                 f"{', '.join(ROPE_SCALINGS)}"
             )
+        self._set_long_factors()
         if self.rope_high_factor <= self.rope_low_factor:
             raise ValueError(
                 f"rope_high_factor is {self.rope_high_factor}; it must exceed "
@@ -427,9 +436,32 @@ class LlamaConfig(LanguageSizes):
         """Width of the input embeddings, and so of the projected queries."""
         return self.width
 
+    def _set_long_factors(self) -> None:
+        """Convert the divisors of "longrope", which are lists in files; check them."""
+        for name in ("rope_short_factors", "rope_long_factors"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            needed = self.rotary_width // 2 if self.rope_scaling == "longrope" else 0
+            if len(values) != needed or not all(value > 0 for value in values):
+                raise ValueError(
+                    f"{name} holds {values}; rope_scaling {self.rope_scaling!r} needs "
+                    f"{needed} numbers above 0"
+                )
+
+    @property
+    def rotary_width(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return self.head_width
+
     @property
     def position_limit(self) -> int:
-        """Number of positions that the model was trained for."""
+        """Number of positions within which the rotation depends on no text's length.
+
+        Beyond them the frequencies of "dynamic" and "longrope" change with the length
+        of the longest text of a batch, and all keys in a cache with them.
+        """
+        if self.rope_scaling == "longrope":
+            return min(self.max_positions, self.rope_original_positions)
         return self.max_positions
 
     @property
@@ -441,6 +473,25 @@ class LlamaConfig(LanguageSizes):
     def end_id(self) -> int:
         """EOS."""
         return self.eos_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Phi3Config(LlamaConfig):
+    """Sizes of a decoder-only language model of the Phi-3 and Phi-4 family.
+
+    Its checkpoints join the matrices of queries, keys and values, and those of the
+    gated feed-forward. Only a part of each head may be rotated.
+    """
+
+    family: ClassVar[str] = "phi3"
+    title: ClassVar[str] = "Phi-3"
+
+    rotary_share: float = 1.0  # of the dimensions of a head
+
+    @property
+    def rotary_width(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(self.head_width * self.rotary_share)
 
 
 LanguageModelConfig = OPTConfig | T5Config | LlamaConfig

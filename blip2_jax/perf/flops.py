@@ -208,6 +208,7 @@ LANGUAGE_MODELS: dict[str, Callable[..., Terms]] = {
     "opt": opt,
     "t5": t5,
     "llama": llama,
+    "phi3": llama,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from blip2_jax.data import hub
-from blip2_jax.data.text.tokenizers import LAVIS_PREFIX
+from blip2_jax.data.text.tokenizer_files import LAVIS_PREFIX
 from blip2_jax.training.train_config import from_plain, to_plain
 
 # Keys whose values are paths, so that ORG/NAME stands for a repository. Elsewhere names

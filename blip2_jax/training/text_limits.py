@@ -5,7 +5,11 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from blip2_jax.convert.vocabulary import check_vocabulary
-from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.data.text.tokenizers import (
+    LanguageTokenizer,
+    QFormerTokenizer,
+    load_tokenizer,
+)
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.train_config import ConfigError
 
@@ -24,12 +28,31 @@ def check_texts(config: ConfigDict, task: Task) -> None:
     for role in task.tokenizers:
         if not (spec := config.data.tokenizer[role]):
             continue  # the data pipeline says which tokenizer is missing
-        tokenizer = load_tokenizer(spec, language_model=role == "language_model")
+        tokenizer = load_tokenizer(
+            spec,
+            language_model=role == "language_model",
+            prompt_template=config.data.get("prompt_template", "plain"),
+        )
         try:
             check_vocabulary(tokenizer, sizes)
+            _check_template(tokenizer, config)
         except ValueError as error:
             raise ConfigError(f"data.tokenizer.{role}={spec}: {error}") from error
     _check_positions(config, task)
+
+
+def _check_template(
+    tokenizer: QFormerTokenizer | LanguageTokenizer, config: ConfigDict
+) -> None:
+    """Raise a ValueError if a chat template leaves no room for a text."""
+    if not isinstance(tokenizer, LanguageTokenizer) or tokenizer.template is None:
+        return
+    template, length = len(tokenizer.prompt_ids("")), config.data.max_text_length
+    if template + 2 > length:  # one word and its end
+        raise ValueError(
+            f"the chat template alone has {template} tokens, and "
+            f"data.max_text_length is {length}"
+        )
 
 
 def _check_positions(config: ConfigDict, task: Task) -> None:

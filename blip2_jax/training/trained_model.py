@@ -92,6 +92,7 @@ def open_run(
         qformer_tokenizer=tokenizer.qformer,
         language_tokenizer=tokenizer.language_model if stage2 else "",
         question_prompt=config.data.question_prompt,
+        prompt_template=config.data.get("prompt_template", "plain"),
         elsewhere=tuple(
             tower
             for tower in TOWERS

@@ -9,10 +9,14 @@ import pytest
 
 from blip2_jax.configs import stage2_language_model
 from blip2_jax.convert.files.checkpoint_files import SourceError
-from blip2_jax.convert.language_families import llama
+from blip2_jax.convert.language_families.registry import (
+    FAMILIES,
+    SETTINGS,
+    language_model_rules,
+    language_sizes,
+)
 from blip2_jax.convert.language_folder import language_options, language_sizes_of
 from blip2_jax.convert.tables import name_table
-from blip2_jax.convert.tables.llama import SETTINGS, llama_rules
 from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.convert.weights import open_arrays
 from blip2_jax.data.text.tokenizers import load_tokenizer
@@ -27,7 +31,7 @@ from blip2_jax.training.tasks import make_task, model_config
 from blip2_jax.training.train_config import ConfigError
 from tests.support import one_step
 from tests.support.changed_folder import changed
-from tests.support.llama_peers import MODELS, ours, peer
+from tests.support.llama_peers import MODELS, SCALED, ours, peer
 from tests.support.spaced_words import write_tokenizer
 
 
@@ -35,7 +39,8 @@ from tests.support.spaced_words import write_tokenizer
 def test_names_are_complete_and_the_round_trip_is_bit_exact(name):
     config, params = ours(name)
     source = {key: value.numpy() for key, value in peer(name).state_dict().items()}
-    back = name_table.to_source(params, llama_rules(config))
+    rules = language_model_rules(config, target="")
+    back = name_table.to_source(params, rules)
     assert back.keys() == source.keys()
     for key, array in back.items():
         np.testing.assert_array_equal(array, source[key], key)
@@ -75,15 +80,15 @@ def test_all_settings_of_transformers_are_known(name):
     assert SETTINGS[config.model_type].problem(declared) == ""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *SCALED])
 def test_sizes_survive_the_way_to_transformers_and_back(name):
     import transformers
 
     config, _ = ours(name)
-    declared = llama.write(config, config.vocab_size, config.eos_id)
+    write = FAMILIES[config.family].write
+    declared = write(config, config.vocab_size, config.eos_id)
     theirs = transformers.AutoConfig.for_model(**declared)
-    back = llama.read(theirs)
-    assert back == config
+    assert language_sizes(theirs) == config
 
 
 def test_settings_of_earlier_versions_of_transformers(folders, tmp_path):
@@ -104,7 +109,7 @@ def test_settings_of_earlier_versions_of_transformers(folders, tmp_path):
 REFUSED = {
     "hidden_act": "gelu",
     "attention_dropout": 0.1,
-    "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+    "rope_scaling": {"rope_type": "proportional", "factor": 2.0},
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mscale": 2.0},
     "quantization_config": {"load_in_8bit": True},
     "vocab_size": 41,
@@ -116,7 +121,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_names_file_and_setting(folders, tmp_path, name):
     folder = changed(folders("llama"), tmp_path / "x", **{name: REFUSED[name]})
-    words = {"rope_parameters": "mscale", "rope_scaling": "'dynamic'"}
+    words = {"rope_parameters": "mscale", "rope_scaling": "'proportional'"}
     with pytest.raises(SourceError) as error:
         language_sizes_of(folder)
     for word in ("config.json", words.get(name, name)):

@@ -9,8 +9,15 @@ import blip2_jax
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.model_source import expected_shapes
-from blip2_jax.convert.peft_adapter import LoraMatrices, read_adapter, write_adapter
+from blip2_jax.convert.peft_adapter import (
+    LoraMatrices,
+    _modules,
+    read_adapter,
+    write_adapter,
+)
 from blip2_jax.inference.load import ExtraWeights, open_model
+from blip2_jax.models.presets import Blip2Config
+from blip2_jax.models.sizes import Phi3Config, QFormerConfig, ViTConfig
 from blip2_jax.nn import low_rank
 from blip2_jax.training.lora import Lora, matrix_shapes
 from tests.convert.test_loaded_models import TEXTS, pictures
@@ -175,3 +182,28 @@ def test_kernels_that_are_no_linear_layers_there_are_refused(folders, tmp_path):
         other = LoraMatrices(lora.config, arrays, 3, 3.0, "")
         with pytest.raises(SourceError, match=message):
             write_adapter(other, tmp_path / "adapter")
+
+
+def test_joined_kernels_of_unequal_width():
+    """Phi-3 joins queries of 4 heads with keys and values of one."""
+    config = Blip2Config(
+        ViTConfig(16, 1, 2, 32, 28),
+        QFormerConfig(16, 1, 2, 16, num_queries=2, vocab_size=24, max_positions=16),
+        Phi3Config(16, 1, 4, 1, 4, 8, vocab_size=20),
+    )
+    rng = np.random.default_rng(0)
+    blocks = "language_model/blocks/attention"
+    arrays = {}
+    for name, width in (("query", 16), ("value", 4)):
+        paths = low_rank.matrix_paths(f"{blocks}/{name}/kernel")
+        for path, shape in zip(paths, ((1, 16, 3), (1, 3, width)), strict=True):
+            arrays[path] = rng.normal(size=shape).astype(np.float32)
+    ((name, (a, b, _)),) = _modules(LoraMatrices(config, arrays, 3, 3.0, ""))
+    assert name == "language_model.model.layers.0.self_attn.qkv_proj"
+    expected = np.zeros((24, 16), np.float32)
+    for name, rows in (("query", slice(0, 16)), ("value", slice(20, 24))):
+        own_a, own_b = (
+            arrays[path][0] for path in low_rank.matrix_paths(f"{blocks}/{name}/kernel")
+        )
+        expected[rows] = (own_a @ own_b).T
+    np.testing.assert_allclose(b @ a, expected, rtol=1e-5, atol=1e-5)

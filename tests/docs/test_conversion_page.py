@@ -9,6 +9,7 @@ from blip2_jax.convert.tables import (
     encoder_settings,
     instructblip_settings,
     llama,
+    phi3,
 )
 from blip2_jax.convert.tables import huggingface_settings as settings
 
@@ -16,6 +17,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "conversion.md"
 TABLES = (
     settings.TABLES
     | llama.TABLES
+    | phi3.TABLES
     | instructblip_settings.TABLES
     | capfilt_settings.TABLES
     | encoder_settings.TABLES

@@ -1,5 +1,6 @@
 """The Llama family: equal to transformers; decoding equal to the full forward pass."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip2_jax.convert.language_families import llama
 from blip2_jax.generation import DecodingConfig, decode
 from blip2_jax.generation.decoder import bound_decoder
 from blip2_jax.losses.objectives import lm_loss
@@ -14,7 +16,7 @@ from blip2_jax.models import presets
 from blip2_jax.models.language.llama import Llama, rotary_frequencies
 from blip2_jax.models.sizes import LlamaConfig
 from tests.support.decoding_steps import fork, histories, run_steps
-from tests.support.llama_peers import EOS, MODELS, VOCAB, ours, peer
+from tests.support.llama_peers import EOS, MODELS, SCALED, SIZES, VOCAB, ours, peer
 from tests.support.tolerances import assert_gradients, assert_ids, assert_values
 
 TINY = LlamaConfig(16, 2, 4, 2, 8, 20, vocab_size=VOCAB, max_positions=32)
@@ -32,7 +34,7 @@ def padded(side, rows=3, length=6):
     return ids, mask if side == "right" else mask[:, ::-1].copy()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *SCALED])
 def test_logits_equal_transformers(name):
     theirs, (config, params) = peer(name), ours(name)
     import torch
@@ -171,10 +173,43 @@ def test_llama3_scaling_divides_low_frequencies_only():
     assert np.all(np.diff(ratio) >= -1e-5)
 
 
+@pytest.mark.parametrize("name", SCALED)
+def test_frequencies_equal_transformers(name):
+    """Of a head of 32 dimensions, of which some pairs turn fast and some slowly."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    import transformers
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = SCALED[name] | {"rope_theta": 500.0}
+    for factor in ("short_factor", "long_factor"):
+        if factor in scaling:
+            scaling[factor] = np.linspace(1, 3, 16).tolist()
+    settings = SIZES | {"head_dim": 32, "rope_parameters": dict(scaling)}
+    theirs = transformers.LlamaConfig(**settings)
+    expected, attention = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, "cpu")
+    config = llama.read(theirs)
+    np.testing.assert_allclose(rotary_frequencies(config), expected.numpy(), rtol=1e-6)
+    assert config.rope_attention_factor == pytest.approx(attention, rel=1e-12)
+
+
+def test_longrope_ends_where_its_frequencies_would_change():
+    """In transformers they do for a whole batch with a longer text."""
+    factors = {"rope_short_factors": (1.0,) * 4, "rope_long_factors": (2.0,) * 4}
+    config = dataclasses.replace(
+        TINY, rope_scaling="longrope", rope_original_positions=24, **factors
+    )
+    assert (config.position_limit, TINY.position_limit) == (24, 32)
+    assert dataclasses.replace(config, rope_long_factors=[2.0] * 4) == config
+    with pytest.raises(ValueError, match=r"rope_long_factors holds \(\); .* needs 4"):
+        dataclasses.replace(config, rope_long_factors=())
+    with pytest.raises(ValueError, match="'none' needs 0 numbers"):
+        dataclasses.replace(config, rope_scaling="none")
+
+
 WRONG = {
     "kv_heads": (3, "no multiple of kv_heads 3"),
     "head_width": (7, "must be even"),
-    "rope_scaling": ("dynamic", "'dynamic'; it must be one of none, linear, llama3"),
+    "rope_scaling": ("ntk", "'ntk'; it must be one of none, linear, dynamic"),
     "rope_low_factor": (4.0, "must exceed"),
     "rope_factor": (0.0, "above 0"),
 }
@@ -195,6 +230,7 @@ def test_impossible_sizes_are_refused(field):
         (presets.VICUNA_13B, 13.016),
         (presets.LLAMA_3_2_1B, 1.236),
         (presets.MISTRAL_7B, 7.242),
+        (presets.PHI_3_MINI, 3.821),
         (presets.QWEN2_5_0_5B, 0.494),
         (presets.QWEN3_0_6B, 0.596),
         (presets.SMOLLM2_135M, 0.1345),

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from blip2_jax.convert.language_families.family import LanguageFamily
+from blip2_jax.convert.language_families.rope import INVISIBLE, read_rope, write_rope
 from blip2_jax.convert.tables.llama import SETTINGS, llama_rules
 from blip2_jax.models.sizes import LlamaConfig
 
 WINDOWED = "sliding_attention"
 LAYER_TYPES = ("full_attention", WINDOWED)
-# Our field by the setting of each kind of scaling.
-SCALINGS: dict[str, dict[str, str]] = {
-    "default": {},
-    "linear": {"factor": "rope_factor"},
-    "llama3": {
-        "factor": "rope_factor",
-        "low_freq_factor": "rope_low_factor",
-        "high_freq_factor": "rope_high_factor",
-        "original_max_position_embeddings": "rope_original_positions",
-    },
-}
-# Settings of `rope_parameters` beside those of the scaling.
-ROPE_SETTINGS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 def read(theirs: Any) -> LlamaConfig:
     """Convert transformers' configuration of any class of the family.
+
+    Raises:
+      ValueError: this package does not have the variant.
+    """
+    share = (theirs.rope_parameters or {}).get("partial_rotary_factor", 1)
+    if share != 1:
+        raise ValueError(f"partial_rotary_factor is {share}; only 1 is supported")
+    return LlamaConfig(**common_fields(theirs))
+
+
+def common_fields(theirs: Any) -> dict[str, Any]:
+    """Return the fields of `LlamaConfig` for a configuration of transformers.
 
     Raises:
       ValueError: this package does not have the variant.
@@ -37,7 +36,7 @@ def read(theirs: Any) -> LlamaConfig:
     heads = theirs.num_attention_heads
     end_id = _first_end_id(theirs.eos_token_id)
     pad_id = theirs.pad_token_id
-    return LlamaConfig(
+    return dict(
         width=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
         heads=heads,
@@ -47,7 +46,7 @@ def read(theirs: Any) -> LlamaConfig:
         vocab_size=theirs.vocab_size,
         max_positions=_positions(theirs),
         layer_norm_eps=theirs.rms_norm_eps,
-        **_rope(theirs),
+        **read_rope(theirs),
         qkv_bias=bias,
         output_bias=bias and kind != "qwen2",
         mlp_bias=getattr(theirs, "mlp_bias", False),
@@ -86,44 +85,20 @@ def _positions(theirs: Any) -> int:
     return min(window, theirs.max_position_embeddings)
 
 
-def _rope(theirs: Any) -> dict[str, Any]:
-    """Return our fields of the rotary positions."""
-    declared: Mapping[str, Any] = theirs.rope_parameters or {}
-    kind = declared.get("rope_type", "default")
-    if kind not in SCALINGS:
-        raise ValueError(
-            f"rope_scaling is of type {kind!r}; supported are {', '.join(SCALINGS)}"
-        )
-    fields = SCALINGS[kind]
-    if unknown := declared.keys() - fields.keys() - ROPE_SETTINGS:
-        raise ValueError(
-            f"rope_scaling of type {kind!r} has the settings "
-            f"{', '.join(sorted(unknown))}, which this package does not know"
-        )
-    if declared.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(
-            f"partial_rotary_factor is {declared['partial_rotary_factor']}; only 1 is "
-            "supported"
-        )
-    return {
-        "rope_theta": declared["rope_theta"],
-        "rope_scaling": "none" if kind == "default" else kind,
-        **{ours: declared[name] for name, ours in fields.items()},
-    }
-
-
 def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
     """Return transformers' settings, of the class that has these sizes.
 
     Raises:
       ValueError: no class has them.
     """
-    model_type, architecture, more = _class_of(ours)
-    scaling = "default" if ours.rope_scaling == "none" else ours.rope_scaling
-    fields = SCALINGS[scaling]
+    model_type, architecture, more = class_of(ours)
+    kind = {"model_type": model_type, "architectures": [architecture]}
+    return kind | common_settings(ours, rows, end_id) | more
+
+
+def common_settings(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
+    """Return the settings that all classes have."""
     return {
-        "model_type": model_type,
-        "architectures": [architecture],
         "vocab_size": rows,
         "hidden_size": ours.width,
         "num_hidden_layers": ours.depth,
@@ -134,20 +109,15 @@ def write(ours: LlamaConfig, rows: int, end_id: int) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": ours.max_positions,
         "rms_norm_eps": ours.layer_norm_eps,
-        "rope_theta": ours.rope_theta,
-        "rope_scaling": {
-            "rope_type": scaling,
-            **{name: getattr(ours, field) for name, field in fields.items()},
-        },
+        **write_rope(ours),
         "tie_word_embeddings": ours.tied_head,
         "pad_token_id": ours.pad_id,
         "bos_token_id": ours.bos_id,
         "eos_token_id": end_id,
-        **more,
     }
 
 
-def _class_of(ours: LlamaConfig) -> tuple[str, str, dict[str, Any]]:
+def class_of(ours: LlamaConfig) -> tuple[str, str, dict[str, Any]]:
     """Return `model_type`, architecture and own settings of the class for the sizes."""
     multipliers = {
         "embedding_multiplier": ours.embedding_scale,
@@ -201,12 +171,7 @@ FAMILY = LanguageFamily(
         "kv_heads",
         "head_width",
         "layer_norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "rope_factor",
-        "rope_low_factor",
-        "rope_high_factor",
-        "rope_original_positions",
+        *INVISIBLE,
         "embedding_scale",
         "attention_scale",
         "residual_scale",

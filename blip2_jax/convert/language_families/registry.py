@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blip2_jax.convert.language_families import llama, opt, t5
+from blip2_jax.convert.language_families import llama, opt, phi3, t5
 from blip2_jax.convert.language_families.family import LanguageFamily
 from blip2_jax.convert.tables.huggingface_settings import Settings
 from blip2_jax.convert.tables.name_table import Rule
@@ -15,6 +15,7 @@ FAMILIES: dict[str, LanguageFamily] = {
     "opt": opt.FAMILY,
     "t5": t5.FAMILY,
     "llama": llama.FAMILY,
+    "phi3": phi3.FAMILY,
 }
 BY_MODEL_TYPE: dict[str, LanguageFamily] = {
     model_type: family

@@ -15,7 +15,16 @@ from blip2_jax.models.sizes import LlamaConfig
 
 
 def llama_rules(config: LlamaConfig, source: str = "", target: str = "") -> list[Rule]:
-    """Return the table of a model; `tables.towers` describes the arguments.
+    """Return the table of a model; `tables.towers` describes the arguments."""
+    blocks = f"{source}model.layers.{{}}", f"{target}blocks"
+    return [
+        *shared_rules(config, source, target),
+        *_projection_rules(config, *blocks),
+    ]
+
+
+def shared_rules(config: LlamaConfig, source: str = "", target: str = "") -> list[Rule]:
+    """Return the rules of all parts but the joined matrices of Phi-3.
 
     A tied output head is an alias of the token table.
     """
@@ -36,33 +45,32 @@ def llama_rules(config: LlamaConfig, source: str = "", target: str = "") -> list
 
 def _block_rules(config: LlamaConfig, theirs: str, ours: str) -> list[Rule]:
     layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
-    biases = dict.fromkeys("qkv", config.qkv_bias) | {"o": config.output_bias}
-    names = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    rules = [
-        *norm(
-            f"{theirs}.input_layernorm", f"{ours}/attention_norm", bias=False, **layers
-        ),
-        *norm(
-            f"{theirs}.post_attention_layernorm",
-            f"{ours}/mlp_norm",
-            bias=False,
-            **layers,
-        ),
-    ]
-    for part, name in names.items():
-        rules += linear(
-            f"{theirs}.self_attn.{part}_proj",
-            f"{ours}/attention/{name}",
-            bias=biases[part],
-            **layers,
-        )
-    for part in ("gate", "up", "down"):
-        rules += linear(
-            f"{theirs}.mlp.{part}_proj",
-            f"{ours}/mlp/{part}",
-            bias=config.mlp_bias,
-            **layers,
-        )
+    norms = {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "mlp_norm",
+    }
+    rules: list[Rule] = []
+    for part, name in norms.items():
+        rules += norm(f"{theirs}.{part}", f"{ours}/{name}", bias=False, **layers)
+    linears = {
+        "self_attn.o_proj": ("attention/output", config.output_bias),
+        "mlp.down_proj": ("mlp/down", config.mlp_bias),
+    }
+    return rules + _linear_rules(linears, theirs, ours, layers)
+
+
+def _projection_rules(config: LlamaConfig, theirs: str, ours: str) -> list[Rule]:
+    """Return the rules of the projections that Phi-3 joins."""
+    layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
+    names = {"q": "query", "k": "key", "v": "value"}
+    linears = {
+        f"self_attn.{part}_proj": (f"attention/{name}", config.qkv_bias)
+        for part, name in names.items()
+    }
+    linears |= {
+        f"mlp.{part}_proj": (f"mlp/{part}", config.mlp_bias) for part in ("gate", "up")
+    }
+    rules = _linear_rules(linears, theirs, ours, layers)
     if config.query_key_norm:
         for part in "qk":
             rules += norm(
@@ -74,7 +82,21 @@ def _block_rules(config: LlamaConfig, theirs: str, ours: str) -> list[Rule]:
     return rules
 
 
-_USED = (
+def _linear_rules(
+    linears: Mapping[str, tuple[str, bool]],
+    theirs: str,
+    ours: str,
+    layers: Mapping[str, Any],
+) -> list[Rule]:
+    """Return the rules of Linears: our path and the presence of a bias by name."""
+    return [
+        rule
+        for part, (path, bias) in linears.items()
+        for rule in linear(f"{theirs}.{part}", f"{ours}/{path}", bias=bias, **layers)
+    ]
+
+
+USED = (
     "model_type",
     "vocab_size",
     "hidden_size",
@@ -93,13 +115,13 @@ _USED = (
     "bos_token_id",
     "eos_token_id",
 )
-_FIXED: dict[str, tuple[Any, ...]] = {
+FIXED: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0,),
     "hidden_act": ("silu",),
     "is_encoder_decoder": (False,),
     "partial_rotary_factor": (1,),
 }
-_ENCODER_DECODER = {"decoder_start_token_id": "for encoder-decoders"}
+ENCODER_DECODER = {"decoder_start_token_id": "for encoder-decoders"}
 _WINDOW = ("layer_types", "sliding_window", "use_sliding_window")
 
 
@@ -110,9 +132,9 @@ def _settings(
 ) -> Settings:
     """Return a table with what all classes of the family share."""
     return Settings(
-        used=(*_USED, *used),
-        fixed={**_FIXED, **(fixed or {})},
-        without_effect={**_ENCODER_DECODER, **(without_effect or {})},
+        used=(*USED, *used),
+        fixed={**FIXED, **(fixed or {})},
+        without_effect={**ENCODER_DECODER, **(without_effect or {})},
     )
 
 

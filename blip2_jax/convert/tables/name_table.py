@@ -81,11 +81,11 @@ def patch_kernel(size: int) -> Transform:
     )
 
 
-def split(count: int, transpose: bool) -> Transform:
+def split(parts: int | Sequence[int], transpose: bool) -> Transform:
     """Return a transform that splits one source array along its first axis.
 
     Args:
-      count: number of equal parts.
+      parts: number of equal parts, or the length of each part.
       transpose: transpose each part after the split.
     """
 
@@ -94,8 +94,12 @@ def split(count: int, transpose: bool) -> Transform:
 
     def cut(arrays: Arrays) -> Arrays:
         (joined,) = arrays
-        size = joined.shape[0] // count
-        return tuple(turn(joined[i * size : (i + 1) * size]) for i in range(count))
+        sizes = [joined.shape[0] // parts] * parts if isinstance(parts, int) else parts
+        ends = itertools.accumulate(sizes)
+        return tuple(
+            turn(joined[end - size : end])
+            for end, size in zip(ends, sizes, strict=True)
+        )
 
     def join(arrays: Arrays) -> Arrays:
         concat = arrays[0].__array_namespace__().concat

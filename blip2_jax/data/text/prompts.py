@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
+from blip2_jax.data.text.chat import Conversation, Prompt
 from blip2_jax.data.text.tokenizers import LanguageTokenizer, QFormerTokenizer, pad_rows
 
 # Section 4.1 of the paper: the first is for OPT, the second for FlanT5.
@@ -22,6 +23,16 @@ IMAGE_MARK = "<ImageHere>"
 QUERIES_HERE = -1  # stands for the mark in rows of token ids
 # MiniGPT-4 (Zhu et al. 2023).
 MINIGPT4_PROMPT = f"###Human: <Img>{IMAGE_MARK}</Img> {{}} ###Assistant:"
+CHAT_PROMPT = "{}"  # the turn of a user is the question
+
+
+def default_question_prompt(tokenizer: LanguageTokenizer) -> str:
+    """Return the template of a question for a language model that names none."""
+    if tokenizer.template is not None:
+        return CHAT_PROMPT
+    if tokenizer.family == "decoder_only":
+        return QUESTION_PROMPT
+    return SHORT_ANSWER_PROMPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +66,7 @@ def decoder_only_example(
 
     BOS and the prompt are no targets. Without a prompt BOS is a target, as in the
     original: the last query learns to predict it. BOS is left out if the tokenizer has
-    none.
+    none. A chat template takes the place of BOS and prompt; none of it is a target.
 
     Args:
       tokenizer: tokenizer of a decoder-only model.
@@ -70,16 +81,17 @@ def decoder_only_example(
       ValueError: the prompt alone fills `length`.
     """
     _check_decoder_only(tokenizer)
-    start = _prompt_ids(tokenizer, prompt)
+    start = tokenizer.prompt_ids(prompt)
+    is_prompted = bool(prompt) or tokenizer.template is not None
     room = length - len(start) - (1 if keep_end else 0)
-    if room < 0 or (prompt and room < 1):
+    if room < 0 or (is_prompted and room < 1):
         raise ValueError(
             f"prompt {prompt!r} has {len(start)} tokens and leaves "
             f"no room for a text in {length}"
         )
-    words = _text_ids(tokenizer, prompt, text)
+    words = tokenizer.text_ids(prompt, text)
     row = [*start, *words[:room], tokenizer.end_id][:length]
-    target = [not prompt] * len(start) + [True] * (len(row) - len(start))
+    target = [not is_prompted] * len(start) + [True] * (len(row) - len(start))
     return _decoder_only_row(tokenizer, row, target, length)
 
 
@@ -106,8 +118,8 @@ def document_example(
     row = tokenizer.encode_words(context.strip())
     target = [False] * len(row)
     for number, (prompt, text) in enumerate(texts):
-        start = _prompt_ids(tokenizer, prompt)
-        words = [*_text_ids(tokenizer, prompt, text), tokenizer.end_id]
+        start = tokenizer.prompt_ids(prompt)
+        words = [*tokenizer.text_ids(prompt, text), tokenizer.end_id]
         if number and len(row) + len(start) + len(words) > length:
             break
         row += [*start, *words]
@@ -220,30 +232,27 @@ def question_rows(
 
 def dialogue_prompt(
     turns: Sequence[tuple[str, str]], question: str, template: str
-) -> str:
+) -> Conversation:
     """Build the prompt of a question behind earlier questions and their answers.
 
-    For example "Question: what is it? Answer: a dog. Question: how old? Answer:". The
-    turns are earlier turns of a conversation, or examples.
+    The turns are earlier turns of a conversation, or examples. Without a chat template
+    it is "Question: what is it? Answer: a dog. Question: how old? Answer:".
 
     Args:
       turns: (question, answer) in order.
       question: the last question.
       template: prompt of a question, with `{}` in its place.
     """
-    earlier = [
-        f"{template.format(asked)} {answer.strip().rstrip('.')}."
-        for asked, answer in turns
-    ]
-    return " ".join([*earlier, template.format(question)])
+    earlier = tuple((template.format(asked), answer) for asked, answer in turns)
+    return Conversation(earlier, template.format(question))
 
 
 def generation_prompts(
-    tokenizer: LanguageTokenizer, prompts: Sequence[str], length: int | None = None
+    tokenizer: LanguageTokenizer, prompts: Sequence[Prompt], length: int | None = None
 ) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
     """Encode prompts for generation; return ids and mask.
 
-    Decoder-only prompts begin with BOS, if there is one, and are padded on the left, so
+    Decoder-only prompts (see `LanguageTokenizer.prompt_ids`) are padded on the left, so
     that the last column is the last token of every row. `IMAGE_MARK` becomes a padding
     column with the id `QUERIES_HERE`. Encoder prompts end with the end token and are
     padded on the right.
@@ -259,19 +268,19 @@ def generation_prompts(
         rows = [row[:length] for row in rows]
         ids, mask = pad_rows(rows, length, tokenizer.pad_id, left=True)
         return ids, mask & (ids != QUERIES_HERE)
-    rows = [tokenizer.encode_words(prompt) for prompt in prompts]
+    rows = [tokenizer.encode_words(str(prompt)) for prompt in prompts]
     length = length or max(map(len, rows)) + 1
     rows = [[*row[: length - 1], tokenizer.end_id] for row in rows]
     return pad_rows(rows, length, tokenizer.pad_id)
 
 
-def target_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:
+def target_ids(tokenizer: LanguageTokenizer, prompt: Prompt, text: str) -> list[int]:
     """Encode the text that a model writes after a prompt, and its end token.
 
     The tokens are the targets of `decoder_only_example` and `encoder_decoder_example`.
     """
     if tokenizer.family == "decoder_only":
-        return [*_text_ids(tokenizer, prompt, text), tokenizer.end_id]
+        return [*tokenizer.text_ids(prompt, text), tokenizer.end_id]
     return [*tokenizer.encode_words(text), tokenizer.end_id]
 
 
@@ -323,20 +332,10 @@ def _encoder_decoder_rows(
     )
 
 
-def _text_ids(tokenizer: LanguageTokenizer, prompt: str, text: str) -> list[int]:
-    """Encode a text, with a leading space if it follows a prompt."""
-    separator = tokenizer.separator if prompt else ""
-    return tokenizer.encode_words(separator + text.strip())
-
-
-def _prompt_ids(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
-    """Encode BOS, if there is one, and a prompt."""
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [*begin, *tokenizer.encode_words(prompt.strip())]
-
-
-def _prompt_ids_around_image(tokenizer: LanguageTokenizer, prompt: str) -> list[int]:
+def _prompt_ids_around_image(tokenizer: LanguageTokenizer, prompt: Prompt) -> list[int]:
     """Encode a prompt; its parts before and behind the image on their own."""
-    before, mark, behind = prompt.strip().partition(IMAGE_MARK)
-    ids = _prompt_ids(tokenizer, before)
-    return [*ids, QUERIES_HERE, *tokenizer.encode_words(behind)] if mark else ids
+    if IMAGE_MARK not in str(prompt):
+        return tokenizer.prompt_ids(prompt)
+    before, _, behind = str(prompt).strip().partition(IMAGE_MARK)
+    ids = tokenizer.prompt_ids(before)
+    return [*ids, QUERIES_HERE, *tokenizer.encode_words(behind)]

@@ -7,7 +7,6 @@ state, so that many threads can share a tokenizer.
 from __future__ import annotations
 
 import itertools
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, overload
@@ -16,24 +15,14 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
-from blip2_jax.data import hub
-from blip2_jax.data.text.vocabulary_files import vocabulary_size
+from blip2_jax.data.text.chat import PROMPT_TEMPLATES, ChatTemplate, Prompt
+from blip2_jax.data.text.tokenizer_files import load_pretrained
 
-SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
 
-# Prefix of the spec of a Llama's tokenizer whose texts shall begin as in InstructBLIP.
-LAVIS_PREFIX = "lavis:"
 SENTENCEPIECE_SPACE = "\u2581"
 _MAX_WORDS = 50
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
-_VOCABULARY_FILES = (
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("spiece.model",),
-    ("tokenizer.model",),
-)
 
 
 def clean_caption(caption: str, prompt: str = "") -> str:
@@ -133,6 +122,9 @@ class LanguageTokenizer(_FastTokenizer):
       end_id: id of the token that ends a generated text: the end token, or a newline if
         the end token also begins the texts, as OPT's. SentencePiece has no token of a
         newline alone: the texts of InstructBLIP's Vicuna begin and end with the same.
+        With a chat template, the token that ends a turn.
+      eos_id: what `end_id` is without a template.
+      template: the chat template that prompts are written with; None for none.
       separator: what joins a prompt and a text: a space, or nothing if the tokenizer
         itself begins every text with a space.
       blank_ids: ids of T5's sentinels <extra_id_0>, <extra_id_1>, ...; empty if the
@@ -141,8 +133,16 @@ class LanguageTokenizer(_FastTokenizer):
       vocab_size: number of tokens.
     """
 
-    def __init__(self, tokenizer: Any):
-        """Wrap a tokenizer of transformers and detect its family."""
+    def __init__(self, tokenizer: Any, prompt_template: str = "plain"):
+        """Wrap a tokenizer of transformers and detect its family.
+
+        Args:
+          tokenizer: the tokenizer.
+          prompt_template: see `load_tokenizer`.
+
+        Raises:
+          ValueError: it is no language model's, or lacks a template that is asked for.
+        """
         bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         # Padding is masked: without a token of its own, any token serves.
         has_padding = tokenizer.pad_token_id is not None or eos_id is None
@@ -165,6 +165,47 @@ class LanguageTokenizer(_FastTokenizer):
                 "the tokenizer of a language model must have an end token, or put its "
                 f"begin token before a text, but it encodes 'a' as {example}"
             )
+        self.eos_id = self.end_id
+        self.template: ChatTemplate | None = None
+        if prompt_template == "chat":
+            self._use_template(ChatTemplate(tokenizer))
+
+    def _use_template(self, template: ChatTemplate) -> None:
+        """Write prompts with a chat template from now on."""
+        if self.family != "decoder_only":
+            raise ValueError(
+                "chat templates are for decoder-only models: prompt_template must be "
+                "plain"
+            )
+        self.template = template
+        end_of_turn = template.end_of_turn()
+        self.end_id = self.eos_id if end_of_turn is None else end_of_turn
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Encode what precedes a text of a decoder-only model.
+
+        This is BOS, if there is one, and the prompt, or the template around the prompt,
+        which writes BOS itself.
+        """
+        if self.template is not None:
+            return self.encode_words(self.template.opening(prompt))
+        begin = [] if self.bos_id is None else [self.bos_id]
+        return [*begin, *self.encode_words(str(prompt).strip())]
+
+    def text_ids(self, prompt: Prompt, text: str) -> list[int]:
+        """Encode a text that follows a prompt, without the end token.
+
+        Without a template a space precedes it, unless the prompt is empty.
+        """
+        if self.template is None:
+            separator = self.separator if str(prompt) else ""
+            return self.encode_words(separator + text.strip())
+        start = self.prompt_ids(prompt)
+        ids = self.encode_words(self.template.complete(prompt, text))
+        if ids[: len(start)] != start:  # the text changes tokens before it
+            return self.encode_words(text.strip())
+        rest = ids[len(start) :]
+        return rest[: rest.index(self.end_id)] if self.end_id in rest else rest
 
     def _begins_with_space(self) -> bool:
         """Return True if the tokenizer puts a space before a text, as Llama 2's."""
@@ -215,7 +256,7 @@ class ClipTokenizer(_FastTokenizer):
 
 @overload
 def load_tokenizer(
-    spec: str, *, language_model: Literal[True]
+    spec: str, *, language_model: Literal[True], prompt_template: str = "plain"
 ) -> LanguageTokenizer: ...
 @overload
 def load_tokenizer(
@@ -223,10 +264,10 @@ def load_tokenizer(
 ) -> QFormerTokenizer: ...
 @overload
 def load_tokenizer(
-    spec: str, *, language_model: bool
+    spec: str, *, language_model: bool, prompt_template: str = "plain"
 ) -> LanguageTokenizer | QFormerTokenizer: ...
 def load_tokenizer(
-    spec: str, *, language_model: bool
+    spec: str, *, language_model: bool, prompt_template: str = "plain"
 ) -> LanguageTokenizer | QFormerTokenizer:
     """Load a tokenizer.
 
@@ -235,90 +276,32 @@ def load_tokenizer(
         "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package. Of
         a Llama, "lavis:" before it lets texts begin with the end token.
       language_model: return a `LanguageTokenizer` instead of a `QFormerTokenizer`.
+      prompt_template: how a language model's prompts are written: "plain", or "chat",
+        with the chat template of the tokenizer.
 
     Raises:
       FileNotFoundError: the directory or a vocabulary in it does not exist.
       ValueError: a file cannot be read as its format demands, needs code of its own,
         which is never run, or the loaded tokenizer lacks words of the directory's
-        vocabulary.
+        vocabulary; or the template cannot be used.
     """
-    tokenizer = load_unwrapped(spec)
-    return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
+    if prompt_template not in PROMPT_TEMPLATES:
+        raise ValueError(
+            f"prompt_template is {prompt_template!r}; it must be one of "
+            f"{', '.join(PROMPT_TEMPLATES)}"
+        )
+    tokenizer = load_pretrained(spec, language_model)
+    if not language_model:
+        return QFormerTokenizer(tokenizer)
+    try:
+        return LanguageTokenizer(tokenizer, prompt_template)
+    except ValueError as error:
+        raise ValueError(f"tokenizer {spec}: {error}") from error
 
 
 def load_clip_tokenizer(spec: str) -> ClipTokenizer:
     """Load CLIP's tokenizer; see `load_tokenizer`."""
-    return ClipTokenizer(load_unwrapped(spec))
-
-
-def load_unwrapped(spec: str, **settings: Any) -> Any:
-    """Load a tokenizer as transformers' object; see `load_tokenizer`.
-
-    Args:
-      spec: see `load_tokenizer`.
-      **settings: further arguments of transformers' `from_pretrained`.
-    """
-    from transformers import AutoTokenizer  # slow to import
-
-    directory = tokenizer_directory(spec)
-    expected = vocabulary_size(directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False, **settings
-        )
-    except Exception as error:  # the Rust library raises plain `Exception`
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"the tokenizer in {directory} cannot be loaded: {message}"
-        ) from error
-    if len(tokenizer) < expected:
-        raise ValueError(
-            f"the vocabulary in {directory} has {expected} words, but only "
-            f"{len(tokenizer)} were loaded"
-        )
-    if spec.startswith(LAVIS_PREFIX):
-        _begin_with_end_token(tokenizer)
-    return tokenizer
-
-
-def _begin_with_end_token(tokenizer: Any) -> None:
-    """Let the texts of a Llama's tokenizer begin with its end token.
-
-    LAVIS does so for InstructBLIP's Vicuna. It also adds [PAD]; here padding, which is
-    masked, is the unknown word, so that the token table needs no further row.
-    """
-    from tokenizers import processors
-
-    end, end_id = tokenizer.eos_token, _required(tokenizer, "eos_token_id")
-    tokenizer.pad_token = tokenizer.unk_token
-    tokenizer.bos_token = end
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{end} $A", special_tokens=[(end, end_id)]
-    )
-
-
-def tokenizer_directory(spec: str) -> pathlib.Path:
-    """Return the directory of a tokenizer's files, fetched if they are of the hub.
-
-    Raises:
-      FileNotFoundError: the directory or a vocabulary in it does not exist.
-      HubError: the files cannot be fetched.
-    """
-    spec = spec.removeprefix(LAVIS_PREFIX)
-    if spec.startswith("shapes:"):
-        directory = SHAPES_TOKENIZERS / spec.removeprefix("shapes:")
-    else:
-        directory = hub.local_path(spec, *hub.TOKENIZER_FILES)
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"tokenizer {spec!r}: the directory {directory} does not exist; a name of "
-            "the hub has the form ORG/NAME"
-        )
-    for names in _VOCABULARY_FILES:
-        if all((directory / name).is_file() for name in names):
-            return directory
-    expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
-    raise FileNotFoundError(f"tokenizer {spec!r} has no vocabulary ({expected})")
+    return ClipTokenizer(load_pretrained(spec, language_model=False))
 
 
 def _required(tokenizer: Any, name: str) -> int:

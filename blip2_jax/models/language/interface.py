@@ -13,11 +13,11 @@ only to read embeddings instead of ids. A new family consists of
 
 Conventions of batches and tokenizers:
 
-- Decoder-only (OPT): the text is `[BOS; prompt; caption; end]`, padded on the right
-  in training; prompts are padded on the left in generation. The tokenizer decides
-  whether there is a BOS and which token ends a text: a newline for OPT, as in the
-  original. Without a prompt, BOS is a target of the last query; the batch's
-  `target_mask` decides.
+- Decoder-only (OPT, Llama, ...): the text is `[BOS; prompt; caption; end]`, padded on
+  the right in training; prompts are padded on the left in generation. The tokenizer
+  decides whether there is a BOS and which token ends a text: a newline for OPT, as in
+  the original. Without a prompt, BOS is a target of the last query; the batch's
+  `target_mask` decides. A chat template takes the place of BOS and prompt.
 - Encoder-decoder (T5): the encoder reads the queries and the prompt or caption prefix.
   The decoder starts with `config.decoder_start_id`; targets end with `config.eos_id`.
 
@@ -41,7 +41,12 @@ from blip2_jax.models.sizes import LanguageModelConfig
 from blip2_jax.nn.kv_cache import GeneratedKV, PrefixKV
 
 # Modules by the family of their config class.
-MODULES: dict[str, Callable[..., Any]] = {"opt": OPT, "t5": T5, "llama": Llama}
+MODULES: dict[str, Callable[..., Any]] = {
+    "opt": OPT,
+    "t5": T5,
+    "llama": Llama,
+    "phi3": Llama,
+}
 
 
 class LanguageModel(Protocol):

@@ -25,18 +25,28 @@ from blip2_jax.nn.stack import Stack
 
 
 def rotary_frequencies(config: LlamaConfig) -> Float32[np.ndarray, " half"]:
-    """Return the frequencies of the rotary positions, scaled as the sizes say."""
-    frequency = rotary.frequencies(config.head_width, config.rope_theta)
+    """Return the frequencies of the rotary positions, scaled as the sizes say.
+
+    They are those within `config.position_limit`, where "dynamic" scales nothing.
+    """
+    theta = config.rope_theta
+    frequency = rotary.frequencies(config.rotary_width, theta)
+    bounds = (
+        config.rope_factor,
+        config.rope_low_factor,
+        config.rope_high_factor,
+        config.rope_original_positions,
+    )
     if config.rope_scaling == "linear":
         return (frequency / np.float32(config.rope_factor)).astype(np.float32)
     if config.rope_scaling == "llama3":
-        return rotary.stretch_low_frequencies(
-            frequency,
-            config.rope_factor,
-            config.rope_low_factor,
-            config.rope_high_factor,
-            config.rope_original_positions,
+        return rotary.stretch_low_frequencies(frequency, *bounds)
+    if config.rope_scaling == "yarn":
+        return rotary.stretch_slow_pairs(
+            frequency, theta, *bounds, config.rope_truncate
         )
+    if config.rope_scaling == "longrope":
+        return frequency / np.array(config.rope_short_factors, np.float32)
     return frequency
 
 
@@ -147,7 +157,7 @@ class Llama(DecoderOnly):
         x = jnp.zeros((1, 1, config.width), self.dtype)
         mask, angle = (
             jnp.ones((1, 1, 1, 1), bool),
-            jnp.zeros((1, 1, config.head_width // 2)),
+            jnp.zeros((1, 1, config.rotary_width // 2)),
         )
         self.blocks = self.stack.parameters(self, x, mask, (angle, angle))
         self.final_norm = rms_norm(config.layer_norm_eps, self.dtype)
@@ -159,8 +169,11 @@ class Llama(DecoderOnly):
         self, embeds: Float[Array, "B T D"], positions: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], tuple[rotary.Rotation]]:
         """Scale the embeddings and compute the rotation; see `DecoderOnly`."""
-        rotation = rotary.rotation(positions, rotary_frequencies(self.config))
-        embeds = embeds.astype(self.dtype) * self.config.embedding_scale
+        config = self.config
+        rotation = rotary.rotation(
+            positions, rotary_frequencies(config), config.rope_attention_factor
+        )
+        embeds = embeds.astype(self.dtype) * config.embedding_scale
         return embeds, (rotation,)
 
     def logits(
