@@ -11,7 +11,8 @@ import sys
 import pytest
 
 import blip2_jax
-from blip2_jax.data.text.tokenizers import load_tokenizer, tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from tests.support import peer_models as peers
 
 PACKAGE = pathlib.Path(blip2_jax.__file__).parent

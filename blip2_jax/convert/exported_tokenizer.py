@@ -7,7 +7,8 @@ from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.model_source import ModelSource
-from blip2_jax.data.text.tokenizers import load_tokenizer, tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import open_tokenizer
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models.sizes import ViTConfig
 
 IMAGE_TOKEN = "<image>"  # stands for one query in transformers' prompts
@@ -36,10 +37,14 @@ class ExportedTokenizer:
         self.ours = load_tokenizer(spec, language_model=stage2)
         ours = model.config.language_model
         pads_left = ours is not None and not ours.is_encoder_decoder
-        self.tokenizer = _their_tokenizer(spec, "left" if pads_left else "right")
+        self.tokenizer = open_tokenizer(
+            spec, padding_side="left" if pads_left else "right"
+        )
         self.qformer_tokenizer: Any = None
         if model.prompt_in_qformer:
-            self.qformer_tokenizer = _their_tokenizer(_tokenizer_of(model, "qformer"))
+            self.qformer_tokenizer = open_tokenizer(
+                _tokenizer_of(model, "qformer"), padding_side="right"
+            )
             self.qformer_tokenizer.add_special_tokens({"bos_token": "[DEC]"})
         self.image_id: int | None = None
         self.rows = self.added = 0
@@ -93,15 +98,3 @@ def _tokenizer_of(model: ModelSource, part: str) -> str:
             f"{owner} ({option})"
         )
     return spec
-
-
-def _their_tokenizer(spec: str, padding_side: str = "right") -> Any:
-    """Load transformers' object of a tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        str(tokenizer_directory(spec)),
-        padding_side=padding_side,
-        local_files_only=True,
-        trust_remote_code=False,
-    )

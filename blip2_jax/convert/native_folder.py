@@ -38,7 +38,11 @@ from blip2_jax.convert.files.output import (
 )
 from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_shapes
 from blip2_jax.data.hub import TOKENIZER_FILES
-from blip2_jax.data.text.tokenizers import tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import (
+    save_tokenizer,
+    split_spec,
+    tokenizer_directory,
+)
 from blip2_jax.models import presets
 
 FORMAT = 1
@@ -245,10 +249,17 @@ def describe(model: ModelSource) -> dict[str, Any]:
 
 
 def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
-    """Copy the files of a tokenizer's directory; return what `model.json` records."""
-    if not spec or spec.startswith("shapes:"):
+    """Copy the files of a tokenizer's directory; return what `model.json` records.
+
+    A tokenizer with added tokens is written anew.
+    """
+    added = split_spec(spec)[1]
+    if not added and (not spec or spec.startswith("shapes:")):
         return spec
     target.mkdir()
+    if added:
+        save_tokenizer(spec, target)
+        return target.name
     for file in sorted(tokenizer_directory(spec).iterdir()):
         if file.is_file() and file.name in TOKENIZER_FILES:
             shutil.copy(file, target / file.name)

@@ -9,6 +9,8 @@ from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.train_config import ConfigError
 
+_SPARE_SHARE = 0.1  # of the rows of a table
+
 
 def check_texts(config: ConfigDict, task: Task) -> None:
     """Check tokenizers against token tables, and text lengths against positions.
@@ -27,9 +29,24 @@ def check_texts(config: ConfigDict, task: Task) -> None:
         tokenizer = load_tokenizer(spec, language_model=role == "language_model")
         try:
             check_vocabulary(tokenizer, sizes)
+            if role == "qformer" and config.init.from_weights:
+                _check_spare_rows(tokenizer.vocab_size, sizes.qformer.vocab_size)
         except ValueError as error:
             raise ConfigError(f"data.tokenizer.{role}={spec}: {error}") from error
     _check_positions(config, task)
+
+
+def _check_spare_rows(tokens: int, rows: int) -> None:
+    """Check that a table is that of the tokenizer, not one of another BERT.
+
+    Raises:
+      ValueError: more rows lack a token than those that round a size up.
+    """
+    if rows - tokens > _SPARE_SHARE * rows:
+        raise ValueError(
+            f"it has {tokens:,} tokens with [DEC], but the table that the Q-Former "
+            f"starts from {rows:,} rows: choose the tokenizer of this BERT"
+        )
 
 
 def _check_positions(config: ConfigDict, task: Task) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from blip2_jax.cli import convert, evaluate, prepare
 from blip2_jax.data.sources.registry import build_source
-from blip2_jax.data.text.tokenizers import load_tokenizer, tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.load import load
 from blip2_jax.nn.trees import flatten
 from blip2_jax.parallel.files import read_json

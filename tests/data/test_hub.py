@@ -14,7 +14,8 @@ from blip2_jax.convert.detect import kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.data import hub
 from blip2_jax.data.hub_errors import HubError, HubName
-from blip2_jax.data.text.tokenizers import load_tokenizer, tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from tests.support.hub_server import hub_server
 
 NAME = "org/model"

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from blip2_jax.data.text.tokenizers import tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
 from blip2_jax.models import presets
 from tests.support import peer_models as peers
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from blip2_jax.convert.tables.lavis import POSITION_IDS
-from blip2_jax.data.text.tokenizers import load_tokenizer, tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models import presets
 
 DTYPES = ("float32", "float16", "bfloat16")

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 
 from blip2_jax.data import hub
-from blip2_jax.data.text.tokenizers import tokenizer_directory
+from blip2_jax.data.text.tokenizer_files import tokenizer_directory
 from blip2_jax.inference.load import open_model
 from blip2_jax.nn.trees import flatten
 from blip2_jax.training.hub_names import pin_hub_names

@@ -7,7 +7,6 @@ state, so that many threads can share a tokenizer.
 from __future__ import annotations
 
 import itertools
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, overload
@@ -16,37 +15,34 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
-from blip2_jax.data import hub
-from blip2_jax.data.text.vocabulary_files import vocabulary_size
+from blip2_jax.data.text.bert_casing import keeps_case
+from blip2_jax.data.text.tokenizer_files import open_tokenizer
 
-SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
 Family = Literal["decoder_only", "encoder_decoder"]
 
 SENTENCEPIECE_SPACE = "\u2581"
 _MAX_WORDS = 50
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
-_VOCABULARY_FILES = (
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("spiece.model",),
-    ("tokenizer.model",),
-)
 
 
-def clean_caption(caption: str, prompt: str = "") -> str:
+def clean_caption(caption: str, prompt: str = "", *, keep_case: bool = False) -> str:
     """Clean a caption as the original: lower case, no punctuation, at most 50 words.
 
-    The prompt is prepended unchanged and does not count as words.
+    The prompt is prepended unchanged and does not count as words. `keep_case` leaves
+    capital letters as they are, for tokenizers that distinguish them.
     """
-    text = _PUNCTUATION.sub(" ", caption.lower())
+    text = _PUNCTUATION.sub(" ", caption if keep_case else caption.lower())
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     return prompt + " ".join(text.split(" ")[:_MAX_WORDS])
 
 
-def clean_question(question: str) -> str:
-    """Clean a question as the original: no punctuation but `?`, at most 50 words."""
-    text = _PUNCTUATION.sub("", question.lower()).rstrip(" ")
+def clean_question(question: str, *, keep_case: bool = False) -> str:
+    """Clean a question as the original: no punctuation but `?`, at most 50 words.
+
+    `keep_case` is as in `clean_caption`.
+    """
+    text = question if keep_case else question.lower()
+    text = _PUNCTUATION.sub("", text).rstrip(" ")
     return " ".join(text.split(" ")[:_MAX_WORDS])
 
 
@@ -95,12 +91,14 @@ class QFormerTokenizer(_FastTokenizer):
       sep_id: id of [SEP].
       start_id: id of [DEC].
       end_id: id of [SEP], which ends generated texts.
+      keeps_case: it distinguishes capital letters, as that of a cased BERT.
       vocab_size: size of BERT's vocabulary and [DEC]; later ids do not count.
     """
 
     def __init__(self, tokenizer: Any):
         """Wrap a tokenizer of transformers."""
         super().__init__(tokenizer)
+        self.keeps_case = keeps_case(tokenizer)
         self.cls_id: int = _required(tokenizer, "cls_token_id")
         self.sep_id: int = _required(tokenizer, "sep_token_id")
         # Hugging Face's tokenizers of BLIP-2 include [DEC].
@@ -229,68 +227,20 @@ def load_tokenizer(
 
     Args:
       spec: a directory with a vocabulary, a name of the hub (`data.hub`), or
-        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package.
+        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package; with
+        the tokens that are added to it (`tokenizer_files.with_tokens`).
       language_model: return a `LanguageTokenizer` instead of a `QFormerTokenizer`.
 
     Raises:
-      FileNotFoundError: the directory or a vocabulary in it does not exist.
-      ValueError: a file cannot be read as its format demands, needs code of its own,
-        which is never run, or the loaded tokenizer lacks words of the directory's
-        vocabulary.
+      FileNotFoundError, ValueError: see `open_tokenizer`.
     """
-    tokenizer = _load(spec)
+    tokenizer = open_tokenizer(spec)
     return (LanguageTokenizer if language_model else QFormerTokenizer)(tokenizer)
 
 
 def load_clip_tokenizer(spec: str) -> ClipTokenizer:
     """Load CLIP's tokenizer; see `load_tokenizer`."""
-    return ClipTokenizer(_load(spec))
-
-
-def _load(spec: str) -> Any:
-    """Load a tokenizer of transformers; see `load_tokenizer`."""
-    from transformers import AutoTokenizer  # slow to import
-
-    directory = tokenizer_directory(spec)
-    expected = vocabulary_size(directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the Rust library raises plain `Exception`
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"the tokenizer in {directory} cannot be loaded: {message}"
-        ) from error
-    if len(tokenizer) < expected:
-        raise ValueError(
-            f"the vocabulary in {directory} has {expected} words, but only "
-            f"{len(tokenizer)} were loaded"
-        )
-    return tokenizer
-
-
-def tokenizer_directory(spec: str) -> pathlib.Path:
-    """Return the directory of a tokenizer's files, fetched if they are of the hub.
-
-    Raises:
-      FileNotFoundError: the directory or a vocabulary in it does not exist.
-      HubError: the files cannot be fetched.
-    """
-    if spec.startswith("shapes:"):
-        directory = SHAPES_TOKENIZERS / spec.removeprefix("shapes:")
-    else:
-        directory = hub.local_path(spec, *hub.TOKENIZER_FILES)
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"tokenizer {spec!r}: the directory {directory} does not exist; a name of "
-            "the hub has the form ORG/NAME"
-        )
-    for names in _VOCABULARY_FILES:
-        if all((directory / name).is_file() for name in names):
-            return directory
-    expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
-    raise FileNotFoundError(f"tokenizer {spec!r} has no vocabulary ({expected})")
+    return ClipTokenizer(open_tokenizer(spec))
 
 
 def _required(tokenizer: Any, name: str) -> int:

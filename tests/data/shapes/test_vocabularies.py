@@ -7,7 +7,8 @@ import pytest
 from blip2_jax.data.shapes import vocabularies
 from blip2_jax.data.shapes.captions import captions
 from blip2_jax.data.shapes.questions import questions
-from blip2_jax.data.text.tokenizers import SHAPES_TOKENIZERS, load_tokenizer
+from blip2_jax.data.text.tokenizer_files import SHAPES_TOKENIZERS
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models import presets
 
 NAMES = ("bert", "opt", "t5")
