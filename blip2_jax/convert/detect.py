@@ -21,8 +21,10 @@ KINDS = {
     "clip": r"(visual\.)?transformer\.resblocks\.0\.attn\.in_proj_weight",
     # CLIP has no bias there.
     "siglip": r"(vision_model\.)?embeddings\.patch_embedding\.bias",
-    "dinov2": r"encoder\.layer\.0\.layer_scale1\.lambda1",
-    "clip_huggingface": r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.",
+    "dinov2": r"(dinov2\w*\.)?encoder\.layer\.0\.layer_scale1\.lambda1",
+    # transformers 5 saves `CLIPVisionModel` without the prefix.
+    "clip_huggingface": r"vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.|"
+    r"pre_layrnorm\.",
     **{name: family.pattern for name, family in FAMILIES.items()},
 }
 DESCRIPTIONS = {

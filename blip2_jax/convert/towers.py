@@ -14,6 +14,7 @@ from blip2_jax.convert.language_families.registry import (
 )
 from blip2_jax.convert.language_folder import check_invisible
 from blip2_jax.convert.tables import towers
+from blip2_jax.convert.tables.encoders import encoder_prefix
 from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.models.sizes import (
     FeaturesConfig,
@@ -29,8 +30,9 @@ CLIP_HUGGINGFACE_LEFTOVERS = (
     r"text_model\..*",
     r"(visual|text)_projection\.weight",
     r"logit_scale",
-    r"vision_model\.post_layernorm\..*",
-    r"vision_model\.embeddings\.position_ids",
+    r"(vision_model\.)?post_layernorm\..*",
+    r"(vision_model\.)?embeddings\.position_ids",
+    r"classifier\..*",
 )
 OUTSIDE_VISUAL = r"(?!visual\.).*"  # all but the image encoder of a CLIP
 
@@ -52,8 +54,9 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
         return encoder_part(source, config)
     leftovers: tuple[str, ...]
     if kind == "clip_huggingface":
-        unused_block = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
-        rules = towers.clip_huggingface_rules(config, "visual_encoder/")
+        prefix = encoder_prefix(source)
+        unused_block = rf"(vision_model\.)?encoder\.layers\.{config.depth}\..*"
+        rules = towers.clip_huggingface_rules(config, "visual_encoder/", prefix)
         leftovers = (*CLIP_HUGGINGFACE_LEFTOVERS, unused_block)
     else:
         rules, leftovers = _visual_rules(source, config)

@@ -107,7 +107,7 @@ class TextFormat:
 
     def _spec(self, key: str) -> str:
         """Return a tokenizer spec of the configuration, which must be set."""
-        spec = getattr(self._config.tokenizer, key)
+        spec = self._config.tokenizer_spec(key)
         if not spec:
             raise ValueError(f"format {self.name} needs data.tokenizer.{key}")
         return spec

@@ -5,7 +5,10 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from blip2_jax.convert.vocabulary import check_vocabulary
+from blip2_jax.data.data_config import tokenizer_spec
+from blip2_jax.data.text.tokenizer_files import split_spec
 from blip2_jax.data.text.tokenizers import load_tokenizer
+from blip2_jax.training import new_tokens
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.train_config import ConfigError
 
@@ -24,7 +27,7 @@ def check_texts(config: ConfigDict, task: Task) -> None:
     """
     sizes = model_config(config.model)
     for role in task.tokenizers:
-        if not (spec := config.data.tokenizer[role]):
+        if not (spec := tokenizer_spec(config.data, role)):
             continue  # the data pipeline says which tokenizer is missing
         tokenizer = load_tokenizer(spec, language_model=role == "language_model")
         try:
@@ -32,7 +35,9 @@ def check_texts(config: ConfigDict, task: Task) -> None:
             if role == "qformer" and config.init.from_weights:
                 _check_spare_rows(tokenizer.vocab_size, sizes.qformer.vocab_size)
         except ValueError as error:
-            raise ConfigError(f"data.tokenizer.{role}={spec}: {error}") from error
+            name = split_spec(spec)[0]
+            raise ConfigError(f"data.tokenizer.{role}={name}: {error}") from error
+    new_tokens.check_trained(config, task)
     _check_positions(config, task)
 
 

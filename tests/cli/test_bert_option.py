@@ -40,15 +40,12 @@ def run(bert, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     command = [TINY, f"--bert={bert}", f"--data={data}", f"--workdir={folder}"]
     command += ["--config.steps=1", "--config.optimizer.warmup_steps=0"]
-    command += [
-        "--config.data.workers=0",
-        "--config.batch_size=4",
-        "--config.mesh.data=1",
-    ]
+    command += ["--config.data.workers=0"]
     assert train.main(command) == 0
     return folder
 
 
+@pytest.mark.slow
 def test_sizes_and_tokenizer_are_those_of_the_bert(run, bert):
     stored = read_config(run)
     assert stored.data.tokenizer.qformer == str(bert)
@@ -62,6 +59,7 @@ def test_sizes_and_tokenizer_are_those_of_the_bert(run, bert):
     assert isinstance(caption, str)
 
 
+@pytest.mark.slow
 def test_the_export_has_the_vocabulary(run, tmp_path):
     torch, transformers = peers.torch_and_transformers()
     source = open_model(run)

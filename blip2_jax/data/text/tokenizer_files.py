@@ -78,9 +78,14 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str], base: str) -> None:
     """Append tokens to a vocabulary.
 
     Raises:
-      ValueError: one of them is in the vocabulary.
+      ValueError: one of them is in the vocabulary, or [DEC], which comes last.
     """
     words = tokenizer.get_vocab()
+    if tokens and "[DEC]" in words:
+        raise ValueError(
+            f"{base} holds [DEC], which comes behind all other tokens: add tokens to "
+            "the tokenizer of the BERT itself"
+        )
     known = [token for token in tokens if token in words]
     if known:
         raise ValueError(
