@@ -121,10 +121,10 @@ def bert_part(
     if source.config:
         _compare_with_model(source, config)
     rules = bert.bert_rules(config, source, queries=queries)
-    leftovers = bert.LEFTOVERS
+    leftovers: tuple[str, ...] = bert.LEFTOVERS
     if not queries:
         leftovers += (r"(bert\.)?(encoder|embeddings)\..*",)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not any(name.startswith(bert.HEAD) for name in source):
         notes = ("there is no head of masked language modelling: it stays as it is",)
     return Part(source, rules, leftovers, notes)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-import blip2_jax
 from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.convert.vocabulary import NEW_ROW_NOISE, GrownTables
@@ -16,11 +15,11 @@ from blip2_jax.nn.trees import flatten
 from blip2_jax.training.initial_params import WeightsError
 from blip2_jax.training.setup import set_up
 from blip2_jax.training.train_config import ConfigError
-from tests.support import peer_models as peers
 from tests.support.tiny_runs import make_run, tiny_config
 
 TOKENS = ("<loc_{0..2}>", "zebra")
 NAMES = ["<loc_0>", "<loc_1>", "<loc_2>", "zebra"]
+pytest.importorskip("torch", reason="transformers' processors need it")
 WORD, BIAS = "qformer/embeddings/word", "qformer/head/bias"
 TABLE = "language_model/embeddings/token"
 FROZEN = ("^visual_encoder/", "^language_model/(?!embeddings/token$|head/)")
@@ -91,7 +90,6 @@ def test_the_tokenizer_has_the_tokens_before_dec():
 
 
 def test_a_qformer_grows_from_a_run_and_round_trips(tmp_path):
-    _, transformers = peers.torch_and_transformers()
     make_run(tmp_path / "old", "stage1", 3.0)
     old = open_model(tmp_path / "old").arrays
     config = config_with("stage1", "qformer", from_run=str(tmp_path / "old"))
@@ -101,29 +99,20 @@ def test_a_qformer_grows_from_a_run_and_round_trips(tmp_path):
         np.testing.assert_array_equal(params[path][: count - 1], old[path][:-1])
         np.testing.assert_array_equal(params[path][-1], old[path][-1])
         assert len(params[path]) == count + len(NAMES)
-    # The same run continues, and the next one that starts from it keeps the rows.
+    # The next run that starts from it keeps the rows.
     again = config_with("stage1", "qformer", from_run=str(tmp_path / "new"))
     np.testing.assert_array_equal(save(again, tmp_path / "next")[WORD], params[WORD])
 
-    source, images = open_model(tmp_path / "new"), ["shapes:0", "shapes:1"]
-    texts = ["a zebra <loc_2>", "a red circle"]
-    expected = blip2_jax.load(tmp_path / "new").match(images, texts).itm
+    source = open_model(tmp_path / "new")
     write_folder(source, tmp_path / "ours")
-    sizes = json.loads((tmp_path / "ours" / "model.json").read_text())
-    assert sizes["qformer_tokenizer"] == "qformer_tokenizer"
     write_huggingface(source, tmp_path / "theirs")
-    for folder in ("ours", "theirs"):
-        scores = blip2_jax.load(tmp_path / folder).match(images, texts).itm
-        np.testing.assert_allclose(scores, expected, atol=1e-5)
-    theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(
-        tmp_path / "theirs"
-    )
-    assert theirs.config.qformer_config.vocab_size == count + len(NAMES)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    assert tokenizer.convert_tokens_to_ids(["<loc_2>", "[DEC]"]) == [
-        count - 1 + 2,
-        count - 1 + len(NAMES),
-    ]
+    for path in (tmp_path / "new", tmp_path / "ours", tmp_path / "theirs"):
+        opened = open_model(path)
+        assert opened.config.qformer.vocab_size == count + len(NAMES)
+        np.testing.assert_array_equal(opened.arrays[WORD], params[WORD])
+        tokenizer = load_tokenizer(opened.qformer_tokenizer, language_model=False)
+        assert tokenizer.encode_words("zebra<loc_2>") == [count + 2, count + 1]
+        assert tokenizer.start_id == count - 1 + len(NAMES)
 
 
 def test_a_table_without_rows_is_refused_with_the_number(tmp_path):
@@ -142,34 +131,26 @@ def test_a_table_without_rows_is_refused_with_the_number(tmp_path):
 
 
 def test_a_language_model_grows_if_its_table_is_trained(tmp_path):
-    _, transformers = peers.torch_and_transformers()
     make_run(tmp_path / "old", "stage2", 3.0)
+    write_folder(open_model(tmp_path / "old"), tmp_path / "folder")
     config = config_with("stage2", "language_model")
-    config.frozen_sources.language_model = str(tmp_path / "old")
+    config.frozen_sources.language_model = str(tmp_path / "folder")
     with pytest.raises(ConfigError, match=r"freezes language_model/embeddings/token"):
         set_up(config.lock(), tmp_path / "new")
-    config = config_with("stage2", "language_model")
-    # A run of its own language model, as the frozen tower comes from a folder.
-    write_folder(open_model(tmp_path / "old"), tmp_path / "folder")
-    config.frozen_sources.language_model = str(tmp_path / "folder")
-    config.frozen = FROZEN
+    config.unlock().frozen = FROZEN
     params = save(config, tmp_path / "new")
     old = open_model(tmp_path / "old").arrays[TABLE]
     np.testing.assert_array_equal(params[TABLE][: len(old)], old)
-    assert len(params[TABLE]) == len(old) + len(NAMES)
+    rows = len(old) + len(NAMES)
+    assert len(params[TABLE]) == rows
 
-    model = blip2_jax.load(tmp_path / "new")
-    ids = model.language_tokenizer.encode_words("zebra<loc_1>")
-    assert ids[-1] == len(old) + 1
-    expected = model.score("shapes:0", ["zebra <loc_1>", "red"]).log_probs
-    write_huggingface(open_model(tmp_path / "new"), tmp_path / "theirs")
-    back = blip2_jax.load(tmp_path / "theirs")
-    scores = back.score("shapes:0", ["zebra <loc_1>", "red"]).log_probs
-    np.testing.assert_allclose(scores, expected, rtol=1e-4)
-    theirs = transformers.Blip2ForConditionalGeneration.from_pretrained(
-        tmp_path / "theirs"
-    )
-    rows = len(old) + len(NAMES) + 1  # <image>
-    assert theirs.config.text_config.vocab_size == rows
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    assert tokenizer.convert_tokens_to_ids("<loc_1>") == len(old) + 1
+    source = open_model(tmp_path / "new")
+    write_huggingface(source, tmp_path / "theirs")
+    declared = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert declared["text_config"]["vocab_size"] == rows + 1  # <image>
+    for path in (tmp_path / "new", tmp_path / "theirs"):
+        opened = open_model(path)
+        np.testing.assert_array_equal(opened.arrays[TABLE][:rows], params[TABLE])
+        tokenizer = load_tokenizer(opened.language_tokenizer, language_model=True)
+        assert tokenizer.encode_words("zebra<loc_1>")[-1] == len(old) + 1
+        assert tokenizer.decode([len(old) + 3, len(old)]) == "zebra<loc_0>"
