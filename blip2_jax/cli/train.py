@@ -84,10 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def requested_config(arguments: argparse.Namespace) -> ConfigDict:
-    """Return the configuration, with the data and the encoder of the options."""
+    """Return the configuration, with the data and the models of the options."""
+    from blip2_jax.training.new_tokens import fit_tables
+
     config = read_config_option(arguments)
     set_vision_option(arguments, config)
     set_bert_option(arguments, config)
+    fit_tables(config)
     specs = read_data_option(arguments, default_split="train")
     if specs is not None:
         with config.unlocked():

@@ -18,6 +18,7 @@ from blip2_jax.convert.vocabulary import (
 )
 from blip2_jax.data.data_config import tokenizer_spec
 from blip2_jax.data.text.tokenizer_files import split_spec
+from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.nn import trees
 from blip2_jax.nn.trees import flatten
 from blip2_jax.training.frozen import Arrays
@@ -36,6 +37,34 @@ def count_added(config: ConfigDict, role: str) -> int:
       role: "qformer" or "language_model".
     """
     return len(split_spec(tokenizer_spec(config.data, role))[1])
+
+
+def fit_tables(config: ConfigDict) -> None:
+    """Give the sizes of a configuration a row for each token that it adds.
+
+    Sizes that have the rows stay as they are.
+
+    Args:
+      config: configuration of a new run, locked.
+
+    Raises:
+      FileNotFoundError, ValueError: a tokenizer cannot be loaded with the tokens.
+    """
+    for role in TABLES:
+        if not (config.data.tokenizer[role] and count_added(config, role)):
+            continue
+        spec = tokenizer_spec(config.data, role)
+        tokenizer = load_tokenizer(spec, language_model=role == "language_model")
+        sizes = getattr(model_config(config.model), role)
+        if sizes is None or sizes.vocab_size >= tokenizer.vocab_size:
+            continue
+        overrides = config.model.overrides.to_dict()
+        overrides[role] = {
+            **overrides.get(role, {}),
+            "vocab_size": tokenizer.vocab_size,
+        }
+        with config.unlocked():
+            config.model.overrides = ConfigDict(overrides)
 
 
 def check_trained(config: ConfigDict, task: Task) -> None:

@@ -10,7 +10,6 @@ from blip2_jax.losses.image_text_contrast import ContrastOptions
 from blip2_jax.losses.language_model import LanguageModelOptions
 from blip2_jax.losses.stage1 import Stage1Options
 from blip2_jax.losses.stage2 import Stage2Options
-from blip2_jax.models.sizes import OPTConfig, QFormerConfig, ViTConfig
 from blip2_jax.training.train_config import TASKS, default_config
 from tests.support.documentation import PAGES, ROOT
 
@@ -22,7 +21,6 @@ KEYS = (
         r"\.[a-z][\w.]*\w)\b[^`/]*`"
     ),
 )
-PARTS = {"qformer": QFormerConfig, "language_model": OPTConfig, "vision": ViTConfig}
 OPTIONS = (Stage1Options, Stage2Options, ContrastOptions, LanguageModelOptions)
 
 
@@ -31,9 +29,6 @@ def known(key: str) -> bool:
     section, _, name = key.partition(".")
     if section == "objective" and name:
         return any(name in options.__dataclass_fields__ for options in OPTIONS)
-    if key.startswith("model.overrides."):
-        part, _, field = key.removeprefix("model.overrides.").partition(".")
-        return field in PARTS[part].__dataclass_fields__
     configs = [*map(default_config, TASKS), default_evaluation()]
     return any(has_key(config, key) for config in configs)
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from blip2_jax.cli import train
 from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.convert.vocabulary import NEW_ROW_NOISE, GrownTables
@@ -13,8 +14,11 @@ from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.inference.load import open_model
 from blip2_jax.nn.trees import flatten
 from blip2_jax.training.initial_params import WeightsError
+from blip2_jax.training.new_tokens import fit_tables
 from blip2_jax.training.setup import set_up
+from blip2_jax.training.tasks import model_config
 from blip2_jax.training.train_config import ConfigError
+from tests.support.processes import SUPPORT
 from tests.support.tiny_runs import make_run, tiny_config
 
 TOKENS = ("<loc_{0..2}>", "zebra")
@@ -113,6 +117,22 @@ def test_a_qformer_grows_from_a_run_and_round_trips(tmp_path):
         tokenizer = load_tokenizer(opened.qformer_tokenizer, language_model=False)
         assert tokenizer.encode_words("zebra<loc_2>") == [count + 2, count + 1]
         assert tokenizer.start_id == count - 1 + len(NAMES)
+
+
+def test_the_command_sets_the_sizes():
+    command = [f"--config={SUPPORT / 'tiny_experiment.py'}"]
+    command += ["--config.data.added_tokens.qformer=('<loc_{0..29}>',)"]
+    parsed = train.make_parser().parse_args(command)
+    config = train.requested_config(parsed)
+    plain = load_tokenizer("shapes:bert", language_model=False)
+    expected = plain.vocab_size + 30
+    assert model_config(config.model).qformer.vocab_size == expected
+    assert config.model.overrides.qformer.width == 32
+    config = config_with("stage2", "language_model").unlock()
+    expected = config.model.overrides.language_model.vocab_size
+    config.model.overrides.language_model.vocab_size -= 2
+    fit_tables(config.lock())
+    assert model_config(config.model).language_model.vocab_size == expected
 
 
 def test_a_table_without_rows_is_refused_with_the_number(tmp_path):

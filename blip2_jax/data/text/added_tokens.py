@@ -25,12 +25,14 @@ def expand_tokens(
         cleaning of captions, so that no text could hold it.
     """
     expanded = [text for token in tokens for text in _expand(token)]
-    for index, token in enumerate(expanded):
+    seen: set[str] = set()
+    for token in expanded:
         where = f"added_tokens.{name}: {token!r}"
         if not token or token.split() != [token]:
             raise ValueError(f"{where} is no token: it is empty or holds a space")
-        if token in expanded[:index]:
+        if token in seen:
             raise ValueError(f"{where} occurs twice")
+        seen.add(token)
         cleaned = clean_caption(token, keep_case=keep_case)
         if cleaned != token:
             raise ValueError(
