@@ -134,6 +134,22 @@ def set_vision(config: ConfigDict, sizes: ViTConfig) -> None:
     config.data.image.size = sizes.image_size
 
 
+def set_bert(config: ConfigDict, sizes: dict[str, Any], path: str) -> None:
+    """Start the Q-Former from another BERT.
+
+    Args:
+      config: of an experiment, unlocked.
+      sizes: fields of `QFormerConfig` that the BERT determines.
+      path: of its folder, which holds its tokenizer too.
+    """
+    overrides = config.model.overrides.to_dict()
+    qformer = {**overrides.get("qformer", {}), **sizes}
+    config.model.overrides = ConfigDict({**overrides, "qformer": qformer})
+    config.data.tokenizer.qformer = path
+    if not config.init.from_run:
+        config.init.from_weights = (path,)
+
+
 def freeze_vision(config: ConfigDict) -> None:
     """Keep the image encoder of a fine-tune as it was pre-trained."""
     config.frozen = ("^visual_encoder/", *config.frozen)

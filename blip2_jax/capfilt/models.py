@@ -202,7 +202,10 @@ class Blip2Ranker:
         self, images: Sequence[UInt8[Array, "R R 3"]], texts: Sequence[Sequence[str]]
     ) -> list[Float[Array, " texts"]]:
         """Score texts of each image; see `Ranker`."""
-        cleaned = [[clean_caption(text) for text in own] for own in texts]
+        keep_case = self.model.qformer_tokenizer.keeps_case
+        cleaned = [
+            [clean_caption(text, keep_case=keep_case) for text in own] for own in texts
+        ]
         return self.model.image_text_similarity(
             list(images), cleaned, score=self.score_name
         )

@@ -23,7 +23,6 @@ writes files about a folder, a pattern or tars of any size (docs/captioning.md).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,11 +34,11 @@ from blip2_jax.cli.caption_folder import (
     check_folder_options,
 )
 from blip2_jax.cli.errors import UsageError, reading_option
+from blip2_jax.cli.image_inputs import Inputs, add_image_options, read_inputs
 from blip2_jax.cli.options import (
     CommandParser,
-    add_cache_option,
-    add_model_options,
-    extra_weights,
+    add_load_options,
+    load_model,
     run_command,
 )
 from blip2_jax.parallel.files import read_array
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
     from blip2_jax.inference.model import Blip2
     from blip2_jax.inference.retriever import Blip2Retriever
 
-# Keys of `nn.quantized.SCHEMES`, which takes seconds to import.
-QUANTIZATIONS = ("int8", "int4", "int8_matmul", "fp8_matmul")
 # Fields of `DecodingConfig`: type and help. Values that are not given are those of
 # captions or of answers.
 DECODING_OPTIONS = {
@@ -75,26 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> CommandParser:
     """Make the parser of the command line."""
     parser = CommandParser("caption", __doc__)
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="PATH",
-        help="directory of a run, converted or Hugging Face folder, LAVIS file, "
-        "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
-    )
-    add_model_options(parser)
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        help="dtype of matmul inputs; default: as in training",
-    )
-    parser.add_argument(
-        "--quantize",
-        default="",
-        choices=QUANTIZATIONS,
-        help="store the kernels of the frozen towers in 8 or 4 bits (docs/using.md)",
-    )
-    add_cache_option(parser)
+    add_load_options(parser)
     _add_input_options(parser)
     _add_dialogue_options(parser)
     add_folder_options(parser)
@@ -112,22 +90,7 @@ def make_parser() -> CommandParser:
 
 
 def _add_input_options(parser: CommandParser) -> None:
-    images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument(
-        "--image",
-        nargs="+",
-        metavar="FILE",
-        help="image files, URLs, or example pictures: shapes:0, shapes:1, ...",
-    )
-    images.add_argument(
-        "--features", metavar="FILE.npy", help="features, [P, D] or [B, P, D]"
-    )
-    images.add_argument(
-        "--images",
-        nargs="+",
-        metavar="PATH",
-        help="a folder, files or glob patterns, or tars; needs --out",
-    )
+    add_image_options(parser, "a folder, files or glob patterns, or tars; needs --out")
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument(
         "--prompt", metavar="TEXT", help="start of the caption, or an instruction"
@@ -169,29 +132,6 @@ def _add_dialogue_options(parser: CommandParser) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """Images or features as the model takes them.
-
-    Attributes:
-      names: name of each row, for printing.
-      rows: one image, or its features, for each row.
-      keyword: "images" or "features".
-    """
-
-    names: list[str]
-    rows: Any
-    keyword: str
-
-    def repeated(self, times: int) -> dict[str, Any]:
-        """Return keyword arguments with each row repeated `times` times."""
-        return {self.keyword: [row for row in self.rows for _ in range(times)]}
-
-    def together(self) -> Inputs:
-        """Return all rows as one row."""
-        return Inputs([" + ".join(self.names)], [list(self.rows)], self.keyword)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Print captions, answers or scores; returns the exit code."""
     check_options(arguments)
@@ -199,18 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.images:
         return caption_folder(arguments, settings)
     inputs = read_inputs(arguments)
-    import blip2_jax
-    from blip2_jax.perf.compile_cache import compiling_message, enable_compile_cache
-
-    enable_compile_cache(arguments.compile_cache)
-    model = blip2_jax.load(
-        arguments.model,
-        which=arguments.which,
-        precision=arguments.precision,
-        quantize=arguments.quantize,
-        **extra_weights(arguments),
-    )
-    print(compiling_message("first image"), file=sys.stderr, flush=True)
+    if arguments.together:
+        inputs = inputs.together()
+    model = load_model(arguments)
     for line in output_lines(model, inputs, settings, arguments):
         print(line, flush=True)
     return 0
@@ -264,21 +195,6 @@ def check_options(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name} needs --question")
     if arguments.dialogue and arguments.history:
         raise UsageError("--dialogue and --history exclude each other: give one")
-
-
-def read_inputs(arguments: argparse.Namespace) -> Inputs:
-    """Decode the images, or read the features, before the model is loaded."""
-    if arguments.features:
-        rows = read_array(arguments.features)
-        rows = rows if rows.ndim > 2 else rows[None]
-        names = [f"{arguments.features}[{index}]" for index in range(len(rows))]
-        inputs = Inputs(names, rows, "features")
-    else:
-        from blip2_jax.inference.inputs import as_pixels
-
-        images = [as_pixels(path) for path in arguments.image]
-        inputs = Inputs(arguments.image, images, "images")
-    return inputs.together() if arguments.together else inputs
 
 
 def _example_image(inputs: Inputs, name: str) -> Any:

@@ -56,7 +56,9 @@ def batch_format(
         return "image_text"
     if not options.tokenizer.language_model:
         raise ValueError(f"task {task} needs data.tokenizer.language_model")
-    tokenizer = load_tokenizer(options.tokenizer.language_model, language_model=True)
+    tokenizer = load_tokenizer(
+        options.tokenizer_spec("language_model"), language_model=True
+    )
     decoder = tokenizer.family == "decoder_only"
     if task == "language_model":
         return "text_decoder" if decoder else "text_encoder_decoder"

@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "pre-train or fine-tune a model, or continue a run",
     "evaluate": "evaluate retrieval, captioning or visual question answering",
     "caption": "caption images, answer questions, score texts",
+    "score": "compute the log-probabilities of texts given images",
+    "rank": "rank candidate texts of images, such as answers or names of classes",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
     "prepare": "write a data set as ArrayRecord files or tars, images resized",
     "features": "compute the features of a data set's images with an image encoder",

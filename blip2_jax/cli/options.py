@@ -27,6 +27,10 @@ EXTRA_WEIGHTS = {
 }
 
 
+# Keys of `nn.quantized.SCHEMES`, which takes seconds to import too.
+QUANTIZATIONS = ("int8", "int4", "int8_matmul", "fp8_matmul")
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description and shows the default of every option."""
 
@@ -182,6 +186,53 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help='checkpoint of a run: "best", "last" or a step',
     )
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `load_model` reads."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH",
+        help="directory of a run, converted or Hugging Face folder, LAVIS file, "
+        "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="dtype of matmul inputs; default: as in training",
+    )
+    parser.add_argument(
+        "--quantize",
+        default="",
+        choices=QUANTIZATIONS,
+        help="store the kernels of the frozen towers in 8 or 4 bits (docs/using.md)",
+    )
+    add_cache_option(parser)
+
+
+def load_model(arguments: argparse.Namespace, **options: Any) -> Any:
+    """Load the model of a parsed command line, and say that programs are compiled.
+
+    Args:
+      arguments: values of `add_load_options`.
+      options: further keyword arguments of `blip2_jax.load`.
+    """
+    import blip2_jax
+    from blip2_jax.perf.compile_cache import compiling_message, enable_compile_cache
+
+    enable_compile_cache(arguments.compile_cache)
+    model = blip2_jax.load(
+        arguments.model,
+        which=arguments.which,
+        precision=arguments.precision,
+        quantize=arguments.quantize,
+        **extra_weights(arguments),
+        **options,
+    )
+    print(compiling_message("first image"), file=sys.stderr, flush=True)
+    return model
 
 
 def add_cache_option(parser: argparse.ArgumentParser) -> None:

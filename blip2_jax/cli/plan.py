@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from blip2_jax.cli.bert_option import add_bert_option, set_bert_option
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
 from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import require, run_command
@@ -58,6 +59,7 @@ def make_parser() -> ConfigParser:
     )
     parser.former_names["--json"] = "--out"
     add_vision_options(parser)
+    add_bert_option(parser)
     return parser
 
 
@@ -69,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--mfu is {arguments.mfu}; expected a share in (0, 1]")
     config = read_config_option(arguments)
     set_vision_option(arguments, config)
+    set_bert_option(arguments, config)
 
     from blip2_jax.planning.plan import Plan, make_plan
     from blip2_jax.planning.report import describe, report, verdict

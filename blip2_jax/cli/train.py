@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from blip2_jax.cli.bert_option import add_bert_option, set_bert_option
 from blip2_jax.cli.config_options import ConfigParser, read_config_option
 from blip2_jax.cli.data_option import add_data_options, read_data_option
 from blip2_jax.cli.errors import UsageError
@@ -54,6 +55,7 @@ def make_parser() -> ConfigParser:
     )
     add_data_options(parser, "training data in place of the configuration's")
     add_vision_options(parser)
+    add_bert_option(parser)
     add_cache_option(parser)
     add_process_options(parser)
     return parser
@@ -82,9 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def requested_config(arguments: argparse.Namespace) -> ConfigDict:
-    """Return the configuration, with the data and the encoder of the options."""
+    """Return the configuration, with the data and the models of the options."""
+    from blip2_jax.training.new_tokens import fit_tables
+
     config = read_config_option(arguments)
     set_vision_option(arguments, config)
+    set_bert_option(arguments, config)
+    fit_tables(config)
     specs = read_data_option(arguments, default_split="train")
     if specs is not None:
         with config.unlocked():

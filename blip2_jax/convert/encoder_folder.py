@@ -107,7 +107,7 @@ _DINOV2 = EncoderFormat(
         "hidden_size": ("embeddings.cls_token", -1),
         "patch_size": ("embeddings.patch_embeddings.projection.weight", -1),
     },
-    layers=r"encoder\.layer\.(\d+)\.",
+    layers=r"(?:dinov2\w*\.)?encoder\.layer\.(\d+)\.",
     positions="embeddings.position_embeddings",
 )
 FORMATS = {
@@ -161,7 +161,7 @@ def _compare_with_arrays(
     theirs: Any, source: CheckpointFiles, form: EncoderFormat, class_token: bool
 ) -> None:
     """Compare declared sizes with the arrays; see `compare_sizes`."""
-    prefix = encoders.siglip_prefix(source)
+    prefix = encoders.encoder_prefix(source)
     section = form.section and f"{form.section}."
     arrays = {
         section + name: (prefix + array, axis)
@@ -189,12 +189,13 @@ def encoder_part(source: CheckpointFiles, config: ViTConfig) -> Part:
     if source.config:
         _compare_with_model(source, config)
     target, layers = "visual_encoder/", _DINOV2.layers
+    prefix = encoders.encoder_prefix(source)
     leftovers: tuple[str, ...]
     if config.family == "DINOv2":
-        rules = encoders.dinov2_rules(config, target)
+        rules = encoders.dinov2_rules(config, prefix, target)
         leftovers = encoders.DINOV2_LEFTOVERS
     else:
-        rules = encoders.siglip_rules(config, encoders.siglip_prefix(source), target)
+        rules = encoders.siglip_rules(config, prefix, target)
         leftovers, layers = encoders.SIGLIP_LEFTOVERS, _SIGLIP.layers
     unused = sorted(n for n in layer_numbers(source, layers) if n >= config.depth)
     patterns = [layers.replace(r"(\d+)", str(number)) + ".*" for number in unused]

@@ -7,7 +7,7 @@ from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.model_source import ModelSource
-from blip2_jax.data.text.tokenizer_files import load_pretrained
+from blip2_jax.data.text.tokenizer_files import open_tokenizer
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models.sizes import ViTConfig
 
@@ -38,11 +38,11 @@ class ExportedTokenizer:
         ours = model.config.language_model
         pads_left = ours is not None and not ours.is_encoder_decoder
         side = "left" if pads_left else "right"
-        self.tokenizer = load_pretrained(spec, stage2, padding_side=side)
+        self.tokenizer = open_tokenizer(spec, stage2, padding_side=side)
         self.qformer_tokenizer: Any = None
         if model.prompt_in_qformer:
             qformer_spec = _tokenizer_of(model, "qformer")
-            self.qformer_tokenizer = load_pretrained(
+            self.qformer_tokenizer = open_tokenizer(
                 qformer_spec, False, padding_side="right"
             )
             self.qformer_tokenizer.add_special_tokens({"bos_token": "[DEC]"})

@@ -40,7 +40,8 @@ from blip2_jax.convert.model_source import TEXT_BRANCH, ModelSource, expected_sh
 from blip2_jax.data.hub import TOKENIZER_FILES
 from blip2_jax.data.text.tokenizer_files import (
     LAVIS_PREFIX,
-    load_pretrained,
+    save_tokenizer,
+    split_spec,
     tokenizer_directory,
 )
 from blip2_jax.models import presets
@@ -177,7 +178,9 @@ def write_folder(
         write_json(folder / MANIFEST, manifest)
         fields = describe(model)
         for role in TOKENIZERS:
-            fields[role] = _copy_tokenizer(fields[role], folder / role)
+            fields[role] = _copy_tokenizer(
+                fields[role], folder / role, role == "language_tokenizer"
+            )
         write_json(folder / MODEL, fields)
 
 
@@ -252,13 +255,17 @@ def describe(model: ModelSource) -> dict[str, Any]:
     }
 
 
-def _copy_tokenizer(spec: str, target: pathlib.Path) -> str:
-    """Copy the files of a tokenizer's directory; return what `model.json` records."""
-    if not spec or spec.startswith("shapes:"):
+def _copy_tokenizer(spec: str, target: pathlib.Path, language_model: bool) -> str:
+    """Copy the files of a tokenizer's directory; return what `model.json` records.
+
+    A tokenizer with added tokens is written anew.
+    """
+    added = split_spec(spec)[1]
+    if not added and (not spec or spec.startswith("shapes:")):
         return spec
     target.mkdir()
-    if spec.startswith(LAVIS_PREFIX):
-        load_pretrained(spec, True).save_pretrained(target)
+    if added or spec.startswith(LAVIS_PREFIX):
+        save_tokenizer(spec, target, language_model)
         return target.name
     for file in sorted(tokenizer_directory(spec).iterdir()):
         if file.is_file() and file.name in TOKENIZER_FILES:

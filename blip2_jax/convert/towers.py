@@ -13,12 +13,12 @@ from blip2_jax.convert.language_families.registry import (
     language_model_rules,
 )
 from blip2_jax.convert.language_folder import check_invisible
-from blip2_jax.convert.tables import bert, towers
+from blip2_jax.convert.tables import towers
+from blip2_jax.convert.tables.encoders import encoder_prefix
 from blip2_jax.convert.tables.name_table import Rule
 from blip2_jax.models.sizes import (
     FeaturesConfig,
     LanguageModelConfig,
-    QFormerConfig,
     ViTConfig,
 )
 
@@ -30,8 +30,9 @@ CLIP_HUGGINGFACE_LEFTOVERS = (
     r"text_model\..*",
     r"(visual|text)_projection\.weight",
     r"logit_scale",
-    r"vision_model\.post_layernorm\..*",
-    r"vision_model\.embeddings\.position_ids",
+    r"(vision_model\.)?post_layernorm\..*",
+    r"(vision_model\.)?embeddings\.position_ids",
+    r"classifier\..*",
 )
 OUTSIDE_VISUAL = r"(?!visual\.).*"  # all but the image encoder of a CLIP
 
@@ -53,8 +54,9 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
         return encoder_part(source, config)
     leftovers: tuple[str, ...]
     if kind == "clip_huggingface":
-        unused_block = rf"vision_model\.encoder\.layers\.{config.depth}\..*"
-        rules = towers.clip_huggingface_rules(config, "visual_encoder/")
+        prefix = encoder_prefix(source)
+        unused_block = rf"(vision_model\.)?encoder\.layers\.{config.depth}\..*"
+        rules = towers.clip_huggingface_rules(config, "visual_encoder/", prefix)
         leftovers = (*CLIP_HUGGINGFACE_LEFTOVERS, unused_block)
     else:
         rules, leftovers = _visual_rules(source, config)
@@ -96,29 +98,3 @@ def language_part(source: CheckpointFiles, config: LanguageModelConfig) -> Part:
     family = FAMILIES[config.family]
     rules = family.adapt(language_model_rules(config), source)
     return Part(source, rules, family.leftovers)
-
-
-def bert_part(
-    source: CheckpointFiles, config: QFormerConfig, *, queries: bool = True
-) -> Part:
-    """Return a BERT as the start of a Q-Former.
-
-    Args:
-      source: the checkpoint.
-      config: sizes of the Q-Former.
-      queries: include what the query pass uses; False: the text branch alone.
-
-    Raises:
-      SourceError: the checkpoint is no BERT, or one of another vocabulary.
-    """
-    expect_kind(source, ["bert"], "the start of a Q-Former")
-    words = source.shape(bert.WORDS)[0] if bert.WORDS in source else 0
-    if words >= config.vocab_size:
-        raise SourceError(
-            f"{source.name} has {words:,} words, with [DEC] {words + 1:,}, but the "
-            f"Q-Former's table has {config.vocab_size:,} rows: use the BERT that its "
-            f"tokenizer is from, or set qformer.vocab_size to {words + 1}"
-        )
-    rules = bert.bert_rules(config, source, queries=queries)
-    leftovers = bert.LEFTOVERS if queries else (r"bert\..*", *bert.LEFTOVERS)
-    return Part(source, rules, leftovers)

@@ -25,6 +25,10 @@ TOKEN_AXES = {
     "language_model/embeddings/token": 0,
     "language_model/head/kernel": 1,
 }
+# Those of the Q-Former, whose last row is that of [DEC].
+LAST_ROW_TABLES = ("qformer/embeddings/word", "qformer/head/bias")
+# Deviation of new rows from the mean of the others, in deviations of these.
+NEW_ROW_NOISE = 0.1
 
 
 def check_vocabulary(
@@ -106,12 +110,12 @@ def arrays_at_vocabulary(arrays: Arrays, config: Blip2Config) -> Arrays:
     longer = {
         path: rows
         for path, axis in TOKEN_AXES.items()
-        if path in arrays and _shape(arrays, path)[axis : axis + 1] > (rows,)
+        if path in arrays and shape_of(arrays, path)[axis : axis + 1] > (rows,)
     }
     return CutTables(arrays, longer) if longer else arrays
 
 
-def _shape(arrays: Arrays, path: str) -> tuple[int, ...]:
+def shape_of(arrays: Arrays, path: str) -> tuple[int, ...]:
     """Return the shape of a parameter, without reading it where that is possible."""
     return arrays.shape(path) if hasattr(arrays, "shape") else arrays[path].shape
 
@@ -127,7 +131,7 @@ class CutTables(LazyArrays):
         super().__init__(arrays)
         self._arrays, self._rows = arrays, rows
         cuts = (
-            f"{path} has {_shape(arrays, path)[TOKEN_AXES[path]]:,} rows; the first "
+            f"{path} has {shape_of(arrays, path)[TOKEN_AXES[path]]:,} rows; the first "
             f"{count:,} are read"
             for path, count in rows.items()
         )
@@ -141,7 +145,7 @@ class CutTables(LazyArrays):
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Return the shape of a parameter."""
-        shape = list(_shape(self._arrays, path))
+        shape = list(shape_of(self._arrays, path))
         if path in self._rows:
             shape[TOKEN_AXES[path]] = self._rows[path]
         return tuple(shape)
@@ -155,3 +159,47 @@ class CutTables(LazyArrays):
         if path in self._rows and isinstance(origin, Mapping):
             return origin["source"]
         return origin
+
+
+class GrownTables(LazyArrays):
+    """Parameters by path, with rows for new tokens in some tables.
+
+    A new row is the mean of the others plus `NEW_ROW_NOISE` of their deviation, so that
+    a new token is neither likely nor unlikely at first. In the Q-Former's tables [DEC]
+    stays the last row.
+
+    Attributes:
+      notes: lines for the user on how the arrays were changed.
+    """
+
+    def __init__(self, arrays: Arrays, rows: Mapping[str, int]) -> None:
+        super().__init__(arrays)
+        self._arrays, self._rows = arrays, rows
+        growth = (
+            f"{path} has {shape_of(arrays, path)[TOKEN_AXES.get(path, 0)]:,} rows; new "
+            f"ones are drawn near their mean, up to {count:,}"
+            for path, count in rows.items()
+        )
+        self.notes = (*getattr(arrays, "notes", ()), *growth)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        array = self._arrays[path]
+        if path not in self._rows:
+            return array
+        axis = TOKEN_AXES.get(path, 0)
+        kept = int(path in LAST_ROW_TABLES)
+        table = np.moveaxis(np.asarray(array), axis, 0)
+        return np.moveaxis(_with_new_rows(table, self._rows[path], kept), 0, axis)
+
+
+def _with_new_rows(table: np.ndarray, count: int, kept: int) -> np.ndarray:
+    """Insert rows before the last `kept` until there are `count`.
+
+    The result is float32, the same at every call.
+    """
+    old = table.astype(np.float32)
+    words, last = old[: len(old) - kept], old[len(old) - kept :]
+    shape = (count - len(old), *old.shape[1:])
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    new = words.mean(axis=0) + NEW_ROW_NOISE * words.std(axis=0) * noise
+    return np.concatenate([words, new, last])

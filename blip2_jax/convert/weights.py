@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from blip2_jax.convert.bert_folder import bert_part, bert_words
 from blip2_jax.convert.converted_arrays import ConvertedArrays, Part
 from blip2_jax.convert.detect import DESCRIPTIONS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
@@ -22,19 +23,17 @@ from blip2_jax.convert.minigpt4_file import minigpt4_part
 from blip2_jax.convert.model_source import is_text_branch
 from blip2_jax.convert.native_folder import FolderArrays, is_native_folder
 from blip2_jax.convert.positions import arrays_at_size
-from blip2_jax.convert.tables import bert
-from blip2_jax.convert.towers import bert_part, language_part, vision_part
+from blip2_jax.convert.towers import language_part, vision_part
 from blip2_jax.convert.vocabulary import arrays_at_vocabulary
 from blip2_jax.data import hub
 from blip2_jax.models.presets import Blip2Config
 
 Arrays = Mapping[str, np.ndarray]
-# Word tables of a BERT, LAVIS and Hugging Face; the rows that reading adds ([DEC]).
-WORD_TABLES = {
-    bert.WORDS: 1,
-    f"Qformer.{bert.WORDS}": 0,
-    "embeddings.word_embeddings.weight": 0,
-}
+# Word tables of LAVIS and Hugging Face, in which [DEC] has a row.
+WORD_TABLES = (
+    "Qformer.bert.embeddings.word_embeddings.weight",
+    "embeddings.word_embeddings.weight",
+)
 
 
 def open_arrays(path: str | pathlib.Path, config: Blip2Config) -> Arrays:
@@ -111,12 +110,13 @@ def with_text_branch_sizes(
       path: a stage-1 checkpoint or a BERT.
     """
     source = CheckpointFiles(path)
-    for name, added in WORD_TABLES.items():
-        if name in source:
-            rows = source.shape(name)[0] + added
-            qformer = dataclasses.replace(config.qformer, vocab_size=rows)
-            return dataclasses.replace(config, qformer=qformer)
-    return config
+    if kind_of(source) == "bert":
+        rows = bert_words(source) + 1
+    else:
+        tables = (source.shape(name)[0] for name in WORD_TABLES if name in source)
+        rows = next(tables, config.qformer.vocab_size)
+    qformer = dataclasses.replace(config.qformer, vocab_size=rows)
+    return dataclasses.replace(config, qformer=qformer)
 
 
 def text_branch_part(path: str | pathlib.Path, config: Blip2Config) -> Part:

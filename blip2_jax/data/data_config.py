@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from blip2_jax.data.broken_samples import MAX_BROKEN_SHARE
 from blip2_jax.data.dataclass_options import from_options
 from blip2_jax.data.images import ImageConfig
+from blip2_jax.data.text.added_tokens import expand_tokens
 from blip2_jax.data.text.chat import PROMPT_TEMPLATES
+from blip2_jax.data.text.tokenizer_files import with_tokens
 
 # "question_..." adds the question for the Q-Former to a language model's examples,
 # "text_..." leaves out the images.
@@ -44,6 +46,34 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AddedTokens:
+    """Tokens that are added to vocabularies, such as "<loc_0>" or words of a domain.
+
+    "{0..999}" in a token stands for each of these numbers.
+    """
+
+    qformer: tuple[str, ...] = ()
+    language_model: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the tokens; see `text.added_tokens`."""
+        expand_tokens(self.qformer, "qformer", keep_case=True)
+        expand_tokens(self.language_model, "language_model", keep_case=False)
+
+
+def tokenizer_spec(data: Mapping[str, Any], role: str) -> str:
+    """Return the spec of a tokenizer with the tokens that are added to it.
+
+    Args:
+      data: `config.data`; runs of earlier versions add no tokens.
+      role: "qformer" or "language_model".
+    """
+    spec: str = data["tokenizer"][role]
+    tokens = data.get("added_tokens", {}).get(role, ())
+    return with_tokens(spec, expand_tokens(tokens, role)) if spec and tokens else spec
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Configuration of a data pipeline.
 
@@ -51,6 +81,8 @@ class DataConfig:
       train: source specs (see `sources.registry`), each with an optional weight.
       image: size and augmentation.
       tokenizer: tokenizers of the Q-Former and of the language model.
+      added_tokens: tokens that are added to their vocabularies. The tables of the model
+        must have rows for them, and be trained.
       max_text_length: number of tokens to which texts, encoder prompts and the
         Q-Former's questions are truncated and padded.
       max_target_length: the same for targets of an encoder-decoder; 0 takes
@@ -88,6 +120,7 @@ class DataConfig:
     train: tuple[Mapping[str, Any], ...]
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    added_tokens: AddedTokens = dataclasses.field(default_factory=AddedTokens)
     max_text_length: int = 32
     max_target_length: int = 0
     length_buckets: tuple[int, ...] = ()
@@ -134,6 +167,13 @@ class DataConfig:
             if "{}" not in template:
                 raise ValueError(f"question_prompt {template!r} must contain {{}}")
 
+    def tokenizer_spec(self, role: str) -> str:
+        """Return the spec of a tokenizer; see `tokenizer_spec`."""
+        parts = {"tokenizer": self.tokenizer, "added_tokens": self.added_tokens}
+        return tokenizer_spec(
+            {name: dataclasses.asdict(part) for name, part in parts.items()}, role
+        )
+
     def _check_buckets(self) -> None:
         buckets = tuple(self.length_buckets)
         longest = max(self.max_text_length, self.max_target_length)
@@ -145,6 +185,13 @@ class DataConfig:
             )
 
 
+_PARTS = {
+    "image": ImageConfig,
+    "tokenizer": TokenizerConfig,
+    "added_tokens": AddedTokens,
+}
+
+
 def data_config(options: Mapping[str, Any]) -> DataConfig:
     """Build a `DataConfig` from a plain or ml_collections dict.
 
@@ -153,7 +200,7 @@ def data_config(options: Mapping[str, Any]) -> DataConfig:
     """
     values = dict(options.items())
     values["train"] = tuple(dict(spec.items()) for spec in values.get("train", ()))
-    for name, kind in (("image", ImageConfig), ("tokenizer", TokenizerConfig)):
+    for name, kind in _PARTS.items():
         options_of_part = values.get(name)
         if not isinstance(options_of_part, kind):
             values[name] = from_options(kind, options_of_part or {}, f"data.{name}")

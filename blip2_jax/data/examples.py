@@ -130,7 +130,7 @@ class TextFormat:
 
     def _spec(self, key: str) -> str:
         """Return a tokenizer spec of the configuration, which must be set."""
-        spec = getattr(self._config.tokenizer, key)
+        spec = self._config.tokenizer_spec(key)
         if not spec:
             raise ValueError(f"format {self.name} needs data.tokenizer.{key}")
         return spec
@@ -187,7 +187,7 @@ class TextFormat:
         answer = question.answers[_choice(len(question.answers), rng)].strip()
         if not answer:
             raise BrokenSample("empty answer", record.key)
-        text = clean_question(question.text)
+        text = clean_question(question.text, keep_case=self._keeps_case)
         if self.name == "image_text":
             return DrawnText("", f"{text} {answer}")
         templates = self._config.question_prompts if rng is not None else ()
@@ -207,10 +207,16 @@ class TextFormat:
             prompt = f"{prompt} {prefix}".strip()
         return DrawnText(prompt, caption)
 
-    @staticmethod
-    def _clean(caption: str, record: Record) -> str:
+    @property
+    def _keeps_case(self) -> bool:
+        """True for a Q-Former that reads capital letters; see `clean_caption`."""
+        return isinstance(self.tokenizer, QFormerTokenizer) and (
+            self.tokenizer.keeps_case
+        )
+
+    def _clean(self, caption: str, record: Record) -> str:
         """Clean a caption, which must not become empty."""
-        cleaned = clean_caption(caption)
+        cleaned = clean_caption(caption, keep_case=self._keeps_case)
         if not cleaned:
             raise BrokenSample("empty caption", record.key)
         return cleaned

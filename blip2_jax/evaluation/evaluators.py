@@ -78,7 +78,7 @@ def combine_tasks(
 def _stage1(config: ConfigDict, task: Task) -> Evaluator:
     """Evaluate retrieval and the losses."""
     options, batches = data_config(config.data), _batches(config)
-    tokenizer = load_tokenizer(options.tokenizer.qformer, language_model=False)
+    tokenizer = load_tokenizer(options.tokenizer_spec("qformer"), language_model=False)
     length = min(
         evaluation_text_length(options.max_text_length),
         task.model.config.qformer.max_positions,
@@ -98,13 +98,15 @@ def _stage2(config: ConfigDict, task: Task) -> Evaluator:
     """Evaluate captioning, VQA, or both, depending on the records."""
     options, batches = data_config(config.data), _batches(config)
     language = load_tokenizer(
-        options.tokenizer.language_model,
+        options.tokenizer_spec("language_model"),
         language_model=True,
         prompt_template=options.prompt_template,
     )
     qformer = None
     if options.tokenizer.qformer:
-        qformer = load_tokenizer(options.tokenizer.qformer, language_model=False)
+        qformer = load_tokenizer(
+            options.tokenizer_spec("qformer"), language_model=False
+        )
     decoding = {
         "num_beams": config.evaluation.num_beams,
         "max_new_tokens": config.evaluation.max_new_tokens,

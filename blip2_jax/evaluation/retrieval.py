@@ -94,7 +94,7 @@ def make_gallery(
     record_of_text: list[int] = []
     for index, record in enumerate(data.records):
         for caption in record.captions:
-            texts.append(clean_caption(caption))
+            texts.append(clean_caption(caption, keep_case=tokenizer.keeps_case))
             record_of_text.append(first_record.setdefault(record.image_id, index))
     if not texts:
         raise ValueError("retrieval needs captions, and the records have none")

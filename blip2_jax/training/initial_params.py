@@ -23,7 +23,7 @@ from blip2_jax.nn.low_rank import is_matrix
 from blip2_jax.nn.quantized import quantized_shapes
 from blip2_jax.nn.trees import Tree, flatten, unflatten
 from blip2_jax.parallel import sharding
-from blip2_jax.training import lora
+from blip2_jax.training import lora, new_tokens
 from blip2_jax.training.frozen import (
     Arrays,
     Manifest,
@@ -138,6 +138,7 @@ def initialise(
     if former and any(map(is_matrix, sources[former])):
         lora.check_same_lora(config, read_config(former), former)
     sources |= trained_towers(config, paths, sources)
+    sources = new_tokens.with_rows(config, sources)
     if not sources:
         report = [f"from scratch: {len(paths)} arrays are random"]
         return InitialParams(fresh, {}, report)

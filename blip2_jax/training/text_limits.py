@@ -5,13 +5,18 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from blip2_jax.convert.vocabulary import check_vocabulary
+from blip2_jax.data.data_config import tokenizer_spec
+from blip2_jax.data.text.tokenizer_files import split_spec
 from blip2_jax.data.text.tokenizers import (
     LanguageTokenizer,
     QFormerTokenizer,
     load_tokenizer,
 )
+from blip2_jax.training import new_tokens
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.train_config import ConfigError
+
+_SPARE_SHARE = 0.1  # of the rows of a table
 
 
 def check_texts(config: ConfigDict, task: Task) -> None:
@@ -26,7 +31,7 @@ def check_texts(config: ConfigDict, task: Task) -> None:
     """
     sizes = model_config(config.model)
     for role in task.tokenizers:
-        if not (spec := config.data.tokenizer[role]):
+        if not (spec := tokenizer_spec(config.data, role)):
             continue  # the data pipeline says which tokenizer is missing
         tokenizer = load_tokenizer(
             spec,
@@ -36,8 +41,12 @@ def check_texts(config: ConfigDict, task: Task) -> None:
         try:
             check_vocabulary(tokenizer, sizes)
             _check_template(tokenizer, config)
+            if role == "qformer" and config.init.from_weights:
+                _check_spare_rows(tokenizer.vocab_size, sizes.qformer.vocab_size)
         except ValueError as error:
-            raise ConfigError(f"data.tokenizer.{role}={spec}: {error}") from error
+            name = split_spec(spec)[0]
+            raise ConfigError(f"data.tokenizer.{role}={name}: {error}") from error
+    new_tokens.check_trained(config, task)
     _check_positions(config, task)
 
 
@@ -52,6 +61,19 @@ def _check_template(
         raise ValueError(
             f"the chat template alone has {template} tokens, and "
             f"data.max_text_length is {length}"
+        )
+
+
+def _check_spare_rows(tokens: int, rows: int) -> None:
+    """Check that a table is that of the tokenizer, not one of another BERT.
+
+    Raises:
+      ValueError: more rows lack a token than those that round a size up.
+    """
+    if rows - tokens > _SPARE_SHARE * rows:
+        raise ValueError(
+            f"it has {tokens:,} tokens with [DEC], but the table that the Q-Former "
+            f"starts from {rows:,} rows: choose the tokenizer of this BERT"
         )
 
 

@@ -16,6 +16,7 @@ from blip2_jax.convert.model_source import TOWERS, ModelSource, build_model
 from blip2_jax.convert.native_folder import Manifest, manifest_entry
 from blip2_jax.convert.peft_adapter import LoraMatrices
 from blip2_jax.convert.tables.name_table import shorten
+from blip2_jax.data.data_config import tokenizer_spec
 from blip2_jax.models.blip2 import init_params, parameter_shapes
 from blip2_jax.nn import low_rank
 from blip2_jax.nn.trees import flatten
@@ -84,13 +85,14 @@ def open_run(
         read_sources(directory)["frozen"],
         lora.scale if lora else 0.0,
     )
-    tokenizer = config.data.tokenizer
     return ModelSource(
         dataclasses.replace(sizes, prompt=config.data.prompt or sizes.prompt),
         arrays,
         "run",
-        qformer_tokenizer=tokenizer.qformer,
-        language_tokenizer=tokenizer.language_model if stage2 else "",
+        qformer_tokenizer=tokenizer_spec(config.data, "qformer"),
+        language_tokenizer=(
+            tokenizer_spec(config.data, "language_model") if stage2 else ""
+        ),
         question_prompt=config.data.question_prompt,
         prompt_template=config.data.get("prompt_template", "plain"),
         elsewhere=tuple(

@@ -55,6 +55,24 @@ def test_a_cache_is_trained_on(tmp_path, capsys):
     assert "holds features of the encoder" in message and str(out) in message
 
 
+def test_an_encoder_in_place_of_the_configurations(tmp_path, capsys):
+    """`--vision`, with the sizes that it says; training takes the same option."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5")
+    from tests.support import peer_encoders
+
+    folder, out = tmp_path / "encoder", tmp_path / "cache"
+    peer_encoders.write_encoder(folder, "dinov2_registers")
+    options = [*options_for(out), f"--vision={folder}", "--image_size=18"]
+    text = run(capsys, *options)
+    assert f"train with --data {out}" in text and "16 records, 13 x 24 bf16" in text
+    origin = read_manifest(out).origin
+    assert (origin.encoder, origin.sizes["image_size"]) == (str(folder), 18)
+    message = "--vision and --image_size go with --config"
+    command = ["--model=shapes:vision", f"--vision={folder}", f"--out={out}"]
+    assert message in run(capsys, *command, code=2)
+
+
 @pytest.mark.slow
 def test_encoders_by_name_in_worker_processes(tmp_path, capsys):
     out = tmp_path / "cache"

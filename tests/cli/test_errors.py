@@ -81,6 +81,7 @@ def bad(tmp_path, monkeypatch):
     """A working directory with files of wrong content."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("not what was expected\n")
+    (tmp_path / "empty.txt").touch()
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "record.json").write_text('{"title": "t", "scores": {}, "digests": {}}')
@@ -133,6 +134,14 @@ BAD_COMMAND_LINES = f"""
 2 caption --model empty --images empty
 1 caption --model empty --images nothing --out x.csv
 2 caption --model shapes --images empty --out x.csv --shard 2/2
+2 score --model shapes --text a
+2 score --model shapes --image shapes:0
+2 score --model shapes --image shapes:0 --text_file empty.txt
+1 score --model shapes --image shapes:0 --text_file nothing
+1 score --model empty --image shapes:0 --text a
+2 score --model shapes_stage1 --image shapes:0 --text a --question why
+1 rank --model shapes --images empty --text a b
+2 rank --model shapes --image shapes:0 --text a --top 0
 2 prepare
 1 prepare --data empty --out x
 1 prepare --data text.txt --out x

@@ -110,7 +110,7 @@ def test_help_does_not_import_jax():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+        (["trian"], "there is no command 'trian'; did you mean 'train' or"),
         (["--modle", "x"], "there is no command '--modle'; there are train"),
         (["train", "--config", "stage1_vitx"], "'stage1_vitx'; did you mean"),
         (["train", "--config", "stage1_vitg.py"], "did you mean 'stage1_vitg'"),

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip2_jax.convert.bert_folder import bert_part
 from blip2_jax.convert.converted_arrays import ConvertedArrays
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
-from blip2_jax.convert.towers import bert_part
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.presets import Blip2Config

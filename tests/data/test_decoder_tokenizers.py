@@ -8,7 +8,7 @@ from blip2_jax.data.text.prompts import (
     document_example,
     generation_prompts,
 )
-from blip2_jax.data.text.tokenizer_files import load_pretrained
+from blip2_jax.data.text.tokenizer_files import open_tokenizer
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from tests.support import vicuna_tokenizer
 from tests.support.spaced_words import write_tokenizer
@@ -82,6 +82,6 @@ def test_the_texts_of_instructblip_begin_and_end_with_the_same_token(tmp_path):
         assert tokenizer.vocab_size == vicuna.vocab_size + more  # [PAD]
         words = tokenizer.encode_words("a star")
         assert tokenizer.decode([EOS, *words, EOS]) == "a star"
-    load_pretrained(f"lavis:{plain}", True).save_pretrained(tmp_path / "copy")
+    open_tokenizer(f"lavis:{plain}", True).save_pretrained(tmp_path / "copy")
     copy = load_tokenizer(str(tmp_path / "copy"), language_model=True)
     assert (copy.bos_id, copy.end_id, copy.pad_id) == (EOS, EOS, 0)

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
-from blip2_jax.data.text.tokenizer_files import PROBES, encodes_alike, load_pretrained
+from blip2_jax.data.text.tokenizer_files import PROBES, encodes_alike, open_tokenizer
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from tests.support.chat_tokenizers import (
     change_config,
@@ -34,7 +34,7 @@ def test_a_foreign_tokenizer_is_read_as_stored(tmp_path, model_type, begin):
 
 def test_what_transformers_rebuilds_rightly_stays(tmp_path):
     write_chatml(tmp_path)
-    tokenizer = load_pretrained(str(tmp_path), True)
+    tokenizer = open_tokenizer(str(tmp_path), True)
     stored = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert encodes_alike(tokenizer, tmp_path / "tokenizer.json")
     for text in (*PROBES, "<|im_start|>user\nwhat?<|im_end|>\n"):

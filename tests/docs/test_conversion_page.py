@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from blip2_jax.convert.tables import (
+    bert_settings,
     capfilt_settings,
     encoder_settings,
     instructblip_settings,
@@ -21,6 +22,7 @@ TABLES = (
     | instructblip_settings.TABLES
     | capfilt_settings.TABLES
     | encoder_settings.TABLES
+    | bert_settings.TABLES
 )
 
 

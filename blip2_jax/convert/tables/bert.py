@@ -18,12 +18,14 @@ from blip2_jax.convert.tables import lavis
 from blip2_jax.convert.tables.name_table import Array, Arrays, Rule, Transform
 from blip2_jax.models.sizes import QFormerConfig
 
-WORDS = "bert.embeddings.word_embeddings.weight"
+HEAD = "cls.predictions."  # of the head of masked language modelling
+PREFIX = "bert."  # of all arrays but the heads; `BertModel` has neither
 # Patterns of BERT's arrays that have no place in the Q-Former.
 LEFTOVERS = (
     r"(bert\.)?embeddings\.(token_type_embeddings\.weight|position_ids)",
     r"(bert\.)?pooler\..*",
     r"cls\.seq_relationship\..*",
+    r"(classifier|qa_outputs)\..*",
 )
 # Suffixes of norms: here and in `BertForPreTraining`'s older checkpoints.
 OLD_NORMS = (
@@ -40,10 +42,12 @@ def bert_rules(
 
     Args:
       config: sizes; those of the BERT, but for the vocabulary, which has [DEC] too.
-      names: of the checkpoint's arrays, from `BertForMaskedLM` or
-        `BertForPreTraining` (with older names of the norms too).
+      names: of the checkpoint's arrays, from any class of BERT (with older names of the
+        norms too). Without a language-modelling head, as in `BertModel`, there are no
+        rules for the head.
       queries: include what the query pass uses; False reads the text branch alone.
     """
+    names = list(names)
     rules = list(lavis.qformer_text_rules(config, ""))
     if queries:
         copies = [_as_query_mlp(rule) for rule in rules if _is_text_mlp(rule)]
@@ -53,9 +57,21 @@ def bert_rules(
             if not _is_new(rule)
         ]
         rules += copies + shared
+    if not any(name.startswith(HEAD) for name in names):
+        rules = [dataclasses.replace(r, aliases=()) for r in rules if not _is_head(r)]
     rules = [_with_new_word(rule, config) for rule in rules]
+    if not any(name.startswith(PREFIX) for name in names):
+        rules = [_without_prefix(rule) for rule in rules]
     old = any(name.endswith(".gamma") for name in names)
     return [_with_old_norms(rule) for rule in rules] if old else rules
+
+
+def _is_head(rule: Rule) -> bool:
+    return rule.targets[0].startswith("qformer/head/")
+
+
+def _without_prefix(rule: Rule) -> Rule:
+    return dataclasses.replace(rule, source=rule.sources[0].removeprefix(PREFIX))
 
 
 def _is_text_mlp(rule: Rule) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
 from typing import Any
 
 from blip2_jax.convert.tables.name_table import (
@@ -24,14 +24,22 @@ SIGLIP_LEFTOVERS = (
     r"(vision_model\.)?head\..*",  # pools the tokens
     r"(vision_model\.)?post_layernorm\..*",
     r"(vision_model\.)?embeddings\.position_ids",
+    r"classifier\..*",
 )
-DINOV2_LEFTOVERS = (r"embeddings\.mask_token", r"layernorm\..*")
+DINOV2_LEFTOVERS = (
+    r"(dinov2\w*\.)?embeddings\.mask_token",
+    r"(dinov2\w*\.)?layernorm\..*",
+    r"classifier\..*",
+)
+# Prefixes of the image encoder's names in models that hold more, such as `SiglipModel`
+# and `Dinov2ForImageClassification`.
+PREFIXES = (VISION_MODEL, "dinov2.", "dinov2_with_registers.")
 
 
-def siglip_prefix(names: Container[str]) -> str:
-    """Return the prefix of the image encoder's names; a `SiglipModel` has one."""
-    weight = f"{VISION_MODEL}embeddings.patch_embedding.weight"
-    return VISION_MODEL if weight in names else ""
+def encoder_prefix(names: Iterable[str]) -> str:
+    """Return the prefix of the image encoder's names, "" for an encoder alone."""
+    first = {name.partition(".")[0] + "." for name in names}
+    return next((prefix for prefix in PREFIXES if prefix in first), "")
 
 
 def siglip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rule]:
@@ -45,21 +53,22 @@ def siglip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[
     ]
 
 
-def dinov2_rules(config: ViTConfig, target: str = "") -> list[Rule]:
+def dinov2_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Rule]:
     """Return the table of transformers' `Dinov2Model`, with or without registers."""
     layers: dict[str, Any] = {"layers": range(config.depth), "stack": True}
-    theirs, ours = "encoder.layer.{}", f"{target}blocks"
+    theirs, ours = f"{source}encoder.layer.{{}}", f"{target}blocks"
+    embeddings = f"{source}embeddings"
     rules = [
-        Rule("embeddings.cls_token", f"{target}class_token", leading_axes(2)),
+        Rule(f"{embeddings}.cls_token", f"{target}class_token", leading_axes(2)),
         Rule(
-            "embeddings.position_embeddings",
+            f"{embeddings}.position_embeddings",
             f"{target}position_embedding",
             leading_axes(1),
         ),
         *_patch_rules(
-            "embeddings.patch_embeddings.projection", target, config.patch_size
+            f"{embeddings}.patch_embeddings.projection", target, config.patch_size
         ),
-        *_final_norm_rules("layernorm", config, target),
+        *_final_norm_rules(f"{source}layernorm", config, target),
         *norm(f"{theirs}.norm1", f"{ours}/attention_norm", **layers),
         *linear(
             f"{theirs}.attention.output.dense", f"{ours}/attention/output", **layers
@@ -68,7 +77,7 @@ def dinov2_rules(config: ViTConfig, target: str = "") -> list[Rule]:
     ]
     if config.num_registers:
         name = "register_tokens"
-        rules.append(Rule(f"embeddings.{name}", f"{target}{name}", leading_axes(1)))
+        rules.append(Rule(f"{embeddings}.{name}", f"{target}{name}", leading_axes(1)))
     for part in ("query", "key", "value"):
         rules += linear(
             f"{theirs}.attention.attention.{part}", f"{ours}/attention/{part}", **layers

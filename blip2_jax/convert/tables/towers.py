@@ -116,9 +116,11 @@ def clip_rules(config: ViTConfig, source: str = "", target: str = "") -> list[Ru
     ]
 
 
-def clip_huggingface_rules(config: ViTConfig, target: str = "") -> list[Rule]:
-    """Return the table of the image encoder in transformers' `CLIPModel`."""
-    embeddings = "vision_model.embeddings"
+def clip_huggingface_rules(
+    config: ViTConfig, target: str = "", source: str = "vision_model."
+) -> list[Rule]:
+    """Return the table of transformers' image encoder, by default in `CLIPModel`."""
+    embeddings = f"{source}embeddings"
     return [
         Rule(f"{embeddings}.class_embedding", f"{target}class_token"),
         Rule(f"{embeddings}.position_embedding.weight", f"{target}position_embedding"),
@@ -127,8 +129,8 @@ def clip_huggingface_rules(config: ViTConfig, target: str = "") -> list[Rule]:
             f"{target}patch_embedding/kernel",
             patch_kernel(config.patch_size),
         ),
-        *norm("vision_model.pre_layrnorm", f"{target}pre_norm"),  # CLIPModel's spelling
-        *clip_block_rules(config.depth, "vision_model.", target),
+        *norm(f"{source}pre_layrnorm", f"{target}pre_norm"),  # CLIPModel's spelling
+        *clip_block_rules(config.depth, source, target),
     ]
 
 

@@ -1,4 +1,7 @@
-"""Files of tokenizers: where they are, and how transformers opens them.
+"""Tokenizers of transformers: where their files are, and how they are opened.
+
+A *spec* names a tokenizer: a directory, a name of the hub or "shapes:bert", and on
+further lines the tokens that are added to its vocabulary (`with_tokens`).
 
 Tokenizers of language models are opened as their folder stores them. transformers
 chooses the class of a tokenizer by the `model_type` in the `config.json` beside it.
@@ -11,9 +14,11 @@ no class puts BOS before a text unless the folder says so, although the models o
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from blip2_jax.data import hub
+from blip2_jax.data.text.bert_casing import check_casing, undeclared_casing
 from blip2_jax.data.text.vocabulary_files import vocabulary_size
 from blip2_jax.parallel.files import read_json
 
@@ -36,8 +41,66 @@ PROBES = (
 MAX_SPECIAL = 16  # special tokens whose surroundings are compared
 
 
+def with_tokens(spec: str, tokens: Sequence[str]) -> str:
+    """Return the spec of a tokenizer with further tokens, which hold no spaces."""
+    return "\n".join([spec, *tokens])
+
+
+def split_spec(spec: str) -> tuple[str, list[str]]:
+    """Return the directory or name in a spec, and the added tokens."""
+    base, *tokens = spec.split("\n")
+    return base, tokens
+
+
+def open_tokenizer(spec: str, language_model: bool = False, **options: Any) -> Any:
+    """Open a tokenizer of transformers.
+
+    Args:
+      spec: see the module's docstring.
+      language_model: see `_open`.
+      **options: arguments of `from_pretrained`.
+
+    Raises:
+      FileNotFoundError: the directory or a vocabulary in it does not exist.
+      ValueError: a file cannot be read as its format demands, needs code of its own,
+        which is never run, the loaded tokenizer lacks words of the directory's
+        vocabulary, or an added token is a word of it.
+    """
+    base, tokens = split_spec(spec)
+    directory = tokenizer_directory(base)
+    expected = vocabulary_size(directory)
+    options |= undeclared_casing(directory)
+    try:
+        tokenizer = _open(directory, language_model, **options)
+    except Exception as error:  # the Rust library raises plain `Exception`
+        message = " ".join(str(error).split())
+        raise ValueError(
+            f"the tokenizer in {directory} cannot be loaded: {message}"
+        ) from error
+    if len(tokenizer) < expected:
+        raise ValueError(
+            f"the vocabulary in {directory} has {expected} words, but only "
+            f"{len(tokenizer)} were loaded"
+        )
+    check_casing(tokenizer, directory)
+    if spec.startswith(LAVIS_PREFIX):
+        _begin_with_end_token(tokenizer)
+    _add_tokens(tokenizer, tokens, base)
+    return tokenizer
+
+
+def save_tokenizer(
+    spec: str, directory: pathlib.Path, language_model: bool = False
+) -> None:
+    """Write a tokenizer with its added tokens to a directory."""
+    open_tokenizer(spec, language_model).save_pretrained(directory)
+
+
 def tokenizer_directory(spec: str) -> pathlib.Path:
     """Return the directory of a tokenizer's files, fetched if they are of the hub.
+
+    Args:
+      spec: without added tokens.
 
     Raises:
       FileNotFoundError: the directory or a vocabulary in it does not exist.
@@ -60,30 +123,25 @@ def tokenizer_directory(spec: str) -> pathlib.Path:
     raise FileNotFoundError(f"tokenizer {spec!r} has no vocabulary ({expected})")
 
 
-def load_pretrained(spec: str, language_model: bool, **options: Any) -> Any:
-    """Load a tokenizer of transformers; see `tokenizers.load_tokenizer`.
+def _open(directory: pathlib.Path, language_model: bool, **options: Any) -> Any:
+    """Open a tokenizer of transformers; that of a language model as it is stored.
 
     Args:
-      spec: see there.
-      language_model: see `_open`.
+      directory: of the tokenizer's files.
+      language_model: it is a language model's.
       **options: arguments of `from_pretrained`.
     """
-    directory = tokenizer_directory(spec)
-    expected = vocabulary_size(directory)
-    try:
-        tokenizer = _open(directory, language_model, **options)
-    except Exception as error:  # the Rust library raises plain `Exception`
-        message = " ".join(str(error).split())
-        raise ValueError(
-            f"the tokenizer in {directory} cannot be loaded: {message}"
-        ) from error
-    if len(tokenizer) < expected:
-        raise ValueError(
-            f"the vocabulary in {directory} has {expected} words, but only "
-            f"{len(tokenizer)} were loaded"
-        )
-    if spec.startswith(LAVIS_PREFIX):
-        _begin_with_end_token(tokenizer)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # slow to import
+
+    options |= {"local_files_only": True, "trust_remote_code": False}
+    stored = directory / "tokenizer.json"
+    if language_model and not stored.is_file():
+        options = undeclared_options(directory) | options
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
+    # `PreTrainedTokenizerFast` itself reads the file as it is.
+    is_rebuilt = language_model and type(tokenizer) is not PreTrainedTokenizerFast
+    if is_rebuilt and stored.is_file() and not encodes_alike(tokenizer, stored):
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), **options)
     return tokenizer
 
 
@@ -105,26 +163,24 @@ def _begin_with_end_token(tokenizer: Any) -> None:
     )
 
 
-def _open(directory: pathlib.Path, language_model: bool, **options: Any) -> Any:
-    """Open a tokenizer of transformers; that of a language model as it is stored.
+def _add_tokens(tokenizer: Any, tokens: Sequence[str], base: str) -> None:
+    """Append tokens to a vocabulary.
 
-    Args:
-      directory: of the tokenizer's files.
-      language_model: it is a language model's.
-      **options: arguments of `from_pretrained`.
+    Raises:
+      ValueError: one of them is in the vocabulary, or [DEC], which comes last.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # slow to import
-
-    options |= {"local_files_only": True, "trust_remote_code": False}
-    stored = directory / "tokenizer.json"
-    if language_model and not stored.is_file():
-        options = undeclared_options(directory) | options
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
-    # `PreTrainedTokenizerFast` itself reads the file as it is.
-    is_rebuilt = language_model and type(tokenizer) is not PreTrainedTokenizerFast
-    if is_rebuilt and stored.is_file() and not encodes_alike(tokenizer, stored):
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), **options)
-    return tokenizer
+    words = tokenizer.get_vocab()
+    if tokens and "[DEC]" in words:
+        raise ValueError(
+            f"{base} holds [DEC], which comes behind all other tokens: add tokens to "
+            "the tokenizer of the BERT itself"
+        )
+    known = [token for token in tokens if token in words]
+    if known:
+        raise ValueError(
+            f"{known[0]!r} is a token of {base} already: name only tokens that it lacks"
+        )
+    tokenizer.add_tokens(list(tokens))
 
 
 def undeclared_options(directory: pathlib.Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray as Array
 
+from blip2_jax.data.text.bert_casing import keeps_case
 from blip2_jax.data.text.chat import PROMPT_TEMPLATES, ChatTemplate, Prompt
-from blip2_jax.data.text.tokenizer_files import load_pretrained
+from blip2_jax.data.text.tokenizer_files import open_tokenizer
 
 Family = Literal["decoder_only", "encoder_decoder"]
 
@@ -25,19 +26,24 @@ _MAX_WORDS = 50
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 
 
-def clean_caption(caption: str, prompt: str = "") -> str:
+def clean_caption(caption: str, prompt: str = "", *, keep_case: bool = False) -> str:
     """Clean a caption as the original: lower case, no punctuation, at most 50 words.
 
-    The prompt is prepended unchanged and does not count as words.
+    The prompt is prepended unchanged and does not count as words. `keep_case` leaves
+    capital letters as they are, for tokenizers that distinguish them.
     """
-    text = _PUNCTUATION.sub(" ", caption.lower())
+    text = _PUNCTUATION.sub(" ", caption if keep_case else caption.lower())
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     return prompt + " ".join(text.split(" ")[:_MAX_WORDS])
 
 
-def clean_question(question: str) -> str:
-    """Clean a question as the original: no punctuation but `?`, at most 50 words."""
-    text = _PUNCTUATION.sub("", question.lower()).rstrip(" ")
+def clean_question(question: str, *, keep_case: bool = False) -> str:
+    """Clean a question as the original: no punctuation but `?`, at most 50 words.
+
+    `keep_case` is as in `clean_caption`.
+    """
+    text = question if keep_case else question.lower()
+    text = _PUNCTUATION.sub("", text).rstrip(" ")
     return " ".join(text.split(" ")[:_MAX_WORDS])
 
 
@@ -86,12 +92,14 @@ class QFormerTokenizer(_FastTokenizer):
       sep_id: id of [SEP].
       start_id: id of [DEC].
       end_id: id of [SEP], which ends generated texts.
+      keeps_case: it distinguishes capital letters, as that of a cased BERT.
       vocab_size: size of BERT's vocabulary and [DEC]; later ids do not count.
     """
 
     def __init__(self, tokenizer: Any):
         """Wrap a tokenizer of transformers."""
         super().__init__(tokenizer)
+        self.keeps_case = keeps_case(tokenizer)
         self.cls_id: int = _required(tokenizer, "cls_token_id")
         self.sep_id: int = _required(tokenizer, "sep_token_id")
         # Hugging Face's tokenizers of BLIP-2 include [DEC].
@@ -273,24 +281,23 @@ def load_tokenizer(
 
     Args:
       spec: a directory with a vocabulary, a name of the hub (`data.hub`), or
-        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package. Of
-        a Llama, "lavis:" before it lets texts begin with the end token.
+        "shapes:bert", "shapes:opt" or "shapes:t5", which are part of this package; with
+        the tokens that are added to it (`tokenizer_files.with_tokens`). Of a Llama,
+        "lavis:" before it lets texts begin with the end token.
       language_model: return a `LanguageTokenizer` instead of a `QFormerTokenizer`.
       prompt_template: how a language model's prompts are written: "plain", or "chat",
         with the chat template of the tokenizer.
 
     Raises:
-      FileNotFoundError: the directory or a vocabulary in it does not exist.
-      ValueError: a file cannot be read as its format demands, needs code of its own,
-        which is never run, or the loaded tokenizer lacks words of the directory's
-        vocabulary; or the template cannot be used.
+      FileNotFoundError, ValueError: see `open_tokenizer`; or the template cannot be
+        used.
     """
     if prompt_template not in PROMPT_TEMPLATES:
         raise ValueError(
             f"prompt_template is {prompt_template!r}; it must be one of "
             f"{', '.join(PROMPT_TEMPLATES)}"
         )
-    tokenizer = load_pretrained(spec, language_model)
+    tokenizer = open_tokenizer(spec, language_model)
     if not language_model:
         return QFormerTokenizer(tokenizer)
     try:
@@ -301,7 +308,7 @@ def load_tokenizer(
 
 def load_clip_tokenizer(spec: str) -> ClipTokenizer:
     """Load CLIP's tokenizer; see `load_tokenizer`."""
-    return ClipTokenizer(load_pretrained(spec, language_model=False))
+    return ClipTokenizer(open_tokenizer(spec, language_model=False))
 
 
 def _required(tokenizer: Any, name: str) -> int:
