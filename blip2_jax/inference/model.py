@@ -149,13 +149,13 @@ class Blip2(BatchedModel):
         Raises:
           ValueError: inputs are wrong, or a text is too long for the model.
         """
-        prompts, qformer_questions = self._prompts_of(
+        row_prompts, qformer_questions = self._prompts_of(
             prompts, questions, question_prompt
         )
         return self._score_texts(
             self._image_arrays(images, features, self._accepts_several_images),
             inputs.as_texts(texts, "texts"),
-            prompts,
+            row_prompts,
             qformer_questions,
             image_of,
         )
@@ -191,26 +191,26 @@ class Blip2(BatchedModel):
         Raises:
           ValueError: as `score`.
         """
-        prompts, qformer_questions = self._prompts_of(
+        row_prompts, qformer_questions = self._prompts_of(
             prompts, questions, question_prompt
         )
         rows = self._image_arrays(images, features, self._accepts_several_images)
         columns: dict[str, Any] = {
             "candidates": scoring.as_candidates(candidates),
             "images": inputs.image_indices(image_of, len(rows)),
-            "prompts": prompts,
+            "prompts": row_prompts,
         }
         if qformer_questions is not None:
             columns["questions"] = qformer_questions
         lists, *columns_per_row = inputs.align(**columns)
-        indices, prompts, *more = (
+        indices, row_prompts, *more = (
             [value for texts, value in zip(lists, column, strict=True) for _ in texts]
             for column in columns_per_row
         )
         scores = self._score_texts(
             rows,
             [text for texts in lists for text in texts],
-            prompts,
+            row_prompts,
             more[0] if more else None,
             indices,
         )
