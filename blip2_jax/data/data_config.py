@@ -169,10 +169,11 @@ class DataConfig:
 
     def tokenizer_spec(self, role: str) -> str:
         """Return the spec of a tokenizer; see `tokenizer_spec`."""
-        parts = {"tokenizer": self.tokenizer, "added_tokens": self.added_tokens}
-        return tokenizer_spec(
-            {name: dataclasses.asdict(part) for name, part in parts.items()}, role
-        )
+        parts = {
+            "tokenizer": dataclasses.asdict(self.tokenizer),
+            "added_tokens": dataclasses.asdict(self.added_tokens),
+        }
+        return tokenizer_spec(parts, role)
 
     def _check_buckets(self) -> None:
         buckets = tuple(self.length_buckets)
