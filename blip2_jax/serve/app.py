@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+import functools
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ from blip2_jax.serve.chat_schema import (
 )
 from blip2_jax.serve.gate import Gate
 from blip2_jax.serve.received_images import read_image
-from blip2_jax.serve.requests import FeaturesRequest, MatchRequest, Pixels, RankRequest
+from blip2_jax.serve.requests import (
+    CallRequest,
+    FeaturesRequest,
+    MatchRequest,
+    Pixels,
+    RankRequest,
+)
 from blip2_jax.serve.service import Service
 
 PATHS = (
@@ -105,15 +112,19 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         sample = service.next_sample(body.seed)
         request = chat.make_request(body, talk, images, settings, sample)
         texts = await service.ask(engine, request, client, deadline)
-        name = body.model or next(iter(service.engines))
+        name = service.model_name(body.model)
         done = chat.complete(engine.model, name, body, request, texts)
         if not body.stream:
             return JSONResponse(done.body())
         options = body.stream_options
         events = done.events(bool(options and options.include_usage))
-        return StreamingResponse(
-            (event for event in list(events)), media_type="text/event-stream"
-        )
+        return StreamingResponse(_send(events), media_type="text/event-stream")
+
+
+async def _send(events: Iterator[str]) -> AsyncIterator[str]:
+    """Yield events, which are at hand, without a thread."""
+    for event in events:
+        yield event
 
 
 def _add_stage1(app: FastAPI, service: Service) -> None:
@@ -133,7 +144,7 @@ def _add_stage1(app: FastAPI, service: Service) -> None:
                 zip(body.texts, *scores, strict=True)
             )
         ]
-        return {"object": "list", "data": data, "model": body.model}
+        return {"object": "list", "data": data, "model": service.model_name(body.model)}
 
     @app.post("/v1/rank")
     async def rank(body: RankBody, client: Request) -> dict[str, Any]:
@@ -156,7 +167,7 @@ def _add_stage1(app: FastAPI, service: Service) -> None:
             {"index": each.candidate, "text": each.text, "score": float(each.score)}
             for each in ranked
         ]
-        return {"object": "list", "data": data, "model": body.model}
+        return {"object": "list", "data": data, "model": service.model_name(body.model)}
 
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingsBody, client: Request) -> dict[str, Any]:
@@ -185,17 +196,34 @@ async def _embed(
         else FeaturesRequest(next(images))
         for item in items
     ]
-    rows = await asyncio.gather(
-        *(service.ask(engine, request, client, deadline) for request in requests)
-    )
+    if len(requests) == 1:
+        rows = [await service.ask(engine, requests[0], client, deadline)]
+    else:
+        call = CallRequest(functools.partial(_run_together, requests))
+        rows = await service.ask(engine, call, client, deadline)
     model = engine.model
     tokens = sum(model.count_tokens(text) for text in texts)
     return {
         "object": "list",
         "data": [_embedding(index, row, body) for index, row in enumerate(rows)],
-        "model": body.model or next(iter(service.engines)),
+        "model": service.model_name(body.model),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
+
+
+def _run_together(requests: Sequence[FeaturesRequest], model: Any) -> list[Any]:
+    """Run features of images and texts of one user, in the order of the requests.
+
+    In a `CallRequest` they take one place in the queue and are joined with no others.
+    """
+    for request in requests:
+        request.join_key(model)  # checks it
+    results: dict[int, Any] = {}
+    for mode in sorted({request.mode for request in requests}):
+        alike = [request for request in requests if request.mode == mode]
+        rows = alike[0].run(model, alike)
+        results |= {id(r): row for r, row in zip(alike, rows, strict=True)}
+    return [results[id(request)] for request in requests]
 
 
 def _embedding(

@@ -51,7 +51,7 @@ def read_image(model: Blip2, url: str, config: ServerConfig, param: str) -> Pixe
         message = f"this is not an image file of the formats {', '.join(FORMATS)}"
     except Image.DecompressionBombError as error:
         message = str(error)
-    except (ValueError, TypeError, OSError, SyntaxError) as error:
+    except Exception as error:  # decoders of broken files raise almost anything
         message = str(error) or "the image cannot be read"
     raise ApiError(400, f"{param}: {message}", param=param, code="invalid_image")
 

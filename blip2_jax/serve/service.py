@@ -25,6 +25,7 @@ from blip2_jax.serve.server_config import ServerConfig
 T = TypeVar("T")
 _DECODERS = 4  # threads that decode images
 _MAX_WARM_WORDS = 100
+_RETRY = 0.5  # seconds until a full queue is tried again
 
 
 class Service:
@@ -87,14 +88,13 @@ class Service:
         return thread
 
     def _warm(self) -> None:
-        for engine in self.engines.values():
-            for request in common_requests(engine.model, self.config.warm_tokens):
-                for size in _batch_sizes(self.config.max_batch):
-                    run = lambda model, r=request, n=size: r.run(model, [r] * n)
-                    try:
-                        engine.submit(requests.CallRequest(run)).result()
-                    except batching.EngineClosed:
-                        return
+        try:
+            for engine in self.engines.values():
+                for request in common_requests(engine.model, self.config.warm_tokens):
+                    for size in _batch_sizes(self.config.max_batch):
+                        _warm_program(engine, request, size)
+        except batching.EngineClosed:
+            return
         self.is_ready = True
 
     def close(self, timeout: float | None = None) -> bool:
@@ -102,14 +102,17 @@ class Service:
         self._decoders.shutdown(wait=False, cancel_futures=True)
         return all([engine.close(timeout=timeout) for engine in self.engines.values()])
 
+    def model_name(self, name: str) -> str:
+        """Return the name of the model that answers: `name`, or that of the first."""
+        return name or next(iter(self.engines))
+
     def engine(self, name: str) -> batching.Engine:
         """Return the engine of the model that a request names; "": of the first.
 
         Raises:
           ApiError: there is no such model.
         """
-        if not name:
-            return next(iter(self.engines.values()))
+        name = self.model_name(name)
         if name not in self.engines:
             raise ApiError(
                 404,
@@ -180,6 +183,21 @@ class ClientLeft(ApiError):
 async def _wait_until_client_leaves(client: Request) -> None:
     while (await client.receive())["type"] != "http.disconnect":
         pass
+
+
+def _warm_program(engine: batching.Engine, request: Any, size: int) -> None:
+    """Run a batch of `size` equal requests, after those that wait.
+
+    Raises:
+      EngineClosed: the server stops.
+    """
+    call = requests.CallRequest(lambda model: request.run(model, [request] * size))
+    while True:
+        try:
+            engine.submit(call).result()
+            return
+        except batching.QueueFull:
+            time.sleep(_RETRY)
 
 
 def _batch_sizes(max_batch: int) -> list[int]:

@@ -156,7 +156,6 @@ def wrong_messages(url: str) -> list:
         [user_message(url), {"role": "assistant", "content": [image_part(url)]}, user],
         [user_message(*[url] * 20)],
         [user_message(url, "x" * 100_000)],
-        [user_message(url, "a " * 1900)],  # more tokens than the model has positions
         [image, answer] * 150 + [user],
         [{**image, "surprise": 1}],
         [user, answer, user_message(url)],  # a caption has no earlier turns
@@ -204,6 +203,8 @@ def bad_requests(url: str) -> list[tuple[str, bytes]]:
     ]
     for messages in wrong_messages(url):
         bodies.append((CHAT, chat | {"messages": messages}))
+    long = [user_message(url, "a " * 1900)]  # more tokens than the model's positions
+    bodies.append((CHAT, chat | {"template": "none", "messages": long}))
     for index, bad in enumerate(wrong_urls(url)):
         by_field = ((MATCH, "image"), (RANK, "image"))
         path, field = by_field[index % 2]
