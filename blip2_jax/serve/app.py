@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 import blip2_jax
+from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.serve import chat
 from blip2_jax.serve.api_errors import ApiError, add_error_handlers
 from blip2_jax.serve.batching import Engine
@@ -152,8 +153,9 @@ def _add_stage1(app: FastAPI, service: Service) -> None:
         deadline, engine = service.deadline(), service.engine(body.model)
         if body.question is not None and body.prompt is not None:
             raise ApiError(400, "prompt: give prompt or question, not both")
-        texts = [*body.candidates, body.question or "", body.prompt or ""]
-        _check_texts("candidates", texts, service)
+        _check_texts("candidates", body.candidates, service)
+        others = [body.question or "", body.prompt or ""]
+        chat.check_length("question", [*body.candidates, *others], service.config)
         (image,) = await _images(service, engine, [body.image], deadline)
         request = RankRequest(
             (image,),
@@ -180,6 +182,8 @@ async def _embed(
 ) -> dict[str, Any]:
     """Answer /v1/embeddings."""
     deadline, engine = service.deadline(), service.engine(body.model)
+    if not isinstance(engine.model, Blip2Retriever):
+        raise ApiError(400, "model: embeddings need a stage-1 model", param="model")
     items = [body.input] if isinstance(body.input, str) else body.input
     items = [item.text if isinstance(item, TextPart) else item for item in items]
     texts = [item for item in items if isinstance(item, str)]
@@ -251,7 +255,7 @@ def _check_texts(param: str, texts: Sequence[str], service: Service) -> None:
     Raises:
       ApiError: there are too many, or they are too long.
     """
-    if len(texts) > service.config.max_texts + 2:
+    if len(texts) > service.config.max_texts:
         limit = service.config.max_texts
         raise ApiError(400, f"{param}: the limit is {limit} texts", param=param)
     chat.check_length(param, texts, service.config)

@@ -91,13 +91,11 @@ def read_conversation(
 
 
 def check_length(param: str, texts: Sequence[str], config: ServerConfig) -> None:
-    """Check that texts are not longer than a server reads.
+    """Check that texts together are not longer than a server reads.
 
     Raises:
-      ApiError: there are too many, or they are too long.
+      ApiError: they are.
     """
-    if len(texts) > max(config.max_texts, 200):
-        raise _wrong(param, f"{len(texts)} texts; the limit is {config.max_texts}")
     total = sum(map(len, texts))
     if total > config.max_prompt:
         raise _wrong(

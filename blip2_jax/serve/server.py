@@ -18,6 +18,7 @@ from blip2_jax.serve.server_config import ServerConfig
 from blip2_jax.serve.service import Service
 
 _LOG = logging.getLogger("blip2_jax.serve")
+_BACKLOG = 2048
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
 
 
@@ -99,6 +100,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)  # clients may connect from now on, and wait
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"{error.strerror}: {host}:{port}") from None

@@ -102,7 +102,7 @@ def test_kill_restart_and_stop():
         thread = threading.Thread(target=lambda: answers.append(ask(address)))
         thread.start()
         metrics = ""
-        while "in_flight 1" not in metrics:
+        while "in_flight 1" not in metrics and thread.is_alive():
             metrics = httpx.get(f"{address}/metrics").text
         process.send_signal(signal.SIGTERM)
         thread.join(600)

@@ -53,7 +53,7 @@ WRONG_EMBED = {
     "input": (None, 5, [], "", [""], [5], [[1, 2]], {}, [{}], [{"type": "x"}]),
     "encoding_format": ("float16", 5),
     "dimensions": (8, "8"),
-    "model": (*NOT_TEXT, "nothing"),
+    "model": (*NOT_TEXT, "nothing", "shapes"),  # the latter is of stage 2
 }
 WRONG_MATCH = {
     "image": (None, 5, "", [], {}),
