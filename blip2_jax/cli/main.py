@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "caption images, answer questions, score texts",
     "score": "compute the log-probabilities of texts given images",
     "rank": "rank candidate texts of images, such as answers or names of classes",
+    "serve": "serve a model over HTTP, in the form of OpenAI's API",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
     "prepare": "write a data set as ArrayRecord files or tars, images resized",
     "features": "compute the features of a data set's images with an image encoder",

@@ -18,7 +18,7 @@ result does not depend on the other rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Float, PyTree
 from numpy import ndarray as Array
@@ -28,8 +28,22 @@ from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.inference import embeddings, inputs, scoring
 from blip2_jax.inference.batched_model import BatchedModel, Questions
 from blip2_jax.inference.describe import describe_model
+from blip2_jax.inference.dialogue import Turn
 from blip2_jax.inference.scoring import RankedText, TextScores
 from blip2_jax.models.blip2 import Blip2Base
+
+
+class PromptSize(NamedTuple):
+    """Size of a prompt in tokens.
+
+    Attributes:
+      tokens: number of tokens that the model reads, start token included.
+      shape: padded lengths of the token arrays of the prompt. Prompts of equal shape
+        run in the same compiled program.
+    """
+
+    tokens: int
+    shape: tuple[int, ...]
 
 
 class Blip2(BatchedModel):
@@ -253,18 +267,50 @@ class Blip2(BatchedModel):
         rows = self._image_arrays(images, features)
         return self._run_batches(embeddings.attention_maps, rows)["attention"]
 
+    def prompt_size(
+        self,
+        prompt: str | None = None,
+        *,
+        question: str | None = None,
+        history: Sequence[Turn] = (),
+        question_prompt: str = "",
+    ) -> PromptSize:
+        """Measure the prompt of one row.
+
+        Args:
+          prompt: as in `caption`.
+          question: a question, in place of a prompt (stage 2).
+          history: earlier turns, which precede the question.
+          question_prompt: as in `score`.
+
+        Raises:
+          ValueError: inputs are wrong, or the Q-Former cannot read the question.
+        """
+        prompts, questions = self._prompts_of(
+            prompt, question, question_prompt, history
+        )
+        arrays = self._prompt_arrays(prompts, questions)
+        ids, *more = arrays
+        tokens = int(more[0].sum()) if more else ids.size  # the mask comes second
+        return PromptSize(tokens, tuple(s for a in arrays for s in a.shape[1:]))
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a generated text, without its end token."""
+        return len(self._text_ids([""], inputs.as_texts(text, "texts"))[0]) - 1
+
     def _prompts_of(
         self,
         prompts: str | Sequence[str] | None,
         questions: str | Sequence[str] | None,
         question_prompt: str,
+        history: Sequence[Turn] = (),
     ) -> tuple[Sequence[Prompt], Questions | None]:
         """Return the prompts of texts to score, and what the Q-Former reads.
 
         Raises:
           ValueError: questions are given to a model that answers none, or with prompts.
         """
-        del question_prompt  # of models that answer questions
+        del question_prompt, history  # of models that answer questions
         if questions is not None:
             raise ValueError("questions need a language model; this is a stage-1 model")
         prompts = self.prompt if prompts is None else prompts
