@@ -188,11 +188,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `load_model` reads."""
+def add_load_options(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Add the options that `load_model` reads: `--model` and how it is opened.
+
+    Args:
+      parser: the parser.
+      default: model that is opened without `--model`; "": it must be given.
+    """
     parser.add_argument(
         "--model",
-        required=True,
+        default=default,
+        required=not default,
         metavar="PATH",
         help="directory of a run, converted or Hugging Face folder, LAVIS file, "
         "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
@@ -212,6 +218,17 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     add_cache_option(parser)
 
 
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `blip2_jax.load` from values of `add_load_options`."""
+    return {
+        "path": arguments.model,
+        "which": arguments.which,
+        "precision": arguments.precision,
+        "quantize": arguments.quantize,
+        **extra_weights(arguments),
+    }
+
+
 def load_model(arguments: argparse.Namespace, **options: Any) -> Any:
     """Load the model of a parsed command line, and say that programs are compiled.
 
@@ -223,14 +240,7 @@ def load_model(arguments: argparse.Namespace, **options: Any) -> Any:
     from blip2_jax.perf.compile_cache import compiling_message, enable_compile_cache
 
     enable_compile_cache(arguments.compile_cache)
-    model = blip2_jax.load(
-        arguments.model,
-        which=arguments.which,
-        precision=arguments.precision,
-        quantize=arguments.quantize,
-        **extra_weights(arguments),
-        **options,
-    )
+    model = blip2_jax.load(**load_options(arguments), **options)
     print(compiling_message("first image"), file=sys.stderr, flush=True)
     return model
 

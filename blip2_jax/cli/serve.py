@@ -18,13 +18,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from blip2_jax.cli.caption import QUANTIZATIONS
 from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import (
     CommandParser,
-    add_cache_option,
-    add_model_options,
-    extra_weights,
+    add_load_options,
+    load_options,
     run_command,
 )
 from blip2_jax.serve.server_config import ServerConfig
@@ -56,32 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> CommandParser:
     """Make the parser of the command line."""
     parser = CommandParser("serve", __doc__)
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="PATH",
-        help="directory of a run, converted or Hugging Face folder, LAVIS file, "
-        "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
-    )
+    add_load_options(parser)
     parser.add_argument(
         "--retriever",
         default="",
         metavar="PATH",
         help="a stage-1 model beside a stage-2 --model, for matches and embeddings",
     )
-    add_model_options(parser)
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        help="dtype of matmul inputs; default: as in training",
-    )
-    parser.add_argument(
-        "--quantize",
-        default="",
-        choices=QUANTIZATIONS,
-        help="store the kernels of the frozen towers in 8 or 4 bits (docs/using.md)",
-    )
-    add_cache_option(parser)
     _add_server_options(parser)
     return parser
 
@@ -137,14 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
         "quantize": arguments.quantize,
         "batch_size": config.max_batch,
     }
-    models = {
-        model_name(arguments.model): blip2_jax.load(
-            arguments.model,
-            which=arguments.which,
-            **options,
-            **extra_weights(arguments),
-        )
-    }
+    model = blip2_jax.load(**load_options(arguments) | options)
+    models = {model_name(arguments.model): model}
     if arguments.retriever:
         name = model_name(arguments.retriever)
         if name in models:
