@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-
 _LOWEST = {"batch_wait": 0.0, "warm_tokens": -1.0}  # of other numbers: above 0
 
 
