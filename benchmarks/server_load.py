@@ -38,7 +38,7 @@ HEAD = (
     "lost",
 )
 TITLE = "HTTP server under load"
-GREEDY = {"num_beams": 1, "max_tokens": 16}
+GREEDY = {"num_beams": 1, "max_tokens": 8}
 PATH = "/v1/chat/completions"
 
 
@@ -228,7 +228,7 @@ def start_server(options: Any) -> tuple[subprocess.Popen[str], int]:
         f"--{name}={getattr(options, name)}" for name in ("max_batch", "max_queue")
     ]
     process = subprocess.Popen(
-        [*command, "--port=0", "--warm_tokens=0", *limits],
+        [*command, "--port=0", "--warm_tokens=-1", *limits],
         stderr=subprocess.PIPE,
         text=True,
     )

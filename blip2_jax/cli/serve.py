@@ -42,7 +42,10 @@ LIMITS = {
     "max_texts": (int, "candidates, texts or inputs of a request"),
     "max_tokens": (int, "largest max_tokens of a request"),
     "max_choices": (int, "largest n of a request, and number of beams"),
-    "warm_tokens": (int, "compile prompts of up to so many tokens before /ready"),
+    "warm_tokens": (
+        int,
+        "compile prompts of up to so many tokens before /ready; -1: none",
+    ),
 }
 
 

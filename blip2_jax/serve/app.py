@@ -184,7 +184,7 @@ async def _embed(
     deadline, engine = service.deadline(), service.engine(body.model)
     if not isinstance(engine.model, Blip2Retriever):
         raise ApiError(400, "model: embeddings need a stage-1 model", param="model")
-    items = [body.input] if isinstance(body.input, str) else body.input
+    items: list[Any] = [body.input] if isinstance(body.input, str) else body.input
     items = [item.text if isinstance(item, TextPart) else item for item in items]
     texts = [item for item in items if isinstance(item, str)]
     urls = [item.image_url.url for item in items if isinstance(item, ImagePart)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,7 +25,7 @@ class Metrics:
     def __init__(self) -> None:
         """Make counters that start at zero."""
         self._registry = CollectorRegistry()
-        common = {"namespace": "blip2_jax", "registry": self._registry}
+        common: dict[str, Any] = {"namespace": "blip2_jax", "registry": self._registry}
         self._requests = Counter(
             "requests",
             "HTTP requests by path and status.",

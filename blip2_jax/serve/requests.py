@@ -245,8 +245,9 @@ class FeaturesRequest:
     ) -> list[dict[str, Shaped[Array, "..."]]]:
         """Run requests that have the key of this one."""
         options: dict[str, Any] = {}
-        if self.image is not None:
-            options["images"] = np.stack([request.image for request in requests])
+        images = [request.image for request in requests if request.image is not None]
+        if images:
+            options["images"] = np.stack(images)
         if self.text is not None:
             options["texts"] = [request.text for request in requests]
         arrays = model.features(**options, mode=self.mode)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+_LOWEST = {"batch_wait": 0.0, "warm_tokens": -1.0}  # of other numbers: above 0
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
@@ -25,7 +27,7 @@ class ServerConfig:
       max_tokens: largest `max_tokens`.
       max_choices: largest `n`, and number of beams.
       warm_tokens: prompts of up to so many tokens are compiled before the server is
-        ready.
+        ready; -1: nothing is.
     """
 
     api_key: str = ""
@@ -48,7 +50,7 @@ class ServerConfig:
         """Check the values."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            lowest = 0 if field.name in ("batch_wait", "warm_tokens") else 1e-3
+            lowest = _LOWEST.get(field.name, 1e-3)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and not lowest <= value < float("inf"):
-                raise ValueError(f"{field.name}={value!r}: expected a number above 0")
+                raise ValueError(f"{field.name}={value!r}: expected a larger number")

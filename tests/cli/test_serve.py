@@ -37,8 +37,8 @@ def test_options_are_the_settings_of_the_server(monkeypatch):
     ("option", "message"),
     [
         ("--port=99999", "--port 99999: expected 0 to 65535"),
-        ("--max_queue=0", "--max_queue=0: expected a number above 0"),
-        ("--timeout=nan", "--timeout=nan: expected a number above 0"),
+        ("--max_queue=0", "--max_queue=0: expected a larger number"),
+        ("--timeout=nan", "--timeout=nan: expected a larger number"),
         ("--max_batches=3", "did you mean '--max_batch'"),
     ],
 )
