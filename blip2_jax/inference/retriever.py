@@ -36,6 +36,18 @@ class Match(NamedTuple):
     itm: Float[Array, "..."]
 
 
+class Matching(NamedTuple):
+    """Scores of the matching head for image-text pairs.
+
+    Attributes:
+      probability: that image and text match, `Match.itm`.
+      logit: of "match". Retrieval ranks by this plus the cosine, as the original does.
+    """
+
+    probability: Float[Array, " B"]
+    logit: Float[Array, " B"]
+
+
 class Blip2Retriever(Blip2):
     """A stage-1 model: image-text matching, embeddings and captions."""
 
@@ -97,6 +109,27 @@ class Blip2Retriever(Blip2):
             embeddings.match_scores, rows, *self._text_arrays(texts)
         )
         return Match(scores["itc"], scores["itm"])
+
+    def match_head(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        *,
+        features: Any = None,
+    ) -> Matching:
+        """Score image-text pairs by the matching head alone.
+
+        Args:
+          images: as in `match`.
+          texts: one for all images, or one per image.
+          features: as in `caption`.
+        """
+        rows = self._image_arrays(images, features)
+        rows, texts = inputs.align(images=rows, texts=inputs.as_texts(texts, "texts"))
+        scores = self._run_batches(
+            embeddings.matching_scores, rows, *self._text_arrays(texts)
+        )
+        return Matching(scores["itm"], scores["logit"])
 
     def image_text_similarity(
         self, images: Any, texts: Sequence[Sequence[str]], *, score: str = "itc"
