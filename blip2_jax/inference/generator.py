@@ -224,6 +224,7 @@ class Blip2Generator(Blip2):
         prompts: str | Sequence[str] | None,
         questions: str | Sequence[str] | None,
         question_prompt: str,
+        history: Sequence[dialogue.Turn] = (),
     ) -> tuple[Sequence[str], Questions | None]:
         """Return prompts, or those of questions with what the Q-Former reads."""
         if questions is None:
@@ -231,7 +232,7 @@ class Blip2Generator(Blip2):
         if prompts is not None:
             raise ValueError("give prompts or questions, not both")
         template = question_prompt or self._question_template()
-        return dialogue.question_prompts(questions, (), (), template)
+        return dialogue.question_prompts(questions, history, (), template)
 
     @property
     def _family(self) -> str:

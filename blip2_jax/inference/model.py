@@ -18,7 +18,7 @@ result does not depend on the other rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Float, PyTree
 from numpy import ndarray as Array
@@ -27,10 +27,24 @@ from blip2_jax.data.text.tokenizers import QFormerTokenizer
 from blip2_jax.inference import embeddings, inputs, scoring, word_attention
 from blip2_jax.inference.batched_model import BatchedModel, Questions
 from blip2_jax.inference.describe import describe_model
+from blip2_jax.inference.dialogue import Turn
 from blip2_jax.inference.scoring import RankedText, TextScores
 from blip2_jax.inference.word_attention import WordAttention
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.parallel import hosts, sharding
+
+
+class PromptSize(NamedTuple):
+    """Size of a prompt in tokens.
+
+    Attributes:
+      tokens: number of tokens that the model reads, start token included.
+      shape: padded lengths of the token arrays of the prompt. Prompts of equal shape
+        run in the same compiled program.
+    """
+
+    tokens: int
+    shape: tuple[int, ...]
 
 
 class Blip2(BatchedModel):
@@ -261,6 +275,7 @@ class Blip2(BatchedModel):
         prompt: str | None = None,
         *,
         question: str | None = None,
+        history: Sequence[Turn] = (),
         features: Any = None,
     ) -> WordAttention:
         """Compute where the queries looked for each word of a text about an image.
@@ -271,6 +286,7 @@ class Blip2(BatchedModel):
             default settings of `caption`, or of `answer` if there is a question.
           prompt: what the text follows; None selects the model's own.
           question: that the text answers, in place of a prompt (stage 2).
+          history: earlier turns, which precede the question.
           features: as in `caption`.
 
         Returns:
@@ -283,7 +299,7 @@ class Blip2(BatchedModel):
         rows = self._image_arrays(image, features)
         if len(rows) != 1:
             raise ValueError(f"word_attention takes one image, not {len(rows)}")
-        prompts, questions = self._prompts_of(prompt, question, "")
+        prompts, questions = self._prompts_of(prompt, question, "", history)
         if text is None:
             method = "generate" if question is None else "answer"
             config = self._decoding_config("", method, {})
@@ -303,18 +319,50 @@ class Blip2(BatchedModel):
         vision = self.model.config.vision
         return WordAttention(words, embeddings.patch_grids(relevance, vision)[0])
 
+    def prompt_size(
+        self,
+        prompt: str | None = None,
+        *,
+        question: str | None = None,
+        history: Sequence[Turn] = (),
+        question_prompt: str = "",
+    ) -> PromptSize:
+        """Measure the prompt of one row.
+
+        Args:
+          prompt: as in `caption`.
+          question: a question, in place of a prompt (stage 2).
+          history: earlier turns, which precede the question.
+          question_prompt: as in `score`.
+
+        Raises:
+          ValueError: inputs are wrong, or the Q-Former cannot read the question.
+        """
+        prompts, questions = self._prompts_of(
+            prompt, question, question_prompt, history
+        )
+        arrays = self._prompt_arrays(prompts, questions)
+        ids, *more = arrays
+        tokens = int(more[0].sum()) if more else ids.size  # the mask comes second
+        return PromptSize(tokens, tuple(s for a in arrays for s in a.shape[1:]))
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a generated text, without its end token."""
+        return len(self._text_ids([""], inputs.as_texts(text, "texts"))[0]) - 1
+
     def _prompts_of(
         self,
         prompts: str | Sequence[str] | None,
         questions: str | Sequence[str] | None,
         question_prompt: str,
+        history: Sequence[Turn] = (),
     ) -> tuple[Sequence[str], Questions | None]:
         """Return the prompts of texts to score, and what the Q-Former reads.
 
         Raises:
           ValueError: questions are given to a model that answers none, or with prompts.
         """
-        del question_prompt  # of models that answer questions
+        del question_prompt, history  # of models that answer questions
         if questions is not None:
             raise ValueError("questions need a language model; this is a stage-1 model")
         prompts = self.prompt if prompts is None else prompts

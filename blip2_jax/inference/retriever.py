@@ -249,6 +249,14 @@ class Blip2Retriever(Blip2):
     def _family(self) -> str:
         return "qformer"
 
+    def text_length(self, texts: str | Sequence[str]) -> int:
+        """Return the padded length of texts; equal lengths share compiled programs.
+
+        Raises:
+          ValueError: a text is too long.
+        """
+        return self._text_arrays(inputs.as_texts(texts, "texts"))[0].shape[1]
+
     def _text_arrays(
         self, texts: Sequence[str], truncate: bool = False
     ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
