@@ -21,7 +21,7 @@ INDIRECT = {
     "tqdm",
 }
 # Modules of extras. Their absence is an error that names the extra, or a notice.
-OPTIONAL = {"datasets", "ray", "s3fs", "gcsfs", "spacy", "torch", "wandb"}
+OPTIONAL = {"datasets", "gradio", "ray", "s3fs", "gcsfs", "spacy", "torch", "wandb"}
 
 
 def imported_modules():

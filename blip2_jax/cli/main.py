@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "estimate memory and time of a training step on other hardware",
     "report": "compare evaluations on a page",
     "demo": "train both stages on a small generated world and report",
+    "web": "try a model on a web page",
     "tables": "reproduce the paper's tables on the generated world",
     "train_vocabulary": "train a byte-level BPE vocabulary on captions or questions",
     "compare_seeds": "compare runs that were repeated with other seeds",
