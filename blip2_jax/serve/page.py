@@ -15,7 +15,7 @@ import gradio as gr
 from blip2_jax.serve.page_actions import BOUNDS, PageActions, UserError
 
 CSS = """
-.gradio-container {max-width: 1200px !important}
+.gradio-container {max-width: 1200px !important; margin: 0 auto !important}
 table.scores {width: 100%; border-collapse: collapse; color: var(--body-text-color)}
 table.scores th, table.scores td {text-align: left; padding: 6px 10px;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere}
@@ -57,7 +57,16 @@ def theme() -> gr.themes.Base:
     """Return a theme that loads no fonts of other hosts."""
     fonts = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
     mono = ("ui-monospace", "Consolas", "monospace")
-    return gr.themes.Soft(primary_hue="blue", font=fonts, font_mono=mono)
+    soft = gr.themes.Soft(primary_hue="blue", font=fonts, font_mono=mono)
+    # White on the theme's own blue has too little contrast.
+    colors = {
+        "button_primary_background_fill": "*primary_700",
+        "button_primary_background_fill_hover": "*primary_800",
+        "block_title_text_color": "*primary_700",
+        "block_label_text_color": "*primary_700",
+    }
+    dark = {f"{name}_dark": colors[name] for name in list(colors)[:2]}
+    return soft.set(**colors, **dark)
 
 
 def build_page(actions: PageActions, content: PageContent) -> gr.Blocks:
@@ -74,7 +83,7 @@ def build_page(actions: PageActions, content: PageContent) -> gr.Blocks:
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=280):
                 picture, settings = _picture_column(content)
-            with gr.Column(scale=3, min_width=320), gr.Tabs():
+            with gr.Column(scale=3, min_width=300), gr.Tabs(overflow_behavior="wrap"):
                 _caption_tab(actions, picture, settings)
                 if actions.can_answer:
                     _chat_tab(actions, content, picture, settings)

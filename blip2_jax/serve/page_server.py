@@ -145,7 +145,7 @@ def _serve(
         inbrowser=False,
         share=False,
         ssr_mode=False,
-        footer_links=["settings"],
+        footer_links=[],
         max_file_size=actions.limits.bytes,
         max_threads=actions.max_queue + 8,
         theme=layout.theme(),

@@ -1,6 +1,6 @@
 """Maps of words: the gradient is that of the score, and it falls on the right thing."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -32,10 +32,14 @@ def predicted(model, image, text, prompt="", question=None):
     )
     prompt_arrays = model._prompt_arrays(prompts, questions)
     target = model._target_arrays(prompt_arrays, prompts[0], text)
-    bound = model.model.bind({"params": model.params})
-    features = bound.encode_image(jnp.asarray(model._image_arrays(image, None)))
-    gates = bound.attention_gates()
-    values = word_attention._log_probs(bound, features, target.arrays, gates)[0]
+
+    @jax.jit
+    def log_probs(params, images, arrays):
+        bound = model.model.bind({"params": params})
+        features, gates = bound.encode_image(images), bound.attention_gates()
+        return word_attention._log_probs(bound, features, arrays, gates)[0]
+
+    values = log_probs(model.params, model._image_arrays(image, None), target.arrays)
     count = len(model._text_ids(prompts, [text])[0])
     return np.asarray(values)[target.first : target.first + count]
 

@@ -84,7 +84,6 @@ def tab_named(driver, name):
     from selenium.webdriver.common.by import By
 
     tabs = driver.find_elements(By.CSS_SELECTOR, '[role="tab"]')
-    # Tabs that find no room are in a menu, with the same role and name.
     return next((tab for tab in tabs if tab.text.strip() == name), None)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-WAIT = 300.0  # seconds; a first request compiles
+WAIT = 600.0  # seconds; a first request compiles
 
 
 @contextlib.contextmanager
