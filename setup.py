@@ -15,13 +15,17 @@ REMOTE = ["fsspec", "gcsfs", "s3fs>=2025.2"]  # older ones lack methods
 
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
+SERVE = ["fastapi>=0.110", "uvicorn>=0.30", "prometheus-client"]
+
 TEST = [
     *DOCS,
     *REMOTE,
+    *SERVE,
     "aiobotocore>=3",  # named here, it saves pip minutes of trying boto3 versions
     "beartype",
     "datasets",  # writes a data set that a test reads
     "gcp-storage-emulator",
+    "httpx",  # talks to the HTTP server of a test
     "ipykernel",
     "moto[server]",
     "mypy",
@@ -97,6 +101,7 @@ setup(
         "parity": [*TEST, "torch", "peft"],
         "ray": ["ray"],
         "remote": REMOTE,
+        "serve": SERVE,
         "test": TEST,
         "tpu": ["jax[tpu]"],
     },

@@ -21,7 +21,10 @@ INDIRECT = {
     "tqdm",
 }
 # Modules of extras. Their absence is an error that names the extra, or a notice.
-OPTIONAL = {"datasets", "gradio", "ray", "s3fs", "gcsfs", "spacy", "torch", "wandb"}
+OPTIONAL = {
+    *("datasets", "gradio", "ray", "s3fs", "gcsfs", "spacy", "torch", "wandb"),
+    *("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+}
 
 
 def imported_modules():

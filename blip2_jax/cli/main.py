@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "evaluate retrieval, captioning or visual question answering",
     "caption": "caption images, answer questions, score texts",
     "search": "find the images of a folder that fit a text",
+    "serve": "serve a model over HTTP, in the form of OpenAI's API",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
     "prepare": "write a data set as ArrayRecord files or tars, images resized",
     "features": "compute the features of a data set's images with an image encoder",

@@ -27,20 +27,28 @@ def shorten_url(url: str) -> str:
     return url if len(url) <= 100 else f"{url[:60]}... ({len(url)} characters)"
 
 
-def read_url(url: str) -> bytes:
+def read_url(
+    url: str,
+    *,
+    opener: urllib.request.OpenerDirector | None = None,
+    max_bytes: int | None = None,
+) -> bytes:
     """Read the file at a URL.
 
     Args:
       url: http, https or data URL.
+      opener: opens http(s) URLs; None: that of urllib.
+      max_bytes: size of the largest file that is downloaded; None: `MAX_BYTES`.
 
     Raises:
       ValueError: it cannot be read, takes longer than `TIMEOUT` or has more than
-        `MAX_BYTES`. The message names the URL.
+        `max_bytes`. The message names the URL.
     """
     try:
         if url[:5].lower() == "data:":
             return _read_data_url(url)
-        return _download(url)
+        opener = opener or urllib.request.build_opener()
+        return _download(url, opener, max_bytes or MAX_BYTES)
     except urllib.error.HTTPError as error:
         reason = f"the server answered {error.code} {error.reason}"
     except TimeoutError:
@@ -55,17 +63,17 @@ def read_url(url: str) -> bytes:
     raise ValueError(f"cannot read the image {shorten_url(url)}: {reason}")
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, opener: urllib.request.OpenerDirector, max_bytes: int) -> bytes:
     """Read an http(s) URL within the limits of time and size."""
     deadline = time.monotonic() + TIMEOUT
     request = urllib.request.Request(url, headers=_HEADERS)
     data = bytearray()
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with opener.open(request, timeout=TIMEOUT) as response:
         # One call of `read` could wait for ever for a server that sends slowly.
         while chunk := response.read1(_CHUNK):
             data += chunk
-            if len(data) > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES // 1_000_000} MB")
+            if len(data) > max_bytes:
+                raise ValueError(f"it is larger than {max_bytes / 1e6:g} MB")
             if time.monotonic() > deadline:
                 raise TimeoutError
         expected = response.headers.get("Content-Length", "")

@@ -117,6 +117,10 @@ def check(words: list[str]) -> None:
     elif program == "make":
         targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text())
         assert rest[0] in targets, words
+    elif program == "curl":
+        pytest.importorskip("fastapi")
+        paths = importlib.import_module("blip2_jax.serve.app").PATHS
+        assert any(rest[0].endswith(f":8000{path}") for path in paths), words
     elif program == "pip":
         check_extras(rest)
     elif program == "python" and rest[:2] == ["-m", "pytest"]:

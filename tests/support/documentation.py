@@ -25,7 +25,7 @@ PAGES = sorted(
 )
 NEEDS = re.compile(r"<!-- (page )?needs: (.+?) -->")
 FENCE = re.compile(r"```(\w*)$")
-VARIABLE = re.compile(r"[A-Z_0-9]+=\S*$")
+VARIABLE = re.compile(r"[A-Z_0-9]+=")
 PROGRAMS = ("blip2-jax", "python", "make", "pip", "sbatch", "pytest", "launch/")
 
 
@@ -104,16 +104,28 @@ def is_command(line: str) -> bool:
 def read_commands(block: Block) -> list[list[str]]:
     """Return the commands of a bash block, each as a list of words.
 
-    Continued lines are joined; comments and leading `NAME=value` are dropped.
+    Continued lines and those inside quotes are joined; comments and leading
+    `NAME=value` are dropped.
     """
     commands = []
-    for line in block.text.replace("\\\n", " ").splitlines():
+    for line in _join_lines(block.text):
         words = shlex.split(line, comments=True)
         while words and VARIABLE.match(words[0]):
             words.pop(0)
         if words:
             commands.append(words)
     return commands
+
+
+def _join_lines(text: str) -> list[str]:
+    """Return the lines of a block, joined where a quotation goes on."""
+    lines: list[str] = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if lines and lines[-1].count("'") % 2:
+            lines[-1] += f" {line}"
+        else:
+            lines.append(line)
+    return lines
 
 
 def all_blocks(language: str) -> list[Block]:
