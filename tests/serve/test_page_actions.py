@@ -81,7 +81,9 @@ def test_words_have_maps(actions, folder):
         (lambda a, p: a.score(str(p / "0.png"), "a\n" * 60), "60 texts"),
         (lambda a, p: a.search("a" * 3000, 1), "more than 2000 characters"),
         (
-            lambda a, p: a.caption(str(p / "0.png"), "", {"min_new_tokens": 30}),
+            lambda a, p: a.caption(
+                str(p / "0.png"), "", {"min_new_tokens": 9, "max_new_tokens": 5}
+            ),
             "min_new_tokens",
         ),
     ],
