@@ -14,6 +14,7 @@ from blip2_jax.inference.image_index import ImageIndex
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.models.sizes import FeaturesConfig
+from blip2_jax.serve.page import CSS, PageContent, build_page, theme
 from blip2_jax.serve.page_actions import PageActions
 from blip2_jax.serve.uploads import UploadLimits
 
@@ -75,7 +76,7 @@ def page_server(
                 raise ValueError("an index needs a stage-1 model, to search it")
             opened = ImageIndex.open(matcher, index)
         elif is_shapes and matcher is not None:
-            _draw(folder / "photos", SEARCHED)
+            draw_pictures(folder / "photos", SEARCHED)
             opened = ImageIndex.build(matcher, folder / "photos", folder / "index")
         actions = PageActions(
             model,
@@ -91,7 +92,9 @@ def page_server(
         }
         try:
             with _environment(variables):
-                yield from _serve(actions, folder, is_shapes, host, port)
+                content = _content(model, folder, is_shapes)
+                with serve_page(actions, content, host, port) as url:
+                    yield url
         finally:
             actions.close()
 
@@ -111,28 +114,12 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(
-    actions: PageActions,
-    folder: pathlib.Path,
-    is_shapes: bool,
-    host: str,
-    port: int | None,
+@contextlib.contextmanager
+def serve_page(
+    actions: PageActions, content: PageContent, host: str, port: int | None
 ) -> Iterator[str]:
-    from blip2_jax.serve import page as layout
-
-    pictures = _draw(folder / "examples", EXAMPLES) if is_shapes else []
-    model = actions.writer
-    name = model.origin or type(model).__name__
-    stage = "2" if isinstance(model, Blip2Generator) else "1"
-    content = layout.PageContent(
-        "BLIP-2",
-        f"Model: `{name}`, stage {stage}. blip2_jax {blip2_jax.__version__}.",
-        pictures,
-        SHAPES_QUESTIONS if is_shapes else (),
-        SHAPES_TEXTS if is_shapes else "",
-        SHAPES_SEARCHES if is_shapes else (),
-    )
-    page = layout.build_page(actions, content)
+    """Serve the page of some actions while the block runs; yields the URL."""
+    page = build_page(actions, content)
     # As many events run at once as requests may wait; the engine refuses more.
     page.queue(
         max_size=4 * actions.max_queue, default_concurrency_limit=actions.max_queue
@@ -148,8 +135,8 @@ def _serve(
         footer_links=[],
         max_file_size=actions.limits.bytes,
         max_threads=actions.max_queue + 8,
-        theme=layout.theme(),
-        css=layout.CSS,
+        theme=theme(),
+        css=CSS,
     )
     try:
         yield url
@@ -157,7 +144,24 @@ def _serve(
         page.close(verbose=False)
 
 
-def _draw(folder: pathlib.Path, count: int) -> list[str]:
+def _content(model: Blip2, folder: pathlib.Path, is_shapes: bool) -> PageContent:
+    """Return texts and examples; only the world of the shipped models has some."""
+    name = model.origin or type(model).__name__
+    stage = "2" if isinstance(model, Blip2Generator) else "1"
+    about = f"Model: `{name}`, stage {stage}. blip2_jax {blip2_jax.__version__}."
+    if not is_shapes:
+        return PageContent("BLIP-2", about)
+    return PageContent(
+        "BLIP-2",
+        about,
+        draw_pictures(folder / "examples", EXAMPLES),
+        SHAPES_QUESTIONS,
+        SHAPES_TEXTS,
+        SHAPES_SEARCHES,
+    )
+
+
+def draw_pictures(folder: pathlib.Path, count: int) -> list[str]:
     """Draw example pictures to files; returns their paths."""
     folder.mkdir(parents=True)
     paths = [folder / f"shapes{number:02d}.png" for number in range(count)]

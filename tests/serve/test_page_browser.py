@@ -1,21 +1,34 @@
 """The web page in a real browser: every tab, the keyboard, narrow and dark.
 
-Screenshots go to BLIP2_JAX_SCREENSHOTS, if it is set; docs/images/page_*.png are some.
+The model's results are prepared, so that nothing is compiled; `test_page_actions` runs
+the actions with models. Screenshots go to BLIP2_JAX_SCREENSHOTS, if it is set; the
+pictures of docs/demo_page.md are some of them.
 """
 
 import os
 import pathlib
 import re
-import select
 import shutil
-import signal
-import subprocess
-import sys
+import types
 
+import numpy as np
 import pytest
 
+pytest.importorskip("gradio")
+pytest.importorskip("selenium")
+if not (shutil.which("chromium") and shutil.which("chromedriver")):
+    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
+
+import blip2_jax
+from blip2_jax.inference.image_index import Hit
+from blip2_jax.inference.retriever import Match
+from blip2_jax.inference.word_attention import WordAttention
+from blip2_jax.serve import page_server
+from blip2_jax.serve.page import PageContent
+from blip2_jax.serve.page_actions import PageActions
+from blip2_jax.serve.requests import AnswerRequest, CaptionRequest, MatchRequest
+from blip2_jax.serve.uploads import UploadLimits
 from tests.support.browser import (
-    WAIT,
     button,
     chromium,
     console_errors,
@@ -25,34 +38,81 @@ from tests.support.browser import (
     wait_for,
 )
 
-pytest.importorskip("gradio")
-pytest.importorskip("selenium")
-if not (shutil.which("chromium") and shutil.which("chromedriver")):
-    pytest.skip("needs chromium and chromedriver", allow_module_level=True)
 pytestmark = pytest.mark.slow
 
 TABS = ("Caption", "Chat", "Match and rank", "Where it looked", "Search")
 
 
-def serve(*options):
-    """Start the command; return the process and the URL that it prints."""
-    command = [sys.executable, "-m", "blip2_jax.cli.main", "web", *options]
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "off")
-    process = subprocess.Popen(
-        [*command, f"--compile_cache={cache}"], stdout=subprocess.PIPE, text=True
+# What the shipped model says about the second example picture.
+CAPTION = (
+    "at the top right a small purple triangle, at the bottom right a large orange "
+    "circle"
+)
+VISION = types.SimpleNamespace(image_size=64)
+MODEL = types.SimpleNamespace(
+    model=types.SimpleNamespace(config=types.SimpleNamespace(vision=VISION))
+)
+
+
+class PreparedIndex:
+    """An index of example pictures whose searches find the first ones."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        page_server.draw_pictures(folder, 12)
+
+    def __len__(self):
+        return 12
+
+    def path(self, name):
+        return self.folder / name
+
+    def search(self, text, top):
+        del text
+        names = sorted(path.name for path in self.folder.iterdir())[:top]
+        return [[Hit(name, 0.5 - 0.01 * i, 0.99) for i, name in enumerate(names)]]
+
+
+class PreparedActions(PageActions):
+    """The actions of the page with prepared results of the model."""
+
+    def __init__(self, folder, can_answer=True):
+        self.writer = self.matcher = MODEL
+        self.index = PreparedIndex(folder)
+        self.limits, self.max_queue = UploadLimits(), 8
+        self._can_answer = can_answer
+
+    @property
+    def can_answer(self):
+        return self._can_answer
+
+    def _ask(self, model, request):
+        if isinstance(request, CaptionRequest):
+            return [CAPTION]
+        if isinstance(request, AnswerRequest):
+            return ["no" if "star" in request.question else "two"]
+        if isinstance(request, MatchRequest):
+            count = len(request.texts)
+            return Match(np.linspace(0.2, 0.4, count), np.linspace(0.05, 0.9, count))
+        return request.function(self)
+
+    def word_attention(self, path, text, prompt):
+        pixels = self.read(path)
+        words = (text or CAPTION).split()
+        maps = np.zeros((len(words), 2, 2), np.float32)
+        maps[:7, 0, 1] = maps[7:, 1, 1] = 1
+        return pixels, WordAttention(words, maps)
+
+
+def content(pictures):
+    return PageContent(
+        "BLIP-2",
+        f"Model: `shapes (shipped)`, stage 2. blip2_jax {blip2_jax.__version__}.",
+        pictures,
+        page_server.SHAPES_QUESTIONS,
+        page_server.SHAPES_TEXTS,
+        page_server.SHAPES_SEARCHES,
     )
-    ready, _, _ = select.select([process.stdout], [], [], WAIT)
-    line = process.stdout.readline() if ready else ""
-    match = re.search(r"http://127\.0\.0\.1:\d+", line)
-    if not match:
-        process.kill()
-        raise AssertionError(f"no address: {line!r}")
-    return process, match[0]
-
-
-def stop(process):
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +122,26 @@ def shots(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A browser on the page of the shipped models."""
-    process, url = serve()
-    try:
-        with chromium() as driver:
-            set_viewport(driver, 1280, 900)
-            driver.get(url)
-            wait_for(lambda: button(driver, "Describe the picture"), "page")
-            yield driver
-    finally:
-        stop(process)
+def folder(tmp_path_factory):
+    """A folder of the page's files, which gradio uses too."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def browser(folder):
+    """A browser on the page."""
+    actions = PreparedActions(folder / "photos")
+    pictures = page_server.draw_pictures(folder / "examples", 6)
+    page = page_server.serve_page(actions, content(pictures), "127.0.0.1", None)
+    with page as url, chromium() as driver:
+        set_viewport(driver, 1280, 900)
+        driver.get(url)
+        wait_for(lambda: button(driver, "Describe the picture"), "page")
+        yield driver
 
 
 def open_tab(driver, name):
@@ -215,13 +284,10 @@ def test_files_that_are_no_pictures_are_refused(browser, tmp_path):
     browser.get_log("browser")
 
 
-def test_a_stage1_model_has_its_own_tabs():
-    process, url = serve("--model", "shapes_stage1")
-    try:
-        with chromium() as driver:
-            driver.get(url)
-            wait_for(lambda: button(driver, "Describe the picture"), "page")
-            assert tab_named(driver, "Chat") is None
-            assert all(tab_named(driver, t) for t in TABS if t != "Chat")
-    finally:
-        stop(process)
+def test_a_model_that_does_not_answer_has_no_chat(browser, folder):
+    actions = PreparedActions(folder / "more", can_answer=False)
+    with page_server.serve_page(actions, content([]), "127.0.0.1", None) as url:
+        browser.get(url)
+        wait_for(lambda: button(browser, "Describe the picture"), "page")
+        assert tab_named(browser, "Chat") is None
+        assert all(tab_named(browser, name) for name in TABS if name != "Chat")
