@@ -96,6 +96,7 @@ setup(
     extras_require={
         "convert": ["torch"],
         "cuda": ["jax[cuda13]"],
+        "demo": ["gradio>=6"],
         "docs": DOCS,
         "evaluate": ["spacy"],
         "parity": [*TEST, "torch", "peft"],

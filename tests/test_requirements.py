@@ -22,7 +22,7 @@ INDIRECT = {
 }
 # Modules of extras. Their absence is an error that names the extra, or a notice.
 OPTIONAL = {
-    *("datasets", "ray", "s3fs", "gcsfs", "spacy", "torch", "wandb"),
+    *("datasets", "gradio", "ray", "s3fs", "gcsfs", "spacy", "torch", "wandb"),
     *("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
 }
 

@@ -2,6 +2,7 @@
 
     blip2-jax demo
     blip2-jax demo --workdir runs/demo_bfloat16 --precision bfloat16 --seed 1
+    blip2-jax demo --model RUN    # the web page: the same as blip2-jax web --model RUN
 
 Begins with captions by the trained model of the package, `blip2_jax.load("shapes")`.
 Then trains stage 1, then stage 2 with an OPT and with a T5 (at the same time on a CPU
@@ -25,7 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from blip2_jax.cli import jobs
+from blip2_jax.cli import jobs, web
 from blip2_jax.cli.options import (
     CommandParser,
     add_cache_option,
@@ -41,7 +42,10 @@ EXAM_START = 10_000  # the recipes were developed on earlier scenes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command, or with `--model` the command `web`; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if any(word.partition("=")[0] == "--model" for word in argv):
+        return web.main(argv)
     return run_command(make_parser(), run, argv)
 
 

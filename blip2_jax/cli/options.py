@@ -26,7 +26,6 @@ EXTRA_WEIGHTS = {
     "image_size": "image size other than the model's; positions are interpolated",
 }
 
-
 # Keys of `nn.quantized.SCHEMES`, which takes seconds to import too.
 QUANTIZATIONS = ("int8", "int4", "int8_matmul", "fp8_matmul")
 

@@ -106,6 +106,13 @@ def test_a_token_sees_the_patches_of_its_cell_only():
     assert changed.tolist() == [True] + [False] * 8
 
 
+def test_a_projector_has_no_attention():
+    model, params = tiny("average")
+    features = jnp.zeros((1, 50, 8))
+    with pytest.raises(ValueError, match="no attention"):
+        model.bind({"params": params}).attention_maps(features)
+
+
 def test_flops_are_those_of_the_kernels():
     for join in JOINS:
         config = config_of(join)
