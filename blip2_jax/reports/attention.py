@@ -1,4 +1,4 @@
-"""Attention maps of the queries of an evaluated model."""
+"""Attention maps of an evaluated model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.embeddings import patch_grids
 from blip2_jax.inference.load import load
 from blip2_jax.models.sizes import FeaturesConfig
+from blip2_jax.reports.attention_figures import PictureMaps, telling_queries
 from blip2_jax.reports.record_images import RecordImages
-from blip2_jax.reports.template import AttentionMaps
 from blip2_jax.training.checkpoints import parse_checkpoint
 
 PIXELS = 224  # side of the images under the maps of a model that reads features
@@ -22,7 +22,7 @@ PIXELS = 224  # side of the images under the maps of a model that reads features
 
 def attention_maps_of_record(
     settings: Mapping[str, Any], images: RecordImages | None, count: int
-) -> list[AttentionMaps]:
+) -> list[PictureMaps]:
     """Load the model of a record, and compute the maps of its first images.
 
     Args:
@@ -62,4 +62,4 @@ def attention_maps_of_record(
         return []
     name = "features" if has_features else "images"
     maps = patch_grids(model.attention_maps(**{name: np.stack(inputs)}), vision)
-    return list(zip(shown.values(), maps, strict=True))
+    return list(map(telling_queries, shown.values(), maps))

@@ -8,11 +8,11 @@ from typing import Any
 
 from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.evaluation.shapes_exam import Exam, RetrievalResult
+from blip2_jax.reports.attention_figures import render_maps, telling_queries
 from blip2_jax.reports.chart import line_chart
 from blip2_jax.reports.images import png_tag
 from blip2_jax.reports.markup import Html, concatenate, element
 from blip2_jax.reports.template import (
-    render_attention_maps,
     render_list,
     render_note,
     render_page,
@@ -110,7 +110,7 @@ def demo_page(
       curves: logged metrics of each run.
       duration: of the demo, as text.
     """
-    maps = list(zip(exam.images, results["maps"], strict=False))[:SHOWN_MAPS]
+    maps = list(map(telling_queries, exam.images, results["maps"]))[:SHOWN_MAPS]
     sections = [
         (
             "What was measured",
@@ -118,7 +118,7 @@ def demo_page(
         ),
         ("Captions and answers", _scenes(exam, results)),
         ("Retrieval", _searches(exam, results["retrieval/right"])),
-        ("Where the queries look", render_attention_maps(maps, 96, 64)),
+        ("Where the queries look", render_maps(maps)),
         ("Training", _curves(curves)),
     ]
     lead = Html(
@@ -181,7 +181,7 @@ def _scenes(exam: Exam, results: Mapping[str, Any]) -> Html:
                 for name, texts in answers.items()
             ]
             questions.append(concatenate([question.text, *marked], " "))
-        image = png_tag(exam.images[index], 160)
+        image = png_tag(exam.images[index], 160, exam.captions[index])
         texts_of_scene = element("div", *captions, render_list(questions))
         cards.append(element("div", image, texts_of_scene, class_="card"))
     return element("div", *cards, class_="cards")
@@ -197,7 +197,7 @@ def _searches(exam: Exam, retrieval: RetrievalResult) -> Html:
             marked = _marked(exam.captions[hit], hit == index)
             cosine = element("small", f"{retrieval.similarity[index, hit]:.2f}")
             hits.append(element("p", marked, " ", cosine))
-        image = png_tag(exam.images[index], 120)
+        image = png_tag(exam.images[index], 120, exam.captions[index])
         cards.append(element("div", image, element("div", *hits), class_="card"))
     explanation = (
         "The three best captions of each image among all captions, with the cosine of "
