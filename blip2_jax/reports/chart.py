@@ -72,6 +72,13 @@ def line_chart(
     return _svg(title, [*parts, legend], height)
 
 
+def as_file(chart: Html) -> str:
+    """Return a chart as an SVG file, whose texts suit light and dark backgrounds."""
+    start = '<svg xmlns="http://www.w3.org/2000/svg" '
+    style = "<style>@media (prefers-color-scheme: dark){text{fill:#d7dae3}}</style>"
+    return chart.replace("<svg ", start, 1).replace(">", f">{style}", 1)
+
+
 def histogram(
     title: str, series: Mapping[str, Mapping[int, int]], bin_width: float
 ) -> Html:

@@ -61,7 +61,20 @@ def record_page(
     maps: Mapping[str, Sequence[PictureMaps]],
     count: int,
 ) -> str:
-    """Render the report as one HTML file with the images inside.
+    """Render the report as one HTML file with the images inside; see its sections."""
+    return render_page(
+        "Evaluations", record_sections(groups, tables, images, maps, count)
+    )
+
+
+def record_sections(
+    groups: Sequence[Group],
+    tables: Mapping[str, Table],
+    images: Mapping[int, RecordImages],
+    maps: Mapping[str, Sequence[PictureMaps]],
+    count: int,
+) -> list[Html]:
+    """Render the sections of the report.
 
     Args:
       groups: records to report.
@@ -86,7 +99,7 @@ def record_page(
     for name, model_maps in maps.items():
         parts.append(element("h2", f"Where the model looks, {name}"))
         parts.append(render_maps(model_maps))
-    return render_page("Evaluations", parts)
+    return parts
 
 
 def _table(table: Table) -> Html:

@@ -1,4 +1,4 @@
-"""A page about one or several runs: progress, curves, samples, scores, configuration."""
+"""A page about runs: progress, curves, samples, scores, configuration, sources."""
 
 from __future__ import annotations
 

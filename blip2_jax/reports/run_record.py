@@ -74,6 +74,12 @@ class RunRecord:
         return str(self._evaluation.get("metric", ""))
 
     @property
+    def evaluation_sources(self) -> list[dict[str, Any]]:
+        """The specs of the data of its evaluations."""
+        sources = self._evaluation.get("sources")
+        return list(sources) if isinstance(sources, list) else []
+
+    @property
     def minimises(self) -> bool:
         """Whether the best checkpoint has the lowest score."""
         return self._evaluation.get("mode") == "min"
