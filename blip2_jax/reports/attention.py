@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation_data import EvaluationSet
 from blip2_jax.data.images import evaluation_image
 from blip2_jax.inference.embeddings import patch_grids
 from blip2_jax.inference.load import load
+from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.user_images import as_pixels
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.reports.attention_figures import PictureMaps, telling_queries
 from blip2_jax.reports.record_images import RecordImages
@@ -60,6 +63,33 @@ def attention_maps_of_record(
         inputs.append(model_input)
     if not shown:
         return []
-    name = "features" if has_features else "images"
-    maps = patch_grids(model.attention_maps(**{name: np.stack(inputs)}), vision)
-    return list(map(telling_queries, shown.values(), maps))
+    return _maps_of(model, list(shown.values()), np.stack(inputs), has_features)
+
+
+def picture_maps(model: Blip2, image: Any) -> PictureMaps:
+    """Compute the maps of one picture.
+
+    Args:
+      model: reads images.
+      image: a picture in any form that the model takes.
+
+    Raises:
+      ValueError: the model's image tokens are no square grid.
+    """
+    side = model.model.config.vision.image_size
+    pixels = evaluation_image(as_pixels(image), side)
+    (maps,) = _maps_of(model, [pixels], pixels[None], reads_features=False)
+    return maps
+
+
+def _maps_of(
+    model: Blip2,
+    pictures: Sequence[Array],
+    inputs: Shaped[Array, "B ..."],
+    reads_features: bool,
+) -> list[PictureMaps]:
+    """Return the maps of each picture, from images or features of them."""
+    name = "features" if reads_features else "images"
+    maps = model.attention_maps(**{name: inputs})
+    grids = patch_grids(maps, model.model.config.vision)
+    return list(map(telling_queries, pictures, grids))

@@ -22,7 +22,7 @@ def test_a_run_with_all_that_it_remembers(tmp_path):
     run = write_run_directory(tmp_path / "my_run")
     text, page = report(tmp_path, run)
     assert "| progress | finished 400 steps |" in text
-    assert re.search(r"\| cider \| 128.1 \| 389.6 \(step 400\) \| 389.6 \|", text)
+    assert re.search(r"\| cider \| 128.2 \| 389.6 \(step 400\) \| 389.6 \|", text)
     assert charts(page)[:4] == ["cider", "bleu 4", "rouge l", "loss (log)"]
     assert "learning rate" in charts(page) and "peak memory gb" in charts(page)
     assert page.count("<polyline") > len(charts(page))  # raw values behind smooth ones
