@@ -15,8 +15,8 @@ use the same letters in lower case.
 
 Public: `load`, `example_image`, `presets`, and the classes `Blip2`, `Blip2Retriever`
 (stage 1) and `Blip2Generator` (stage 2). `load_captioner` and `load_clip` open the two
-models of CapFilt, a `BlipCaptioner` and a `ClipScorer`. They are imported on first use,
-so that `import blip2_jax` is fast.
+models of CapFilt, a `BlipCaptioner` and a `ClipScorer`. `ImageIndex` searches images by
+text. They are imported on first use, so that `import blip2_jax` is fast.
 """
 
 import importlib
@@ -33,6 +33,7 @@ __all__ = [
     "Blip2Retriever",
     "BlipCaptioner",
     "ClipScorer",
+    "ImageIndex",
     "__version__",
     "example_image",
     "load",
@@ -47,6 +48,7 @@ _MODULES = {
     "Blip2Retriever": "blip2_jax.inference.retriever",
     "BlipCaptioner": "blip2_jax.inference.blip_captioner",
     "ClipScorer": "blip2_jax.inference.clip_scorer",
+    "ImageIndex": "blip2_jax.inference.image_index",
     "example_image": "blip2_jax.inference.example_images",
     "load": "blip2_jax.inference.load",
     "load_captioner": "blip2_jax.inference.load_capfilt",

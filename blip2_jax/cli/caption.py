@@ -38,8 +38,8 @@ from blip2_jax.cli.errors import UsageError, reading_option
 from blip2_jax.cli.options import (
     CommandParser,
     add_cache_option,
-    add_model_options,
-    extra_weights,
+    add_load_options,
+    load_options,
     run_command,
 )
 from blip2_jax.parallel.files import read_array
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from blip2_jax.inference.model import Blip2
     from blip2_jax.inference.retriever import Blip2Retriever
 
-# Keys of `nn.quantized.SCHEMES`, which takes seconds to import.
-QUANTIZATIONS = ("int8", "int4", "int8_matmul", "fp8_matmul")
 # Fields of `DecodingConfig`: type and help. Values that are not given are those of
 # captions or of answers.
 DECODING_OPTIONS = {
@@ -75,25 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> CommandParser:
     """Make the parser of the command line."""
     parser = CommandParser("caption", __doc__)
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="PATH",
-        help="directory of a run, converted or Hugging Face folder, LAVIS file, "
-        "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
-    )
-    add_model_options(parser)
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        help="dtype of matmul inputs; default: as in training",
-    )
-    parser.add_argument(
-        "--quantize",
-        default="",
-        choices=QUANTIZATIONS,
-        help="store the kernels of the frozen towers in 8 or 4 bits (docs/using.md)",
-    )
+    add_load_options(parser)
     add_cache_option(parser)
     _add_input_options(parser)
     _add_dialogue_options(parser)
@@ -203,13 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
     from blip2_jax.perf.compile_cache import compiling_message, enable_compile_cache
 
     enable_compile_cache(arguments.compile_cache)
-    model = blip2_jax.load(
-        arguments.model,
-        which=arguments.which,
-        precision=arguments.precision,
-        quantize=arguments.quantize,
-        **extra_weights(arguments),
-    )
+    model = blip2_jax.load(**load_options(arguments))
     print(compiling_message("first image"), file=sys.stderr, flush=True)
     for line in output_lines(model, inputs, settings, arguments):
         print(line, flush=True)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from blip2_jax.cli.errors import FAILURE, UsageError, reading_option
-from blip2_jax.cli.options import extra_weights
+from blip2_jax.cli.options import load_options
 from blip2_jax.cli.shard_options import add_shard_options, parse_count, shard_options
 
 FORMATS = ("jsonl", "csv", "txt", "tars")
@@ -84,13 +84,7 @@ def caption_folder(arguments: argparse.Namespace, settings: dict[str, Any]) -> i
             target,
             arguments.format or _format_of(target),
             tuple(arguments.images),
-            {
-                "path": arguments.model,
-                "which": arguments.which,
-                "precision": arguments.precision,
-                "quantize": arguments.quantize,
-                **extra_weights(arguments),
-            },
+            load_options(arguments),
             request,
             arguments.batch_size,
             arguments.shard_size or 0,

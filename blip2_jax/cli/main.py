@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "pre-train or fine-tune a model, or continue a run",
     "evaluate": "evaluate retrieval, captioning or visual question answering",
     "caption": "caption images, answer questions, score texts",
+    "search": "find the images of a folder that fit a text",
     "convert": "convert weights between this package, Hugging Face and LAVIS",
     "prepare": "write a data set as ArrayRecord files or tars, images resized",
     "features": "compute the features of a data set's images with an image encoder",

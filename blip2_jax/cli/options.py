@@ -24,6 +24,9 @@ EXTRA_WEIGHTS = {
     "image_size": "image size other than the model's; positions are interpolated",
 }
 
+# Keys of `nn.quantized.SCHEMES`, which takes seconds to import.
+QUANTIZATIONS = ("int8", "int4", "int8_matmul", "fp8_matmul")
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the lines of the description and shows the default of every option."""
@@ -160,6 +163,46 @@ def require(arguments: argparse.Namespace, **examples: str) -> None:
     for name, example in examples.items():
         if getattr(arguments, name) in (None, ""):
             raise UsageError(f"--{name} is missing, e.g. --{name} {example}")
+
+
+def add_load_options(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """Add the options that `load_options` reads: `--model` and how it is opened.
+
+    Args:
+      parser: the parser.
+      default: model that is opened without `--model`; "": it must be given.
+    """
+    parser.add_argument(
+        "--model",
+        default=default,
+        required=not default,
+        metavar="PATH",
+        help="directory of a run, converted or Hugging Face folder, LAVIS file, "
+        "ORG/NAME of the Hugging Face hub, or shapes, a model of this package",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="dtype of matmul inputs; default: as in training",
+    )
+    parser.add_argument(
+        "--quantize",
+        default="",
+        choices=QUANTIZATIONS,
+        help="store the kernels of the frozen towers in 8 or 4 bits (docs/using.md)",
+    )
+
+
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `blip2_jax.load` from a parsed command line."""
+    return {
+        "path": arguments.model,
+        "which": arguments.which,
+        "precision": arguments.precision,
+        "quantize": arguments.quantize,
+        **extra_weights(arguments),
+    }
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from blip2_jax.generation.decoding_config import (
 from blip2_jax.generation.lavis_defaults import lavis_defaults
 from blip2_jax.inference import embeddings, inputs, scoring
 from blip2_jax.inference.row_keys import check_seed, row_keys, row_numbers
+from blip2_jax.inference.word_attention import TargetArrays
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.nn.kv_cache import PrefixKV
@@ -78,6 +79,12 @@ class BatchedModel(abc.ABC):
         self, prompts: Sequence[str], texts: Sequence[str]
     ) -> list[list[int]]:
         """Tokenize the text that follows each prompt, and its end token."""
+
+    @abc.abstractmethod
+    def _target_arrays(
+        self, prompt_arrays: PromptArrays, prompt: str, text: str
+    ) -> TargetArrays:
+        """Build the arrays from which the model predicts a text after a prompt."""
 
     @abc.abstractmethod
     def _check_lengths(

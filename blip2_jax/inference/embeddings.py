@@ -125,10 +125,15 @@ def matching_scores(
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
 ) -> dict[str, Float[Array, " B"]]:
-    """Score pairs by the matching head alone: `itm`, P(match)."""
+    """Score pairs by the matching head alone.
+
+    Returns:
+      `itm`, P(match), and `logit`, the logit of "match".
+    """
     bound = model.bind({"params": params})
     image = bound.image_keys_values(bound.encode_image(images))
-    return {"itm": _match_probability(bound, image, ids, mask)}
+    logits = _match_logits(bound, image, ids, mask)
+    return {"itm": _match_probability(logits), "logit": logits[:, 1]}
 
 
 @_compile
@@ -148,17 +153,21 @@ def match_scores(
     similarity = jax.vmap(max_query_similarity)(
         bound.project_queries(queries)[:, None], bound.project_text(text)
     )
-    itm = _match_probability(bound, image, ids, mask)
+    itm = _match_probability(_match_logits(bound, image, ids, mask))
     return {"itc": similarity[:, 0, 0], "itm": itm}
 
 
-def _match_probability(
+def _match_logits(
     bound: Blip2Stage1,
     image: ImageKeyValues,
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
-) -> Float[Array, " B"]:
+) -> Float[Array, "B 2"]:
     matched = bound.qformer.multimodal_pass(
         bound.query_tokens, ids, mask, image, queries_only=True
     )
-    return jax.nn.softmax(bound.itm_logits(matched), axis=-1)[:, 1]
+    return bound.itm_logits(matched)
+
+
+def _match_probability(logits: Float[Array, "B 2"]) -> Float[Array, " B"]:
+    return jax.nn.softmax(logits, axis=-1)[:, 1]

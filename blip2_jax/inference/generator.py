@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.data.text.prompts import (
     QUESTION_PROMPT,
     SHORT_ANSWER_PROMPT,
+    decoder_only_example,
+    encoder_decoder_example,
     generation_prompts,
     question_rows,
     target_ids,
@@ -24,6 +27,7 @@ from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.inference import dialogue, inputs, language_programs
 from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
 from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.word_attention import TargetArrays
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.sizes import FeaturesConfig, LanguageModelConfig
 from blip2_jax.parallel import sharding
@@ -296,6 +300,32 @@ class Blip2Generator(Blip2):
             target_ids(tokenizer, prompt, text)
             for prompt, text in zip(prompts, texts, strict=True)
         ]
+
+    def _target_arrays(
+        self, prompt_arrays: PromptArrays, prompt: str, text: str
+    ) -> TargetArrays:
+        """Build the example of training; see `BatchedModel`."""
+        tokenizer, question = self.language_tokenizer, prompt_arrays[2:]
+        count = len(self._text_ids([prompt], [text])[0])
+        total = inputs.padded_length(int(prompt_arrays[1].sum()) + count)
+        if tokenizer.family == "decoder_only":
+            row: Any = decoder_only_example(tokenizer, prompt, text, total)
+            first = int(row.text_mask.sum()) - count
+        else:
+            row = encoder_decoder_example(
+                tokenizer,
+                prompt,
+                text,
+                input_length=prompt_arrays[0].shape[1],
+                target_length=inputs.padded_length(count),
+            )
+            first = 0
+        arrays = {
+            field.name: getattr(row, field.name)[None]
+            for field in dataclasses.fields(row)
+        }
+        names = ("question_ids", "question_mask")
+        return TargetArrays(arrays | dict(zip(names, question, strict=False)), first)
 
     def _check_lengths(
         self, prompt_arrays: PromptArrays, images_per_row: int, new_tokens: int

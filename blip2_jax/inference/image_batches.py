@@ -43,13 +43,22 @@ def load_image(images: ImageSet, number: int, name: str, size: int) -> LoadedIma
     try:
         with broken_on_error("unreadable image", name):
             image.data = images.read(number, name)
-            pixels = decode_image(image.data, name)
-            if not pixels.size:
-                raise BrokenSample("image without pixels", name)
-            image.pixels = evaluation_image(pixels, size)
+            image.pixels = model_pixels(image.data, name, size)
     except BrokenSample as error:
         image.broken = error
     return image
+
+
+def model_pixels(data: bytes, name: str, size: int) -> UInt8[Array, "R R 3"]:
+    """Decode and resize an image file to `size` x `size` pixels, as in evaluation.
+
+    Raises:
+      BrokenSample: it is no image, or has no pixels.
+    """
+    pixels = decode_image(data, name)
+    if not pixels.size:
+        raise BrokenSample("image without pixels", name)
+    return evaluation_image(pixels, size)
 
 
 def load_images(

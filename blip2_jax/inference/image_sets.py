@@ -167,7 +167,7 @@ def _find(patterns: Sequence[str]) -> tuple[str, Iterator[str]]:
     """Return the directory of images and the names of images in it."""
     if len(patterns) == 1 and as_path(patterns[0]).is_dir():
         root = _absolute(patterns[0])
-        return root, _folder_images(as_path(root))
+        return root, folder_images(as_path(root))
     root = _common_folder([_absolute(pattern) for pattern in patterns])
     return root, itertools.chain.from_iterable(
         _matches(as_path(root), _absolute(pattern), pattern) for pattern in patterns
@@ -196,7 +196,7 @@ def _common_folder(patterns: Sequence[str]) -> str:
     return f"{stores.pop()}://{folder}" if stores else folder
 
 
-def _folder_images(folder: pathlib.Path) -> Iterator[str]:
+def folder_images(folder: pathlib.Path) -> Iterator[str]:
     """Yield the images of a folder and its sub-folders, with "/" in their names.
 
     Only the names of one folder are held in memory.

@@ -24,11 +24,13 @@ from jaxtyping import Float, PyTree
 from numpy import ndarray as Array
 
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
-from blip2_jax.inference import embeddings, inputs, scoring
+from blip2_jax.inference import embeddings, inputs, scoring, word_attention
 from blip2_jax.inference.batched_model import BatchedModel, Questions
 from blip2_jax.inference.describe import describe_model
 from blip2_jax.inference.scoring import RankedText, TextScores
+from blip2_jax.inference.word_attention import WordAttention
 from blip2_jax.models.blip2 import Blip2Base
+from blip2_jax.parallel import hosts, sharding
 
 
 class Blip2(BatchedModel):
@@ -251,6 +253,55 @@ class Blip2(BatchedModel):
         """
         rows = self._image_arrays(images, features)
         return self._run_batches(embeddings.attention_maps, rows)["attention"]
+
+    def word_attention(
+        self,
+        image: Any = None,
+        text: str | None = None,
+        prompt: str | None = None,
+        *,
+        question: str | None = None,
+        features: Any = None,
+    ) -> WordAttention:
+        """Compute where the queries looked for each word of a text about an image.
+
+        Args:
+          image: one image as described in the module docstring.
+          text: what the model wrote, or any other text; None: what it writes, with the
+            default settings of `caption`, or of `answer` if there is a question.
+          prompt: what the text follows; None selects the model's own.
+          question: that the text answers, in place of a prompt (stage 2).
+          features: as in `caption`.
+
+        Returns:
+          The words, and a map of the patches for each; see `inference.word_attention`.
+
+        Raises:
+          ValueError: inputs are wrong, there are several images, or the text has no
+            words.
+        """
+        rows = self._image_arrays(image, features)
+        if len(rows) != 1:
+            raise ValueError(f"word_attention takes one image, not {len(rows)}")
+        prompts, questions = self._prompts_of(prompt, question, "")
+        if text is None:
+            method = "generate" if question is None else "answer"
+            config = self._decoding_config("", method, {})
+            text = self._generate_texts(rows, prompts, config, 0, questions)[0]
+        (prompt,) = prompts
+        prompt_arrays = self._prompt_arrays(prompts, questions)
+        ids = self._text_ids(prompts, [text])[0]
+        self._check_lengths(prompt_arrays, 1, len(ids))
+        words, owners = word_attention.group_tokens(self._detokenize, ids[:-1])
+        target = self._target_arrays(prompt_arrays, prompt, text)
+        selection = word_attention.select_words(len(words), owners, target)
+        rows, arrays = sharding.place_rows_like(self.params, (rows, target.arrays))
+        maps = word_attention.word_relevance(
+            self.model, self.params, rows, arrays, selection
+        )
+        relevance = hosts.to_host(maps)[None, : len(words)]
+        vision = self.model.config.vision
+        return WordAttention(words, embeddings.patch_grids(relevance, vision)[0])
 
     def _prompts_of(
         self,

@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.data.text.tokenizers import QFormerTokenizer
+from blip2_jax.data.text.tokenizers import QFormerTokenizer, pad_rows
 from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.inference import embeddings, inputs, qformer_programs
 from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
 from blip2_jax.inference.model import Blip2
+from blip2_jax.inference.word_attention import TargetArrays
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel import sharding
@@ -34,6 +35,18 @@ class Match(NamedTuple):
 
     itc: Float[Array, "..."]
     itm: Float[Array, "..."]
+
+
+class Matching(NamedTuple):
+    """Scores of the matching head for image-text pairs.
+
+    Attributes:
+      probability: that image and text match, `Match.itm`.
+      logit: of "match". Retrieval ranks by this plus the cosine, as the original does.
+    """
+
+    probability: Float[Array, " B"]
+    logit: Float[Array, " B"]
 
 
 class Blip2Retriever(Blip2):
@@ -97,6 +110,27 @@ class Blip2Retriever(Blip2):
             embeddings.match_scores, rows, *self._text_arrays(texts)
         )
         return Match(scores["itc"], scores["itm"])
+
+    def match_head(
+        self,
+        images: Any = None,
+        texts: str | Sequence[str] = (),
+        *,
+        features: Any = None,
+    ) -> Matching:
+        """Score image-text pairs by the matching head alone.
+
+        Args:
+          images: as in `match`.
+          texts: one for all images, or one per image.
+          features: as in `caption`.
+        """
+        rows = self._image_arrays(images, features)
+        rows, texts = inputs.align(images=rows, texts=inputs.as_texts(texts, "texts"))
+        scores = self._run_batches(
+            embeddings.matching_scores, rows, *self._text_arrays(texts)
+        )
+        return Matching(scores["itm"], scores["logit"])
 
     def image_text_similarity(
         self, images: Any, texts: Sequence[Sequence[str]], *, score: str = "itc"
@@ -262,6 +296,18 @@ class Blip2Retriever(Blip2):
         del prompts  # words are tokenized the same behind them
         tokenizer = self.qformer_tokenizer
         return [[*tokenizer.encode_words(text), tokenizer.end_id] for text in texts]
+
+    def _target_arrays(
+        self, prompt_arrays: PromptArrays, prompt: str, text: str
+    ) -> TargetArrays:
+        """Build [DEC] prompt text [SEP]; see `BatchedModel`."""
+        ((start,),) = prompt_arrays
+        (words,) = self._text_ids([prompt], [text])
+        row = [*start, *words]
+        length = inputs.padded_length(len(row))
+        length = min(length, self.model.config.qformer.max_positions)
+        ids, mask = pad_rows([row], length, self.qformer_tokenizer.pad_id)
+        return TargetArrays({"text_ids": ids, "text_mask": mask}, len(start) - 1)
 
     def _check_lengths(
         self, prompt_arrays: PromptArrays, images_per_row: int, new_tokens: int

@@ -81,6 +81,13 @@ class Blip2Base(nn.Module):
         """Apply `ln_vision` and compute the cross-attention keys and values."""
         return self.qformer.image_keys_values(self.ln_vision(features))
 
+    def attention_gates(self) -> tuple[Float[Array, "1 H Q P"], ...]:
+        """Return factors 1 of the cross-attention weights of one image, per block."""
+        vision, qformer = self.config.vision, self.config.qformer
+        shape = (1, qformer.heads, qformer.num_queries, vision.num_tokens)
+        blocks = range(0, qformer.depth, qformer.cross_attention_every)
+        return tuple(jnp.ones(shape, jnp.float32) for _ in blocks)
+
     def attention_maps(
         self, features: Float[Array, "B P D"]
     ) -> tuple[Float[Array, "B H Q P"], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,6 +52,7 @@ class Blip2Stage2(Blip2Base):
         question_ids: Int[Array, "B T"] | None = None,
         question_mask: Bool[Array, "B T"] | None = None,
         *,
+        gates: Sequence[Float[Array, "B H Q P"]] = (),
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B Q D"]:
         """Compute the query outputs for an image and, optionally, a question.
@@ -60,6 +61,7 @@ class Blip2Stage2(Blip2Base):
           features: from `encode_image`.
           question_ids: Q-Former token ids, `[CLS]` first; None = no question.
           question_mask: True = a real token; a row without any has no question.
+          gates: see `QFormer.query_pass`.
           key: dropout key; None = no dropout.
 
         Raises:
@@ -70,7 +72,9 @@ class Blip2Stage2(Blip2Base):
             raise ValueError("question_in_qformer is False, but got question_ids")
         image = self.image_keys_values(features)
         if question_ids is None:
-            return self.qformer.query_pass(self.query_tokens, image, key=key)[0]
+            return self.qformer.query_pass(
+                self.query_tokens, image, gates=gates, key=key
+            )[0]
         if question_mask is None:
             raise ValueError("got question_ids without question_mask")
         return self.qformer.multimodal_pass(
@@ -79,6 +83,7 @@ class Blip2Stage2(Blip2Base):
             question_mask,
             image,
             queries_only=True,
+            gates=gates,
             key=key,
         )
 

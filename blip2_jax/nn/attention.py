@@ -70,18 +70,18 @@ def attention(
         plain = functools.partial(_plain_attention, factor)
         return fused_attention.fused(query, key, value, mask, bias, factor, plain)
     scores = einsum_fp32("bthk,bshk->bhts", query, key)
-    return _mix_values(factor, dropout_rate, scores, value, bias, mask, dropout_key)
+    return _mix_by_scores(factor, dropout_rate, scores, value, bias, mask, dropout_key)
 
 
 def _plain_attention(scale: float, query: Array, key: Array, value: Array) -> Array:
     """Compute attention without mask, bias and dropout by two matmuls."""
     scores = einsum_fp32("bthk,bshk->bhts", query, key)
-    return _mix_values(scale, 0.0, scores, value, None, None, None)
+    return _mix_by_scores(scale, 0.0, scores, value, None, None, None)
 
 
 # Checkpointed so that the backward pass keeps only the scores of the [T, S] arrays.
 @functools.partial(jax.checkpoint, static_argnums=(0, 1))
-def _mix_values(
+def _mix_by_scores(
     scale: float,
     dropout_rate: float,
     scores: Array,
@@ -93,7 +93,14 @@ def _mix_values(
     """Turn scores into weights and return the weighted sum of the values."""
     weights = jax.nn.softmax(_restrict(scores * scale, bias, mask), axis=-1)
     weights = dropout(weights.astype(value.dtype), dropout_rate, dropout_key)
-    return einsum("bhts,bshk->bthk", weights, value)
+    return mix_values(weights, value)
+
+
+def mix_values(
+    weights: Float[Array, "B H T S"], value: Float[Array, "B S H K"]
+) -> Float[Array, "B T H K"]:
+    """Return the sum of the values by weight, in the dtype of `value`."""
+    return einsum("bhts,bshk->bthk", weights.astype(value.dtype), value)
 
 
 def attention_weights(

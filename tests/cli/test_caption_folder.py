@@ -12,7 +12,8 @@ import time
 import pytest
 
 import blip2_jax
-from blip2_jax.cli.caption import QUANTIZATIONS, main
+from blip2_jax.cli.caption import main
+from blip2_jax.cli.options import QUANTIZATIONS
 from blip2_jax.data.sources.tars import TarsSource
 from blip2_jax.nn.quantized import SCHEMES
 from tests.support.processes import ROOT

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from blip2_jax.models.sizes import QFormerConfig
-from blip2_jax.nn.attention import KeyValue, attention, attention_weights
+from blip2_jax.nn.attention import KeyValue, attention, attention_weights, mix_values
 from blip2_jax.nn.dropout import dropout, split_key
 from blip2_jax.nn.folded_norm import Normed
 from blip2_jax.nn.kv_cache import DecodeMasks, step_attention
@@ -75,6 +75,7 @@ class QFormerLayer(nn.Module):
         spans: Sequence[AttentionSpan] = ALL_TO_ALL,
         past: KeyValue | None = None,
         images: Sequence[KeyValue] = (),
+        gate: Float[Array, "B H Q P"] | None = None,
         keep: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B outputs D"], KeyValue]:
@@ -86,6 +87,7 @@ class QFormerLayer(nn.Module):
           spans: partition of the S positions, in order.
           past: cached keys and values that precede those of `x`.
           images: from `image_key_value`, for the queries; see `attend_image`.
+          gate: see `attend_image`.
           keep: number of positions to compute, from the first on; all S are attended
             to. None = all.
           key: dropout key; None = no dropout.
@@ -100,7 +102,7 @@ class QFormerLayer(nn.Module):
         parts = []
         if num_queries:
             if self.reads_image and images:
-                queries = self.attend_image(queries, images, key=keys[1])
+                queries = self.attend_image(queries, images, gate=gate, key=keys[1])
             parts.append(self.feed_forward_queries(queries, key=keys[2]))
         if text.shape[1]:
             parts.append(self.feed_forward_text(text, key=keys[3]))
@@ -147,6 +149,7 @@ class QFormerLayer(nn.Module):
         queries: Float[Array, "rows Q D"],
         images: Sequence[KeyValue],
         *,
+        gate: Float[Array, "rows H Q P"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "rows Q D"]:
         """Apply cross-attention of the queries to the image, residual and norm.
@@ -155,11 +158,18 @@ class QFormerLayer(nn.Module):
           queries: equally many consecutive rows for each of B images.
           images: keys and values of B images. With several entries, the first is for
             all rows of an image but the last ones, each of which takes another entry.
+          gate: factors of the attention weights, to differentiate by them; with it,
+            there is one image per row, and the weights have no dropout.
           key: dropout key; None = no dropout.
         """
         keys = split_key(key, 1 + len(images))
-        query = self.cross_attention.project_query(queries)
-        context = self._image_context(query, images, keys)
+        if gate is None:
+            query = self.cross_attention.project_query(queries)
+            context = self._image_context(query, images, keys)
+        else:
+            (image,) = images
+            weights = gate * self.image_attention_weights(queries, image)
+            context = mix_values(weights, image[1])
         out = self._dropout(self.cross_attention.project_output(context), keys[-1])
         return self.cross_attention_norm(queries + out)
 

@@ -131,6 +131,7 @@ class QFormer(nn.Module):
         query_tokens: Float[Array, "Q D"],
         image: ImageKeyValues,
         *,
+        gates: Sequence[Float[Array, "B H Q P"]] = (),
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B Q D"], QueryCache]:
         """Run the queries alone over the image (ITC, and stage 2 without text).
@@ -138,6 +139,8 @@ class QFormer(nn.Module):
         Args:
           query_tokens: the learned queries.
           image: from `image_keys_values`.
+          gates: factors of the cross-attention weights of each block that has some, to
+            differentiate by them; none: 1.
           key: dropout key; None = no dropout.
 
         Returns:
@@ -145,7 +148,9 @@ class QFormer(nn.Module):
         """
         queries = _repeat(query_tokens, image[0][0].shape[0])
         images = [(key_value,) for key_value in image]
-        return self._run_layers(queries, queries.shape[1], images=images, key=key)
+        return self._run_layers(
+            queries, queries.shape[1], images=images, gates=gates, key=key
+        )
 
     def text_pass(
         self,
@@ -177,6 +182,7 @@ class QFormer(nn.Module):
         other: ImageKeyValues = (),
         *,
         queries_only: bool = False,
+        gates: Sequence[Float[Array, "B H Q P"]] = (),
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B outputs D"]:
         """Run queries and text together, bidirectional, over the image (ITM).
@@ -189,6 +195,7 @@ class QFormer(nn.Module):
             the same number of consecutive rows.
           other: of as many more images, each for the last of the rows that share one.
           queries_only: return only the queries' output; the last block skips the text.
+          gates: as in `query_pass`, with one image per row.
           key: dropout key; None = no dropout.
 
         Returns:
@@ -201,7 +208,7 @@ class QFormer(nn.Module):
         keep = count if queries_only else None
         images = tuple(zip(image, other, strict=True) if other else zip(image))
         return self._run_layers(
-            joined, count, spans=spans, images=images, keep=keep, key=key
+            joined, count, spans=spans, images=images, gates=gates, keep=keep, key=key
         )[0]
 
     def generate_pass(
@@ -362,6 +369,7 @@ class QFormer(nn.Module):
         spans: Sequence[AttentionSpan] = ALL_TO_ALL,
         past: QueryCache | None = None,
         images: Sequence[tuple[KeyValue, ...]] = (),
+        gates: Sequence[Float[Array, "B H Q P"]] = (),
         keep: int | None = None,
     ) -> tuple[Float[Array, "B outputs D"], QueryCache]:
         """Run all blocks over embedded positions.
@@ -371,7 +379,8 @@ class QFormer(nn.Module):
         """
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(x, embedding_key)
-        policy, remaining_images, caches = remat_policy(self.remat), iter(images), []
+        policy, caches = remat_policy(self.remat), []
+        remaining_images, remaining_gates = iter(images), iter(gates)
         for index, layer in enumerate(self.layer):
             is_last = index == self.config.depth - 1
             run = functools.partial(
@@ -387,6 +396,7 @@ class QFormer(nn.Module):
                 x,
                 past=None if past is None else past[index],
                 images=next(remaining_images, ()) if layer.reads_image else (),
+                gate=next(remaining_gates, None) if layer.reads_image else None,
                 key=keys[index],
             )
             caches.append(cache)
