@@ -1,12 +1,11 @@
-"""Attention maps of an evaluated model."""
+"""Where a model looks for each word of its captions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import UInt8
 from numpy import ndarray as Array
 
 from blip2_jax.data.evaluation_data import EvaluationSet
@@ -41,7 +40,7 @@ def attention_maps_of_record(
         settings["model"],
         which=parse_checkpoint(str(settings["which"])),
         precision=settings["precision"] or None,
-        batch_size=count,
+        batch_size=1,
         **settings["beside"],
     )
     vision = model.model.config.vision
@@ -49,25 +48,23 @@ def attention_maps_of_record(
     side = PIXELS if isinstance(vision, FeaturesConfig) else vision.image_size
     specs, examples = settings["data"], settings["max_examples"]
     data = EvaluationSet(specs, side, examples, max_broken_share=1.0)
-    shown: dict[str, Array] = {}
-    inputs: list[Array] = []
+    name = "features" if has_features else "images"
+    maps: dict[str, PictureMaps] = {}
     for index, record in enumerate(data.records):
-        if len(shown) == count:
+        if len(maps) == count:
             break
         model_input = pixels = data.image(index)
         if has_features:
             pixels = images.find(record.key) if images else None
-        if model_input is None or pixels is None or record.key in shown:
+        if model_input is None or pixels is None or record.key in maps:
             continue
-        shown[record.key] = evaluation_image(pixels, side)
-        inputs.append(model_input)
-    if not shown:
-        return []
-    return _maps_of(model, list(shown.values()), np.stack(inputs), has_features)
+        shown = evaluation_image(pixels, side)
+        maps[record.key] = _maps_of(model, shown, {name: model_input[None]})
+    return list(maps.values())
 
 
 def picture_maps(model: Blip2, image: Any) -> PictureMaps:
-    """Compute the maps of one picture.
+    """Compute the maps of the words of a picture's caption.
 
     Args:
       model: reads images.
@@ -78,18 +75,24 @@ def picture_maps(model: Blip2, image: Any) -> PictureMaps:
     """
     side = model.model.config.vision.image_size
     pixels = evaluation_image(as_pixels(image), side)
-    (maps,) = _maps_of(model, [pixels], pixels[None], reads_features=False)
-    return maps
+    return _maps_of(model, pixels, {"images": pixels[None]})
 
 
 def _maps_of(
-    model: Blip2,
-    pictures: Sequence[Array],
-    inputs: Shaped[Array, "B ..."],
-    reads_features: bool,
-) -> list[PictureMaps]:
-    """Return the maps of each picture, from images or features of them."""
-    name = "features" if reads_features else "images"
-    maps = model.attention_maps(**{name: inputs})
-    grids = patch_grids(maps, model.model.config.vision)
-    return list(map(telling_queries, pictures, grids))
+    model: Blip2, pixels: UInt8[Array, "side side 3"], inputs: Mapping[str, Array]
+) -> PictureMaps:
+    """Return the maps of the words of a caption, or of queries if it has no words.
+
+    Args:
+      model: the model.
+      pixels: the picture.
+      inputs: "images" or "features", one row.
+    """
+    (text,) = model.caption(**inputs)
+    if text.split():
+        words, maps = model.word_attention(
+            inputs.get("images"), text, features=inputs.get("features")
+        )
+        return PictureMaps(pixels, words, maps, text)
+    grids = patch_grids(model.attention_maps(**inputs), model.model.config.vision)
+    return telling_queries(pixels, grids[0])
