@@ -1,7 +1,7 @@
 """Reports in a real browser: wide and narrow, light, dark and printed, by keyboard.
 
-With `BLIP2_JAX_SCREENSHOTS=DIR` the screenshots are kept, for example those of
-docs/reports.md: `BLIP2_JAX_SCREENSHOTS=docs/images/reports`.
+With `BLIP2_JAX_SCREENSHOTS=DIR` all screenshots are kept. `BLIP2_JAX_DOC_IMAGES=DIR`,
+e.g. docs/images, is where those of docs/reports.md are written.
 """
 
 import base64
@@ -11,6 +11,7 @@ import pathlib
 import re
 
 import pytest
+from PIL import Image
 
 import blip2_jax
 from blip2_jax.capfilt.counts import CapFiltCounts
@@ -194,6 +195,33 @@ def test_a_picture_is_enlarged_by_keyboard_and_by_click(
     browser.press("ENTER")
     assert browser.run(OPEN) == 0
     assert not browser.errors()
+
+
+# Of docs/reports.md: page, width, height, dark, and the heading at the top.
+DOC_IMAGES = {
+    "reports_run": ("run", 1000, 560, False, "Evaluation scores"),
+    "reports_phone": ("runs", 390, 780, True, "Losses"),
+    "reports_words": ("evaluations", 1000, 520, False, "Where the model looks"),
+}
+TO_HEADING = """
+const heading = [...document.querySelectorAll('h2')].find(
+  h => h.textContent.startsWith(arguments[0]));
+heading.scrollIntoView();
+return heading.getBoundingClientRect().top;
+"""
+
+
+@pytest.mark.parametrize("name", DOC_IMAGES)
+def test_images_of_the_documentation_can_be_made(pages, name, browser, tmp_path):
+    page, width, height, dark, heading = DOC_IMAGES[name]
+    browser.open(pages / f"{page}.html", width, dark, height=height)
+    assert browser.run(TO_HEADING, heading) < height
+    folder = pathlib.Path(os.environ.get("BLIP2_JAX_DOC_IMAGES") or tmp_path)
+    path = browser.screenshot(folder / f"{name}.png", whole=False)
+    image = Image.open(path).convert("RGB")
+    assert image.size == (width, height)
+    image.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+    assert path.stat().st_size < 150_000
 
 
 def test_a_page_prints_on_few_sheets(pages, browser):

@@ -58,13 +58,14 @@ class Browser:
         width: int = 1280,
         dark: bool = False,
         print_media: bool = False,
+        height: int = 844,
     ) -> None:
-        """Open a file at a width in CSS pixels, light or dark, or as on paper."""
+        """Open a file in a window of CSS pixels, light or dark, or as on paper."""
         self.chrome.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {
                 "width": width,
-                "height": 844,
+                "height": height,
                 "deviceScaleFactor": 1,
                 "mobile": width < 600,
             },
