@@ -20,6 +20,7 @@ from blip2_jax.reports.template import (
     render_pairs,
     render_table,
 )
+from blip2_jax.training.terminal import shorten_path
 
 _SHOWN_STEPS = 5  # evaluations whose samples are shown
 
@@ -37,7 +38,8 @@ def run_page(
       evaluations: sections about records of evaluations.
     """
     title = f"Run {runs[0].name}" if len(runs) == 1 else "Runs side by side"
-    parts: list[Html] = [_table(overview(runs))]
+    facts = overview(runs)
+    parts = [render_table(facts.head, facts.rows, wraps=True)]
     for run in runs:
         parts += [render_note(f"{run.name}: {remark}") for remark in run.remarks]
     if scores := score_table(runs):
@@ -74,7 +76,7 @@ def overview(runs: Sequence[RunRecord]) -> Table:
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
-    facts = {"directory": str(run.path), "progress": run.progress}
+    facts = {"directory": shorten_path(run.path), "progress": run.progress}
     if checkpoint := last_checkpoint(run):
         facts["last checkpoint"] = checkpoint
     for key in ("task", "batch_size", "precision", "seed"):
@@ -186,7 +188,8 @@ def _configurations(runs: Sequence[RunRecord]) -> Html:
         ]
         if rows:
             parts.append(render_note("Keys that differ:"))
-            parts.append(render_table(["", *(run.name for run in runs)], rows))
+            head = ["", *(run.name for run in runs)]
+            parts.append(render_table(head, rows, wraps=True))
         else:
             parts.append(render_note("The configurations are the same."))
     for run in runs:
@@ -237,4 +240,4 @@ def _starts(run: RunRecord) -> list[Html]:
     rows = [[str(start.get(name, "")) for name in names] for start in run.starts]
     head = ["after step" if name == "step" else name for name in names]
     title = f"Starts and versions of {run.name}"
-    return [element("h2", title), render_table(head, rows)]
+    return [element("h2", title), render_table(head, rows, wraps=True)]

@@ -25,6 +25,7 @@ from blip2_jax.training.train_config import CONFIG, best_metric
 
 EVALUATION = "evaluation/"  # before the names of scores in the log
 Points = list[tuple[float, float]]
+_SPEEDS = ("images_per_second_per_chip", "mfu", "seconds_per_step", "data_wait_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +134,14 @@ def make_series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     """Return the points of each metric, by ascending steps.
 
     Where a step was logged twice the later line counts. Values that are no finite
-    numbers are left out, and metrics without any other.
+    numbers are left out, metrics without any other, and speeds of steps that waited for
+    the compiler.
     """
     values: dict[str, dict[int, float]] = {}
     for line in lines:
+        left_out = {"step", *(_SPEEDS if "compile_seconds" in line else ())}
         for name, value in line.items():
-            if name == "step" or isinstance(value, bool):
+            if name in left_out or isinstance(value, bool):
                 continue
             if isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(name, {})[line["step"]] = float(value)

@@ -48,9 +48,19 @@ def render_list(items: Iterable[Any]) -> Html:
 
 
 def render_table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], main_column: int | None = None
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    main_column: int | None = None,
+    wraps: bool = False,
 ) -> Html:
-    """Render a table of texts; the cells of `main_column` are bold."""
+    """Render a table of texts.
+
+    Args:
+      head: cells of the first row.
+      rows: of cells.
+      main_column: index of a column with bold cells.
+      wraps: break long words, such as paths, rather than widen the table.
+    """
     body = [
         element(
             "tr",
@@ -66,6 +76,7 @@ def render_table(
         "table",
         element("thead", element("tr", *cells)),
         element("tbody", *body),
+        **_class("wraps" if wraps else ""),
     )
 
 
@@ -79,7 +90,7 @@ def render_pairs(pairs: Mapping[str, str]) -> Html:
         element("tr", element("td", name), element("td", text))
         for name, text in pairs.items()
     ]
-    return element("table", element("tbody", *rows), class_="text")
+    return element("table", element("tbody", *rows), class_="wraps text")
 
 
 def render_details(summary: str, *content: Any) -> Html:

@@ -38,7 +38,7 @@ def test_runs_side_by_side(tmp_path):
     first = write_run_directory(tmp_path / "a" / "run")
     second = write_run_directory(tmp_path / "b" / "run", seed=1, until=250)
     text, page = report(tmp_path, first, second)
-    assert f"| {first} | {second} |" in text  # both are named "run"
+    assert f"|  | {first} | {second} |" in text  # both are named "run"
     assert "step 250 of 400: in progress or stopped" in text
     assert "| seed | 0 | 1 |" in text
     assert f"best of {second}" in text
@@ -71,7 +71,7 @@ def test_a_resumed_log_with_repeated_steps_and_missing_values(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     lines = [
-        {"step": 1, "loss": 5.0},
+        {"step": 1, "loss": 5.0, "compile_seconds": 60.0, "mfu": 0.001},
         {"step": 3, "loss": None, "note": "x", "fine": True},
         {"step": 2, "loss": 4.0},
         {"step": 2, "loss": 3.0},
