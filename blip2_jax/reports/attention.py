@@ -71,15 +71,17 @@ def picture_maps(model: Blip2, image: Any) -> PictureMaps:
       image: a picture in any form that the model takes.
 
     Raises:
-      ValueError: the model's image tokens are no square grid.
+      ValueError: the model reads features.
     """
-    side = model.model.config.vision.image_size
-    pixels = evaluation_image(as_pixels(image), side)
+    vision = model.model.config.vision
+    if isinstance(vision, FeaturesConfig):
+        raise ValueError("the model reads features of images, not pictures")
+    pixels = evaluation_image(as_pixels(image), vision.image_size)
     return _maps_of(model, pixels, {"images": pixels[None]})
 
 
 def _maps_of(
-    model: Blip2, pixels: UInt8[Array, "side side 3"], inputs: Mapping[str, Array]
+    model: Blip2, pixels: UInt8[Array, "side side 3"], inputs: Mapping[str, Any]
 ) -> PictureMaps:
     """Return the maps of the words of a caption, or of queries if it has no words.
 

@@ -146,7 +146,7 @@ def thin(line: Points) -> Points:
 
 
 def best_score(run: RunRecord, name: str) -> tuple[float, float] | None:
-    """Return step and value of the best score; None if lower is not known as worse.
+    """Return step and value of the best score; None if there is no such score.
 
     Losses are best where they are lowest, the selecting score as the configuration
     says, all others where they are highest.
@@ -157,8 +157,7 @@ def best_score(run: RunRecord, name: str) -> tuple[float, float] | None:
     lowest = "loss" in name
     if name == EVALUATION + run.selecting_metric:
         lowest = run.minimises
-    choose = min if lowest else max
-    return choose(line, key=lambda point: point[1])
+    return max(line, key=lambda point: -point[1] if lowest else point[1])
 
 
 def score_rows(runs: Sequence[RunRecord]) -> Mapping[str, list[str]]:

@@ -217,19 +217,21 @@ def _sources(run: RunRecord) -> list[Html]:
         if isinstance(source, dict):
             counts = [f"{source[n]} {n}" for n in ("records", "images") if n in source]
             pairs[f"data: {source.get('name', '')}"] = ", ".join(counts)
-    frozen = run.sources.get("frozen")
     origins: dict[str, int] = {}
-    for array in frozen.values() if isinstance(frozen, dict) else ():
-        origin = str(array.get("source", "")) if isinstance(array, dict) else ""
+    for array in _mapping(run.sources.get("frozen")).values():
+        origin = str(_mapping(array).get("source", ""))
         origins[origin] = origins.get(origin, 0) + 1
     for origin, count in origins.items():
         pairs[f"frozen weights: {origin}"] = f"{count} arrays"
-    hub = run.sources.get("hub")
-    for name, pinned in hub.items() if isinstance(hub, dict) else ():
+    for name, pinned in _mapping(run.sources.get("hub")).items():
         pairs[f"hub: {name}"] = str(pinned)
     if not pairs:
         return []
     return [element("h2", f"Sources of {run.name}"), render_pairs(pairs)]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _starts(run: RunRecord) -> list[Html]:
