@@ -8,7 +8,7 @@ from typing import Any
 
 from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.evaluation.shapes_exam import Exam, RetrievalResult
-from blip2_jax.reports.attention_figures import render_maps, telling_queries
+from blip2_jax.reports.attention_figures import render_maps
 from blip2_jax.reports.chart import line_chart
 from blip2_jax.reports.images import png_tag
 from blip2_jax.reports.markup import Html, concatenate, element
@@ -110,7 +110,6 @@ def demo_page(
       curves: logged metrics of each run.
       duration: of the demo, as text.
     """
-    maps = list(map(telling_queries, exam.images, results["maps"]))[:SHOWN_MAPS]
     sections = [
         (
             "What was measured",
@@ -118,7 +117,7 @@ def demo_page(
         ),
         ("Captions and answers", _scenes(exam, results)),
         ("Retrieval", _searches(exam, results["retrieval/right"])),
-        ("Where the queries look", render_maps(maps)),
+        ("Where the model with OPT looks", render_maps(results["maps"])),
         ("Training", _curves(curves)),
     ]
     lead = Html(

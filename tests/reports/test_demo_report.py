@@ -5,6 +5,7 @@ import pytest
 
 from blip2_jax.evaluation import shapes_exam
 from blip2_jax.reports import demo_report
+from blip2_jax.reports.attention_figures import PictureMaps
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,10 @@ def fake_results(exam):
             results[f"{name}/answers/{condition}"] = shapes_exam.score_answers(
                 exam, answers
             )
-    return results | {"maps": np.random.default_rng(0).random((8, 3, 4, 4))}
+    words = ["a", "red", "circle"]
+    maps = np.random.default_rng(0).random((3, 4, 4)).astype(np.float32)
+    pictures = [PictureMaps(image, words, maps, "x") for image in exam.images[:8]]
+    return results | {"maps": pictures}
 
 
 def test_table_and_page(exam):

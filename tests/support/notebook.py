@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import subprocess
 
 from tests.support.documentation import ROOT
 
@@ -34,19 +36,30 @@ def prepare(directory: pathlib.Path) -> pathlib.Path:
     return directory
 
 
-def strip(book) -> None:
-    """Remove what differs from run to run: times of execution."""
+def keep(book) -> None:
+    """Write a notebook with its outputs, and the address that the clone has."""
+    import nbformat
+
     for cell in book.cells:
-        cell.metadata.pop("execution", None)
+        cell.metadata.pop("execution", None)  # times
+    text = nbformat.writes(book)
+    if address := github_address():
+        text = text.replace("OWNER/blip2_jax", address)
+    NOTEBOOK.write_text(text + "\n")
+
+
+def github_address() -> str:
+    """Return OWNER/NAME of the clone's origin on GitHub; "" if it has none there."""
+    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    url = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    found = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?$", url)
+    return found[1] if found else ""
 
 
 if __name__ == "__main__":
     import tempfile
 
-    import nbformat
-
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         run = run_notebook(prepare(pathlib.Path(folder) / "blip2_jax_clone"))
-    strip(run)
-    nbformat.write(run, NOTEBOOK)
+    keep(run)
