@@ -30,6 +30,7 @@ TEST = [
     "pytest-xdist",
     "ray",  # a cluster of two local nodes
     "ruff",
+    "selenium",  # reports in a browser, where there is one
     "setuptools>=77",  # builds the wheel that a test installs
 ]
 
