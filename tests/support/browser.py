@@ -29,6 +29,7 @@ def open_browser() -> Iterator["Browser"]:
     try:
         chrome.execute_cdp_cmd("Network.enable", {})
         chrome.execute_cdp_cmd("Network.emulateNetworkConditions", _OFFLINE)
+        chrome.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         yield Browser(chrome)
     finally:
         chrome.quit()
@@ -96,7 +97,8 @@ class Browser:
     def overflow(self) -> int:
         """Return how many pixels the page is wider than the window."""
         return self.run(
-            "return document.documentElement.scrollWidth - window.innerWidth"
+            "return document.documentElement.scrollWidth - "
+            "document.documentElement.clientWidth"
         )
 
     def screenshot(self, path: pathlib.Path, whole: bool = True) -> pathlib.Path:
