@@ -83,11 +83,8 @@ def render_maps(
 
 
 def _row(picture: PictureMaps, picture_width: int, map_width: int) -> Html:
-    figures = [
-        element(
-            "figure", png_tag(picture.pixels, picture_width, picture.text or "picture")
-        )
-    ]
+    shown = png_tag(picture.pixels, picture_width, picture.text or "picture")
+    figures = []
     for label, share in zip(picture.labels, scale(picture.maps), strict=True):
         alt = f"where {label!r} attends to in the picture"
         heat = png_tag(overlay(picture.pixels, share), map_width, alt)
@@ -95,4 +92,5 @@ def _row(picture: PictureMaps, picture_width: int, map_width: int) -> Html:
             "figcaption", label, class_="word", style=f"width:{map_width}px"
         )
         figures.append(element("figure", heat, caption))
-    return element("div", *figures, class_="row")
+    words = element("div", *figures, class_="words")
+    return element("div", element("figure", shown), words, class_="row look")

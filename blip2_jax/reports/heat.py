@@ -15,7 +15,7 @@ _COLORS = np.array(
     [(20, 12, 70), (98, 20, 128), (190, 50, 90), (245, 125, 21), (252, 230, 80)],
     np.float32,
 )
-_MAX_ALPHA = 0.78
+_MAX_ALPHA = 0.6
 
 
 def colors(share: Float[Array, "*shape"]) -> Float[Array, "*shape 3"]:
@@ -63,7 +63,8 @@ def overlay(
     )
     heat = heat.clip(0, 1)
     grey = picture.mean(axis=-1, keepdims=True)
-    ground = 0.35 * picture + 0.4 * grey
-    alpha = _MAX_ALPHA * heat[..., None]
+    high = heat[..., None]
+    ground = high * picture + (1 - high) * (0.3 * picture + 0.4 * grey)
+    alpha = _MAX_ALPHA * high
     mixed = (1 - alpha) * ground + alpha * colors(heat)
     return mixed.round().clip(0, 255).astype(np.uint8)

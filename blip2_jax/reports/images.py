@@ -1,6 +1,6 @@
 """Images of an HTML page: <img> elements with their data, which a click enlarges.
 
-Each image is a button and its own popover (HTML's `popover` attribute), so that a
+Each image is a button inside its own popover (HTML's `popover` attribute), so that a
 click, Enter or Space shows it over the page and a click or Escape closes it, without
 any script.
 """
@@ -18,8 +18,8 @@ from blip2_jax.reports.markup import Html, element
 
 MIN_STORED_WIDTH = 640  # of photographs, for their enlargement
 
-# How `_zoomable` joins button and image. Texts of a page have "&lt;" in place of "<".
-_JOINT = "popovertarget=zoom{n}><img popover=auto id=zoom{n} "
+# How `_zoomable` joins popover and button. Texts of a page have "&lt;" in place of "<".
+_JOINT = "id=zoom{n}><button popovertarget=zoom{n} "
 
 
 def png_tag(pixels: UInt8[Array, "height width 3"], width: int, alt: str) -> Html:
@@ -56,31 +56,21 @@ def jpeg_tag(
 def _zoomable(
     kind: str, data: bytes, size: tuple[int, ...], width: int, alt: str
 ) -> Html:
-    """Render an image of a size (height, width) inside its button.
+    """Render an image of a size (height, width) inside its button and popover.
 
-    The button keeps its place while the image is shown over the page.
+    The outer element keeps the place while the image is shown over the page.
     """
     height, original_width = size
     sharp = {"class_": "pixels"} if original_width < width else {}  # when enlarged
     encoded = base64.b64encode(data).decode()
-    image = element(
-        "img",
-        popover="auto",
-        id="zoom",
-        **sharp,
-        alt=alt,
-        src=f"data:image/{kind};base64,{encoded}",
+    source = f"data:image/{kind};base64,{encoded}"
+    image = element("img", **sharp, alt=alt, src=source)
+    button = element(
+        "button", image, popovertarget="zoom", type="button", title="enlarge"
     )
+    popover = element("span", button, popover="auto", id="zoom")
     style = f"width:{width}px;aspect-ratio:{original_width}/{height}"
-    return element(
-        "button",
-        image,
-        class_="zoom",
-        type="button",
-        title="enlarge",
-        style=style,
-        popovertarget="zoom",
-    )
+    return element("span", popover, class_="zoom", style=style)
 
 
 def number_images(page: str) -> str:
