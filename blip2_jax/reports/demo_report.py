@@ -12,6 +12,8 @@ from blip2_jax.reports.attention_figures import render_maps
 from blip2_jax.reports.chart import line_chart
 from blip2_jax.reports.images import png_tag
 from blip2_jax.reports.markup import Html, concatenate, element
+from blip2_jax.reports.run_charts import thin
+from blip2_jax.reports.run_record import make_series
 from blip2_jax.reports.template import (
     render_list,
     render_note,
@@ -211,12 +213,10 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
     """Render a chart of the losses of each run."""
     charts = []
     for name, lines in curves.items():
-        losses = sorted({key for line in lines for key in line if "loss_" in key})
-        series = {
-            key.removeprefix("loss_"): [
-                (line["step"], line[key]) for line in lines if key in line
-            ]
-            for key in losses
+        losses = {
+            key.removeprefix("loss_"): thin(line)
+            for key, line in sorted(make_series(lines).items())
+            if key.startswith("loss_")
         }
-        charts.append(element("figure", line_chart(name, series)))
+        charts.append(element("figure", line_chart(name, losses)))
     return element("div", *charts, class_="curves")

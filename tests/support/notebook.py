@@ -61,5 +61,5 @@ if __name__ == "__main__":
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        run = run_notebook(prepare(pathlib.Path(folder) / "blip2_jax_clone"))
+        run = run_notebook(prepare(pathlib.Path(folder) / "blip2_jax"))
     keep(run)
