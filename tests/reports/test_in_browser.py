@@ -200,7 +200,7 @@ def test_a_picture_is_enlarged_by_keyboard_and_by_click(
 
 # Of docs/reports.md: page, width, height, dark, and the heading at the top.
 DOC_IMAGES = {
-    "reports_run": ("run", 1000, 560, False, "Evaluation scores"),
+    "reports_run": ("run", 1100, 640, False, "Evaluation scores"),
     "reports_phone": ("runs", 390, 780, True, "Losses"),
     "reports_words": ("evaluations", 1000, 520, False, "Where the model looks"),
 }
