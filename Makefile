@@ -12,7 +12,7 @@ MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=429496729
 PYTEST := $(BIN)/python -m pytest -q -n 2 --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs clean
+.PHONY: help setup demo test test-slow lint types notebook docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -40,6 +40,9 @@ lint: $(STAMP)  ## ruff: style, docstrings, format
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
+
+notebook: $(STAMP)  ## run the notebook and keep its outputs in it
+	$(BIN)/python -m tests.support.notebook
 
 docs: $(STAMP)  ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -34,6 +34,7 @@ TEST = [
     "pytest-xdist",
     "ray",  # a cluster of two local nodes
     "ruff",
+    "selenium",  # reports in a browser, where there is one
     "setuptools>=77",  # builds the wheel that a test installs
 ]
 
@@ -61,7 +62,9 @@ setup(
     ],
     # `blip2_jax/configs` is a link to `configs`: the wheel contains the files.
     packages=find_packages(include=["blip2_jax", "blip2_jax.*"]),
-    package_data={"blip2_jax": ["py.typed", "**/*.safetensors", "**/*.json"]},
+    package_data={
+        "blip2_jax": ["py.typed", "**/*.safetensors", "**/*.json", "**/*.css"]
+    },
     entry_points={"console_scripts": ["blip2-jax = blip2_jax.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=[

@@ -228,6 +228,8 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """
     import blip2_jax
     from blip2_jax.evaluation import shapes_exam
+    from blip2_jax.reports.attention import picture_maps
+    from blip2_jax.reports.demo_report import SHOWN_MAPS
 
     print("\nevaluating held-out scenes", flush=True)
     exam = shapes_exam.make_exam("heldout", arguments.scenes, start=EXAM_START)
@@ -238,7 +240,6 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         results[f"matching/{shown}"] = shapes_exam.matching_exam(stage1, exam, shown)
         captions = shapes_exam.caption_exam(stage1, exam, shown)
         results[f"stage1/captions/{shown}"] = captions
-    results["maps"] = shapes_exam.query_maps(stage1, exam)
     for name in LANGUAGE_MODELS:
         model = blip2_jax.load(arguments.workdir / f"stage2_{name}", batch_size=100)
         for shown in shapes_exam.CONDITIONS:
@@ -246,6 +247,9 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
             results[f"{name}/captions/{shown}"] = captions
             answers = shapes_exam.answer_exam(model, exam, shown)
             results[f"{name}/answers/{shown}"] = answers
+        if name == "opt":
+            pictures = exam.images[:SHOWN_MAPS]
+            results["maps"] = [picture_maps(model, picture) for picture in pictures]
     return exam, results
 
 

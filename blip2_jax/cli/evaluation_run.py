@@ -27,7 +27,6 @@ from blip2_jax.evaluation.coverage import join_notices
 from blip2_jax.evaluation.eval_config import TASKS, keys_that_are_set
 from blip2_jax.evaluation.examples import example_statistics, write_examples
 from blip2_jax.evaluation.record import (
-    environment,
     params_digest,
     records_digest,
     score_intervals,
@@ -55,6 +54,7 @@ from blip2_jax.parallel import hosts
 from blip2_jax.parallel.paths import as_path, is_remote
 from blip2_jax.parallel.user_cache import user_cache_directory
 from blip2_jax.perf.compile_cache import compiling_message
+from blip2_jax.perf.environment import environment
 from blip2_jax.reports.caption_page import caption_page, draw_captioned
 from blip2_jax.training.cached_features import check_encoder, encoder_manifest
 from blip2_jax.training.checkpoints import is_run, parse_checkpoint
@@ -280,7 +280,8 @@ def _record(
         "left_out": dict(run.data.left_out),
         "digests": dict(run.digests),
         "settings": to_plain(config) | {"data": run.specs},
-        **environment(seconds),
+        **environment(),
+        "seconds": round(seconds, 1),
     }
 
 

@@ -35,11 +35,12 @@ _RECORD_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A record with its examples; `name` heads its column."""
+    """A record with its examples, and its path; `name` heads its column."""
 
     name: str
     record: dict[str, Any]
     examples: list[Example]
+    path: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +88,27 @@ def read_entries(paths: Sequence[pathlib.Path]) -> list[Entry]:
       ValueError: a file is no record of `blip2-jax evaluate`.
     """
     records = [_read_record(path) for path in paths]
-    titles = [record["title"] for record in records]
-    names = [
-        title if titles.count(title) == 1 else f"{title} ({path})"
-        for title, path in zip(titles, paths, strict=True)
-    ]
+    return rename_entries(
+        [
+            Entry(
+                record["title"],
+                record,
+                read_examples(path.with_suffix(".examples.jsonl")),
+                str(path),
+            )
+            for record, path in zip(records, paths, strict=True)
+        ]
+    )
+
+
+def rename_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Add the paths of records to the names that several of them have."""
+    names = [entry.name for entry in entries]
     return [
-        Entry(name, record, read_examples(path.with_suffix(".examples.jsonl")))
-        for name, record, path in zip(names, records, paths, strict=True)
+        dataclasses.replace(entry, name=f"{entry.name} ({entry.path})")
+        if names.count(entry.name) > 1
+        else entry
+        for entry in entries
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import PyTree
@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from blip2_jax.data.data_config import data_config
 from blip2_jax.data.evaluation_data import EvaluationSet
+from blip2_jax.data.sources.content_digest import evenly_spaced
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.evaluation.captioning import CaptioningTask
+from blip2_jax.evaluation.examples import Example
 from blip2_jax.evaluation.held_out_loss import HeldOutLossTask
 from blip2_jax.evaluation.retrieval import (
     RetrievalTask,
@@ -24,10 +26,14 @@ from blip2_jax.evaluation.vqa import VqaTask
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.metrics.captions import PYTHON_METRICS
-from blip2_jax.training.setup import Evaluator
+from blip2_jax.training.setup import Evaluation, Evaluator
 from blip2_jax.training.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+
+SAMPLES = 8  # examples of each task that a run keeps of each evaluation
+_NOT_SHOWN = ("bleu", "part", "owner")
 
 
 def make_evaluator(config: ConfigDict, task: Task) -> Evaluator | None:
@@ -60,19 +66,35 @@ def combine_tasks(
     tasks: list[EvaluationTask[Any]],
     batches: EvaluationBatches,
 ) -> Evaluator:
-    """Return a function from parameters to the metrics of all tasks."""
+    """Return a function from parameters to the metrics and samples of all tasks."""
 
-    def evaluate(params: PyTree) -> dict[str, float]:
+    def evaluate(params: PyTree) -> Evaluation:
         model = make_model(params)
         metrics: dict[str, float] = {}
+        samples: list[Example] = []
         for task in tasks:
             result = task.run(model, batches)
             if result.coverage is not None and (notice := result.coverage.notice()):
                 logger.warning("%s: %s", type(task).__name__, notice)
             metrics |= result.metrics
-        return metrics
+            samples += select_samples(result.examples)
+        return Evaluation(metrics, samples)
 
     return evaluate
+
+
+def select_samples(examples: Sequence[Example]) -> list[Example]:
+    """Select the examples to keep, the same ones at every evaluation.
+
+    Of a retrieval, these are searches from images.
+    """
+    units = {example["unit"] for example in examples}
+    unit = "image" if "image" in units else next(iter(units), "")
+    shown = [example for example in examples if example["unit"] == unit]
+    return [
+        {name: value for name, value in shown[index].items() if name not in _NOT_SHOWN}
+        for index in evenly_spaced(len(shown), SAMPLES)
+    ]
 
 
 def _stage1(config: ConfigDict, task: Task) -> Evaluator:

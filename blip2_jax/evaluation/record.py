@@ -1,11 +1,9 @@
-"""Parts of an evaluation's record: digests, intervals, version and machine."""
+"""Parts of an evaluation's record: digests and intervals."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import blip2_jax
 from blip2_jax.convert.files.digests import digest
 from blip2_jax.data.sources.base import Record
 from blip2_jax.metrics import bootstrap
@@ -84,16 +81,4 @@ def score_intervals(
     return {
         "intervals": {name: list(interval) for name, interval in intervals.items()},
         "bootstrap": {"level": bootstrap.LEVEL, **settings, "drawn": DRAWN[task]},
-    }
-
-
-def environment(seconds: float) -> dict[str, Any]:
-    """Return the version, devices, date and duration of an evaluation."""
-    return {
-        "version": blip2_jax.__version__,
-        "device": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "machine": platform.machine(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
     }

@@ -20,7 +20,6 @@ from blip2_jax.data.shapes.captions import captions, parse_caption
 from blip2_jax.data.shapes.questions import SceneQuestion, questions
 from blip2_jax.data.shapes.render import render
 from blip2_jax.data.shapes.world import Scene, scene
-from blip2_jax.inference.embeddings import patch_grids
 from blip2_jax.inference.generator import Blip2Generator
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
@@ -246,14 +245,3 @@ def majority_exam(exam: Exam, count: int = 2000) -> AnswerResult:
     return score_answers(
         exam, [[common[q.kind] for q in per_scene] for per_scene in exam.questions]
     )
-
-
-def query_maps(
-    model: Blip2, exam: Exam, count: int = 12
-) -> Float[Array, "scenes Q grid grid"]:
-    """Return the attention of each query over the patch grid of the first images.
-
-    Attention to other tokens is left out, so that a map sums to at most 1.
-    """
-    maps = model.attention_maps(exam.images[:count])
-    return patch_grids(maps, model.model.config.vision)

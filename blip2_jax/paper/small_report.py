@@ -26,7 +26,7 @@ from blip2_jax.paper.small_tables import (
     ScoreColumn,
     SmallTable,
 )
-from blip2_jax.reports.chart import line_chart
+from blip2_jax.reports.chart import as_file, line_chart
 from blip2_jax.training.metrics_log import read_metrics
 
 
@@ -180,8 +180,8 @@ def mean_curves(records: Records) -> dict[str, list[tuple[int, float]]]:
 
 def figure5(records: Records) -> str:
     """Draw the curves as an SVG file."""
-    image = line_chart("right answers on held-out scenes, %", mean_curves(records))
-    return image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    title = "right answers on held-out scenes, %"
+    return as_file(line_chart(title, mean_curves(records)))
 
 
 def as_markdown(records: Records) -> str:

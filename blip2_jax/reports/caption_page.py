@@ -72,7 +72,7 @@ def draw_captioned(
 def _card(image: CaptionedImage) -> Html:
     return element(
         "div",
-        element("figure", jpeg_tag(image.pixels, image.name)),
+        element("figure", jpeg_tag(image.pixels, _alt(image))),
         element(
             "div",
             element("p", image.caption, class_="said"),
@@ -80,3 +80,8 @@ def _card(image: CaptionedImage) -> Html:
         ),
         class_="card",
     )
+
+
+def _alt(image: CaptionedImage) -> str:
+    """Describe an image by its name and the first caption of a person."""
+    return ": ".join([image.name, *image.references[:1]])

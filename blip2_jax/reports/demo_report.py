@@ -8,11 +8,13 @@ from typing import Any
 
 from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.evaluation.shapes_exam import Exam, RetrievalResult
+from blip2_jax.reports.attention_figures import render_maps
 from blip2_jax.reports.chart import line_chart
 from blip2_jax.reports.images import png_tag
 from blip2_jax.reports.markup import Html, concatenate, element
+from blip2_jax.reports.run_charts import thin
+from blip2_jax.reports.run_record import make_series
 from blip2_jax.reports.template import (
-    render_attention_maps,
     render_list,
     render_note,
     render_page,
@@ -110,7 +112,6 @@ def demo_page(
       curves: logged metrics of each run.
       duration: of the demo, as text.
     """
-    maps = list(zip(exam.images, results["maps"], strict=False))[:SHOWN_MAPS]
     sections = [
         (
             "What was measured",
@@ -118,7 +119,7 @@ def demo_page(
         ),
         ("Captions and answers", _scenes(exam, results)),
         ("Retrieval", _searches(exam, results["retrieval/right"])),
-        ("Where the queries look", render_attention_maps(maps, 96, 64)),
+        ("Where the model with OPT looks", render_maps(results["maps"])),
         ("Training", _curves(curves)),
     ]
     lead = Html(
@@ -181,7 +182,7 @@ def _scenes(exam: Exam, results: Mapping[str, Any]) -> Html:
                 for name, texts in answers.items()
             ]
             questions.append(concatenate([question.text, *marked], " "))
-        image = png_tag(exam.images[index], 160)
+        image = png_tag(exam.images[index], 160, exam.captions[index])
         texts_of_scene = element("div", *captions, render_list(questions))
         cards.append(element("div", image, texts_of_scene, class_="card"))
     return element("div", *cards, class_="cards")
@@ -197,7 +198,7 @@ def _searches(exam: Exam, retrieval: RetrievalResult) -> Html:
             marked = _marked(exam.captions[hit], hit == index)
             cosine = element("small", f"{retrieval.similarity[index, hit]:.2f}")
             hits.append(element("p", marked, " ", cosine))
-        image = png_tag(exam.images[index], 120)
+        image = png_tag(exam.images[index], 120, exam.captions[index])
         cards.append(element("div", image, element("div", *hits), class_="card"))
     explanation = (
         "The three best captions of each image among all captions, with the cosine of "
@@ -212,12 +213,10 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
     """Render a chart of the losses of each run."""
     charts = []
     for name, lines in curves.items():
-        losses = sorted({key for line in lines for key in line if "loss_" in key})
-        series = {
-            key.removeprefix("loss_"): [
-                (line["step"], line[key]) for line in lines if key in line
-            ]
-            for key in losses
+        losses = {
+            key.removeprefix("loss_"): thin(line)
+            for key, line in sorted(make_series(lines).items())
+            if key.startswith("loss_")
         }
-        charts.append(element("figure", line_chart(name, series)))
+        charts.append(element("figure", line_chart(name, losses)))
     return element("div", *charts, class_="curves")

@@ -12,12 +12,11 @@ from blip2_jax.evaluation.breakdown import (
 )
 from blip2_jax.evaluation.compare import Group, Table, markdown_text
 from blip2_jax.evaluation.examples import Example
+from blip2_jax.reports.attention_figures import PictureMaps, render_maps
 from blip2_jax.reports.images import jpeg_tag
 from blip2_jax.reports.markup import Html, concatenate, element
 from blip2_jax.reports.record_images import RecordImages
 from blip2_jax.reports.template import (
-    AttentionMaps,
-    render_attention_maps,
     render_list,
     render_note,
     render_page,
@@ -59,10 +58,23 @@ def record_page(
     groups: Sequence[Group],
     tables: Mapping[str, Table],
     images: Mapping[int, RecordImages],
-    maps: Mapping[str, Sequence[AttentionMaps]],
+    maps: Mapping[str, Sequence[PictureMaps]],
     count: int,
 ) -> str:
-    """Render the report as one HTML file with the images inside.
+    """Render the report as one HTML file with the images inside; see its sections."""
+    return render_page(
+        "Evaluations", record_sections(groups, tables, images, maps, count)
+    )
+
+
+def record_sections(
+    groups: Sequence[Group],
+    tables: Mapping[str, Table],
+    images: Mapping[int, RecordImages],
+    maps: Mapping[str, Sequence[PictureMaps]],
+    count: int,
+) -> list[Html]:
+    """Render the sections of the report.
 
     Args:
       groups: records to report.
@@ -85,9 +97,9 @@ def record_page(
     for title, table in tables.items():
         parts += [element("h2", title), _table(table)]
     for name, model_maps in maps.items():
-        parts.append(element("h2", f"Where the queries look, {name}"))
-        parts.append(render_attention_maps(model_maps))
-    return render_page("Evaluations", parts)
+        parts.append(element("h2", f"Where the model looks, {name}"))
+        parts.append(render_maps(model_maps))
+    return parts
 
 
 def _table(table: Table) -> Html:

@@ -33,6 +33,7 @@ from blip2_jax.training.guards import (
     stop_on_signal,
 )
 from blip2_jax.training.metrics_log import MetricsLog
+from blip2_jax.training.run_history import RunHistory
 from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
 from blip2_jax.training.source_counts import SourceCount, as_metrics, count_sources
@@ -140,13 +141,14 @@ class Loop:
         self.meter = Meter(
             run.config.batch_size, flops_per_image(run.config, run.reads_features)
         )
-        self.log, self.terminal = None, None
+        self.log, self.terminal, self.history = None, None, None
         if hosts.is_first():
             self.log = MetricsLog(run.directory, run.start, _wandb_options(run))
             self.terminal = Terminal(run.config.steps, run.start)
+            self.history = RunHistory(run.directory, run.start)
         self.negatives_log = replay.open_log(run.config, run.directory, run.start)
         self._compiled_shapes: set[tuple[Any, ...]] = set()
-        logs = (self.log, self.negatives_log)
+        logs = (self.log, self.history, self.negatives_log)
         repairs = [line for log in logs if log is not None for line in log.report]
         for line in (*run.report, *repairs):
             self.write_line(line)
@@ -243,7 +245,7 @@ class Loop:
         self.meter.count_step()
         check_finite(pending.step, scalars, pending.keys, self.last_saved)
         if self.negatives_log is not None and "negatives" in metrics:
-            self.negatives_log.write(pending.step, metrics["negatives"])
+            self.negatives_log.write_negatives(pending.step, metrics["negatives"])
         if self.terminal is not None:
             self.terminal.advance(pending.step, scalars.get("loss"))
         if pending.step % self.config.log_every == 0 or pending.step in (
@@ -338,7 +340,7 @@ class Loop:
         name = best_metric(self.config)
         hide_bar = self.terminal.hide_bar() if self.terminal else None
         with hide_bar or contextlib.nullcontext():
-            scores = run.evaluator(run.parameters())
+            scores, samples = run.evaluator(run.parameters())
         if name not in scores:
             raise ConfigError(
                 f"config.evaluation.metric is {name!r}; the scores are "
@@ -346,6 +348,8 @@ class Loop:
             )
         if self.log is not None and self.terminal is not None:
             self.log.write(step, {f"evaluation/{k}": v for k, v in scores.items()})
+            if self.history is not None:
+                self.history.write_samples(step, samples)
             best = " (best so far)" if self._is_best(scores[name]) else ""
             self.terminal.write_block(
                 f"evaluation after step {step}: {name} {scores[name]:.4g}{best}", scores
@@ -382,7 +386,7 @@ class Loop:
         self.training_run.batches.close()
         if all_processes:
             self.training_run.checkpoints.close()
-        for sink in (self.log, self.terminal, self.negatives_log):
+        for sink in (self.log, self.terminal, self.history, self.negatives_log):
             if sink is not None:
                 sink.close()
 

@@ -42,9 +42,8 @@ class MetricsLog:
         start_step: int = 0,
         wandb: dict[str, Any] | None = None,
     ) -> None:
-        path = run_dir / METRICS
-        self.report = drop_after(path, start_step)
-        self._file = path.open("a")
+        self._lines = StepLog(run_dir / METRICS, start_step)
+        self.report = self._lines.report
         self._tensorboard = EventFileWriter(str(run_dir / "tensorboard"))
         if start_step:  # makes TensorBoard drop the events of this step and later
             start = SessionLog(status=SessionLog.START)
@@ -59,9 +58,7 @@ class MetricsLog:
 
     def write(self, step: int, values: Values) -> None:
         """Append the values of a step. NaN and infinity become null in JSON."""
-        finite = {name: _or_none(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        self._lines.write(step, {name: _or_none(v) for name, v in values.items()})
         scalars = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
@@ -74,10 +71,38 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close all sinks."""
-        self._file.close()
+        self._lines.close()
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class StepLog:
+    """Appends JSON lines, each of a step, to a file of a run.
+
+    A run that continues from step n first drops the lines after n.
+
+    Args:
+      path: the file.
+      start_step: the step that the run continues from; 0 for a new run.
+
+    Attributes:
+      report: lines for the user: what was repaired.
+    """
+
+    def __init__(self, path: pathlib.Path, start_step: int) -> None:
+        self.report = drop_after(path, start_step)
+        self._file = path.open("a")
+
+    def write(self, step: int, content: Mapping[str, Any]) -> None:
+        """Append a line of a step."""
+        line = json.dumps({"step": step, **content}, ensure_ascii=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def drop_after(path: pathlib.Path, step: int) -> list[str]:
@@ -110,10 +135,23 @@ def read_metrics(run_dir: str | pathlib.Path) -> list[dict[str, float]]:
     Lines that cannot be read are left out, and their number is logged.
     """
     path = as_path(run_dir) / METRICS
-    lines, broken = _read_lines(path)
+    lines, broken = read_step_lines(path)
     if broken:
-        logger.warning("%s: %d lines cannot be read", path, len(broken))
+        logger.warning("%s: %d lines cannot be read", path, broken)
     return lines
+
+
+def read_step_lines(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the lines of a log that have a step, oldest first.
+
+    Returns:
+      The lines, and the number of those that cannot be read.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    lines, broken = _read_lines(path)
+    return lines, len(broken)
 
 
 def last_logged_step(path: pathlib.Path) -> int:

@@ -8,7 +8,6 @@ error therefore needs the same negatives: `config.logging.negatives` writes them
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import numpy as np
@@ -17,35 +16,18 @@ from ml_collections import ConfigDict
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.files import FileFormatError, read_json_lines
-from blip2_jax.training.metrics_log import drop_after
+from blip2_jax.training.metrics_log import StepLog
 
 FILE = "negatives.jsonl"
 
 
-class NegativesLog:
-    """Writes the sampled negatives, one line per step.
+class NegativesLog(StepLog):
+    """Writes the sampled negatives, one line per step."""
 
-    Args:
-      path: the file; lines after `start_step` are dropped.
-      start_step: the step that the run continues from.
-
-    Attributes:
-      report: lines for the user: what was repaired.
-    """
-
-    def __init__(self, path: pathlib.Path, start_step: int) -> None:
-        self.report = drop_after(path, start_step)
-        self._file = path.open("a")
-
-    def write(self, step: int, negatives: Negatives) -> None:
+    def write_negatives(self, step: int, negatives: Negatives) -> None:
         """Append the negatives of a step."""
         lists = {"image": negatives.image.tolist(), "text": negatives.text.tolist()}
-        self._file.write(json.dumps({"step": step, **lists}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        self.write(step, lists)
 
 
 def open_log(

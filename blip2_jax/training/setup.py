@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -42,8 +42,16 @@ from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.text_limits import check_texts
 from blip2_jax.training.train_config import ConfigError
 
-# Maps all parameters of the model to its evaluation scores by name.
-Evaluator = Callable[[PyTree], dict[str, float]]
+
+class Evaluation(NamedTuple):
+    """An evaluation during training: scores by name, and a few examples to show."""
+
+    scores: dict[str, float]
+    samples: Sequence[Mapping[str, Any]] = ()
+
+
+# Maps all parameters of the model to their evaluation.
+Evaluator = Callable[[PyTree], Evaluation]
 # Builds the evaluator that `config.evaluation` describes.
 EvaluatorFactory = Callable[[ConfigDict, Task], Evaluator | None]
 

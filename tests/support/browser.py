@@ -1,93 +1,111 @@
-"""A headless Chromium, and what tests look for on a page."""
+"""A headless Chromium that opens pages from files, as a reader's browser does."""
 
-from __future__ import annotations
-
+import base64
 import contextlib
 import pathlib
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-WAIT = 600.0  # seconds; a first request compiles
+import pytest
+
+DARK = {"name": "prefers-color-scheme", "value": "dark"}
+LIGHT = {"name": "prefers-color-scheme", "value": "light"}
 
 
 @contextlib.contextmanager
-def chromium(width: int = 1280, height: int = 900) -> Iterator[Any]:
-    """Start a browser with an empty profile."""
-    from selenium import webdriver
-
+def open_browser() -> Iterator["Browser"]:
+    """Start Chromium without network; the test is skipped where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        f"--window-size={width},{height}",
-    ):
-        options.add_argument(argument)
+    options.binary_location = program
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options, service)
-    driver.set_page_load_timeout(WAIT)
-    driver.set_script_timeout(WAIT)
+    service = webdriver.ChromeService(executable_path=driver)
+    chrome = webdriver.Chrome(options=options, service=service)
     try:
-        yield driver
+        chrome.execute_cdp_cmd("Network.enable", {})
+        chrome.execute_cdp_cmd("Network.emulateNetworkConditions", _OFFLINE)
+        chrome.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
+        yield Browser(chrome)
     finally:
-        driver.quit()
+        chrome.quit()
 
 
-def set_viewport(driver: Any, width: int, height: int, *, dark: bool = False) -> None:
-    """Set the size of the page and the colour scheme that the browser asks for."""
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1}
-    driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", metrics | {"mobile": width < 600}
-    )
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+_OFFLINE = {
+    "offline": True,
+    "latency": 0,
+    "downloadThroughput": 0,
+    "uploadThroughput": 0,
+}
 
 
-def wait_for(check: Callable[[], Any], what: str, seconds: float = WAIT) -> Any:
-    """Return the first true result of a function."""
-    end, last = time.monotonic() + seconds, ""
-    while time.monotonic() < end:
-        try:
-            if result := check():
-                return result
-        except Exception as error:  # the page is being drawn anew
-            last = str(error)
-        time.sleep(0.3)
-    raise AssertionError(f"no {what} after {seconds} s {last}")
+class Browser:
+    """A browser with one page.
 
+    Attributes:
+      chrome: selenium's driver.
+    """
 
-def find(driver: Any, selector: str) -> Any:
-    """Return the first visible element of a CSS selector; None: there is none."""
-    from selenium.webdriver.common.by import By
+    def __init__(self, chrome) -> None:
+        self.chrome = chrome
 
-    elements = driver.find_elements(By.CSS_SELECTOR, selector)
-    return next((element for element in elements if element.is_displayed()), None)
+    def open(
+        self,
+        path: pathlib.Path,
+        width: int = 1280,
+        dark: bool = False,
+        print_media: bool = False,
+        height: int = 844,
+    ) -> None:
+        """Open a file in a window of CSS pixels, light or dark, or as on paper."""
+        self.chrome.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {
+                "width": width,
+                "height": height,
+                "deviceScaleFactor": 1,
+                "mobile": width < 600,
+            },
+        )
+        self.chrome.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {
+                "media": "print" if print_media else "screen",
+                "features": [DARK if dark else LIGHT],
+            },
+        )
+        self.chrome.get(path.resolve().as_uri())
 
+    def run(self, script: str, *arguments):
+        """Run JavaScript of the test (not of the page) and return its value."""
+        return self.chrome.execute_script(script, *arguments)
 
-def button(driver: Any, text: str) -> Any:
-    """Return the visible button with a text."""
-    from selenium.webdriver.common.by import By
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        from selenium.webdriver import ActionChains, Keys
 
-    elements = driver.find_elements(By.TAG_NAME, "button")
-    return next((e for e in elements if e.text == text and e.is_displayed()), None)
+        ActionChains(self.chrome).send_keys(getattr(Keys, key)).perform()
 
+    def errors(self) -> list[str]:
+        """Return the messages of the console since the last call."""
+        return [entry["message"] for entry in self.chrome.get_log("browser")]
 
-def console_errors(driver: Any) -> list[str]:
-    """Return what the browser's console has reported as errors."""
-    entries = driver.get_log("browser")
-    return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+    def overflow(self) -> int:
+        """Return how many pixels the page is wider than the window."""
+        return self.run(
+            "return document.documentElement.scrollWidth - "
+            "document.documentElement.clientWidth"
+        )
 
-
-def screenshot(driver: Any, path: pathlib.Path) -> None:
-    """Write what the browser shows to a small PNG of 256 colours."""
-    import io
-
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(256).save(path, optimize=True)
+    def screenshot(self, path: pathlib.Path, whole: bool = True) -> pathlib.Path:
+        """Write a PNG of the whole page, or of what the window shows."""
+        shot = self.chrome.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": whole}
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+        return path

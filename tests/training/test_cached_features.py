@@ -204,7 +204,7 @@ def test_evaluation_on_a_cache_needs_no_encoder(tmp_path, task):
         evaluated.data.train = evaluated.evaluation.sources = data
         evaluated.evaluation.every = evaluated.evaluation.rerank = 2
         run = set_up(evaluated, tmp_path / data[0]["kind"], make_evaluator)
-        scores.append(run.evaluator(merge(run.state.trainable, run.frozen)))
+        scores.append(run.evaluator(merge(run.state.trainable, run.frozen)).scores)
         run.batches.close()
         if data[0]["kind"] == "cached_features":
             run.checkpoints.save(0, run.trees(), {})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import blip2_jax
+from blip2_jax.cli import report
 from blip2_jax.configs.finetune import get_config
 from blip2_jax.evaluation.evaluators import make_evaluator
 from blip2_jax.planning.batch_fit import fitting_batch_size
@@ -75,6 +76,12 @@ def test_one_command(models, photos, tmp_path, model, data, options, metric):
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert f"evaluation/{metric}" in lines[-1]
+    assert (
+        report.main(["--run", str(tmp_path / "run"), "--out", f"{tmp_path}/page"]) == 0
+    )
+    page = (tmp_path / "page.html").read_text()
+    assert f"finished {config.steps} steps" in page and metric.replace("_", " ") in page
+    assert "Samples through training" in page and "data:image/jpeg" in page
     trained = blip2_jax.load(tmp_path / "run")
     assert trained.caption(np.zeros((28, 28, 3), np.uint8), max_new_tokens=3)
     # The same command continues the run.

@@ -15,7 +15,8 @@ from blip2_jax.training.checkpoints import Checkpoints
 from blip2_jax.training.frozen import WeightsError
 from blip2_jax.training.guards import NonFiniteLoss
 from blip2_jax.training.loop import train
-from blip2_jax.training.metrics_log import read_metrics
+from blip2_jax.training.metrics_log import read_metrics, read_step_lines
+from blip2_jax.training.setup import Evaluation
 from blip2_jax.training.train_config import ConfigError, read_config
 from tests.support import toy_task
 
@@ -184,12 +185,20 @@ def test_the_best_checkpoint_is_kept_by_the_evaluators_score(tmp_path):
 
     def make_evaluator(config, task):
         assert task.name == config.task
-        return lambda params: {"itm_r_mean": next(scores), "other": 1.0}
+        sample = [{"key": "a", "said": "x"}]
+        return lambda params: Evaluation(
+            {"itm_r_mean": next(scores), "other": 1.0}, sample
+        )
 
     assert train(toy_config(**changes), tmp_path, make_evaluator) == 0
     assert Checkpoints(tmp_path, read_only=True).best() == (10, 0.4)
     evaluated = [x for x in read_metrics(tmp_path) if "evaluation/other" in x]
     assert [line["step"] for line in evaluated] == [5, 10, 15, 20]
+    samples, broken = read_step_lines(tmp_path / "samples.jsonl")
+    assert [line["step"] for line in samples] == [5, 10, 15, 20] and not broken
+    assert samples[0]["samples"] == [{"key": "a", "said": "x"}]
+    (start,), _ = read_step_lines(tmp_path / "starts.jsonl")
+    assert start["step"] == 0 and start["jax"] == jax.__version__
 
 
 def test_nothing_is_written_where_the_set_up_fails(tmp_path):
