@@ -32,7 +32,7 @@ from blip2_jax.reports.chart import line_chart
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Evaluations of a run, and the scores of each that the tables have.
-EXAMS = {
+EXAMS: dict[str, dict[str, tuple[str, ...]]] = {
     "shapes": {
         "captions,heldout": ("cider",),
         "captions,validation": ("cider",),
@@ -70,8 +70,8 @@ def main() -> int:
     for table in (means(options), differences(options), curve_table(options)):
         print(table.markdown(), end="\n\n")
     image = line_chart(CURVES[options.world].split("/")[1], mean_curves(options))
-    image = image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    (options.workdir / "curves.svg").write_text(image)
+    file = image.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    (options.workdir / "curves.svg").write_text(file)
     return 0
 
 

@@ -83,7 +83,7 @@ class BatchedModel(abc.ABC):
 
     @abc.abstractmethod
     def _target_arrays(
-        self, prompt_arrays: PromptArrays, prompt: str, text: str
+        self, prompt_arrays: PromptArrays, prompt: Prompt, text: str
     ) -> TargetArrays:
         """Build the arrays from which the model predicts a text after a prompt."""
 

@@ -311,7 +311,7 @@ class Blip2Generator(Blip2):
         ]
 
     def _target_arrays(
-        self, prompt_arrays: PromptArrays, prompt: str, text: str
+        self, prompt_arrays: PromptArrays, prompt: Prompt, text: str
     ) -> TargetArrays:
         """Build the example of training; see `BatchedModel`."""
         tokenizer, question = self.language_tokenizer, prompt_arrays[2:]
@@ -323,7 +323,7 @@ class Blip2Generator(Blip2):
         else:
             row = encoder_decoder_example(
                 tokenizer,
-                prompt,
+                str(prompt),
                 text,
                 input_length=prompt_arrays[0].shape[1],
                 target_length=inputs.padded_length(count),

@@ -227,7 +227,7 @@ class ImageIndex:
     def _similarity(self, texts: Sequence[str]) -> Float[Array, "images texts"]:
         """Compute the cosine of every image with every text, block by block."""
         embeddings = self._model.features(texts=texts, mode="text")["text_embeds_proj"]
-        vectors = np.asarray(embeddings[:, 0])
+        vectors: Any = np.asarray(embeddings[:, 0])
         blocks = [np.zeros((0, len(vectors)), np.float32)]
         for start in range(0, len(self._slots), _BLOCK):
             images: Any = self._vectors[self._slots[start : start + _BLOCK]]
@@ -239,12 +239,12 @@ class ImageIndex:
     ) -> list[Hit]:
         """Sort images by the logit of the matching head plus the cosine."""
         numbers = {self._names[i]: i for i in order}
-        images = [
-            each for each in self._gallery.load(list(numbers)) if each.row is not None
-        ]
+        loaded = self._gallery.load(list(numbers))
+        images = [each for each in loaded if each.row is not None]
         if not images:
             return []
-        rows: Any = {self._gallery.keyword: np.stack([each.row for each in images])}
+        arrays: Any = [each.row for each in images]
+        rows: Any = {self._gallery.keyword: np.stack(arrays)}
         matching = self._model.match_head(texts=text, **rows)
         hits = [
             (

@@ -305,12 +305,12 @@ class Blip2(BatchedModel):
             method = "generate" if question is None else "answer"
             config = self._decoding_config("", method, {})
             text = self._generate_texts(rows, prompts, config, 0, questions)[0]
-        (prompt,) = prompts
+        (row_prompt,) = prompts
         prompt_arrays = self._prompt_arrays(prompts, questions)
         ids = self._text_ids(prompts, [text])[0]
         self._check_lengths(prompt_arrays, 1, len(ids))
         words, owners = word_attention.group_tokens(self._detokenize, ids[:-1])
-        target = self._target_arrays(prompt_arrays, prompt, text)
+        target = self._target_arrays(prompt_arrays, row_prompt, text)
         selection = word_attention.select_words(len(words), owners, target)
         rows, arrays = sharding.place_rows_like(self.params, (rows, target.arrays))
         maps = word_attention.word_relevance(

@@ -307,7 +307,7 @@ class Blip2Retriever(Blip2):
         return [[*tokenizer.encode_words(text), tokenizer.end_id] for text in texts]
 
     def _target_arrays(
-        self, prompt_arrays: PromptArrays, prompt: str, text: str
+        self, prompt_arrays: PromptArrays, prompt: Prompt, text: str
     ) -> TargetArrays:
         """Build [DEC] prompt text [SEP]; see `BatchedModel`."""
         ((start,),) = prompt_arrays

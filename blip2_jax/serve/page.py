@@ -294,8 +294,9 @@ def _search_tab(actions: PageActions, content: PageContent) -> None:
                 api_visibility="private",
             )
 
-    def search(query: str, number: float) -> list[tuple[str, str]]:
-        return [tuple(hit) for hit in actions.search(query, int(number))]
+    def search(query: str, number: float) -> list[tuple[Any, str]]:
+        found = actions.search(query, int(number))
+        return [(hit.pixels, hit.caption) for hit in found]
 
     _on([button.click, text.submit], search, [text, count])(gallery)
 

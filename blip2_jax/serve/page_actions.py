@@ -100,11 +100,12 @@ class PageActions:
         self.writer, self.matcher, self.index = model, retriever, index
         self.limits = limits or UploadLimits()
         self.max_queue = max_queue
-        limit = {"max_batch": max_batch, "max_queue": max_queue}
         self._engines: dict[int, Engine] = {}
         for each in (model, retriever):
             if each is not None and id(each) not in self._engines:
-                self._engines[id(each)] = Engine(each, **limit)
+                self._engines[id(each)] = Engine(
+                    each, max_batch=max_batch, max_queue=max_queue
+                )
 
     @property
     def can_answer(self) -> bool:

@@ -56,7 +56,7 @@ class EncoderDecoderExample:
 
 def decoder_only_example(
     tokenizer: LanguageTokenizer,
-    prompt: str,
+    prompt: Prompt,
     text: str,
     length: int,
     *,
