@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
-from PIL import Image
 
 from blip2_jax.inference import inputs, programs
 from blip2_jax.models.blip2 import Blip2Base
@@ -147,17 +146,3 @@ def _log_probs(
         logits, targets = bound.qformer.lm_logits(hidden[:, :-1]), ids[:, 1:]
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-
-
-def spread_map(
-    values: Float[np.ndarray, "grid grid"], height: int, width: int
-) -> Float[np.ndarray, "height width"]:
-    """Resize a map over a picture, smoothly; the largest value becomes 1.
-
-    Pictures are resized to a square for the model, so that the map of a wide picture is
-    stretched.
-    """
-    image = Image.fromarray(np.asarray(values, np.float32))
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    positive = np.maximum(resized, 0)
-    return positive / max(float(positive.max()), np.finfo(np.float32).tiny)

