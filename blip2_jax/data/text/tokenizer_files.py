@@ -133,15 +133,19 @@ def _open(directory: pathlib.Path, language_model: bool, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # slow to import
 
-    options |= {"local_files_only": True, "trust_remote_code": False}
+    options |= {"local_files_only": True}
     stored = directory / "tokenizer.json"
     if language_model and not stored.is_file():
         options = undeclared_options(directory) | options
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), **options)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(directory), trust_remote_code=False, **options
+    )
     # `PreTrainedTokenizerFast` itself reads the file as it is.
     is_rebuilt = language_model and type(tokenizer) is not PreTrainedTokenizerFast
     if is_rebuilt and stored.is_file() and not encodes_alike(tokenizer, stored):
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), **options)
+        return PreTrainedTokenizerFast.from_pretrained(
+            str(directory), trust_remote_code=False, **options
+        )
     return tokenizer
 
 
