@@ -7,7 +7,7 @@ the number of queries, which is 20 without it: `shapes_stage1:4`.
 
 from ml_collections import ConfigDict
 
-from blip2_jax.training.train_config import default_config
+from blip2_jax.training.train_config import ConfigError, default_config
 
 SCENES = 40_000
 
@@ -19,6 +19,10 @@ def get_config(num_queries: str = "") -> ConfigDict:
     config.steps = 600
     config.model.preset = "shapes"
     config.model.scan = False
+    if num_queries and not num_queries.isdecimal():
+        raise ConfigError(
+            f"shapes_stage1 takes the number of queries, not {num_queries!r}"
+        )
     if num_queries:
         config.model.overrides.qformer = {"num_queries": int(num_queries)}
     config.frozen_sources.vision = "shapes:vision"

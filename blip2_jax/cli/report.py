@@ -1,7 +1,7 @@
 """Write a page about training runs, or compare evaluations with examples.
 
-    blip2-jax report --run runs/stage1
-    blip2-jax report --run runs/a runs/b --out runs/comparison
+    blip2-jax report --runs runs/stage1
+    blip2-jax report --runs runs/a runs/b --out runs/comparison
     blip2-jax report a.json b.json --out runs/report
     blip2-jax report captions.json --count 12 --maps 8
 
@@ -23,6 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blip2_jax.cli.errors import UsageError
 from blip2_jax.cli.options import CommandParser, add_cache_option, run_command
 from blip2_jax.parallel.paths import as_path
 
@@ -52,12 +53,11 @@ def make_parser() -> CommandParser:
         "records", nargs="*", type=as_path, metavar="RECORD", help="JSON records"
     )
     parser.add_argument(
-        "--run",
+        "--runs",
         nargs="+",
         default=[],
         type=as_path,
         metavar="DIR",
-        dest="runs",
         help="directories of training runs",
     )
     parser.add_argument(
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.records:
         text, page = _record_report(arguments)
     else:
-        raise ValueError("name records of evaluations, or --run DIR")
+        raise UsageError("name records of evaluations, or --runs DIR")
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
     markdown, html = (out.with_name(f"{out.name}.{kind}") for kind in ("md", "html"))

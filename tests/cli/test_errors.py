@@ -159,6 +159,11 @@ BAD_COMMAND_LINES = f"""
 2 plan --config shapes_stage1 --topology v9:2x2
 2 plan --config shapes_stage1 --topology cpu:8 --mfu 2
 2 plan --config shapes_stage1 --topology cpu:8 --sweep size
+2 search
+2 search --index nothing circle
+2 serve
+2 serve --model shapes --port 70000
+2 web --max_queue 0
 2 report
 1 report text.txt
 1 report record.json

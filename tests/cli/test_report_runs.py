@@ -1,4 +1,4 @@
-"""`blip2-jax report --run`: pages about runs, whatever state they are in."""
+"""`blip2-jax report --runs`: pages about runs, whatever state they are in."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tests.support.run_directories import write_run_directory
 
 def report(folder, *runs, more=()):
     out = folder / "out"
-    assert main([*more, "--out", str(out), "--run", *map(str, runs)]) == 0
+    assert main([*more, "--out", str(out), "--runs", *map(str, runs)]) == 0
     return out.with_suffix(".md").read_text(), out.with_suffix(".html").read_text()
 
 
@@ -105,7 +105,7 @@ def test_records_in_the_directory_are_part_of_the_page(tmp_path):
 
 
 def test_wrong_arguments(tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "out"), "--run", str(tmp_path)]) == 1
+    assert main(["--out", str(tmp_path / "out"), "--runs", str(tmp_path)]) == 1
     assert "is no directory of a run" in capsys.readouterr().err
     assert main([]) == 1
-    assert "name records of evaluations, or --run DIR" in capsys.readouterr().err
+    assert "name records of evaluations, or --runs DIR" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_answers_for_the_servers():
 def test_tasks_follow_from_the_records():
     def evaluate(data):
         tasks, batches = text_tasks(data, {}), EvaluationBatches(data, batch_size=4)
-        return combine_tasks(lambda params: FakeModel(), tasks, batches)({})
+        return combine_tasks(lambda params: FakeModel(), tasks, batches)({}).scores
 
     assert {"cider", "bleu_4", "rouge_l"} <= set(evaluate(FakeData()))
     assert evaluate(FakeData(questions=True))["exact_match"] == 100
