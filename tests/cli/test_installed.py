@@ -103,7 +103,7 @@ def test_captions(installed):
     options = ("--num_beams", "1", "--max_new_tokens", "2")
     text = run(installed, "caption", "--model", "run", "--image", "a.png", *options)
     assert text.startswith("a.png: ")
-    assert "step 0 of" in run(installed, "report", "--run", "run")
+    assert "step 0 of" in run(installed, "report", "--runs", "run")
     assert "prefers-color-scheme" in (installed / "report.html").read_text()
 
 

@@ -65,8 +65,8 @@ def pages(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pages")
     first = write_run_directory(folder / "run_a")
     second = write_run_directory(folder / "run_b", seed=1, until=250)
-    report(folder / "run", "--run", first)
-    report(folder / "runs", "--run", first, second)
+    report(folder / "run", "--runs", first)
+    report(folder / "runs", "--runs", first, second)
     report(folder / "evaluations", write_record(folder), "--maps", "3", "--count", "2")
     source = build_source(DATA)
     captioned = [

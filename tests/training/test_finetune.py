@@ -77,7 +77,7 @@ def test_one_command(models, photos, tmp_path, model, data, options, metric):
     ]
     assert f"evaluation/{metric}" in lines[-1]
     assert (
-        report.main(["--run", str(tmp_path / "run"), "--out", f"{tmp_path}/page"]) == 0
+        report.main(["--runs", str(tmp_path / "run"), "--out", f"{tmp_path}/page"]) == 0
     )
     page = (tmp_path / "page.html").read_text()
     assert f"finished {config.steps} steps" in page and metric.replace("_", " ") in page
