@@ -107,5 +107,5 @@ def test_records_in_the_directory_are_part_of_the_page(tmp_path):
 def test_wrong_arguments(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "out"), "--runs", str(tmp_path)]) == 1
     assert "is no directory of a run" in capsys.readouterr().err
-    assert main([]) == 1
+    assert main([]) == 2
     assert "name records of evaluations, or --runs DIR" in capsys.readouterr().err
