@@ -39,7 +39,7 @@ EXAMS: dict[str, dict[str, tuple[str, ...]]] = {
         "questions,heldout": ("exact_match",),
         "questions,validation": ("exact_match",),
     },
-    "flickr8k": {"test": ("cider", "bleu_4", "meteor", "rouge_l")},
+    "flickr8k": {"test": ("cider", "bleu_4", "rouge_l")},
 }
 CURVES = {"shapes": "evaluation/exact_match", "flickr8k": "evaluation/cider"}
 BASE = "qformer"
