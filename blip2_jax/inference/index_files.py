@@ -71,7 +71,7 @@ class IndexFiles:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the vectors depend on, as given to `create_index`."""
+        """Return what the vectors depend on, as given to `create_index`."""
         settings: Mapping[str, Any] = self._settings["settings"]
         return settings
 

@@ -12,9 +12,10 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
+from blip2_jax.parallel.environment import environment
 from blip2_jax.parallel.worker_places import Place
 
 
@@ -156,25 +157,10 @@ def _start(content: bytes, write: Write, place: Place) -> _Worker:
     connection, other_end = context.Pipe()
     arguments = (other_end, place.cores, content, write)
     process = context.Process(target=_work, args=arguments)
-    with _environment(place.environment):
+    with environment(place.environment):
         process.start()
     other_end.close()  # so that the worker's death closes the pipe
     return _Worker(process, connection, place)
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a new process, which has them before it imports anything."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _describe_death(code: int) -> str:

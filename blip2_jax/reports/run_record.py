@@ -56,12 +56,12 @@ class RunRecord:
 
     @property
     def last_step(self) -> int:
-        """The last step in the log; 0 if it is empty."""
+        """Return the last step in the log; 0 if it is empty."""
         return int(max((line[-1][0] for line in self.series.values()), default=0))
 
     @property
     def progress(self) -> str:
-        """How far the run is."""
+        """Say how far the run is."""
         steps = self.config.get("steps")
         if not isinstance(steps, int):
             return f"step {self.last_step}"
@@ -71,18 +71,18 @@ class RunRecord:
 
     @property
     def selecting_metric(self) -> str:
-        """The score that selects the best checkpoint; "" if it is not known."""
+        """Return the score that selects the best checkpoint; "" if it is not known."""
         return str(self._evaluation.get("metric", ""))
 
     @property
     def evaluation_sources(self) -> list[dict[str, Any]]:
-        """The specs of the data of its evaluations."""
+        """Return the specs of the data of its evaluations."""
         sources = self._evaluation.get("sources")
         return list(sources) if isinstance(sources, list) else []
 
     @property
     def minimises(self) -> bool:
-        """Whether the best checkpoint has the lowest score."""
+        """Return True if the best checkpoint has the lowest score."""
         return self._evaluation.get("mode") == "min"
 
     @property

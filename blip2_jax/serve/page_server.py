@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import blip2_jax
 from blip2_jax.inference.generator import Blip2Generator
@@ -14,6 +13,7 @@ from blip2_jax.inference.image_index import ImageIndex
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.models.sizes import FeaturesConfig
+from blip2_jax.parallel.environment import environment
 from blip2_jax.serve.page import CSS, PageContent, build_page, theme
 from blip2_jax.serve.page_actions import PageActions
 from blip2_jax.serve.uploads import UploadLimits
@@ -91,27 +91,12 @@ def page_server(
             "GRADIO_ANALYTICS_ENABLED": "False",  # asks no other host
         }
         try:
-            with _environment(variables):
+            with environment(variables):
                 content = _content(model, folder, is_shapes)
                 with serve_page(actions, content, host, port) as url:
                     yield url
         finally:
             actions.close()
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables in the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

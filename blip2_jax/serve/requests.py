@@ -228,7 +228,7 @@ class FeaturesRequest:
 
     @property
     def mode(self) -> str:
-        """The mode of `Blip2.features`."""
+        """Return the mode of `Blip2.features`."""
         if self.text is None:
             return "image"
         return "text" if self.image is None else "multimodal"
