@@ -25,9 +25,18 @@ OPTIONS = {
 SMALL = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
 
 SCRIPT = """
-import hashlib, pathlib, sys
+import hashlib, sys, threading, time
 from blip2_jax.data.pipeline import training_batches
 from tests.data.test_shared_memory import OPTIONS
+
+def keep_full():
+    # Take every byte of /dev/shm as soon as it is free.
+    with open("/dev/shm/filler", "wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                time.sleep(1e-4)
 
 if __name__ == "__main__":
     rows = int(sys.argv[1])
@@ -35,14 +44,9 @@ if __name__ == "__main__":
     stream = training_batches(options, "image_text", seed=0, batch_size=rows)
     if sys.argv[2] != "take":
         next(stream)
-        with open("/dev/shm/filler", "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)):
-                    pass
-            except OSError:
-                pass
+        threading.Thread(target=keep_full, daemon=True).start()
     try:
-        for _ in range(3 if sys.argv[2] == "take" else 20):
+        for _ in range(3 if sys.argv[2] == "take" else 1000):
             print(hashlib.sha256(next(stream)["image"].tobytes()).hexdigest())
     except RuntimeError as error:
         print(error)
