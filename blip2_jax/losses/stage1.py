@@ -16,7 +16,7 @@ from blip2_jax.models.blip2_stage1 import Blip2Stage1
 from blip2_jax.models.qformer.qformer import ImageKeyValues, QueryCache
 from blip2_jax.nn.dropout import some_tokens, split_key
 from blip2_jax.nn.similarity import max_query_similarity
-from blip2_jax.parallel.row_gather import batch_axes, gather_global_rows
+from blip2_jax.parallel.row_gather import EXCHANGES, batch_axes, gather_global_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Stage1Options:
       negative_hardness: factor of the similarities in the softmax that negatives are
         sampled from. A factor below 1 mixes in easier negatives, which helps if the
         hardest ones are near-duplicates.
+      exchange: how devices exchange the images of negatives; see
+        `parallel.row_gather.gather_global_rows`.
       itm_every, itg_every: compute ITM or ITG on every n-th row of the batch, while ITC
         uses all rows.
     """
@@ -51,8 +53,19 @@ class Stage1Options:
     share_kv: bool = True
     image_tokens: int = 0
     negative_hardness: float = 1.0
+    exchange: str = "auto"
     itm_every: int = 1
     itg_every: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the exchange.
+
+        Raises:
+          ValueError: it is unknown.
+        """
+        if self.exchange not in EXCHANGES:
+            known = ", ".join(EXCHANGES)
+            raise ValueError(f"exchange is {self.exchange!r}; expected one of {known}")
 
 
 class EncodedPairs(NamedTuple):
@@ -306,7 +319,8 @@ def _itm_image_kv(
     """
     every, features = options.itm_every, encoded.features
     if not options.share_kv or batch_axes():
-        sampled = gather_global_rows(features, negatives.image)[::every]
+        sampled = gather_global_rows(features, negatives.image, options.exchange)
+        sampled = sampled[::every]
     if not options.share_kv:
         features = features[::every]
         return bound.image_keys_values(interleave(features, features, sampled)), ()

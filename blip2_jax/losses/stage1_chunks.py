@@ -110,7 +110,9 @@ def stage1_in_chunks(
         row_inputs = (
             *vector_gradients,
             jax.tree.map(lambda x: x[negative_indices], all_texts),
-            gather_global_rows(chunks.join_rows(features), negatives.image),
+            gather_global_rows(
+                chunks.join_rows(features), negatives.image, options.exchange
+            ),
             valid,
         )
         items = _Chunk(rows, keys, features, *chunks.split_rows(row_inputs, count))

@@ -17,6 +17,7 @@ _SENT = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
     "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,  # as much as a device receives
     "collective-permute": lambda n: 1.0,
 }
 KINDS = tuple(_SENT)

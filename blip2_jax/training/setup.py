@@ -23,6 +23,7 @@ from blip2_jax.data.sources.base import feature_origins
 from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.nn.trees import Tree
 from blip2_jax.parallel import hosts, sharding
+from blip2_jax.parallel.row_gather import verify_exchange
 from blip2_jax.training import (
     cached_features,
     frozen,
@@ -147,6 +148,8 @@ def set_up(
     plan = plan_step(config)
     mesh, task, shapes = plan.mesh, plan.task, plan.shapes
     optimizer, target = plan.optimizer, plan.state
+    if config.task == "stage1":
+        verify_exchange(mesh, config.objective.get("exchange", "auto"))
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)

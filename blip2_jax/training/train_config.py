@@ -37,6 +37,7 @@ CHANGEABLE = (
     "log_every",
     "mesh",
     "model.attention",
+    "objective.exchange",
     "data.workers",
     "data.prefetch",
     "data.max_broken_share",

@@ -1,4 +1,6 @@
-"""The ring gather equals indexing of the global batch, with bounded memory."""
+"""Both exchanges equal indexing of the global batch, with bounded memory."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,49 @@ def _mesh(data: int, fsdp: int, tensor: int):
     )
 
 
+def emulate(operand, output, starts, sizes, targets, axis_name):
+    """Do what `jax.lax.ragged_all_to_all` documents, with all arrays on all devices."""
+    operands, starts, sizes, targets = (
+        jax.lax.all_gather(array, axis_name)
+        for array in (operand, starts, sizes, targets)
+    )
+    receiver = jax.lax.axis_index(axis_name)
+    for sender in range(operands.shape[0]):
+        place = jnp.arange(output.shape[0]) - targets[sender, receiver]
+        sent = operands[sender][starts[sender, receiver] + place]
+        written = (place >= 0) & (place < sizes[sender, receiver])
+        written = written.reshape(-1, *[1] * (output.ndim - 1))
+        output = jnp.where(written, sent, output)
+    return output
+
+
+@pytest.fixture(params=["ring", "ragged"])
+def exchange(request, monkeypatch):
+    """Both exchanges; XLA's CPU backend lacks the collective of the second."""
+
+    def ragged_all_to_all(
+        operand,
+        output,
+        input_offsets,
+        send_sizes,
+        output_offsets,
+        recv_sizes,
+        *,
+        axis_name,
+    ):
+        expected = jax.lax.all_to_all(send_sizes, axis_name, 0, 0, tiled=True)
+        output = emulate(
+            operand, output, input_offsets, send_sizes, output_offsets, axis_name
+        )
+        # Wrong sizes to receive would hang or corrupt a TPU: make them visible.
+        return jnp.where((expected == recv_sizes).all(), output, -output - 1)
+
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
+    return request.param
+
+
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (4, 1, 2), (1, 1, 8)])
-def test_ring_equals_indexing(shape):
+def test_exchange_equals_indexing(shape, exchange):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(16, 3, 5)).astype(np.float32)
     index = rng.integers(0, 16, 16).astype(np.int32)
@@ -28,17 +71,19 @@ def test_ring_equals_indexing(shape):
     spec = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):
         placed = jax.device_put(rows, spec), jax.device_put(index, spec)
-        fetched = jax.jit(row_gather.gather_global_rows, out_shardings=spec)(*placed)
+        gather = functools.partial(row_gather.gather_global_rows, exchange=exchange)
+        fetched = jax.jit(gather, out_shardings=spec)(*placed)
     np.testing.assert_array_equal(fetched, rows[index])
 
 
-def test_gradients_flow_to_the_source_rows():
+def test_gradients_flow_to_the_source_rows(exchange):
     rows = jnp.arange(8.0)[:, None]
     index = jnp.asarray([1, 1, 0, 3, 3, 3, 7, 0])
     weight = jnp.arange(1.0, 9.0)[:, None]
 
     def loss(rows):
-        return jnp.sum(row_gather.gather_global_rows(rows, index) * weight)
+        drawn = row_gather.gather_global_rows(rows, index, exchange)
+        return jnp.sum(drawn * weight)
 
     whole = jax.grad(loss)(rows)
     mesh = _mesh(4, 2, 1)
@@ -72,3 +117,19 @@ def test_without_a_mesh_rows_are_indexed():
     np.testing.assert_array_equal(
         row_gather.gather_global_rows(rows, index), rows[index]
     )
+
+
+def test_an_exchange_that_delivers_wrong_rows_is_refused(exchange, monkeypatch):
+    mesh = _mesh(4, 2, 1)
+    row_gather.verify_exchange(mesh, exchange)
+    row_gather.verify_exchange(mesh, "auto")  # the ring on a CPU, not run
+    row_gather.verify_exchange(_mesh(1, 1, 8), exchange)  # nothing is exchanged
+    right = jax.lax.ragged_all_to_all
+
+    def shifted(*args, input_offsets, **others):
+        return right(*args, input_offsets=input_offsets * 0, **others)
+
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", shifted)
+    if exchange == "ragged":
+        with pytest.raises(ValueError, match=r"config\.objective\.exchange=ring"):
+            row_gather.verify_exchange(mesh, exchange)
