@@ -38,8 +38,8 @@ class Stage1Options:
       negative_hardness: factor of the similarities in the softmax that negatives are
         sampled from. A factor below 1 mixes in easier negatives, which helps if the
         hardest ones are near-duplicates.
-      exchange: how devices exchange the images of negatives; see
-        `parallel.row_gather.gather_global_rows`.
+      exchange: how devices exchange the images of negatives (`parallel.row_gather`).
+        Training chooses by its devices if the configuration does not.
       itm_every, itg_every: compute ITM or ITG on every n-th row of the batch, while ITC
         uses all rows.
     """
@@ -53,7 +53,7 @@ class Stage1Options:
     share_kv: bool = True
     image_tokens: int = 0
     negative_hardness: float = 1.0
-    exchange: str = "auto"
+    exchange: str = "ring"
     itm_every: int = 1
     itg_every: int = 1
 

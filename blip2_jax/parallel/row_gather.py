@@ -2,15 +2,19 @@
 
 ITM matches every text against a negative image of the *global* batch, so that a device
 needs a few rows of other devices' frozen features. Gathering the whole global batch
-would need its memory on every device (1.2 GB at 1,680 ViT-g images). Two exchanges keep
-the memory of one shard:
+would need its memory on every device (1.2 GB at 1,680 ViT-g images). There are three
+exchanges; N is the number of devices, and a shard is the rows of one device:
 
-- "ragged": every device sends the rows that were drawn to those that drew them
-  (`jax.lax.ragged_all_to_all`). A device sends and receives as many rows as its shard
-  has, however many devices there are. Compiled for TPUs only; XLA's CPU backend lacks
-  the collective.
-- "ring": shards pass around a ring, and each device keeps the rows that it needs. The
-  traffic grows with the number of devices.
+| exchange | shards sent | shards held | works on |
+|---|---|---|---|
+| "ring" | N - 1 | 1 | all backends |
+| "grid" | 2 (sqrt(N) - 1) | 2 sqrt(N) | all backends |
+| "ragged" | 1 | 1 | TPUs, except v5e slices of more than 16 chips |
+
+"ring" passes shards around a ring, and each device keeps the rows that it needs. "grid"
+does so in the columns of a grid of devices, for all devices of a line together, which
+then exchange their rows. "ragged" sends the drawn rows alone, by
+`jax.lax.ragged_all_to_all`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 BATCH_AXES = ("data", "fsdp")
-EXCHANGES = ("auto", "ragged", "ring")
+EXCHANGES = ("ring", "grid", "ragged")
+MAX_RAGGED_V5E = 16  # chips; libtpu refuses the collective on larger slices
 
 
 def batch_axes() -> tuple[str, ...]:
@@ -37,18 +42,29 @@ def batch_axes() -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
 
 
+def choose_exchange(mesh: Mesh) -> str:
+    """Choose the exchange with the least traffic that the devices of a mesh have."""
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu":
+        return "ring"
+    slices = {getattr(device, "slice_index", 0) for device in mesh.devices.flat}
+    if len(slices) > 1:
+        return "grid"
+    is_v5e = device.device_kind == "TPU v5 lite"
+    return "grid" if is_v5e and mesh.size > MAX_RAGGED_V5E else "ragged"
+
+
 def gather_global_rows(
     rows: Shaped[Array, "B ..."],
     index: Int[Array | np.ndarray, "B"],
-    exchange: str = "auto",
+    exchange: str = "ring",
 ) -> Shaped[Array, "B ..."]:
-    """Compute `rows[index]` with the memory of one shard per device.
+    """Compute `rows[index]` without gathering all rows on every device.
 
     Args:
       rows: rows of the global batch, sharded over the batch axes of the current mesh.
       index: for each row of the result, its index in the global batch.
-      exchange: "ragged", "ring", or "auto" for "ragged" in programs for TPUs and "ring"
-        in others. Without a mesh of several devices it makes no difference.
+      exchange: one of `EXCHANGES`. The result is the same.
 
     Returns:
       The gathered rows, sharded like `rows`. Gradients flow back to their source rows.
@@ -58,14 +74,11 @@ def gather_global_rows(
         return rows[index]
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape[axis] for axis in axes)
-    ring = functools.partial(_ring, axes, shards)
-    ragged = functools.partial(_ragged, axes, shards)
-
-    def gather(rows: jax.Array, index: jax.Array) -> jax.Array:
-        if exchange == "auto":
-            return jax.lax.platform_dependent(rows, index, tpu=ragged, default=ring)
-        return (ring if exchange == "ring" else ragged)(rows, index)
-
+    gather = {
+        "ring": functools.partial(_grid, axes, shards, 1),
+        "grid": functools.partial(_grid, axes, shards, _columns(shards)),
+        "ragged": functools.partial(_ragged, axes, shards),
+    }[exchange]
     spec = PartitionSpec(axes)
     sharded = jax.shard_map(
         gather, in_specs=(spec, spec), out_specs=spec, axis_names=set(axes)
@@ -73,8 +86,13 @@ def gather_global_rows(
     return sharded(rows, index)
 
 
+def _columns(shards: int) -> int:
+    """Return the largest divisor that is at most the square root."""
+    return max(n for n in range(1, math.isqrt(shards) + 1) if shards % n == 0)
+
+
 def verify_exchange(mesh: Mesh, exchange: str) -> None:
-    """Exchange a few numbered rows on a mesh, if `exchange` selects "ragged" there.
+    """Check "ragged" on a mesh by an exchange of numbered rows.
 
     A collective that delivered wrong rows would not stop a run; its hard negatives
     would just be other images than those that were drawn.
@@ -82,61 +100,76 @@ def verify_exchange(mesh: Mesh, exchange: str) -> None:
     Raises:
       ValueError: rows arrived that were not asked for.
     """
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
-    if exchange == "ring" or (exchange == "auto" and not on_tpu):
+    if exchange != "ragged":
         return
     with jax.set_mesh(mesh):
         axes = batch_axes()
         size = 3 * math.prod(mesh.shape[axis] for axis in axes)
+        spread = NamedSharding(mesh, PartitionSpec(axes))
 
         def count_wrong_rows() -> jax.Array:
-            spread = NamedSharding(mesh, PartitionSpec(axes))
             index = jax.lax.with_sharding_constraint(jnp.arange(size), spread)
             drawn = index**2 % size  # some rows several times, some never
-            expected = _numbered_rows(drawn)
             rows = gather_global_rows(_numbered_rows(index), drawn, exchange)
-            return jnp.sum(rows != expected)
+            return jnp.sum(rows != _numbered_rows(drawn))
 
-        wrong = int(
-            jax.jit(
-                count_wrong_rows, out_shardings=NamedSharding(mesh, PartitionSpec())
-            )()
-        )
+        replicated = NamedSharding(mesh, PartitionSpec())
+        wrong = int(jax.jit(count_wrong_rows, out_shardings=replicated)())
     if wrong:
         raise ValueError(
             f"the exchange of hard negatives by ragged_all_to_all delivers wrong rows "
             f"on these {mesh.size} devices ({mesh.devices.flat[0].device_kind}): set "
-            "config.objective.exchange=ring, and report it with the versions of jax "
+            "config.objective.exchange=grid, and report it with the versions of jax "
             "and libtpu"
         )
 
 
 def _numbered_rows(index: Int[Array, " B"]) -> Shaped[Array, "B 16 128"]:
-    """Make bf16 rows that hold their number: its parts below and from 256 on."""
+    """Make bf16 rows that hold their number, as its last 8 bits and the rest."""
     parts = jnp.stack([index % 256, index // 256], axis=1).astype(jnp.bfloat16)
     return jnp.tile(parts[:, :, None], (1, 8, 128))
 
 
-def _ring(
-    axes: tuple[str, ...], shards: int, rows: jax.Array, index: jax.Array
+def _grid(
+    axes: tuple[str, ...],
+    shards: int,
+    columns: int,
+    rows: jax.Array,
+    index: jax.Array,
 ) -> jax.Array:
-    """Pass shards around a ring: after t steps a device holds its t-th neighbour's."""
-    device = jax.lax.axis_index(axes)
-    shard_size = rows.shape[0]
-    owner, offset = index // shard_size, index % shard_size
-    to_next = [(source, (source + 1) % shards) for source in range(shards)]
+    """Gather rows on a grid of devices, numbered line by line.
+
+    Each column is a ring that passes its shards. A device keeps the rows that devices
+    of its line need; these then send each other what is theirs.
+    """
+    device, size = jax.lax.axis_index(axes), rows.shape[0]
+    lines = [list(range(first, first + columns)) for first in range(0, shards, columns)]
+    wanted = index
+    if columns > 1:
+        wanted = jax.lax.all_gather(index, axes, axis_index_groups=lines, tiled=True)
+    owner, offset = wanted // size, wanted % size
+    to_next = [(source, (source + columns) % shards) for source in range(shards)]
 
     def step(carry, t):
         shard, gathered = carry
         shard = jax.lax.ppermute(shard, axes, to_next)
-        in_shard = owner == (device - t) % shards
+        in_shard = owner == (device - t * columns) % shards
         in_shard = in_shard.reshape((-1,) + (1,) * (rows.ndim - 1))
         return (shard, jnp.where(in_shard, shard[offset], gathered)), None
 
     # Rows of other shards are wrong here and are overwritten when their shard arrives.
-    initial = rows[offset]
-    (_, gathered), _ = jax.lax.scan(step, (rows, initial), jnp.arange(1, shards))
-    return gathered
+    initial = (rows, rows[offset])
+    (_, gathered), _ = jax.lax.scan(step, initial, jnp.arange(1, len(lines)))
+    if columns == 1:
+        return gathered
+    received = jax.lax.all_to_all(
+        gathered.reshape(columns, size, *rows.shape[1:]),
+        axes,
+        split_axis=0,
+        concat_axis=0,
+        axis_index_groups=lines,
+    )
+    return received[index // size % columns, jnp.arange(size)]
 
 
 # JAX's transpose of the collective would write, not add, the gradients of a row that
@@ -178,7 +211,7 @@ def _ragged_forward(
 def _ragged_backward(
     axes: tuple[str, ...], shards: int, index: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, Any]:
-    gather = lambda rows: _ring(axes, shards, rows, index)
+    gather = lambda rows: _grid(axes, shards, 1, rows, index)
     return (*jax.linear_transpose(gather, cotangent)(cotangent), None)
 
 

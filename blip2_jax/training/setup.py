@@ -38,7 +38,7 @@ from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.same_data import verify_data
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep
-from blip2_jax.training.step_plan import plan_step
+from blip2_jax.training.step_plan import negatives_exchange, plan_step
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.text_limits import check_texts
 from blip2_jax.training.train_config import ConfigError
@@ -149,7 +149,7 @@ def set_up(
     mesh, task, shapes = plan.mesh, plan.task, plan.shapes
     optimizer, target = plan.optimizer, plan.state
     if config.task == "stage1":
-        verify_exchange(mesh, config.objective.get("exchange", "auto"))
+        verify_exchange(mesh, negatives_exchange(config, mesh))
 
     values = restore(config, directory, target) if continues else None
     batches = open_batches(config, task, mesh, values.step if values else 0)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from blip2_jax.nn.trees import Partition, Tree
 from blip2_jax.parallel import sharding
+from blip2_jax.parallel.row_gather import choose_exchange
 from blip2_jax.training import initial_params
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.optimizer import make_optimizer
@@ -76,12 +77,26 @@ def plan_step(
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
-    task = make_task(config)
+    task = make_task(_with_exchange(config, mesh))
     shapes = initial_params.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     state = _abstract_state(optimizer, shapes.trainable, mesh)
     return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
+
+
+def negatives_exchange(config: ConfigDict, mesh: Mesh) -> str:
+    """Return how devices exchange the images of negatives (`parallel.row_gather`)."""
+    return config.objective.get("exchange") or choose_exchange(mesh)
+
+
+def _with_exchange(config: ConfigDict, mesh: Mesh) -> ConfigDict:
+    """Return a stage-1 configuration with its exchange filled in."""
+    if config.task != "stage1":
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    config.objective.exchange = negatives_exchange(config, mesh)
+    return config.lock()
 
 
 def _abstract_state(
