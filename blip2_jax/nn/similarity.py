@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blip2_jax.nn.precision import einsum_fp32
+from blip2_jax.parallel.row_gather import current_batch_shards
 
-# Largest [B, Q, texts] score array that is computed at once: 64 MB in fp32.
+# Largest part of a [B, Q, texts] score array that a device computes at once: 64 MB.
 MAX_SCORES = 2**24
 
 
@@ -27,15 +28,17 @@ def max_query_similarity(
     """Compute the similarity of every image with every text.
 
     The similarity is the largest cosine between any query of the image and the text
-    (paper section 3.2). Above `MAX_SCORES` scores the queries are scanned, because the
-    [B, Q, texts] array takes 361 MB for 1,680 images and texts, and as much in the
-    backward pass.
+    (paper section 3.2). Above `MAX_SCORES` scores of a device the queries are scanned:
+    the [B, Q, texts] array takes 361 MB for 1,680 images and texts, and as much in the
+    backward pass. On a mesh the scan would add up gradients between devices once per
+    query.
 
     Args:
       queries: unit vectors of the queries of each image.
       texts: unit vectors of the texts.
     """
-    if queries.shape[0] * queries.shape[1] * texts.shape[0] > MAX_SCORES:
+    scores = queries.shape[0] * queries.shape[1] * texts.shape[0]
+    if scores // current_batch_shards() > MAX_SCORES:
         return scan_query_similarity(queries, texts)
     return einsum_fp32("iqc,jc->iqj", queries, texts).max(axis=1)
 

@@ -42,6 +42,12 @@ def batch_axes() -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
 
 
+def current_batch_shards() -> int:
+    """Return the number of shards of a batch on the current mesh; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in batch_axes())
+
+
 def choose_exchange(mesh: Mesh) -> str:
     """Choose the exchange with the least traffic that the devices of a mesh have."""
     device = mesh.devices.flat[0]
@@ -72,8 +78,7 @@ def gather_global_rows(
     axes = batch_axes()
     if not axes:
         return rows[index]
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = math.prod(mesh.shape[axis] for axis in axes)
+    shards = current_batch_shards()
     gather = {
         "ring": functools.partial(_grid, axes, shards, 1),
         "grid": functools.partial(_grid, axes, shards, _columns(shards)),
@@ -104,7 +109,7 @@ def verify_exchange(mesh: Mesh, exchange: str) -> None:
         return
     with jax.set_mesh(mesh):
         axes = batch_axes()
-        size = 3 * math.prod(mesh.shape[axis] for axis in axes)
+        size = 3 * current_batch_shards()
         spread = NamedSharding(mesh, PartitionSpec(axes))
 
         def count_wrong_rows() -> jax.Array:
