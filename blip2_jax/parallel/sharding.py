@@ -118,16 +118,44 @@ def parameter_spec(
     )
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def split_over_data(
+    spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """Split an array over the axis `data` too, along the first dimension it divides.
+
+    Args:
+      spec: from `parameter_spec`.
+      shape: shape of the array. If `data` divides no dimension, the spec is returned
+        unchanged.
+      mesh: the mesh.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    for i, (axis, dim) in enumerate(zip(spec, shape, strict=True)):
+        if axis == "fsdp" and dim % (data * fsdp) == 0:
+            return P(*spec[:i], BATCH_AXES, *spec[i + 1 :])
+        if axis is None and dim % data == 0 and dim > 1:
+            return P(*spec[:i], "data", *spec[i + 1 :])
+    return spec
+
+
+def tree_shardings(tree: Any, mesh: Mesh, over_data: bool = False) -> Any:
     """Return a NamedSharding for every leaf (array or shape) of a tree.
 
     The path of a leaf consists of its dictionary keys only, so that optimizer state is
     sharded like the parameters it belongs to.
+
+    Args:
+      tree: nested parameters, or the state of an optimizer.
+      mesh: the mesh.
+      over_data: split arrays over the axis `data` too (`split_over_data`).
     """
 
     def leaf_sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path = "/".join(_dict_keys(keys))
-        return NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
+        spec = parameter_spec(path, leaf.shape, mesh)
+        if over_data and mesh.shape["data"] > 1:
+            spec = split_over_data(spec, leaf.shape, mesh)
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 

@@ -99,7 +99,11 @@ class TrainingRun:
 
     def parameters(self) -> Tree:
         """Return all parameters of the model, as evaluation reads them."""
-        return lora.merge_parameters(self.config, self.state.trainable, self.frozen)
+        trainable = self.state.trainable
+        if self.config.optimizer.sharded:
+            layout = sharding.tree_shardings(trainable, self.mesh)
+            trainable = jax.jit(lambda tree: tree, out_shardings=layout)(trainable)
+        return lora.merge_parameters(self.config, trainable, self.frozen)
 
     def trees(self) -> dict[str, Tree]:
         """Return the trees that a checkpoint holds, by name."""

@@ -105,6 +105,7 @@ def make_train_step(
     frozen: Mapping[str, Any],
     *,
     seed: int,
+    shard_over_data: bool = False,
 ) -> TrainStep:
     """Build the training step. It is compiled at its first call.
 
@@ -116,9 +117,11 @@ def make_train_step(
       state: arrays or their shapes; only used for shardings.
       frozen: likewise.
       seed: seed of the run; the key of a step is `step_key(seed, step)`.
+      shard_over_data: the state is split over the axis `data` too: every device updates
+        its part of the parameters, and gathers the rest before a step.
     """
     trim_memory_after_compiling()
-    state_layout = sharding.tree_shardings(state, mesh)
+    state_layout = sharding.tree_shardings(state, mesh, shard_over_data)
     frozen_layout = sharding.tree_shardings(frozen, mesh)
     batch_sharding = sharding.batch_sharding(mesh)
     replicated = sharding.replicated(mesh)

@@ -58,6 +58,7 @@ class StepPlan:
             self.state,
             frozen,
             seed=self.config.seed,
+            shard_over_data=self.config.optimizer.sharded,
         )
 
 
@@ -81,7 +82,7 @@ def plan_step(
     shapes = initial_params.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
-    state = _abstract_state(optimizer, shapes.trainable, mesh)
+    state = _abstract_state(optimizer, shapes.trainable, mesh, config.optimizer.sharded)
     return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
 
 
@@ -100,7 +101,10 @@ def _with_exchange(config: ConfigDict, mesh: Mesh) -> ConfigDict:
 
 
 def _abstract_state(
-    optimizer: optax.GradientTransformation, trainable: Tree, mesh: Mesh
+    optimizer: optax.GradientTransformation,
+    trainable: Tree,
+    mesh: Mesh,
+    over_data: bool,
 ) -> TrainState:
     """Return shapes and shardings of the state."""
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
@@ -109,5 +113,5 @@ def _abstract_state(
             leaf.shape, leaf.dtype, sharding=sharding
         ),
         state,
-        sharding.tree_shardings(state, mesh),
+        sharding.tree_shardings(state, mesh, over_data),
     )

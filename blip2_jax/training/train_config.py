@@ -38,6 +38,7 @@ CHANGEABLE = (
     "mesh",
     "model.attention",
     "objective.exchange",
+    "optimizer.sharded",
     "data.workers",
     "data.prefetch",
     "data.max_broken_share",
@@ -186,6 +187,9 @@ def _optimizer(task: str) -> ConfigDict:
             # Number of chunks that a step splits its batch into, to save memory. Losses
             # stay means over the whole batch, and ITC contrasts the whole batch.
             "accumulate": 1,
+            # Split trainable parameters and optimizer state over all devices, which
+            # then update a part each (ZeRO): less memory and a shorter update.
+            "sharded": False,
         }
     )
 

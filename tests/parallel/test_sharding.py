@@ -125,3 +125,19 @@ def test_rows_are_placed_like_parameters():
     assert placed["few"].sharding.spec == P()
     jax.tree.map(np.testing.assert_array_equal, placed, rows)
     assert sharding.place_rows_like({"kernel": np.ones(3)}, rows) is rows
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape", "expected"),
+    [
+        (P("fsdp", None), (16, 8), P(("data", "fsdp"), None)),
+        (P("fsdp", None), (6, 8), P("fsdp", "data")),  # 8 parts do not divide 6
+        (P(None, "fsdp", "tensor"), (3, 8, 8), P(None, ("data", "fsdp"), "tensor")),
+        (P(), (), P()),
+        (P(None), (8,), P("data")),
+        (P(None), (7,), P(None)),
+    ],
+)
+def test_storage_split_over_data_too(stored, shape, expected):
+    mesh = sharding.make_mesh(4, 2, 1, devices=jax.devices()[:8])
+    assert sharding.split_over_data(stored, shape, mesh) == expected

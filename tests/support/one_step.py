@@ -120,18 +120,28 @@ def prepare(config, task, mesh):
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     create = functools.partial(create_state, optimizer=optimizer)
-    layout = sharding.tree_shardings(jax.eval_shape(create, start.trainable), mesh)
+    sharded = config.optimizer.sharded
+    shapes = jax.eval_shape(create, start.trainable)
+    layout = sharding.tree_shardings(shapes, mesh, sharded)
     state = jax.jit(create, out_shardings=layout)(start.trainable)
     step = make_train_step(
-        task, optimizer, schedule, mesh, state, frozen, seed=config.seed
+        task,
+        optimizer,
+        schedule,
+        mesh,
+        state,
+        frozen,
+        seed=config.seed,
+        shard_over_data=sharded,
     )
     return state, frozen, step
 
 
 @functools.cache
-def one_step(task, axes):
+def one_step(task, axes, sharded=False):
     """Return parameters after one step, gradients and metrics as host arrays."""
     config = config_of(task)
+    config.optimizer.sharded = sharded
     mesh = sharding.make_mesh(*axes, devices=jax.devices()[: math.prod(axes)])
     state, frozen, step = prepare(config, make_task(config), mesh)
     own = sharding.local_rows(B, mesh)

@@ -59,6 +59,18 @@ def test_a_mesh_changes_nothing(task, axes):
     assert_same_step(one_step(task, axes), one_step(task, ONE))
 
 
+@pytest.mark.parametrize(
+    ("task", "axes"),
+    [
+        ("stage1", (4, 2, 1)),
+        pytest.param("stage2", (8, 1, 1), marks=pytest.mark.slow),
+        pytest.param("retrieval", (2, 2, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_a_state_split_over_all_devices_changes_nothing(task, axes):
+    assert_same_step(one_step(task, axes, sharded=True), one_step(task, ONE))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "axes"),
