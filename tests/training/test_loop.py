@@ -221,7 +221,8 @@ def test_a_mesh_of_eight_continues_on_a_mesh_that_divides_parameters(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loops.Loop, "stop_requested", lambda self, step, stop: step == 10)
         train(config, tmp_path / "moved")
-    train(toy_config(**{"mesh.fsdp": 4, "mesh.data": 2}), tmp_path / "moved")
+    other = {"mesh.fsdp": 4, "mesh.data": 2, "optimizer.sharded": True}
+    train(toy_config(**other), tmp_path / "moved")
     whole, moved = losses(tmp_path / "whole"), losses(tmp_path / "moved")
     np.testing.assert_allclose(
         list(moved.values()), list(whole.values()), rtol=1e-5, atol=0
