@@ -30,15 +30,16 @@ def shrunk(config: ConfigDict) -> ConfigDict:
     parts = {"vision": vision, "qformer": qformer | {"num_queries": 3}}
     parts["qformer"] |= {"cross_attention_every": sizes.qformer.cross_attention_every}
     if family:
-        parts["language_model"] = {
-            "kind": family,
-            **dataclasses.asdict(sizes.language_model),
-            **SMALL,
-            "vocab_size": words(f"shapes:{family}"),
-        }
+        tokenizer = "shapes:t5" if family == "t5" else "shapes:opt"
+        language = dataclasses.asdict(sizes.language_model) | SMALL
+        language |= {"kind": family, "vocab_size": words(tokenizer)}
         if family == "opt":
-            parts["language_model"]["embed_width"] = None
-        config.data.tokenizer.language_model = f"shapes:{family}"
+            language["embed_width"] = None
+        if "kv_heads" in language:
+            heads = SMALL["heads"]
+            language |= {"kv_heads": heads, "head_width": SMALL["width"] // heads}
+        parts["language_model"] = language
+        config.data.tokenizer.language_model = tokenizer
     config.model.overrides = ConfigDict(parts)
     config.data.tokenizer.qformer = "shapes:bert"
     images = config.task != "language_model"
