@@ -33,6 +33,7 @@ from blip2_jax.training.guards import (
     stop_on_signal,
 )
 from blip2_jax.training.metrics_log import MetricsLog
+from blip2_jax.training.profiled_steps import ProfiledSteps, parse_profile
 from blip2_jax.training.run_history import RunHistory
 from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.setup import EvaluatorFactory, TrainingRun, set_up
@@ -147,6 +148,9 @@ class Loop:
             self.terminal = Terminal(run.config.steps, run.start)
             self.history = RunHistory(run.directory, run.start)
         self.negatives_log = replay.open_log(run.config, run.directory, run.start)
+        self.profile = ProfiledSteps(
+            parse_profile(run.config.profile, run.config.steps), run.directory
+        )
         self._compiled_shapes: set[tuple[Any, ...]] = set()
         logs = (self.log, self.history, self.negatives_log)
         repairs = [line for log in logs if log is not None for line in log.report]
@@ -183,14 +187,19 @@ class Loop:
         for step in range(run.start + 1, self.config.steps + 1):
             if self.store is not None:
                 self.store.check()
-            launched = self.launch_step(step)
+            with self.profile.begin(step):
+                launched = self.launch_step(step)
             if pending is not None:
                 self.finish_step(pending)
             pending = launched
             stopping = self.stop_requested(step, stop)
-            if stopping or self.is_due(step):
+            profiled = self.profile.is_last(step)
+            if stopping or profiled or self.is_due(step):
                 self.finish_step(launched)
                 pending = None
+            if stopping or profiled:
+                self.write_profile()
+            if stopping or self.is_due(step):
                 with self.meter.paused():
                     self.evaluate_and_save(step, stopping)
             if stopping:
@@ -200,6 +209,13 @@ class Loop:
                 return
         path = shorten_path(self.store.remote if self.store else run.directory)
         self.write_line(f"finished {self.config.steps} steps; the run is in {path}")
+
+    def write_profile(self) -> None:
+        """Write the profile, if one was begun."""
+        with self.meter.paused():
+            if self.profile.end():
+                folder = shorten_path(self.profile.folder)
+                self.write_line(f"profile written to {folder} (xprof {folder})")
 
     def launch_step(self, step: int) -> _PendingStep:
         """Fetch a batch, place it on the devices and dispatch the step."""
@@ -383,6 +399,7 @@ class Loop:
           all_processes: every process closes its loop now. Otherwise pending saves are
             abandoned, because they wait for all processes.
         """
+        self.profile.end()
         self.training_run.batches.close()
         if all_processes:
             self.training_run.checkpoints.close()

@@ -23,6 +23,7 @@ from blip2_jax.nn.precision import PRECISIONS
 from blip2_jax.nn.quantized import SCHEMES
 from blip2_jax.parallel.files import read_json, write_atomically
 from blip2_jax.parallel.paths import as_path
+from blip2_jax.training.profiled_steps import parse_profile
 from blip2_jax.training.value_ranges import wrong_values
 
 CONFIG = "config.json"  # in the directory of a run
@@ -45,6 +46,7 @@ CHANGEABLE = (
     "checkpoint",
     "evaluation",
     "logging",
+    "profile",
     "compilation_cache",
     "replay",
 )
@@ -125,6 +127,8 @@ def default_config(task: str = "stage1") -> ConfigDict:
     config.logging = ConfigDict(
         {"wandb": False, "wandb_project": "blip2_jax", "negatives": False}
     )
+    # Steps FIRST:LAST of which a profile is written to DIR/profile; "": none.
+    config.profile = ""
     # A negatives.jsonl of another run: use these hard negatives instead of sampling.
     config.replay = ""
     # A directory that keeps compiled programs for later runs; "": that of the user.
@@ -235,6 +239,7 @@ def validate(config: ConfigDict) -> None:
     _one_of("evaluation.mode", config.evaluation.mode, ("max", "min"))
     for message in wrong_values(config):
         raise ConfigError(message)
+    parse_profile(config.profile, config.steps)
     if config.model.question_in_qformer and config.task != "stage2":
         raise ConfigError(
             "config.model.question_in_qformer is set, but the task is "

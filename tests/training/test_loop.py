@@ -8,6 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 
 from blip2_jax.training import loop as loops
 from blip2_jax.training import tasks
@@ -73,6 +74,27 @@ def test_a_run_leaves_what_the_documentation_lists(tmp_path):
         "position": 160,
         "broken_samples": {"shapes:train": 0},
     }
+
+
+def test_a_profile_of_some_steps(tmp_path):
+    run = tmp_path / "run"
+    for text in ("3", "3:2", "0:2", "19:21", "a:b"):
+        with pytest.raises(ValueError, match=rf"config\.profile is '{text}'.* 1 to 20"):
+            train(toy_config(profile=text), run)
+    assert not run.exists()
+    train(toy_config(), tmp_path / "plain")
+    train(toy_config(profile="3:4"), run)
+    assert losses(run) == losses(tmp_path / "plain")
+    (trace,) = (run / "profile").rglob("*.xplane.pb")
+    numbers = ProfileData.from_file(str(trace))
+    steps = {
+        dict(event.stats).get("step_num")
+        for plane in numbers.planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    }
+    assert steps == {3, 4}
 
 
 def test_frozen_weights_are_not_in_checkpoints_and_do_not_move(tmp_path):
