@@ -143,7 +143,9 @@ def _model() -> ConfigDict:
             "preset": "pretrain",
             # Sizes that differ from the preset, e.g. {"qformer": {"depth": 4}}.
             "overrides": {},
-            "scan": True,  # scan over the blocks of a tower: shorter compilation
+            # Scan over equal blocks of towers and, in training steps on TPU and GPU, of
+            # the Q-Former: shorter compilation (docs/training.md).
+            "scan": True,
             # Rematerialisation of blocks in the backward pass: "none", "full", or
             # "dots", which keeps matmuls of activations with weights
             # (docs/training.md).
