@@ -33,8 +33,9 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
-def make_toy(config: ConfigDict) -> tasks.Task:
+def make_toy(config: ConfigDict, platform: str = "cpu") -> tasks.Task:
     """Return a task that regresses text features from image features, with dropout."""
+    del platform
 
     def init_params(key: jax.Array) -> dict:
         return {
