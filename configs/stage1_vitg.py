@@ -4,6 +4,9 @@ Stage 1 of the paper with EVA-CLIP ViT-g/14: 1680 pairs a step (section 3.4). Th
 of the Q-Former start from BERT-base; `--config.init.from_weights='()'` trains them from
 scratch. The argument `original`, as in `stage1_vitg:original`, selects the numbers of
 the authors' code.
+
+On 256 chips of TPU v5e, `--config.batch_size=1792`; on 64 of v5p, 1664; the default mesh
+is best on both (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,9 @@ Stage 1 of the paper with CLIP ViT-L/14: 2320 pairs a step (section 3.4). The bl
 the Q-Former start from BERT-base; `--config.init.from_weights='()'` trains them from
 scratch. The argument `original`, as in `stage1_vitl:original`, selects the numbers of
 the authors' code.
+
+On 256 chips of TPU v5e, `--config.batch_size=2304`; the default mesh is best
+(docs/scaling.md).
 """
 
 from ml_collections import ConfigDict

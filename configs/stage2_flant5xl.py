@@ -6,6 +6,9 @@ the encoder reads the first part after the queries, and the decoder writes the r
 (prefix language modelling). The argument selects the image encoder, `vitg` or `vitl`
 (CLIP ViT-L/14), and the numbers, the paper's or those of the authors' code:
 `stage2_flant5xl:vitl,original`.
+
+On 256 chips of TPU v5e or 64 of v5p, `--config.batch_size=1536`; the default mesh is
+best on both (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict

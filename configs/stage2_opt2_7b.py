@@ -4,6 +4,9 @@ Stage 2 of the paper with OPT-2.7B: 1920 captions a step (section 3.4), from the
 run that `--config.init.from_run` names. The argument selects the image encoder, `vitg`
 or `vitl` (CLIP ViT-L/14), and the numbers, the paper's or those of the authors' code:
 `stage2_opt2_7b:vitl,original`.
+
+On 256 chips of TPU v5e, `--config.batch_size=1792`; the default mesh is best there and
+on 64 chips of v5p (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict

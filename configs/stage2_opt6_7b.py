@@ -1,9 +1,12 @@
 """blip2-jax train --config stage2_opt6_7b --workdir runs/opt6_7b
 
 Stage 2 of the paper with OPT-6.7B: 1920 captions a step (section 3.4), from the stage-1
-run that `--config.init.from_run` names. `--config.mesh.fsdp=8`, for example, divides
-the language model over devices. The argument `original`, as in
+run that `--config.init.from_run` names. The argument `original`, as in
 `stage2_opt6_7b:original`, selects the numbers of the authors' code.
+
+On 256 chips of TPU v5e, `--config.batch_size=1792 --config.mesh.tensor=4` divides the
+language model with the least traffic; on 8 chips, `--config.mesh.fsdp=8`. On v5p the
+default mesh is best (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict
