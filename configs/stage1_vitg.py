@@ -5,8 +5,8 @@ of the Q-Former start from BERT-base; `--config.init.from_weights='()'` trains t
 scratch. The argument `original`, as in `stage1_vitg:original`, selects the numbers of
 the authors' code.
 
-On 256 chips of TPU v5e, `--config.batch_size=1792`; on 64 of v5p, 1664; the default mesh
-is best on both (docs/scaling.md).
+On 256 chips of TPU v5e, `--config.batch_size=1792`; on 64 of v5p, 1664; the default
+mesh is best on both (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict
