@@ -326,9 +326,9 @@ def module_kwargs(config: ConfigDict) -> dict[str, Any]:
 def training_model(model: BaseT, platform: str) -> BaseT:
     """Return the form of a model that a training step is compiled from.
 
-    It scans the Q-Former's blocks if it scans those of the towers, except on a CPU,
-    where unrolled blocks run faster. Evaluation and generation use the model itself,
-    whose shorter programs would not pay for stacking the weights at every call.
+    On TPU and GPU it scans the Q-Former's blocks if it scans those of the towers: a
+    smaller program to compile. Evaluation and generation use the model itself, which
+    does not stack the weights at every call.
 
     Args:
       model: unbound; the parameters of both forms are the same.
