@@ -17,6 +17,7 @@ from blip2_jax.serve.page_style import NAME_EXAMPLES
 
 NO_TEXT = "(the model wrote nothing)"
 
+
 @dataclasses.dataclass(frozen=True)
 class PageContent:
     """Texts and examples of the page.
@@ -186,9 +187,7 @@ def _chat_tab(
             feedback_options=None,
             placeholder="Ask about the picture. Earlier questions and answers count.",
         )
-        question = gr.Textbox(
-            label="Question", max_lines=3
-        )
+        question = gr.Textbox(label="Question", max_lines=3)
         with gr.Row():
             send = gr.Button("Ask", variant="primary", min_width=120)
             clear = gr.Button("Clear the chat", min_width=120)
@@ -206,7 +205,11 @@ def _chat_tab(
         named = dict(zip(settings, values, strict=True))
         answer = actions.answer(path, text, _turns(messages), named)
         asked = {"role": "user", "content": text}
-        return [*messages, asked, {"role": "assistant", "content": answer or NO_TEXT}], ""
+        return [
+            *messages,
+            asked,
+            {"role": "assistant", "content": answer or NO_TEXT},
+        ], ""
 
     inputs = [picture, question, chat, *settings.values()]
     _on([send.click, question.submit], ask, inputs)([chat, question])

@@ -14,7 +14,7 @@ from PIL import Image
 
 DARK = {"name": "prefers-color-scheme", "value": "dark"}
 LIGHT = {"name": "prefers-color-scheme", "value": "light"}
-WAIT = 300.0  # seconds; the first request of a model compiles
+WAIT = 120.0  # seconds; the first request of a model compiles
 
 
 @contextlib.contextmanager
@@ -60,6 +60,47 @@ return [...document.querySelectorAll(arguments[0])].filter(
 """
 
 
+_CUT = """
+const cut = [];
+for (const node of document.body.querySelectorAll('*')) {
+  const texts = [...node.childNodes].filter(n => n.nodeType == 3 && n.data.trim());
+  if (!texts.length && !node.matches('button, input, textarea, img')) continue;
+  const shown = {visibilityProperty: true, opacityProperty: true};
+  if (!node.checkVisibility(shown)) continue;
+  const box = node.getBoundingClientRect();
+  if (box.width < 2 || box.height < 2) continue;
+  const hides = getComputedStyle(node).overflowX == 'hidden' &&
+    node.scrollWidth > node.clientWidth + 1;
+  if (box.right > innerWidth + 1 || box.left < -1 || hides)
+    cut.push(`${node.tagName} ${node.className} ${node.textContent.trim()}`);
+}
+return cut;
+"""
+_CONTRAST = """
+const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
+const light = c => rgb(c).map(v => (v /= 255) <= .03928 ? v / 12.92 :
+  ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+const ground = node => { for (; node; node = node.parentElement) {
+  const color = getComputedStyle(node).backgroundColor;
+  if (!color.endsWith(', 0)')) return color; } return 'rgb(255, 255, 255)'; };
+let worst = [21, ''];
+for (const node of document.body.querySelectorAll('*')) {
+  if (node.matches('script, style')) continue;
+  const own = [...node.childNodes].some(n => n.nodeType == 3 && n.data.trim());
+  const field = node.matches('textarea, input:not([type=radio], [type=checkbox])') &&
+    node.type != 'range' && node.type != 'file';
+  if (!own && !field || !node.checkVisibility({visibilityProperty: true})) continue;
+  const style = field && !node.value && node.placeholder ?
+    getComputedStyle(node, '::placeholder') : getComputedStyle(node);
+  const [a, b] = [light(node.closest('svg') ? style.fill : style.color),
+                  light(ground(node))].sort((x, y) => y - x);
+  const value = (a + .05) / (b + .05);
+  if (value < worst[0]) worst = [value, node.value || node.textContent.trim()];
+}
+return worst;
+"""
+
+
 class Browser:
     """A browser with one page.
 
@@ -78,7 +119,18 @@ class Browser:
         print_media: bool = False,
         height: int = 844,
     ) -> None:
-        """Open a file or a URL in a window of CSS pixels, light, dark or as on paper.
+        """Open a file or a URL in a window as of `view`."""
+        self.view(width, dark, print_media, height)
+        self.chrome.get(page if isinstance(page, str) else page.resolve().as_uri())
+
+    def view(
+        self,
+        width: int = 1280,
+        dark: bool = False,
+        print_media: bool = False,
+        height: int = 844,
+    ) -> None:
+        """Set the window's CSS pixels, and light, dark or paper.
 
         Below 600 pixels the window is that of a phone.
         """
@@ -98,7 +150,6 @@ class Browser:
                 "features": [DARK if dark else LIGHT],
             },
         )
-        self.chrome.get(page if isinstance(page, str) else page.resolve().as_uri())
 
     def run(self, script: str, *arguments):
         """Run JavaScript of the test (not of the page) and return its value."""
@@ -162,6 +213,15 @@ class Browser:
             "return document.documentElement.scrollWidth - "
             "document.documentElement.clientWidth"
         )
+
+    def cut(self) -> list[str]:
+        """Return the texts and controls that are cut off or outside of the window."""
+        return self.run(_CUT)
+
+    def contrast(self) -> tuple[float, str]:
+        """Return the least contrast of a text with its ground, and the text."""
+        value, text = self.run(_CONTRAST)
+        return value, text
 
     def screenshot(self, path: pathlib.Path, whole: bool = True) -> pathlib.Path:
         """Write a PNG of the whole page, or of what the window shows."""
