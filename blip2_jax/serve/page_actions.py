@@ -196,7 +196,7 @@ class PageActions:
         )
         found = []
         for hit in hits:
-            match = "" if hit.itm is None else f"match {hit.itm:.0%}, "
+            match = "" if hit.itm is None else f"match {hit.itm:.0%}\n"
             with contextlib.suppress(ValueError, OSError):  # gone since
                 pixels = thumbnail(as_pixels(index.path(hit.name)))
                 scores = f"{match}cosine {hit.itc:.2f}"

@@ -39,6 +39,7 @@ VIEWS = (
     ("phone", 390, False),
     ("phone_dark", 390, True),
 )
+SCHEME = "return document.body.classList.contains('dark')"
 QUESTIONS = ("how many things are there?", "what shape is the thing at the top right?")
 
 
@@ -164,7 +165,7 @@ def test_every_tab_shows_what_the_model_says(models, browser, url, tmp_path):
     start(browser, url)
     choose_example(browser, 1)
     assert caption_of(browser) == generator.caption(image)[0]
-    keep_for_docs(browser, tmp_path, "caption", 470)
+    keep_for_docs(browser, tmp_path, "caption", 600)
 
     open_tab(browser, "Chat")
     answers = generator.converse(image, QUESTIONS)
@@ -182,18 +183,17 @@ def test_every_tab_shows_what_the_model_says(models, browser, url, tmp_path):
     open_tab(browser, "Words")
     click(browser, "Show the words")
     choose_word(browser, "circle")
-    keep_for_docs(browser, tmp_path, "words", 720)
+    keep_for_docs(browser, tmp_path, "words", 830)
 
     open_tab(browser, "Search")
     found = search(browser, "a small orange cross", 8)
     assert found[0].startswith("shapes04.png") and "match" in found[0]
-    keep_for_docs(browser, tmp_path, "search", 900)
+    keep_for_docs(browser, tmp_path, "search", 970)
 
     # All results are there: no tab is cut off in any view, and all can be read.
     for view, width, dark in VIEWS:
         browser.view(width, dark, height=844)
-        scheme = "return document.body.classList.contains('dark')"
-        browser.wait(lambda dark=dark: browser.run(scheme) == dark, "colours")
+        browser.wait(lambda dark=dark: browser.run(SCHEME) == dark, "colours")
         for tab in TABS:
             open_tab(browser, tab)
             assert_fits(browser, (view, tab))
@@ -214,7 +214,7 @@ def keep_for_docs(browser, tmp_path, name, height):
     browser.wait(lambda: settled(browser), "page")
     browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     time.sleep(0.5)
-    path = browser.small_screenshot(folder / f"page_{name}.png")
+    path = browser.small_screenshot(folder / f"page_{name}.png", 255)
     assert path.stat().st_size < 60_000
     browser.view(1280, height=900)
 
