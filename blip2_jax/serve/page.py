@@ -190,7 +190,7 @@ def _chat_tab(
         question = gr.Textbox(label="Question", max_lines=3)
         with gr.Row():
             send = gr.Button("Ask", variant="primary", min_width=120)
-            clear = gr.Button("Clear the chat", min_width=120)
+            clear = gr.Button("Clear", min_width=120)
         if content.questions:
             gr.Examples(
                 [[text] for text in content.questions],

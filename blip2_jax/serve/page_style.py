@@ -18,6 +18,7 @@ button[role=tab].selected {color: var(--primary-700)}
 #examples .container {width: 100%; height: auto}
 #examples img {width: 100% !important; aspect-ratio: 1}
 #decoding button {text-align: left}
+#caption textarea {field-sizing: content; height: auto !important; min-height: 60px}
 #chat .top-panel {display: none}  /* a button below the chat does the same */
 #chat .placeholder-content {padding: 16px; text-align: center}
 #overlay, #found {min-height: 96px}
