@@ -69,7 +69,6 @@ def _picture_column(content: PageContent) -> tuple[gr.Image, dict[str, Any]]:
     """Add the picture, its examples and the decoding settings."""
     picture = gr.Image(
         type="filepath",
-        image_mode=None,  # the file as it is: it is checked before it is decoded
         sources=["upload", "clipboard"],
         buttons=["fullscreen"],
         label="Picture",
@@ -78,6 +77,8 @@ def _picture_column(content: PageContent) -> tuple[gr.Image, dict[str, Any]]:
         height=300,
         elem_id="picture",
     )
+    # gradio would open the file, and show no message where that fails.
+    picture.preprocess = _uploaded_path  # type: ignore[method-assign]
     if content.pictures:
         gr.Examples(
             [[path] for path in content.pictures],
@@ -88,6 +89,11 @@ def _picture_column(content: PageContent) -> tuple[gr.Image, dict[str, Any]]:
             elem_id="examples",
         )
     return picture, _decoding_settings()
+
+
+def _uploaded_path(payload: Any) -> str | None:
+    """Return the path of an uploaded file, which the actions check and decode."""
+    return None if payload is None else payload.path
 
 
 def _decoding_settings() -> dict[str, Any]:
