@@ -170,7 +170,7 @@ def test_the_keyboard_reaches_and_starts_everything(browser, url):
     browser.wait(lambda: browser.all("#picture img"), "picture")
     for tab, button in TABS.items():
         press_at(browser, browser.named("[role=tab]", tab), "ENTER")
-        start_button = browser.named("button", button)
+        start_button = browser.named("button:not([role=tab])", button)
         browser.wait(lambda: settled(browser), tab)
         reached = tab_through(browser)
         missing = [e for e in browser.run(CONTROLS) if e not in reached]
