@@ -13,23 +13,9 @@ from typing import Any
 import gradio as gr
 
 from blip2_jax.serve.page_actions import BOUNDS, PageActions, UserError
+from blip2_jax.serve.page_style import NAME_EXAMPLES
 
-CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto !important}
-table.scores {width: 100%; border-collapse: collapse; color: var(--body-text-color)}
-table.scores th, table.scores td {text-align: left; padding: 6px 10px;
-  border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere}
-table.scores td:not(:first-child), table.scores th:not(:first-child) {
-  text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
-#words .wrap {gap: 4px}
-#words label {padding: 4px 10px}
-#words input {margin-right: 6px}
-@media (max-width: 640px) {
-  .gradio-container {padding: 8px !important}
-  table.scores td:not(:first-child), table.scores th:not(:first-child) {
-    white-space: normal}
-}
-"""
+NO_TEXT = "(the model wrote nothing)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +39,6 @@ class PageContent:
     searches: Sequence[str] = ()
 
 
-def theme() -> gr.themes.Base:
-    """Return a theme that loads no fonts of other hosts."""
-    fonts = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
-    mono = ("ui-monospace", "Consolas", "monospace")
-    soft = gr.themes.Soft(primary_hue="blue", font=fonts, font_mono=mono)
-    # White on the theme's own blue has too little contrast.
-    colors = {
-        "button_primary_background_fill": "*primary_700",
-        "button_primary_background_fill_hover": "*primary_800",
-        "block_title_text_color": "*primary_700",
-        "block_label_text_color": "*primary_700",
-    }
-    dark = {f"{name}_dark": colors[name] for name in list(colors)[:2]}
-    return soft.set(**colors, **dark)
-
-
 def build_page(actions: PageActions, content: PageContent) -> gr.Blocks:
     """Build the page.
 
@@ -79,9 +49,9 @@ def build_page(actions: PageActions, content: PageContent) -> gr.Blocks:
     with gr.Blocks(
         title=content.title, analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
-        gr.Markdown(f"# {content.title}\n{content.about}")
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=280):
+        gr.Markdown(f"# {content.title}\n{content.about}", elem_id="head")
+        with gr.Row(equal_height=False, elem_id="columns"):
+            with gr.Column(scale=2, min_width=280, elem_id="picture-column"):
                 picture, settings = _picture_column(content)
             with gr.Column(scale=3, min_width=300), gr.Tabs(overflow_behavior="wrap"):
                 _caption_tab(actions, picture, settings)
@@ -91,6 +61,7 @@ def build_page(actions: PageActions, content: PageContent) -> gr.Blocks:
                 _words_tab(actions, picture)
                 if actions.index is not None:
                     _search_tab(actions, content)
+        page.load(None, js=NAME_EXAMPLES, api_visibility="private")
     return page
 
 
@@ -98,14 +69,16 @@ def _picture_column(content: PageContent) -> tuple[gr.Image, dict[str, Any]]:
     """Add the picture, its examples and the decoding settings."""
     picture = gr.Image(
         type="filepath",
-        image_mode=None,  # the file as it is: it is checked before it is decoded
         sources=["upload", "clipboard"],
         buttons=["fullscreen"],
         label="Picture",
+        show_label=False,
         alt_text="The chosen picture",
         height=300,
         elem_id="picture",
     )
+    # gradio would open the file, and show no message where that fails.
+    picture.preprocess = _uploaded_path  # type: ignore[method-assign]
     if content.pictures:
         gr.Examples(
             [[path] for path in content.pictures],
@@ -113,8 +86,14 @@ def _picture_column(content: PageContent) -> tuple[gr.Image, dict[str, Any]]:
             label="Pictures to try",
             examples_per_page=12,
             api_visibility="private",
+            elem_id="examples",
         )
     return picture, _decoding_settings()
+
+
+def _uploaded_path(payload: Any) -> str | None:
+    """Return the path of an uploaded file, which the actions check and decode."""
+    return None if payload is None else payload.path
 
 
 def _decoding_settings() -> dict[str, Any]:
@@ -122,22 +101,55 @@ def _decoding_settings() -> dict[str, Any]:
     slide = lambda name, value, step, label, info=None: gr.Slider(
         *BOUNDS[name], value=value, step=step, label=label, info=info
     )
-    with gr.Accordion("How the text is written", open=False, elem_id="decoding"):
+    title = "Settings: length, beams, sampling"
+    with gr.Accordion(title, open=False, elem_id="decoding"):
         settings: dict[str, Any] = {
-            "num_beams": slide("num_beams", 5, 1, "Beams", "1 is greedy decoding"),
+            "num_beams": slide(
+                "num_beams", 5, 1, "Beams", "texts searched at once; 1 is greedy"
+            ),
             "max_new_tokens": slide("max_new_tokens", 30, 1, "Most tokens"),
             "min_new_tokens": slide("min_new_tokens", 0, 1, "Fewest tokens"),
             "length_penalty": slide(
-                "length_penalty", 1.0, 0.1, "Length penalty", "of captions"
+                "length_penalty",
+                1.0,
+                0.1,
+                "Length penalty",
+                "higher: longer captions; answers have their own",
             ),
             "repetition_penalty": slide(
-                "repetition_penalty", 1.0, 0.05, "Repetition penalty"
+                "repetition_penalty",
+                1.0,
+                0.05,
+                "Repetition penalty",
+                "above 1: fewer words twice",
             ),
-            "sample": gr.Checkbox(label="Draw the words at random (one beam)"),
-            "temperature": slide("temperature", 1.0, 0.05, "Temperature of samples"),
-            "top_p": slide("top_p", 0.9, 0.05, "Top p of samples"),
-            "seed": gr.Number(0, label="Seed of samples", precision=0, minimum=0),
+            "sample": gr.Checkbox(label="Sample: draw words at random, without beams"),
         }
+        with gr.Column(visible=False) as of_samples:
+            settings |= {
+                "temperature": slide(
+                    "temperature", 1.0, 0.05, "Temperature", "higher: rarer words"
+                ),
+                "top_p": slide(
+                    "top_p",
+                    0.9,
+                    0.05,
+                    "Top p",
+                    "the likeliest words that together have this probability",
+                ),
+                "seed": gr.Number(
+                    0,
+                    label="Seed",
+                    info="another number: another sample",
+                    precision=0,
+                    minimum=0,
+                ),
+            }
+    sample = settings["sample"]
+    show: Callable[[bool], Any] = lambda on: gr.Column(visible=on)
+    sample.change(
+        show, sample, of_samples, api_visibility="private", show_progress="hidden"
+    )
     return settings
 
 
@@ -157,7 +169,7 @@ def _caption_tab(
 
     def describe(path: str | None, start: str, *values: Any) -> str:
         named = dict(zip(settings, values, strict=True))
-        return "\n".join(actions.caption(path, start, named))
+        return "\n".join(actions.caption(path, start, named)) or NO_TEXT
 
     _on([button.click, prompt.submit], describe, [picture, prompt, *settings.values()])(
         output
@@ -174,17 +186,17 @@ def _chat_tab(
         chat = gr.Chatbot(
             label="Conversation about the picture",
             height=320,
-            buttons=["copy"],
+            show_label=False,
+            buttons=[],
             render_markdown=False,
             elem_id="chat",
             feedback_options=None,
+            placeholder="Ask about the picture. Earlier questions and answers count.",
         )
-        question = gr.Textbox(
-            label="Question", placeholder="Ask about the picture", max_lines=3
-        )
+        question = gr.Textbox(label="Question", max_lines=3)
         with gr.Row():
-            send = gr.Button("Ask", variant="primary")
-            clear = gr.Button("Start again")
+            send = gr.Button("Ask", variant="primary", min_width=120)
+            clear = gr.Button("Clear", min_width=120)
         if content.questions:
             gr.Examples(
                 [[text] for text in content.questions],
@@ -199,7 +211,11 @@ def _chat_tab(
         named = dict(zip(settings, values, strict=True))
         answer = actions.answer(path, text, _turns(messages), named)
         asked = {"role": "user", "content": text}
-        return [*messages, asked, {"role": "assistant", "content": answer}], ""
+        return [
+            *messages,
+            asked,
+            {"role": "assistant", "content": answer or NO_TEXT},
+        ], ""
 
     inputs = [picture, question, chat, *settings.values()]
     _on([send.click, question.submit], ask, inputs)([chat, question])
@@ -212,6 +228,7 @@ def _chat_tab(
 def _turns(messages: list[Any]) -> list[tuple[str, str]]:
     """Return the (question, answer) pairs of a conversation."""
     texts = [_plain(message["content"]) for message in messages]
+    texts = ["" if text == NO_TEXT else text for text in texts]
     return list(zip(texts[::2], texts[1::2], strict=False))
 
 
@@ -223,7 +240,7 @@ def _plain(content: Any) -> str:
 
 
 def _score_tab(actions: PageActions, content: PageContent, picture: gr.Image) -> None:
-    with gr.Tab("Match and rank"):
+    with gr.Tab("Rank"):
         texts = gr.Textbox(
             content.texts, label="Texts, each on its own line", lines=4, max_lines=12
         )
@@ -233,22 +250,26 @@ def _score_tab(actions: PageActions, content: PageContent, picture: gr.Image) ->
 
 
 def _words_tab(actions: PageActions, picture: gr.Image) -> None:
-    with gr.Tab("Where it looked"):
+    with gr.Tab("Words"):
         gr.Markdown(
-            "Choose a word to see on which parts of the picture it depends "
-            "(gradient-weighted attention of the queries)."
+            "The model describes the picture; for each word you see the parts of the "
+            "picture on which it depends."
         )
         text = gr.Textbox(
-            label="Text", placeholder="optional: the model's caption, if empty"
+            label="Text",
+            placeholder="optional: a text of your own",
+            max_lines=1,
         )
         button = gr.Button("Show the words", variant="primary")
-        words = gr.Radio([], label="Words", type="index", elem_id="words")
+        words = gr.Radio(
+            [], label="Choose a word", type="index", visible=False, elem_id="words"
+        )
         view = gr.Image(
             label="What the word depends on",
+            show_label=False,
             alt_text="The picture, bright where the word depends on it",
             interactive=False,
             buttons=["fullscreen"],
-            height=300,
             format="png",
             elem_id="overlay",
         )
@@ -258,7 +279,7 @@ def _words_tab(actions: PageActions, picture: gr.Image) -> None:
         pixels, attention = actions.word_attention(path, given, "")
         choices = [(word, number) for number, word in enumerate(attention.words)]
         first = actions.overlay(pixels, attention.maps[0])
-        return gr.Radio(choices, value=0), first, (pixels, attention.maps)
+        return gr.Radio(choices, value=0, visible=True), first, (pixels, attention.maps)
 
     def choose(number: int | None, computed: Any) -> Any:
         if number is None or computed is None:
@@ -274,18 +295,8 @@ def _search_tab(actions: PageActions, content: PageContent) -> None:
     index = actions.index
     assert index is not None
     with gr.Tab("Search"):
-        gr.Markdown(f"Find pictures among {len(index):,} by what they show.")
+        gr.Markdown(f"Finds pictures among {len(index):,} by what they show.")
         text = gr.Textbox(label="What to find", max_lines=1)
-        count = gr.Slider(1, 24, 8, step=1, label="Number of pictures")
-        button = gr.Button("Search", variant="primary")
-        gallery = gr.Gallery(
-            label="Found",
-            columns=4,
-            object_fit="contain",
-            buttons=[],
-            elem_id="found",
-            height="auto",
-        )
         if content.searches:
             gr.Examples(
                 [[each] for each in content.searches],
@@ -293,6 +304,17 @@ def _search_tab(actions: PageActions, content: PageContent) -> None:
                 label="Searches to try",
                 api_visibility="private",
             )
+        count = gr.Slider(1, 24, 8, step=1, label="Number of pictures")
+        button = gr.Button("Search", variant="primary")
+        gallery = gr.Gallery(
+            label="Found",
+            show_label=False,
+            columns=4,
+            object_fit="contain",
+            buttons=[],
+            elem_id="found",
+            height="auto",
+        )
 
     def search(query: str, number: float) -> list[tuple[Any, str]]:
         found = actions.search(query, int(number))

@@ -196,10 +196,11 @@ class PageActions:
         )
         found = []
         for hit in hits:
-            match = "" if hit.itm is None else f", match {hit.itm:.0%}"
+            match = "" if hit.itm is None else f"match {hit.itm:.0%}\n"
             with contextlib.suppress(ValueError, OSError):  # gone since
                 pixels = thumbnail(as_pixels(index.path(hit.name)))
-                found.append(Found(pixels, f"{hit.name}: cosine {hit.itc:.2f}{match}"))
+                scores = f"{match}cosine {hit.itc:.2f}"
+                found.append(Found(pixels, f"{hit.name}\n{scores}"))
         return found
 
     def word_attention(

@@ -14,22 +14,24 @@ from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.models.sizes import FeaturesConfig
 from blip2_jax.parallel.environment import environment
-from blip2_jax.serve.page import CSS, PageContent, build_page, theme
+from blip2_jax.serve.page import PageContent, build_page
 from blip2_jax.serve.page_actions import PageActions
+from blip2_jax.serve.page_style import CSS, theme
 from blip2_jax.serve.uploads import UploadLimits
 
 EXAMPLES = 6  # pictures that a user may click
 SEARCHED = 48  # example pictures that are searched
-SHAPES_TEXTS = """a small red circle
-a large blue star
-two things, one above the other
-a large green square"""
+# What the shipped models know, and what the example pictures show.
+SHAPES_TEXTS = """a small purple triangle
+a small purple triangle above a large orange circle
+a small orange cross
+a small blue ring above a small orange cross"""
 SHAPES_QUESTIONS = (
     "how many things are there?",
-    "what is at the top left?",
-    "is there a star?",
+    "what shape is the thing at the bottom right?",
+    "is there a small purple triangle?",
 )
-SHAPES_SEARCHES = ("a large blue star", "a small red ring", "a black cross")
+SHAPES_SEARCHES = ("a large red star", "a small orange cross", "a large yellow circle")
 
 
 @contextlib.contextmanager

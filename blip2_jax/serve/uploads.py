@@ -45,7 +45,7 @@ def read_upload(path: str, limits: UploadLimits) -> UInt8[Array, "height width 3
         raise ValueError("The file is not a picture that can be read.") from None
     if pixels > limits.pixels:
         raise ValueError(
-            f"The picture has {pixels / 1e6:.0f} million pixels; at most "
+            f"The picture has {pixels / 1e6:.3g} million pixels; at most "
             f"{limits.pixels / 1e6:g} million are read."
         )
     with open(path, "rb") as file:
