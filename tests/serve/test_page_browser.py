@@ -6,9 +6,11 @@ e.g. docs/images, is where those of docs/demo_page.md are written.
 
 import os
 import pathlib
+import re
 import time
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio")
 pytest.importorskip("selenium")
@@ -19,6 +21,8 @@ from blip2_jax.serve import page_server
 from blip2_jax.serve.uploads import UploadLimits
 from tests.support.browser import open_browser
 from tests.support.web_page import (
+    CONTROLS,
+    FIRST,
     TABS,
     ask,
     caption_of,
@@ -26,10 +30,16 @@ from tests.support.web_page import (
     choose_word,
     click,
     open_tab,
+    overlay_source,
+    press_at,
     ranked,
     search,
+    set_number,
     settled,
     start,
+    tab_through,
+    upload,
+    value,
 )
 
 pytestmark = pytest.mark.slow
@@ -41,6 +51,10 @@ VIEWS = (
     ("phone", 390, False),
     ("phone_dark", 390, True),
 )
+TOAST = """
+const box = document.querySelector('.toast-body')?.getBoundingClientRect();
+return box && [box.left, box.right];
+"""
 SCHEME = "return document.body.classList.contains('dark')"
 QUESTIONS = ("how many things are there?", "what shape is the thing at the top right?")
 
@@ -148,3 +162,110 @@ def test_an_empty_page_fits(browser, url, view, width, dark, tmp_path):
     assert_fits(browser, (view, "settings"))
     keep(browser, tmp_path, f"settings_{view}")
     assert not browser.errors()
+
+
+def test_the_keyboard_reaches_and_starts_everything(browser, url):
+    start(browser, url)
+    press_at(browser, browser.all("#examples button")[2], "ENTER")
+    browser.wait(lambda: browser.all("#picture img"), "picture")
+    for tab, button in TABS.items():
+        press_at(browser, browser.named("[role=tab]", tab), "ENTER")
+        start_button = browser.named("button:not([role=tab])", button)
+        browser.wait(lambda: settled(browser), tab)
+        reached = tab_through(browser)
+        missing = [e for e in browser.run(CONTROLS) if e not in reached]
+        assert not missing, [e.get_attribute("outerHTML")[:200] for e in missing]
+        if tab == "Chat":
+            browser.named("textarea", "Question").send_keys(QUESTIONS[0])
+        if tab == "Search":
+            browser.named("textarea, input", "What to find").send_keys("a star")
+        press_at(browser, start_button, "ENTER")
+    browser.wait(lambda: browser.all("#found img"), "pictures")
+    press_at(browser, browser.named("[role=tab]", "Words"), "ENTER")
+    before = browser.wait(lambda: overlay_source(browser), "overlay")
+    browser.run("document.querySelector('#words input:checked').focus()")
+    browser.press("TAB")  # in gradio every radio button is a stop of its own
+    browser.press("SPACE")
+    browser.wait(lambda: overlay_source(browser) != before, "another overlay")
+    for tab, result in {
+        "Rank": "#scores td",
+        "Chat": "#chat .bot.message",
+        "Caption": "#caption textarea",
+    }.items():
+        press_at(browser, browser.named("[role=tab]", tab), "ENTER")
+        browser.wait(lambda result=result: browser.all(result), result)
+    assert value(browser, "#caption textarea")
+    assert not browser.errors()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_is_no_picture_or_too_large_is_refused(browser, url, width, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (1200, 1000)).save(tmp_path / "large.png")
+    blip2_jax.example_image(4, size=300).save(tmp_path / "cross.jpg")
+    for name, message in {
+        "": "Choose a picture first.",
+        "text.png": "The file is not a picture that can be read.",
+        "large.png": "The picture has 1.2 million pixels; at most 1 million are read.",
+    }.items():
+        start(browser, url, width)
+        if name:
+            upload(browser, tmp_path / name)
+        click(browser, FIRST)
+        browser.wait(lambda text=message: text in browser.text(), message)
+        left, right = browser.wait(lambda: browser.run(TOAST), "message")
+        assert left >= 0 and right <= width
+        keep(browser, tmp_path, f"refused_{pathlib.Path(name).stem}_{width}", False)
+    browser.errors()  # of the text that the browser should show as a picture
+    start(browser, url, width)
+    upload(browser, tmp_path / "cross.jpg")
+    assert "orange cross" in caption_of(browser)
+    # Gradio itself reports at each upload that it cannot stream the progress.
+    assert all("Method not implemented." in error for error in browser.errors())
+
+
+def test_the_decoding_settings_count(models, browser, url):
+    image = blip2_jax.example_image(3, size=256)
+    start(browser, url)
+    choose_example(browser, 3)
+    browser.all("#decoding button")[0].click()
+    browser.wait(lambda: browser.all("#decoding input[type=checkbox]"), "settings")
+    set_number(browser, "Beams", 1)
+    set_number(browser, "Most tokens", 4)
+    expected = models[0].caption(image, num_beams=1, max_new_tokens=4)[0]
+    assert caption_of(browser) == expected
+    assert len(expected.split()) <= 4
+    set_number(browser, "Most tokens", 30)
+    browser.all("#decoding input[type=checkbox]")[0].click()
+    samples = []
+    for seed in (1, 2, 1):
+        browser.wait(
+            lambda seed=seed: set_number(browser, "Seed", seed) is None, "seed"
+        )
+        samples.append(caption_of(browser))
+    assert samples[0] == samples[2]
+    assert len({expected, *samples}) > 2
+
+
+def test_two_users_are_answered_at_once(models, browser, url):
+    with open_browser(offline=False) as other:
+        users = {0: browser, 4: other}
+        for number, user in users.items():
+            start(user, url)
+            choose_example(user, number)
+        for user in users.values():
+            click(user, FIRST)
+        for number, user in users.items():
+            image = blip2_jax.example_image(number, size=256)
+            text = value(user, "#caption textarea")
+            assert text == models[0].caption(image)[0]
+            assert not user.errors()
+
+
+def test_a_model_of_stage_1_has_the_tabs_of_what_it_can_do(models, browser):
+    with page_server.page_server(models[1]) as url:
+        start(browser, url)
+        names = [tab.text.strip() for tab in browser.all("[role=tab]")]
+        assert names == [name for name in TABS if name != "Chat"]
+        choose_example(browser, 0)
+        assert re.search("purple triangle", caption_of(browser))

@@ -99,3 +99,55 @@ def search(browser, text, count):
     captions = lambda: browser.all("#found .caption-label")
     browser.wait(lambda: len(captions()) == count, "pictures")
     return [caption.text for caption in captions()]
+
+
+def upload(browser, path):
+    """Upload a file as the picture."""
+    field = "#picture input[type=file]"
+    browser.chrome.find_element("css selector", field).send_keys(str(path))
+    there = "return document.querySelector('#picture img') != null"
+    browser.wait(lambda: browser.run(there), "picture")  # may be a broken one
+
+
+def set_number(browser, label, number):
+    """Write a number into the field of a setting."""
+    fields = browser.all("#decoding input[type=number]")
+    name = lambda field: browser.name_of(field)
+    field = next(field for field in fields if label in name(field))
+    browser.run("arguments[0].select()", field)
+    field.send_keys(f"{number}\t")
+
+
+# All that is to be used, but radio buttons.
+CONTROLS = """
+return [...document.querySelectorAll('button, input, textarea, a, [role=tab]')].filter(
+  e => e.checkVisibility({visibilityProperty: true}) && e.getClientRects().length &&
+    !e.disabled && e.type != 'radio' && e.type != 'file' && !e.closest('.toast-wrap'));
+"""
+FOCUS = """
+const e = document.activeElement, labels = [...(e.labels || [])];
+const name = e.ariaLabel || labels.map(l => l.innerText).join(' ') || e.innerText;
+return [e, e == document.body, getComputedStyle(e).outlineStyle, name];
+"""
+
+
+def tab_through(browser):
+    """Press Tab from where the focus is, once around; return what it reached."""
+    reached = []
+    for _ in range(100):
+        browser.press("TAB")
+        element, is_end, outline, name = browser.run(FOCUS)
+        if element in reached:
+            return reached
+        if is_end:  # the next one is the first
+            continue
+        assert outline == "solid", name
+        assert name.strip(), element.get_attribute("outerHTML")
+        reached.append(element)
+    raise AssertionError("Tab does not come back")
+
+
+def press_at(browser, element, key):
+    """Press a key where the focus is put."""
+    browser.run("arguments[0].focus()", element)
+    browser.press(key)
