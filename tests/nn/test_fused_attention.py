@@ -19,6 +19,7 @@ from blip2_jax.models.vision.vit import VisionTransformer
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.attention import attention
 from blip2_jax.nn.cudnn_attention import cudnn_attention
+from blip2_jax.parallel import sharding
 
 B, H, K = 2, 3, 8
 
@@ -102,7 +103,7 @@ def test_auto_decides_by_platform_and_length(platform, restricted, lengths, kern
 
 
 def test_rows_that_a_mesh_does_not_divide_run_without_a_kernel():
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"))
+    mesh = sharding.make_mesh(data=4, tensor=2)
     with jax.set_mesh(mesh), fused_attention.chosen("auto", "tpu"):
         for rows, kernel in ((8, "pallas"), (6, "xla")):
             x = jax.ShapeDtypeStruct((rows, 677, 16, 88), jnp.bfloat16)
