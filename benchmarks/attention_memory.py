@@ -1,12 +1,13 @@
 """Compile the trained image encoder and print its memory for each form of attention.
 
     python -m benchmarks.attention_memory --topology v5e:1x1 --size 364 --size 490
-    python -m benchmarks.attention_memory --topology gpu
+    python -m benchmarks.attention_memory --topology local
 
 ViT-g, forward and backward, bfloat16 with fp32 parameters. A TPU need not be present
-(`pip install 'jax[tpu]'`). With `--topology gpu` the program is compiled for the GPU
-of this machine and timed. "temporaries" are beside parameters and gradients; "traffic"
-is the compiler's count of bytes read and written, a scan's body counted once.
+(`pip install 'jax[tpu]'`). With `--topology local` the program is compiled for the
+device of this machine, such as a GPU, and timed. Temporaries are beside parameters and
+gradients; traffic is the compiler's count of bytes read and written, which counts the
+body of a scan once.
 """
 
 from __future__ import annotations
@@ -29,23 +30,26 @@ from blip2_jax.nn import fused_attention
 from blip2_jax.planning.memory import Memory, refusal
 from blip2_jax.planning.topology import open_topology
 
-HEAD = ("pixels", "remat", "attention", "images", "GB", "traffic GB", "[T, T]", "ms")
-STEPS = 10  # timed on a GPU
+HEAD = (
+    "pixels", "remat", "attention", "images",
+    "temporaries GB", "traffic GB", "holds scores", "ms",
+)  # fmt: skip
+STEPS = 10  # timed
 
 
 def main() -> None:
     """Compile every combination and print a table."""
     options = arguments()
-    if options.topology == "gpu":
-        device = jax.devices("gpu")[0]
+    if options.topology == "local":
+        device = jax.devices()[0]
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
         device = open_topology(options.topology).devices[0]
-    kernel = "cudnn" if device.platform in ("gpu", "cuda") else "pallas"
+    fused = {"gpu": ["cudnn"], "tpu": ["pallas"]}.get(device.platform, [])
     print(harness.table(HEAD, []), end="")
     for size in options.size or (224, 364, 490):
         for remat in options.remat or ("none", "full"):
-            for choice in options.attention or ("xla", kernel):
+            for choice in options.attention or ["xla", *fused]:
                 row = measure(device, size, remat, choice, options.rows, options.depth)
                 print("| " + " | ".join(row) + " |", flush=True)
 
@@ -56,7 +60,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--topology", default="v5e:1x1", help="a TPU slice, or gpu for this machine's")
+    add("--topology", default="v5e:1x1", help="a TPU slice, or local")
     add("--size", type=int, action="append", help="image size; default 224, 364, 490")
     add("--remat", choices=("none", "dots", "full"), action="append")
     add("--attention", choices=fused_attention.CHOICES, action="append")
