@@ -48,4 +48,5 @@ def test_a_trained_vit_g_at_490_pixels_holds_no_scores():
     assert kernels(compiled) == KERNELS
     assert not re.search(r"f32\[[\d,]*1226,1226\]", compiled.as_text())
     scores = 2 * 16 * 1226 * 1226 * 4  # bytes of one block
-    assert compiled.memory_analysis().temp_size_in_bytes < BOUND * scores
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    assert temporaries < 4 * scores, temporaries / scores
