@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def block_length(padded: int) -> int:
     return max(size for size in sizes if padded % size == 0)
 
 
-def _block_sizes(queries: int, keys: int) -> object:
+def _block_sizes(queries: int, keys: int) -> Any:
     """Return the kernel's blocks for padded lengths."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
