@@ -2,7 +2,7 @@
 
 Scores and softmax are fp32. A masked score is a large finite negative number, so that
 a position that may attend to nothing stays finite. `fused_attention` decides which
-calls run cuDNN's kernel on a GPU.
+calls run a fused kernel on a GPU or TPU.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from blip2_jax.nn import fused_attention
+from blip2_jax.nn.cudnn_attention import cudnn_attention
 from blip2_jax.nn.dropout import dropout
 from blip2_jax.nn.precision import einsum, einsum_fp32
+from blip2_jax.nn.tpu_attention import tpu_attention
 
 MASKED = -1e9
 KeyValue = tuple[Float[Array, "..."], Float[Array, "..."]]
@@ -60,23 +62,18 @@ def attention(
       The context, in the dtype of `value`.
     """
     factor = _scale(query, scale)
-    restricted = not (mask is None and bias is None)
-    if fused_attention.is_chosen(restricted=restricted) and fused_attention.is_possible(
+    kernel = fused_attention.kernel_of(
         query,
         key,
-        restricted=restricted,
+        restricted=not (mask is None and bias is None),
         dropout=dropout_key is not None and dropout_rate > 0,
-    ):
-        plain = functools.partial(_plain_attention, factor)
-        return fused_attention.fused(query, key, value, mask, bias, factor, plain)
+    )
+    if kernel == "cudnn":
+        return cudnn_attention(query, key, value, mask, bias, factor)
+    if kernel == "pallas":
+        return tpu_attention(query, key, value, factor)
     scores = einsum_fp32("bthk,bshk->bhts", query, key)
     return _mix_by_scores(factor, dropout_rate, scores, value, bias, mask, dropout_key)
-
-
-def _plain_attention(scale: float, query: Array, key: Array, value: Array) -> Array:
-    """Compute attention without mask, bias and dropout by two matmuls."""
-    scores = einsum_fp32("bthk,bshk->bhts", query, key)
-    return _mix_by_scores(scale, 0.0, scores, value, None, None, None)
 
 
 # Checkpointed so that the backward pass keeps only the scores of the [T, S] arrays.

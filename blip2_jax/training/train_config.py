@@ -150,9 +150,9 @@ def _model() -> ConfigDict:
             # "dots", which keeps matmuls of activations with weights
             # (docs/training.md).
             "remat": "none",
-            # "xla"; "cudnn": cuDNN's kernel where possible (docs/training.md); "auto":
-            # cuDNN's kernel for unmasked attention (image encoders) on a GPU that has
-            # it.
+            # "xla"; "cudnn" (GPU) and "pallas" (TPU): a fused kernel where possible;
+            # "auto": the platform's kernel for unmasked attention (image encoders)
+            # where it is better (docs/training.md).
             "attention": "auto",
             # Stage 2: the Q-Former reads the question beside the queries, as in the VQA
             # fine-tune of the paper. Its text branch is then trained too.

@@ -1,4 +1,4 @@
-"""The choice of cuDNN's attention kernel, and its arguments.
+"""The rule that chooses an attention kernel, and the arguments of cuDNN's.
 
 Without a GPU, numbers come from XLA's implementation of the same call, and programs are
 lowered for CUDA without being run. With a GPU, `JAX_PLATFORMS=cuda` compares what the
@@ -18,6 +18,8 @@ from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.models.vision.vit import VisionTransformer
 from blip2_jax.nn import fused_attention
 from blip2_jax.nn.attention import attention
+from blip2_jax.nn.cudnn_attention import cudnn_attention
+from blip2_jax.parallel import sharding
 
 B, H, K = 2, 3, 8
 
@@ -42,32 +44,74 @@ def calls(function, *args) -> list[str]:
     return [word.removeprefix("@__cudnn$fmha") for word in words if "$fmha" in word]
 
 
+def shapes(width, lengths, dtype=jnp.bfloat16):
+    """Abstract queries and keys."""
+    return [jax.ShapeDtypeStruct((B, length, H, width), dtype) for length in lengths]
+
+
 @pytest.mark.parametrize(
-    "width, lengths, options, possible",
+    "width, lengths, options, cudnn, pallas",
     [
-        (88, (257, 257), {}, True),  # ViT-g
-        (64, (32, 257), {}, True),  # queries read an image
-        (80, (64, 64), {"restricted": True}, True),  # OPT-2.7B, even lengths
-        (64, (63, 64), {"restricted": True}, False),
-        (64, (64, 63), {"restricted": True}, False),
-        (128, (64, 64), {}, True),
-        (136, (64, 64), {}, False),
-        (84, (64, 64), {}, False),
-        (64, (64, 64), {"dropout": True}, False),
-        (64, (64, 64), {"dtype": jnp.float32}, False),
-        (64, (64, 64), {"dtype": jnp.float16}, True),
+        (88, (257, 257), {}, True, True),  # ViT-g
+        (64, (32, 257), {}, True, True),  # queries read an image
+        (80, (64, 64), {"restricted": True}, True, False),  # OPT-2.7B, even lengths
+        (64, (63, 64), {"restricted": True}, False, False),
+        (64, (64, 63), {"restricted": True}, False, False),
+        (128, (64, 64), {}, True, True),
+        (136, (64, 64), {}, False, False),
+        (84, (64, 64), {}, False, False),
+        (64, (64, 64), {"dropout": True}, False, False),
+        (64, (64, 64), {"dtype": jnp.float32}, False, False),
+        (64, (64, 64), {"dtype": jnp.float16}, True, False),
     ],
 )
-def test_supported_shapes(width, lengths, options, possible):
+def test_supported_shapes(width, lengths, options, cudnn, pallas):
     options = {"restricted": False, "dropout": False} | options
-    dtype = options.pop("dtype", jnp.bfloat16)
-    query, key = (
-        jax.ShapeDtypeStruct((B, length, H, width), dtype) for length in lengths
-    )
-    assert fused_attention.is_possible(query, key, **options) == possible
+    arrays = shapes(width, lengths, options.pop("dtype", jnp.bfloat16))
+    possible = {}
+    for choice, platform in (("cudnn", "gpu"), ("pallas", "tpu")):
+        with fused_attention.chosen(choice, platform):
+            kernel = fused_attention.kernel_of(*arrays, **options)
+        possible[choice] = kernel == choice
+        assert kernel in (choice, "xla")
+    assert possible == {"cudnn": cudnn, "pallas": pallas}
 
 
-@pytest.mark.parametrize("lengths", [(4, 6), (5, 7)])
+@pytest.mark.parametrize(
+    "platform, restricted, lengths, kernel",
+    [
+        ("gpu", False, (257, 257), "cudnn"),
+        ("cuda", False, (1226, 1226), "cudnn"),
+        ("gpu", True, (256, 256), "xla"),
+        ("tpu", False, (257, 257), "xla"),
+        ("tpu", False, (32, 1226), "xla"),  # queries read a large image
+        ("tpu", False, (677, 677), "pallas"),
+        ("tpu", False, (1226, 1226), "pallas"),
+        ("tpu", True, (1226, 1226), "xla"),
+        ("cpu", False, (1226, 1226), "xla"),
+        (None, False, (1226, 1226), "xla"),
+    ],
+)
+def test_auto_decides_by_platform_and_length(platform, restricted, lengths, kernel):
+    if platform is None and jax.default_backend() != "cpu":
+        pytest.skip("the default backend is not a CPU")
+    with fused_attention.chosen("auto", platform):
+        found = fused_attention.kernel_of(
+            *shapes(88, lengths), restricted=restricted, dropout=False
+        )
+    assert found == kernel
+
+
+def test_rows_that_a_mesh_does_not_divide_run_without_a_kernel():
+    mesh = sharding.make_mesh(data=4, tensor=2)
+    with jax.set_mesh(mesh), fused_attention.chosen("auto", "tpu"):
+        for rows, kernel in ((8, "pallas"), (6, "xla")):
+            x = jax.ShapeDtypeStruct((rows, 677, 16, 88), jnp.bfloat16)
+            found = fused_attention.kernel_of(x, x, restricted=False, dropout=False)
+            assert found == kernel
+
+
+@pytest.mark.parametrize("lengths", [(4, 6), (5, 7), (5, 6)])
 @pytest.mark.parametrize("restrictions", ["", "mask", "bias", "mask bias"])
 def test_arguments_describe_the_same_attention(lengths, restrictions):
     queries, keys = lengths
@@ -77,20 +121,13 @@ def test_arguments_describe_the_same_attention(lengths, restrictions):
     mask = real[:, None, None] if "mask" in restrictions else None
     bias = normal(3, 1, H, queries, keys) if "bias" in restrictions else None
     scale = 0.3
-
-    def fused(query, key, value):
-        return fused_attention.fused(
-            query,
-            key,
-            value,
-            mask,
-            bias,
-            scale,
-            functools.partial(attention, scale=scale),
-            implementation="xla",
-        )
-
+    fused = lambda *arrays: cudnn_attention(
+        *arrays, mask, bias, scale, implementation="xla"
+    )
     plain = functools.partial(attention, mask=mask, bias=bias, scale=scale)
+    np.testing.assert_allclose(
+        fused(query, key, value), plain(query, key, value), atol=2e-6
+    )
     result, pull = jax.vjp(fused, query, key, value)
     expected, expected_pull = jax.vjp(plain, query, key, value)
     np.testing.assert_allclose(result, expected, atol=2e-6)
@@ -101,6 +138,8 @@ def test_arguments_describe_the_same_attention(lengths, restrictions):
 GPU_CASES = {  # queries, keys, head width, restrictions
     "ViT-g, frozen": (257, 257, 88, ""),
     "ViT-L, frozen": (257, 257, 64, ""),
+    "ViT-g, trained": (257, 257, 88, ""),
+    "ViT-g at 364 pixels, trained": (677, 677, 88, ""),
     "queries read an even image": (32, 256, 64, ""),
     "OPT-2.7B": (56, 56, 80, "causal mask"),
     "T5 encoder": (44, 44, 64, "mask bias"),
@@ -156,7 +195,15 @@ def test_programs_call_the_kernel_that_fits(for_gpu):
     slope = lambda **more: jax.grad(lambda x: own(x, **more).astype(jnp.float32).sum())
     assert calls(slope(), even) == ["Softmax", "SoftmaxBackward"]
     assert len(calls(slope(mask=mask), even)) == 2
-    assert not calls(slope(), odd)  # differentiated by XLA
+    assert calls(slope(), odd) == ["Softmax", "SoftmaxBackward"]
+
+
+@pytest.mark.parametrize("length", [257, 677, 1226])
+def test_training_at_the_lengths_of_a_vit_g_calls_the_kernel(for_gpu, length):
+    x = jax.ShapeDtypeStruct((B, length, 16, 88), jnp.bfloat16)
+    loss = lambda x: attention(x, x, x).astype(jnp.float32).sum()
+    assert calls(jax.grad(loss), x) == ["Softmax", "SoftmaxBackward"]
+    assert calls(loss, x) == ["Softmax"]
 
 
 def test_a_frozen_tower_of_odd_length_calls_the_kernel_inside_a_gradient(for_gpu):
@@ -187,9 +234,6 @@ def test_the_choice_is_of_the_context_and_compiled_programs_know_it(monkeypatch)
             assert kernel_in(x, bias)
         with fused_attention.chosen("xla"):
             assert not uses_kernel()
-    for platform in ("cpu", "tpu", None):
-        with fused_attention.chosen("auto", platform):
-            assert not uses_kernel()
     assert not uses_kernel()
 
 
@@ -201,14 +245,18 @@ def test_auto_asks_a_gpu_that_has_the_kernel(capability, has, monkeypatch):
     device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     with fused_attention.chosen("auto", "gpu"):
-        assert fused_attention.is_chosen(restricted=False) == has
+        kernel = fused_attention.kernel_of(
+            *shapes(64, (4, 4)), restricted=False, dropout=False
+        )
+    assert kernel == ("cudnn" if has else "xla")
 
 
 @pytest.mark.parametrize(
     "choice, message",
     [
         ("cudnn", "'cudnn', which needs an NVIDIA GPU; this program is for cpu"),
-        ("flash", "'flash'; it must be one of xla, cudnn, auto"),
+        ("pallas", "'pallas', which needs a TPU; this program is for cpu"),
+        ("flash", "'flash'; it must be one of xla, cudnn, pallas, auto"),
     ],
 )
 def test_what_cannot_be_chosen_is_said(choice, message):
