@@ -7,7 +7,6 @@ the backward pass. `fused_attention` decides where the kernel is used.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from blip2_jax.nn.precision import MATMUL_OUTPUT
-from blip2_jax.parallel.row_gather import batch_axes
+from blip2_jax.parallel.row_gather import batch_axes, current_batch_shards
 
 LANES = 128  # the kernel's blocks are multiples of this
 MAX_BLOCK = 640  # rows or columns of scores in vector memory
@@ -25,8 +24,7 @@ MAX_BLOCK = 640  # rows or columns of scores in vector memory
 
 def rows_divide(rows: int) -> bool:
     """Return True if the current mesh divides this number of rows evenly."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return rows % math.prod(mesh.shape[axis] for axis in batch_axes()) == 0
+    return rows % current_batch_shards() == 0
 
 
 def tpu_attention(
