@@ -69,6 +69,7 @@ class Case:
 PAPER = (
     Case("stage1_vitg", "v5e:16x16", 1792),
     Case("stage2_flant5xxl", "v5e:16x16", 1536, fsdp=16),
+    Case("stage2_flant5xxl", "v5e:16x16", 1536, tensor=4),
     Case("stage2_flant5xxl", "v5e:16x16", 1536, tensor=8),
     Case("stage2_flant5xxl", "v5e:16x16", 1536, fsdp=8, tensor=2),
     Case("stage2_flant5xxl", "v5e:16x16", 1536, fsdp=4, tensor=4),

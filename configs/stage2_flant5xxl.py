@@ -6,10 +6,9 @@ the encoder reads the first part after the queries, and the decoder writes the r
 (prefix language modelling). The argument `original`, as in `stage2_flant5xxl:original`,
 selects the numbers of the authors' code.
 
-On 256 chips of TPU v5e, `--config.batch_size=1536 --config.mesh.fsdp=4
---config.mesh.tensor=4` divides the language model with the least traffic; on 8 chips,
-`--config.mesh.fsdp=8`. On v5p the default mesh is best, with the same batch
-(docs/scaling.md).
+On 256 chips of TPU v5e, `--config.batch_size=1536 --config.mesh.tensor=4` divides the
+language model with the least traffic; on 8 chips, `--config.mesh.fsdp=8`. On v5p the
+default mesh is best, with the same batch (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict

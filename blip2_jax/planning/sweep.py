@@ -14,7 +14,7 @@ from blip2_jax.planning.report import describe, report, table
 
 AXES = ("batch", "remat", "mesh")
 # (fsdp, tensor) sizes tried besides the configured ones, (1, 1) and (devices, 1).
-_DIVISIONS = ((8, 1), (8, 2), (4, 4))
+_DIVISIONS = ((8, 1), (8, 2), (4, 4), (1, 4), (1, 8))
 _NARROWED = 3  # bisection steps between a batch that fits and twice that batch
 
 
