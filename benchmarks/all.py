@@ -1,7 +1,7 @@
 """Run every CPU benchmark, one after the other (three quarters of an hour).
 
     python -m benchmarks.all --lavis PATH --lavis_python PYTHON --torch_python PYTHON
-        --photos TARS [--photos TARS] [--write]
+        --keras_python PYTHON --photos TARS [--photos TARS] [--write]
 
 `--write` updates docs/performance.md. Without `--photos`, the image pipeline is
 skipped; without `--rounds` and `--threads`, each benchmark uses its defaults. The
@@ -20,8 +20,8 @@ from benchmarks import harness
 # Benchmarks, and the flags that each takes in addition to the common ones.
 BENCHMARKS = {
     "stage1_step": (),
-    "stage2_step": (),
-    "generation": ("torch_python",),
+    "stage2_step": ("keras_python",),
+    "generation": ("torch_python", "keras_python"),
     "reranking": (),
     "image_pipeline": ("torch_python", "photos"),
     "startup": (),
@@ -54,8 +54,9 @@ def flags(options: argparse.Namespace, more: tuple[str, ...]) -> list[str]:
         words += [] if value is None else [f"--{name}", str(value)]
     if options.lavis:
         words += ["--lavis", options.lavis, "--lavis_python", options.lavis_python]
-    if "torch_python" in more and options.torch_python:
-        words += ["--torch_python", options.torch_python]
+    for name in ("torch_python", "keras_python"):
+        value = getattr(options, name)
+        words += [f"--{name}", value] if value and name in more else []
     if "photos" in more:
         words += [word for photos in options.photos for word in ("--photos", photos)]
     return words

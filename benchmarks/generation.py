@@ -3,20 +3,19 @@
 A language model of OPT-125m's size behind the real-size Q-Former, random weights, fp32,
 batch 4, 30 new tokens (none may end earlier) behind a prompt of four, from features to
 ids. Peers: the original (`--lavis`) under transformers 4.33, and `generate` of current
-transformers' `Blip2ForConditionalGeneration` (`--torch_python`). Greedy decoding is
-also measured against the machine's memory: bytes a token = weights of the language
-model and its cache, each read once.
+transformers' `Blip2ForConditionalGeneration` (`--torch_python`) and of KerasHub's
+`BLIP2CausalLM` (`--keras_python`). Greedy decoding is also measured against the
+machine's memory: bytes a token = weights of the language model and its cache, each read
+once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import sys
-import tempfile
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, weight_peers
 from benchmarks.stage1_step import TINY_QFORMER, TINY_VISIONS, VISIONS
 from benchmarks.stage2_step import LANGUAGE, TINY_LANGUAGE
 from blip2_jax.models import presets
@@ -67,22 +66,10 @@ def contestants(
         "beams": beams,
         "tokens": TOKENS,
     }
-    workers = harness.pair(options, "generation", settings)
-    if options.torch_python:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        file = str(pathlib.Path(folder) / "weights.safetensors")
-        workers[0].ask("export", file=file)
-        workers.append(
-            harness.Worker(
-                "transformers",
-                options.torch_python,
-                "transformers_peer",
-                "generation",
-                settings | {"weights": file},
-                options.threads,
-            )
-        )
-    return [stack.enter_context(worker) for worker in workers]
+    kind = "generation"
+    pair = [stack.enter_context(w) for w in harness.pair(options, kind, settings)]
+    names = weight_peers.given(options)
+    return pair + weight_peers.start(names, options, kind, settings, pair[0], stack)
 
 
 def measure(workers: list[harness.Worker], rounds: int, mode: str) -> list[list[str]]:

@@ -60,6 +60,7 @@ def arguments(about: str, rounds: int = 5) -> argparse.ArgumentParser:
         help="interpreter with its dependencies",
     )
     add("--torch_python", default="", help="interpreter with torch and transformers 5")
+    add("--keras_python", default="", help="interpreter with keras-hub and jax")
     add("--rounds", type=int, default=rounds, help="number of timed turns")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--tiny", action="store_true", help="tiny sizes, to test the benchmark")
@@ -301,7 +302,7 @@ def report(
     module = f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"
     words = [word for word in sys.argv[1:] if word != "--write"]
     command = " ".join(["python", "-m", module, *words])
-    for flag in ("lavis", "lavis_python", "torch_python", "photos"):
+    for flag in ("lavis", "lavis_python", "torch_python", "keras_python", "photos"):
         command = re.sub(rf"(--{flag}[= ])\S*/([^/ ]+)", r"\1.../\2", command)
     today = datetime.date.today().isoformat()
     head = f"## {title}\n\n    {command}\n\n{today}, {machine()}; {about}"

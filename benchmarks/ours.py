@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness, shared_inputs
-from benchmarks.ours_base import Machine, parameters
+from benchmarks.ours_base import Machine, export, parameters
 from benchmarks.ours_images import Images, TrainingPath
 from benchmarks.ours_tower import Tower
 from benchmarks.ours_training import Training
@@ -112,20 +112,8 @@ class Generation(Machine):
         return (count(language) - unread + prefix + generated) / harness.GB
 
     def export(self, file: str) -> None:
-        """Write the weights under the names of `Blip2ForConditionalGeneration`."""
-        import safetensors.numpy
-
-        from blip2_jax.convert.huggingface_folder import renamed_rule
-        from blip2_jax.convert.tables import name_table
-        from blip2_jax.convert.tables.lavis import stage2_rules
-        from blip2_jax.nn import trees
-
-        rules = [renamed_rule(rule) for rule in stage2_rules(self.config)]
-        params = {name: np.asarray(a) for name, a in trees.flatten(self.params).items()}
-        arrays = name_table.to_source(trees.unflatten(params), rules)
-        safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, file
-        )
+        """Write the weights for the peers that read a file."""
+        export(self.config, self.params, file)
 
     def _run(self) -> np.ndarray:
         return self._decode(self._read(self.params, *self._inputs))

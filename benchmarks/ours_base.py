@@ -99,6 +99,23 @@ def parameters(sizes: Any, shapes: Any) -> Any:
     return trees.unflatten(ours)
 
 
+def export(sizes: Any, params: Any, file: str) -> None:
+    """Write stage-2 weights under the names of `Blip2ForConditionalGeneration`."""
+    import safetensors.numpy
+
+    from blip2_jax.convert.huggingface_folder import renamed_rule
+    from blip2_jax.convert.tables import name_table
+    from blip2_jax.convert.tables.lavis import stage2_rules
+    from blip2_jax.nn import trees
+
+    rules = [renamed_rule(rule) for rule in stage2_rules(sizes)]
+    leaves = {name: np.asarray(leaf) for name, leaf in trees.flatten(params).items()}
+    arrays = name_table.to_source(trees.unflatten(leaves), rules)
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, file
+    )
+
+
 def drawn_parameters(shapes: Any, frozen: Sequence[str], dtype: Any) -> Any:
     """Make random weights on the device, leaf by leaf, never all on the host.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import shared_inputs
-from benchmarks.ours_base import Stepper, drawn_parameters, parameters
+from benchmarks.ours_base import Stepper, drawn_parameters, export, parameters
 
 
 class Training(Stepper):
@@ -82,6 +82,13 @@ class Training(Stepper):
             image, text = (np.asarray(part, np.int32) for part in negatives)
             replay = Negatives(image=image, text=text)
         return float(self._step(replay)["loss"])
+
+    def export(self, file: str) -> None:
+        """Write the weights for the peers that read a file."""
+        from blip2_jax.nn import trees
+
+        params = trees.merge(self.state.trainable, self.frozen)
+        export(self.sizes, params, file)
 
     def gigaflops(self) -> float:
         """Return the FLOPs of the step's matmuls, in billions."""

@@ -13,10 +13,10 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, weight_peers
 from blip2_jax.models import presets
 from blip2_jax.models.sizes import FeaturesConfig, QFormerConfig, ViTConfig
 
@@ -68,6 +68,7 @@ def steps(
     options: Any,
     sizes_with: Callable[[float], dict[str, Any]],
     batch_settings: dict[str, Any],
+    peers: Sequence[str] = (),
 ) -> tuple[str, str]:
     """Compare losses without dropout, and time steps without and with it.
 
@@ -75,6 +76,7 @@ def steps(
       options: parsed command line.
       sizes_with: function from the dropout rate to the sizes of the model.
       batch_settings: further settings of the contestants.
+      peers: names of `weight_peers` that are started in addition to the original.
 
     Returns:
       Versions, and the tables.
@@ -82,11 +84,11 @@ def steps(
     rows, lines, versions = [], [], ""
     for dropout in (0.0, 0.1):
         settings = {"sizes": sizes_with(dropout), **batch_settings}
-        if not dropout and options.lavis:
+        if not dropout and (options.lavis or peers):
             # In other processes, because replaying negatives compiles another program.
-            with started(options, settings) as workers:
+            with started(options, settings, peers) as workers:
                 lines.append(same_losses(*workers))
-        with started(options, settings) as workers:
+        with started(options, settings, peers) as workers:
             versions = ", ".join(worker.ask("versions") for worker in workers)
             rounds = options.rounds if dropout else min(options.rounds, PLAIN_ROUNDS)
             rows += measure(workers, rounds, dropout)
@@ -94,25 +96,29 @@ def steps(
 
 
 @contextlib.contextmanager
-def started(options: Any, settings: dict[str, Any]) -> Iterator[list[harness.Worker]]:
-    """Start the contestants and end them with the block."""
+def started(
+    options: Any, settings: dict[str, Any], peers: Sequence[str] = ()
+) -> Iterator[list[harness.Worker]]:
+    """Start the contestants, ours first and the original last; end them at the end."""
+    kind = "training"
     with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(worker)
-            for worker in harness.pair(options, "training", settings)
-        ]
+        pair = [stack.enter_context(w) for w in harness.pair(options, kind, settings)]
+        ours, *original = pair
+        more = weight_peers.start(peers, options, kind, settings, ours, stack)
+        yield [ours, *more, *original]
 
 
-def same_losses(ours: harness.Worker, theirs: harness.Worker) -> str:
+def same_losses(ours: harness.Worker, *peers: harness.Worker) -> str:
     """Compare the losses of the first steps with equal weights and negatives."""
-    pairs = []
+    steps = []
     for _ in range(SAME_STEPS):
-        result = theirs.ask("compare")
-        pairs.append(
-            (ours.ask("compare", negatives=result["negatives"]), result["loss"])
-        )
-    losses = ", ".join(f"{us:.5f} ({them:.5f})" for us, them in pairs)
-    return f"Losses of the first steps without dropout (the original's): {losses}."
+        results = [peer.ask("compare") for peer in peers]
+        loss = ours.ask("compare", negatives=results[-1]["negatives"])
+        theirs = ", ".join(f"{result['loss']:.5f}" for result in results)
+        steps.append(f"{loss:.5f} ({theirs})")
+    names = ", ".join(peer.name for peer in peers)
+    head = f"Losses of the first steps without dropout, ours ({names})"
+    return f"{head}: {', '.join(steps)}."
 
 
 def measure(

@@ -5,7 +5,7 @@ of OPT-125m's and of T5-base's size, on precomputed features of a ViT-g, fp32, a
 of 8: OPT reads 32 tokens; T5's encoder reads 16 beside the queries and its decoder
 writes 16. Without dropout both must report the same losses. The original leaves its
 frozen language model in training mode, ours drops nothing there: the speed is compared
-with dropout 0.1 as each does it.
+with dropout 0.1 as each does it. With OPT also beside KerasHub (`--keras_python`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import sys
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, weight_peers
 from benchmarks.stage1_step import ROWS, TINY_QFORMER, TINY_VISIONS, VISIONS, steps
 from blip2_jax.models import presets
 from blip2_jax.models.sizes import OPTConfig, T5Config
@@ -30,6 +30,7 @@ TINY_LANGUAGE: dict[str, OPTConfig | T5Config] = {
     "t5": T5Config(32, 2, 2, 64, head_width=16, vocab_size=100),
 }
 SIZES = {"opt": "OPT-125m", "t5": "T5-base"}
+PEERS = {"opt": (weight_peers.KERAS,)}  # in addition to the original
 
 
 def main() -> int:
@@ -40,7 +41,8 @@ def main() -> int:
     for name in options.language or LANGUAGE:
         batch_settings = {"rows": ROWS, **TOKENS[name]}
         sizes = functools.partial(sizes_of, name, options.tiny)
-        versions, body = steps(options, sizes, batch_settings)
+        peers = weight_peers.given(options, PEERS.get(name, ()))
+        versions, body = steps(options, sizes, batch_settings, peers)
         about = f"{versions}; fp32, batch {ROWS}, {options.threads} threads."
         harness.report(options, title(name), about, body)
     return 0

@@ -33,12 +33,14 @@ def commands(monkeypatch):
 def test_every_script_gets_its_flags(commands):
     peers = ["--lavis", "checkout", "--lavis_python", "python"]
     counts = ["--rounds", "3", "--threads", "1"]
+    keras = ["--keras_python", "third"]
     photos = ["--photos", "a.tar", "--photos", "b.tar"]
     arguments = [
         "--torch_python",
         "other",
         "--tiny",
         "--write",
+        *keras,
         *peers,
         *counts,
         *photos,
@@ -47,7 +49,8 @@ def test_every_script_gets_its_flags(commands):
     assert list(flags_of) == list(everything.BENCHMARKS)
     for name, flags in flags_of.items():
         own = {
-            "generation": ["--torch_python", "other"],
+            "stage2_step": keras,
+            "generation": ["--torch_python", "other", *keras],
             "image_pipeline": ["--torch_python", "other", *photos],
         }.get(name, [])
         assert flags == ["--tiny", "--write", *counts, *peers, *own]
