@@ -326,15 +326,16 @@ def module_kwargs(config: ConfigDict) -> dict[str, Any]:
 def training_model(model: BaseT, platform: str) -> BaseT:
     """Return the form of a model that a training step is compiled from.
 
-    On TPU and GPU it scans the Q-Former's blocks if it scans those of the towers: a
-    smaller program to compile. Evaluation and generation use the model itself, which
-    does not stack the weights at every call.
+    On a TPU it scans the Q-Former's blocks if it scans those of the towers: half the
+    instructions to compile for a pod. XLA's compilers for GPU and CPU gain nothing from
+    it (docs/performance.md). Evaluation and generation use the model itself, which does
+    not stack the weights at every call.
 
     Args:
       model: unbound; the parameters of both forms are the same.
       platform: platform that the step is compiled for.
     """
-    return model.clone(scan_qformer=model.scan and platform != "cpu")
+    return model.clone(scan_qformer=model.scan and platform == "tpu")
 
 
 def _language_sizes(sizes: presets.Blip2Config) -> LanguageModelConfig:

@@ -38,6 +38,7 @@ CHANGEABLE = (
     "log_every",
     "mesh",
     "model.attention",
+    "model.scan",
     "objective.exchange",
     "optimizer.sharded",
     "data.workers",
@@ -143,7 +144,7 @@ def _model() -> ConfigDict:
             "preset": "pretrain",
             # Sizes that differ from the preset, e.g. {"qformer": {"depth": 4}}.
             "overrides": {},
-            # Scan over equal blocks of towers and, in training steps on TPU and GPU, of
+            # Scan over equal blocks of towers and, in training steps on a TPU, of
             # the Q-Former: shorter compilation (docs/training.md).
             "scan": True,
             # Rematerialisation of blocks in the backward pass: "none", "full", or
