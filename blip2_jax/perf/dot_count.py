@@ -2,7 +2,8 @@
 
 The jaxpr of a training step lists forward pass, backward pass and update. Dead code is
 eliminated first, so that the remaining matmuls are those that run. A matmul in a loop
-counts once per iteration. Scopes (Flax module and method names) attribute matmuls to
+counts once per iteration, one in a kernel once per block. Of several branches, the one
+with the most FLOPs counts. Scopes (Flax module and method names) attribute matmuls to
 parts of the model.
 """
 
@@ -85,14 +86,37 @@ def _walk(jaxpr: Any, scope: str, times: int) -> Iterator[Dot]:
             shapes = tuple(operand.aval.shape for operand in equation.invars)
             yield Dot(times * _flops(equation), inner_scope, shapes)
             continue
-        iterations = equation.params["length"] if kind == "scan" else 1
-        for inner in _inner_jaxprs(equation):
-            dots = list(_walk(inner, inner_scope, times * iterations))
-            if dots and kind in ("while", "cond", "shard_map"):
-                raise NotImplementedError(
-                    f"cannot count matmuls inside {kind} at {inner_scope}"
-                )
+        inner_times = times * _iterations(equation)
+        branches = [
+            list(_walk(inner, inner_scope, inner_times))
+            for inner in _inner_jaxprs(equation)
+        ]
+        if kind == "while" and any(branches):
+            raise NotImplementedError(
+                f"cannot count matmuls inside while at {inner_scope}"
+            )
+        if kind == "cond":  # one branch runs; in kernels, the others do nothing
+            yield from max(branches, key=lambda dots: sum(dot.flops for dot in dots))
+            continue
+        for dots in branches:
             yield from dots
+
+
+def _iterations(equation: Any) -> int:
+    """Return how often the jaxprs of an equation run, on all devices together."""
+    params = equation.params
+    if equation.primitive.name == "scan":
+        return int(params["length"])
+    if equation.primitive.name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if equation.primitive.name == "shard_map":
+        name = next(name for name in _MANUAL_AXES if name in params)
+        return math.prod(params["mesh"].shape[axis] for axis in params[name])
+    return 1
+
+
+# What versions of jax call the axes that a shard_map runs its function along.
+_MANUAL_AXES = ("newly_manual_axes", "manual_axes")
 
 
 def _inner_jaxprs(equation: Any) -> Iterator[Any]:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from blip2_jax.nn.tpu_attention import tpu_attention
+from blip2_jax.parallel.sharding import make_mesh
 from blip2_jax.perf import dot_count
 
 X = jax.ShapeDtypeStruct((3, 4), jnp.float32)
@@ -72,3 +74,28 @@ def test_a_constant_has_no_gradient():
     loss = lambda x, w: jnp.square(x @ jax.lax.stop_gradient(w)).sum()
     dots = dot_count.count_dots(jax.grad(loss, argnums=(0, 1)), X, W)
     assert sum(dot.flops for dot in dots if dot.backward) == ONE
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "tensor": 2}])
+def test_a_fused_kernel_counts_its_blocks(mesh):
+    """Two matmuls forward, seven backward: scores are computed anew, twice."""
+    array = jax.ShapeDtypeStruct((2, 300, 4, 64), jnp.bfloat16)
+    scores = 2 * (2 * 4) * 384 * 384 * 64  # in whole blocks
+
+    def loss(*arrays):
+        return tpu_attention(*arrays, 0.1).astype(jnp.float32).sum()
+
+    devices = jax.devices()[: 4 if mesh else 1]
+    with jax.set_mesh(make_mesh(**mesh, devices=devices)):
+        gradient = jax.grad(loss, argnums=(0, 1, 2))
+        assert total(loss, array, array, array) == 2 * scores
+        small = 0.01 * scores  # sums over the head width
+        expected = pytest.approx(9 * scores, abs=small)
+        assert total(gradient, array, array, array) == expected
+
+
+def test_the_branch_with_more_matmuls_counts():
+    def function(x, w):
+        return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
+
+    assert total(function, X, W) == 2 * ONE
