@@ -40,18 +40,15 @@ def cudnn_attention(
     )
     lengths = (query.shape[1], key.shape[1])
     if mask is None and bias is None:
-        is_odd = any(length % 2 for length in lengths)
-        return (_run_odd if is_odd else _run)(run, query, key, value)
+        if any(length % 2 for length in lengths):
+            return _run_odd(run, query, key, value)
+        return run(query, key, value)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*_leading(mask), *lengths))
     if bias is not None:
         bias = bias.astype(query.dtype)
         bias = jnp.broadcast_to(bias, (*_leading(bias), *lengths))
     return run(query, key, value, bias, mask)
-
-
-def _run(run: Callable[..., Array], *arrays: Array) -> Array:
-    return run(*arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

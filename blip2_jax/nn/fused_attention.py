@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from blip2_jax.nn import tpu_attention
+from blip2_jax.parallel.row_gather import current_batch_shards
 
 CHOICES = ("xla", "cudnn", "pallas", "auto")
 MAX_HEAD_WIDTH = 128  # of both kernels, forward and backward, on every device
@@ -113,6 +113,6 @@ def kernel_of(
     if kernel == "pallas":
         is_wanted = everywhere or min(lengths) >= MIN_TPU_LENGTH
         is_possible = query.dtype == jnp.bfloat16 and not restricted
-        divides = tpu_attention.rows_divide(query.shape[0])
+        divides = query.shape[0] % current_batch_shards() == 0
         return kernel if is_wanted and is_possible and divides else "xla"
     return "xla"

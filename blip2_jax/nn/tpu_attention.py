@@ -16,15 +16,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from blip2_jax.nn.precision import MATMUL_OUTPUT
-from blip2_jax.parallel.row_gather import batch_axes, current_batch_shards
+from blip2_jax.parallel.row_gather import batch_axes
 
 LANES = 128  # the kernel's blocks are multiples of this
 MAX_BLOCK = 640  # rows or columns of scores in vector memory
-
-
-def rows_divide(rows: int) -> bool:
-    """Return True if the current mesh divides this number of rows evenly."""
-    return rows % current_batch_shards() == 0
 
 
 def tpu_attention(

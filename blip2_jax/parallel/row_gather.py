@@ -31,7 +31,6 @@ from jaxtyping import Array, Int, Shaped
 
 BATCH_AXES = ("data", "fsdp")
 EXCHANGES = ("ring", "grid", "ragged")
-MAX_RAGGED_V5E = 16  # chips; libtpu refuses the collective on larger slices
 
 
 def batch_axes() -> tuple[str, ...]:
@@ -46,18 +45,6 @@ def current_batch_shards() -> int:
     """Return the number of shards of a batch on the current mesh; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in batch_axes())
-
-
-def choose_exchange(mesh: Mesh) -> str:
-    """Choose the exchange with the least traffic that the devices of a mesh have."""
-    device = mesh.devices.flat[0]
-    if device.platform != "tpu":
-        return "ring"
-    slices = {getattr(device, "slice_index", 0) for device in mesh.devices.flat}
-    if len(slices) > 1:
-        return "grid"
-    is_v5e = device.device_kind == "TPU v5 lite"
-    return "grid" if is_v5e and mesh.size > MAX_RAGGED_V5E else "ragged"
 
 
 def gather_global_rows(

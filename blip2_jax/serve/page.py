@@ -197,13 +197,7 @@ def _chat_tab(
         with gr.Row():
             send = gr.Button("Ask", variant="primary", min_width=120)
             clear = gr.Button("Clear", min_width=120)
-        if content.questions:
-            gr.Examples(
-                [[text] for text in content.questions],
-                question,
-                label="Questions to try",
-                api_visibility="private",
-            )
+        _texts_to_try(content.questions, question, "Questions to try")
 
     def ask(
         path: str | None, text: str, messages: list[Any], *values: Any
@@ -223,6 +217,13 @@ def _chat_tab(
     restart: Callable[[], list[Any]] = lambda: []
     for event in (clear.click, picture.change):
         event(restart, None, chat, api_visibility="private", show_progress="hidden")
+
+
+def _texts_to_try(texts: Sequence[str], field: gr.Textbox, label: str) -> None:
+    """Add texts that a click writes into a field, if there are any."""
+    if texts:
+        rows = [[text] for text in texts]
+        gr.Examples(rows, field, label=label, api_visibility="private")
 
 
 def _turns(messages: list[Any]) -> list[tuple[str, str]]:
@@ -297,13 +298,7 @@ def _search_tab(actions: PageActions, content: PageContent) -> None:
     with gr.Tab("Search"):
         gr.Markdown(f"Finds pictures among {len(index):,} by what they show.")
         text = gr.Textbox(label="What to find", max_lines=1)
-        if content.searches:
-            gr.Examples(
-                [[each] for each in content.searches],
-                text,
-                label="Searches to try",
-                api_visibility="private",
-            )
+        _texts_to_try(content.searches, text, "Searches to try")
         count = gr.Slider(1, 24, 8, step=1, label="Number of pictures")
         button = gr.Button("Search", variant="primary")
         gallery = gr.Gallery(

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from blip2_jax.nn.trees import Partition, Tree
 from blip2_jax.parallel import sharding
-from blip2_jax.parallel.row_gather import choose_exchange
 from blip2_jax.training import initial_params
 from blip2_jax.training import train_config as configuration
 from blip2_jax.training.optimizer import make_optimizer
@@ -24,6 +23,9 @@ from blip2_jax.training.schedule import Schedule, make_schedule
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep, make_train_step
 from blip2_jax.training.tasks import Task, make_task
+
+# Chips; libtpu refuses `jax.lax.ragged_all_to_all` on larger slices of v5e.
+MAX_RAGGED_V5E = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,17 @@ def plan_step(
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     state = _abstract_state(optimizer, shapes.trainable, mesh, config.optimizer.sharded)
     return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
+
+
+def choose_exchange(mesh: Mesh) -> str:
+    """Choose the exchange with the least traffic that the devices of a mesh have."""
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu":
+        return "ring"
+    if sharding.count_slices(list(mesh.devices.flat)) > 1:
+        return "grid"
+    is_v5e = device.device_kind == "TPU v5 lite"
+    return "grid" if is_v5e and mesh.size > MAX_RAGGED_V5E else "ragged"
 
 
 def negatives_exchange(config: ConfigDict, mesh: Mesh) -> str:

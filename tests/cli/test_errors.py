@@ -78,7 +78,7 @@ def test_messages_of_this_package_stand_alone_and_those_of_others_get_a_hint():
 
 @pytest.fixture
 def bad(tmp_path, monkeypatch):
-    """A working directory with files of wrong content."""
+    """Make a working directory with files of wrong content."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("not what was expected\n")
     (tmp_path / "empty.txt").touch()

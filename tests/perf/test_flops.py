@@ -368,7 +368,7 @@ def test_stage2_tiny(language_model):
     ],
 )
 def test_the_gradient_of_one_frozen_matrix_is_detected(task, matrix, term):
-    """The checks above fail if one matrix is not frozen."""
+    """Show that the checks above fail if one matrix is not frozen."""
     config = tiny(task)
     below = matrix.split("/", 1)[1]
     config.frozen = tuple(f"{rule}(?!{below})" for rule in config.frozen)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from blip2_jax.parallel import sharding
-from blip2_jax.parallel.row_gather import choose_exchange, gather_global_rows
+from blip2_jax.parallel.row_gather import gather_global_rows
 from blip2_jax.planning.collectives import collectives
 from blip2_jax.planning.topology import open_topology
+from blip2_jax.training.step_plan import choose_exchange
 
 pytest.importorskip("libtpu", reason="libtpu is not installed")
 

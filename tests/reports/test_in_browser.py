@@ -43,7 +43,7 @@ VIEWS = (
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> pathlib.Path:
-    """The pages, from a trained model's attention and invented numbers."""
+    """Write the pages, from a trained model's attention and invented numbers."""
     folder = tmp_path_factory.mktemp("pages")
     first = write_run_directory(folder / "run_a")
     second = write_run_directory(folder / "run_b", seed=1, until=250)

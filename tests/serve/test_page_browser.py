@@ -66,7 +66,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def url(models, tmp_path_factory):
-    """The page, with an index of 12 pictures and a limit of one megapixel."""
+    """Serve the page, with an index of 12 pictures and a limit of one megapixel."""
     folder = tmp_path_factory.mktemp("searched")
     page_server.draw_pictures(folder / "pictures", 12)
     ImageIndex.build(models[1], folder / "pictures", folder / "index")
