@@ -307,14 +307,18 @@ def test_sweep_looks_for_the_largest_batch_of_each_mesh(plan):
     largest = {1: 40, 4: 500, 8: 1000, 16: 4096}
     planned = planner(plan, lambda batch, fsdp: batch <= largest[fsdp])
     plans = sweep(settings, 16, ("batch", "mesh"), planned)
-    most = {
-        fsdp: max(p.batch_size for p in plans if p.mesh["fsdp"] == fsdp and p.fits)
-        for fsdp in largest
+    most = {}
+    for found in (p for p in plans if p.fits):
+        axes = found.mesh["fsdp"], found.mesh["tensor"]
+        most[axes] = max(most.get(axes, 0), found.batch_size)
+    # The batch is a multiple of data x fsdp: 16 shards fit 32 rows, 4 or 2 fit 40.
+    assert most == {
+        **{(1, 1): 32, (1, 4): 40, (1, 8): 40, (4, 4): 480},
+        **{(8, 1): 960, (8, 2): 960, (16, 1): 1024},
     }
-    assert most == {1: 32, 4: 480, 8: 960, 16: 1024}
     assert nearest(plans, 1024).batch_size == 1024
     alone = sweep(settings, 16, ("mesh",), planned)
-    assert [p.batch_size for p in alone] == [1024] * 5
+    assert [p.batch_size for p in alone] == [1024] * len(most)
 
 
 def test_sweep_gives_up_where_parameters_are_too_large(plan):
