@@ -266,8 +266,11 @@ class QFormer(nn.Module):
           The outputs of the queries, of the [CLS] of `ids`, and of `caption_ids`.
         """
         queries = _repeat(query_tokens, ids.shape[0])
-        texts = (self._embed_text(caption_ids), self._embed_text(ids))
-        joined = jnp.concatenate([queries, *texts], axis=1)
+        # One look-up: the gradients of two would be reduced over devices separately.
+        both = jnp.concatenate([caption_ids, ids], axis=1)
+        positions = jnp.arange(both.shape[1])[None] % ids.shape[1]
+        texts = self.embeddings.look_up(both, positions)
+        joined = jnp.concatenate([queries, texts], axis=1)
         count = queries.shape[1]
         end = count + ids.shape[1]  # of queries and caption
         caption_mask = masks.causal_multimodal(count, mask)
