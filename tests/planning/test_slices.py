@@ -35,6 +35,10 @@ def test_negatives_of_256_chips_cross_a_grid():
     exchanged = [c for c in plan.collectives if c.kind == "all-to-all"]
     # Of 16 shards each chip keeps its own; similarities are exchanged besides.
     assert 16 * shard <= sum(c.total_bytes for c in exchanged) < 17 * shard
+    # Gradients of the word table: of the tied head, and of all look-ups together.
+    reduced = [s for c in plan.collectives if c.kind == "all-reduce" for s in c.shapes]
+    tables = sorted(shape for shape in reduced if "[30523,768]" in shape)
+    assert tables == ["bf16[30523,768]", "f32[30523,768]"]
 
 
 def test_a_language_model_divided_by_four_and_four():
