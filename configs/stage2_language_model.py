@@ -1,9 +1,9 @@
 """blip2-jax train --config stage2_language_model:FOLDER --workdir runs/stage2
 
 Stage 2 with any language model that this package can read: FOLDER is a Hugging Face
-folder or hub name of an OPT, T5, mT5, Llama, Mistral, Qwen2, Qwen3 or Granite. Its
-sizes come from its `config.json`, first and last tokens of a text from its tokenizer.
-All else is as in `stage2_opt2_7b`.
+folder or hub name of an OPT, T5, mT5, Llama, Mistral, Qwen2, Qwen3, Granite or Phi-3.
+Its sizes come from its `config.json`, first and last tokens of a text from its
+tokenizer. All else is as in `stage2_opt2_7b`.
 """
 
 from ml_collections import ConfigDict

@@ -68,8 +68,8 @@ def make_parser() -> ConfigParser:
         type=int,
         default=0,
         metavar="N",
-        help="random crops and flips of each image; 0: the whole image, resized as in "
-        "evaluation",
+        help="random crops and flips of each image; 0 or 1: the whole image, resized "
+        "as in evaluation",
     )
     add("--batch_size", type=int, default=32, metavar="N", help="images per batch")
     add(

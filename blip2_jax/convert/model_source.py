@@ -77,7 +77,10 @@ class ModelSource:
         if carried := self.carried():
             parts.append(f"{len(carried)} of them the Q-Former's text branch, carried")
         elif self.stage == 2 and not self.question_in_qformer:
-            parts.append("without the Q-Former's text branch (--text_branch adds it)")
+            parts.append(
+                "without the Q-Former's text branch"
+                " (`blip2-jax convert --text_branch` adds it)"
+            )
         if self.absent:
             parts.append(f"without {', '.join(self.absent)}, which the source lacks")
         return "; ".join(parts)

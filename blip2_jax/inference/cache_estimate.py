@@ -46,7 +46,7 @@ class CacheEstimate:
 
 
 class NoSpace(OSError):
-    """The disk has not the space for a cache."""
+    """The disk is too small for a cache."""
 
 
 def inspect(job: FeatureCacheJob, in_this_process: bool = True) -> CacheEstimate:
@@ -74,10 +74,10 @@ def inspect(job: FeatureCacheJob, in_this_process: bool = True) -> CacheEstimate
 
 
 def check_space(job: FeatureCacheJob) -> None:
-    """Check that a local disk has the space for the shards that are missing.
+    """Check that a local disk has enough space for the missing shards.
 
     Raises:
-      NoSpace: it has not.
+      NoSpace: the disk is too small.
     """
     if is_remote(job.output):
         return
