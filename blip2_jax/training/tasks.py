@@ -327,8 +327,8 @@ def training_model(model: BaseT, platform: str) -> BaseT:
     """Return the form of a model that a training step is compiled from.
 
     On a TPU it scans the Q-Former's blocks if it scans those of the towers: half the
-    instructions. On a GPU that costs memory for the stacked weights and saves no time
-    (docs/performance.md); programs for a CPU compile in seconds. Evaluation and
+    instructions. On a GPU that costs memory for the stacked weights and saves little
+    time (docs/performance.md); programs for a CPU compile in seconds. Evaluation and
     generation use the model itself, which does not stack the weights at every call.
 
     Args:

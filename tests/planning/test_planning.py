@@ -143,7 +143,7 @@ def test_sampled_negatives_travel_by_shards(plan):
 
 
 def batch_config(case, directory):
-    """A configuration of each kind of batch; `directory` for what it reads."""
+    """Build a configuration of each kind of batch; `directory` for what it reads."""
     settings = config("stage1" if case in ("stage1", "features") else "stage2").unlock()
     (source,) = settings.data.train
     if case.startswith("t5"):
@@ -312,10 +312,9 @@ def test_sweep_looks_for_the_largest_batch_of_each_mesh(plan):
         axes = found.mesh["fsdp"], found.mesh["tensor"]
         most[axes] = max(most.get(axes, 0), found.batch_size)
     # The batch is a multiple of data x fsdp: 16 shards fit 32 rows, 4 or 2 fit 40.
-    assert most == {
-        **{(1, 1): 32, (1, 4): 40, (1, 8): 40, (4, 4): 480},
-        **{(8, 1): 960, (8, 2): 960, (16, 1): 1024},
-    }
+    replicated = {(1, 1): 32, (1, 4): 40, (1, 8): 40}
+    divided = {(4, 4): 480, (8, 1): 960, (8, 2): 960, (16, 1): 1024}
+    assert most == replicated | divided
     assert nearest(plans, 1024).batch_size == 1024
     alone = sweep(settings, 16, ("mesh",), planned)
     assert [p.batch_size for p in alone] == [1024] * len(most)
@@ -373,7 +372,7 @@ def test_slices_of_tpus():
 @needs_libtpu
 @pytest.mark.slow
 def test_a_tpu_that_is_not_there():
-    """A step that fits, with an estimate, and one that does not, with its size."""
+    """Plan a step that fits, with an estimate, and one that does not, with its size."""
     slice_ = topology.open_topology("v5e:2x2")
     small = make_plan(config("stage2"), slice_)
     assert small.fits and small.estimate.rate > 0

@@ -266,10 +266,7 @@ class QFormer(nn.Module):
           The outputs of the queries, of the [CLS] of `ids`, and of `caption_ids`.
         """
         queries = _repeat(query_tokens, ids.shape[0])
-        # One look-up: the gradients of two would be reduced over devices separately.
-        both = jnp.concatenate([caption_ids, ids], axis=1)
-        positions = jnp.arange(both.shape[1])[None] % ids.shape[1]
-        texts = self.embeddings.look_up(both, positions)
+        texts = self._embed_text(caption_ids, ids)
         joined = jnp.concatenate([queries, texts], axis=1)
         count = queries.shape[1]
         end = count + ids.shape[1]  # of queries and caption
@@ -356,9 +353,12 @@ class QFormer(nn.Module):
             generated, new_key=keys, new_value=values
         )
 
-    def _embed_text(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Embed text; its positions start at 0, with or without queries before it."""
-        return self.embeddings.look_up(ids, jnp.arange(ids.shape[1])[None])
+    def _embed_text(self, *texts: Int[Array, "B _"]) -> Float[Array, "B T D"]:
+        """Embed texts side by side; the positions of each start at 0."""
+        # One look-up: gradients of several would be reduced over devices one by one.
+        positions = jnp.concatenate([jnp.arange(ids.shape[1]) for ids in texts])
+        ids = jnp.concatenate(texts, axis=1)
+        return self.embeddings.look_up(ids, positions[None])
 
     def _run_text_after_queries(
         self,
