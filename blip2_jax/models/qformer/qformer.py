@@ -353,7 +353,7 @@ class QFormer(nn.Module):
             generated, new_key=keys, new_value=values
         )
 
-    def _embed_text(self, *texts: Int[Array, "B _"]) -> Float[Array, "B T D"]:
+    def _embed_text(self, *texts: Int[Array, "B length"]) -> Float[Array, "B T D"]:
         """Embed texts side by side; the positions of each start at 0."""
         # One look-up: gradients of several would be reduced over devices one by one.
         positions = jnp.concatenate([jnp.arange(ids.shape[1]) for ids in texts])
