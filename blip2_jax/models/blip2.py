@@ -27,14 +27,12 @@ class Blip2Base(nn.Module):
       dtype: compute dtype; parameters are fp32.
       scan: scan stacked layers instead of unrolling them.
       remat: rematerialisation policy of all blocks (`nn.stack.REMAT_POLICIES`).
-      scan_qformer: scan groups of the Q-Former's blocks instead of unrolling them.
     """
 
     config: Blip2Config
     dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: str = "none"
-    scan_qformer: bool = False
 
     def setup(self) -> None:
         """Create submodules and parameters."""
@@ -53,9 +51,7 @@ class Blip2Base(nn.Module):
             return
         shape = (qformer.num_queries, qformer.width)
         self.query_tokens = self.param("query_tokens", normal(), shape)
-        self.qformer = QFormer(
-            qformer, self.dtype, self.reads_text, self.remat, self.scan_qformer
-        )
+        self.qformer = QFormer(qformer, self.dtype, self.reads_text, self.remat)
 
     @property
     def reads_text(self) -> bool:

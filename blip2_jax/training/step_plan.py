@@ -80,7 +80,7 @@ def plan_step(
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
-    task = make_task(_with_exchange(config, mesh), mesh.devices.flat[0].platform)
+    task = make_task(_with_exchange(config, mesh))
     shapes = initial_params.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,6 @@ from blip2_jax.training.lora import lora_of, split_parameters
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
-BaseT = TypeVar("BaseT", bound=Blip2Base)
 
 
 class Loss(Protocol):
@@ -100,19 +99,15 @@ class Task:
         return jax.eval_shape(self.init_params, jax.random.key(0))
 
 
-def make_task(config: ConfigDict, platform: str = "cpu") -> Task:
+def make_task(config: ConfigDict) -> Task:
     """Build the task of a configuration.
-
-    Args:
-      config: of a run.
-      platform: platform that the loss is compiled for; see `training_model`.
 
     Raises:
       ValueError: the task, a model size or an option is unknown; the message names it.
     """
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}; there are {', '.join(TASKS)}")
-    task, lora = TASKS[config.task](config, platform), lora_of(config)
+    task, lora = TASKS[config.task](config), lora_of(config)
     if lora is None:
         return task
     return dataclasses.replace(
@@ -177,7 +172,7 @@ def _options(kind: type, options: ConfigDict) -> Any:
     return _override(kind(), options.items(), "config.objective")
 
 
-def _stage1(config: ConfigDict, platform: str) -> Task:
+def _stage1(config: ConfigDict) -> Task:
     """Build the task of stage 1."""
     sizes = model_config(config.model)
     if sizes.projector is not None:
@@ -197,21 +192,18 @@ def _stage1(config: ConfigDict, platform: str) -> Task:
     if count > 1:
         trained = split_parameters(config, parameter_shapes(model)).trainable
         check_encoder(count, flatten(trained))
-    trained_model = training_model(model, platform)
     return Task(
         name="stage1",
         model=model,
         init_params=functools.partial(init_params, model),
-        loss=functools.partial(stage1_loss, trained_model, options=options),
+        loss=functools.partial(stage1_loss, model, options=options),
         batch_format="image_text",
         tokenizers=("qformer",),
-        gradients=(
-            stage1_in_chunks(trained_model, options, count) if count > 1 else None
-        ),
+        gradients=stage1_in_chunks(model, options, count) if count > 1 else None,
     )
 
 
-def _stage2(config: ConfigDict, platform: str) -> Task:
+def _stage2(config: ConfigDict) -> Task:
     """Build the task of stage 2 and of its fine-tunes."""
     sizes = model_config(config.model)
     family = _family(_language_sizes(sizes))
@@ -220,12 +212,11 @@ def _stage2(config: ConfigDict, platform: str) -> Task:
     model = Blip2Stage2(
         sizes, **module_kwargs(config), question_in_qformer=question_in_qformer
     )
-    trained_model = training_model(model, platform)
     options = _options(Stage2Options, config.objective)
     check_options(config.optimizer.accumulate, num_shards=options.num_shards)
 
     def loss(params: Params, batch: Batch, key: Any, negatives: Any = None) -> Any:
-        return stage2_loss(trained_model, params, batch, key, options)
+        return stage2_loss(model, params, batch, key, options)
 
     return Task(
         name="stage2",
@@ -241,7 +232,7 @@ def _stage2(config: ConfigDict, platform: str) -> Task:
     )
 
 
-def _contrast(config: ConfigDict, platform: str) -> Task:
+def _contrast(config: ConfigDict) -> Task:
     """Build the task that trains an image encoder on captions, to be frozen later."""
     sizes = model_config(config.model)
     options = _options(ContrastOptions, config.objective)
@@ -278,7 +269,7 @@ def _contrast(config: ConfigDict, platform: str) -> Task:
     )
 
 
-def _language_model(config: ConfigDict, platform: str) -> Task:
+def _language_model(config: ConfigDict) -> Task:
     """Build the task that trains a language model on text, to be frozen later."""
     sizes = _language_sizes(model_config(config.model))
     model = build_language_model(sizes, **module_kwargs(config))
@@ -323,21 +314,6 @@ def module_kwargs(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def training_model(model: BaseT, platform: str) -> BaseT:
-    """Return the form of a model that a training step is compiled from.
-
-    On a TPU it scans the Q-Former's blocks if it scans those of the towers: half the
-    instructions. On a GPU that costs memory for the stacked weights and saves little
-    time (docs/performance.md); programs for a CPU compile in seconds. Evaluation and
-    generation use the model itself, which does not stack the weights at every call.
-
-    Args:
-      model: unbound; the parameters of both forms are the same.
-      platform: platform that the step is compiled for.
-    """
-    return model.clone(scan_qformer=model.scan and platform == "tpu")
-
-
 def _language_sizes(sizes: presets.Blip2Config) -> LanguageModelConfig:
     """Return the sizes of the language model, which the task requires."""
     if sizes.language_model is None:
@@ -353,7 +329,7 @@ def _family(language: LanguageModelConfig) -> BatchFormat:
     return "encoder_decoder" if language.is_encoder_decoder else "decoder"
 
 
-TASKS: dict[str, Callable[[ConfigDict, str], Task]] = {
+TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "stage1": _stage1,
     "stage2": _stage2,
     "contrast": _contrast,

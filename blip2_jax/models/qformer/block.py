@@ -8,7 +8,7 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -40,15 +40,6 @@ class AttentionSpan(NamedTuple):
 ALL_TO_ALL = (AttentionSpan(),)
 
 
-class LayerInputs(NamedTuple):
-    """What a pass hands to each block beside `x`; see `QFormerLayer.__call__`."""
-
-    past: KeyValue | None = None
-    images: tuple[KeyValue, ...] = ()
-    gate: Float[Array, "B H Q P"] | None = None
-    key: PRNGKeyArray | None = None
-
-
 class QFormerLayer(nn.Module):
     """A block of the Q-Former; the text branch has parameters only if it is used."""
 
@@ -71,25 +62,6 @@ class QFormerLayer(nn.Module):
             self.cross_attention_norm = norm()
         self.query_mlp, self.query_mlp_norm = mlp(), norm()
         self.text_mlp, self.text_mlp_norm = mlp(), norm()
-
-    def parameters_used(self, queries: bool, text: bool) -> dict[str, Any]:
-        """Return the parameters that `__call__` needs.
-
-        Args:
-          queries: the input has queries, which attend to images if the block has
-            cross-attention.
-          text: the input has text.
-        """
-        params = dict(self.variables["params"])
-        branches = {"query_mlp": queries, "cross_attention": queries, "text_mlp": text}
-        for branch, is_used in branches.items():
-            if not is_used:
-                params.pop(branch, None)
-                params.pop(f"{branch}_norm", None)
-        if "cross_attention" in params:  # keys and values are inputs
-            cross = params["cross_attention"]
-            params["cross_attention"] = {k: cross[k] for k in ("query", "output")}
-        return params
 
     def image_key_value(self, image: Normed) -> KeyValue:
         """Project an image to cross-attention keys and values."""

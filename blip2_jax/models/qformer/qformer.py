@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,13 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from blip2_jax.models.blip_presets import BertDecoderConfig
-from blip2_jax.models.qformer.block import (
-    ALL_TO_ALL,
-    AttentionSpan,
-    LayerInputs,
-    QFormerLayer,
-)
-from blip2_jax.models.qformer.layer_groups import RunLayer, scan_groups
+from blip2_jax.models.qformer.block import ALL_TO_ALL, AttentionSpan, QFormerLayer
 from blip2_jax.models.sizes import QFormerConfig
 from blip2_jax.nn import masks
 from blip2_jax.nn.attention import KeyValue
@@ -110,15 +103,12 @@ class QFormer(nn.Module):
       dtype: compute dtype; parameters are fp32.
       text: False = only `query_pass` works, and text has no parameters.
       remat: rematerialisation policy of the blocks (`nn.stack.REMAT_POLICIES`).
-      scan: scan groups of blocks instead of unrolling all: a shorter compilation.
-        Results are equal.
     """
 
     config: QFormerConfig
     dtype: DTypeLike = jnp.float32
     text: bool = True
     remat: str = "none"
-    scan: bool = False
 
     def setup(self) -> None:
         """Create submodules and parameters."""
@@ -392,77 +382,28 @@ class QFormer(nn.Module):
         """
         embedding_key, *keys = split_key(key, 1 + self.config.depth)
         x = self.embeddings(x, embedding_key)
+        policy, caches = remat_policy(self.remat), []
         remaining_images, remaining_gates = iter(images), iter(gates)
-        inputs = [
-            LayerInputs(
-                past=None if past is None else past[index],
-                images=next(remaining_images, ()) if layer.reads_image else (),
-                gate=next(remaining_gates, None) if layer.reads_image else None,
-                key=keys[index],
-            )
-            for index, layer in enumerate(self.layer)
-        ]
-        caches: list[KeyValue] = []
-        if self.scan and not self.is_initializing():
-            same = inputs if keep is None else inputs[:-1]  # equal programs
-            x, caches = self._scan_layers(x, num_queries, spans, same)
-        policy = remat_policy(self.remat)
-        for index in range(len(caches), self.config.depth):
+        for index, layer in enumerate(self.layer):
             is_last = index == self.config.depth - 1
             run = functools.partial(
-                _run_layer,
+                QFormerLayer.__call__,
                 num_queries=num_queries,
                 spans=spans,
                 keep=keep if is_last else None,
             )
             if policy is not None:
                 run = nn.remat(run, policy=policy)
-            x, cache = run(self.layer[index], x, inputs[index])
+            x, cache = run(
+                layer,
+                x,
+                past=None if past is None else past[index],
+                images=next(remaining_images, ()) if layer.reads_image else (),
+                gate=next(remaining_gates, None) if layer.reads_image else None,
+                key=keys[index],
+            )
             caches.append(cache)
         return x, tuple(caches)
-
-    def _scan_layers(
-        self,
-        x: Float[Array, "B S D"],
-        num_queries: int,
-        spans: Sequence[AttentionSpan],
-        inputs: Sequence[LayerInputs],
-    ) -> tuple[Float[Array, "B S D"], list[KeyValue]]:
-        """Run the first blocks in groups; see `scan_groups`.
-
-        Args:
-          x: input of the first block.
-          num_queries: see `QFormerLayer.__call__`.
-          spans: likewise.
-          inputs: of the blocks that may be scanned.
-        """
-        policy = remat_policy(self.remat)
-
-        def runner(reads_image: bool) -> RunLayer:
-            block = QFormerLayer(self.config, reads_image, self.dtype, parent=None)
-
-            def run(params: Any, x: Array, own: LayerInputs) -> tuple[Array, KeyValue]:
-                bound = block.bind({"params": params})
-                return _run_layer(bound, x, own, num_queries=num_queries, spans=spans)
-
-            if policy is None:
-                return run
-            return jax.checkpoint(run, policy=policy, prevent_cse=False)
-
-        has_text = x.shape[1] > num_queries
-        layers = [
-            (layer.parameters_used(num_queries > 0, has_text), own)
-            for layer, own in zip(self.layer, inputs, strict=False)
-        ]
-        every = self.config.cross_attention_every
-        runners = [runner(index == 0) for index in range(every)]
-        return scan_groups(runners, x, layers, self.dtype)
-
-
-def _run_layer(
-    layer: QFormerLayer, x: Float[Array, "B S D"], inputs: LayerInputs, **settings: Any
-) -> tuple[Float[Array, "B outputs D"], KeyValue]:
-    return layer(x, **inputs._asdict(), **settings)
 
 
 def _repeat(query_tokens: Float[Array, "Q D"], batch: int) -> Float[Array, "B Q D"]:
