@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
+DEMO_FLAGS ?=
 # Large pages, and what a step gives back is kept for the next (glibc): a tenth of its time.
 MALLOC := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 # Where a worker crashes the run ends and names the test; a new worker might wait for ever.
@@ -26,7 +27,7 @@ $(STAMP): setup.py
 	touch $@
 
 demo: $(STAMP)  ## train both stages on a small world, evaluate, write report.html
-	$(MALLOC) $(BIN)/python launch/demo.py --workdir $(DEMO_DIR)
+	$(MALLOC) $(BIN)/python launch/demo.py --workdir $(DEMO_DIR) $(DEMO_FLAGS)
 
 test: $(STAMP) lint types  ## lint, types and the fast tests (40 CPU-minutes)
 	$(PYTEST) --dist loadfile -m "not slow" tests
@@ -34,9 +35,10 @@ test: $(STAMP) lint types  ## lint, types and the fast tests (40 CPU-minutes)
 test-slow: $(STAMP)  ## the longer tests (about half an hour on 2 cores)
 	$(PYTEST) --dist load -m slow tests
 
-lint: $(STAMP)  ## ruff: style, docstrings, format
+lint: $(STAMP)  ## ruff (style, docstrings, format), imports between packages, shape letters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/python -m pytest -q tests/test_import_direction.py tests/test_dimension_letters.py
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
