@@ -51,6 +51,7 @@ class Generation(Machine):
 
         from blip2_jax.generation.decoding_config import DecodingConfig
         from blip2_jax.inference import language_programs
+        from blip2_jax.inference.decoding_program import decode_tokens
         from blip2_jax.models import presets
         from blip2_jax.models.blip2 import parameter_shapes
         from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -68,8 +69,16 @@ class Generation(Machine):
         end = getattr(language, "eos_id", language.vocab_size - 1)
         self._read = functools.partial(language_programs.prefill_language_model, model)
         self._write = lambda params, read, weights: (
-            language_programs.decode_with_language_model(
-                model, params, read[0], read[1], decoding, eos_id=end, weights=weights
+            decode_tokens(
+                model,
+                "language_model",
+                params,
+                read[0],
+                read[1],
+                decoding,
+                eos_id=end,
+                pad_id=language.pad_id,
+                weights=weights,
             ).ids
         )
         self._weights = None

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import harness, shared_inputs
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.inference import language_programs
+from blip2_jax.inference.decoding_program import decode_tokens
 from blip2_jax.models import presets
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -125,13 +126,15 @@ class Towers:
             num_beams=1, max_new_tokens=TOKENS, min_new_tokens=TOKENS
         )
         decode = lambda: np.asarray(
-            language_programs.decode_with_language_model(
+            decode_tokens(
                 self._model,
+                "language_model",
                 self.params,
                 logits,
                 prefix,
                 decoding,
                 eos_id=2,
+                pad_id=1,
                 weights=self._weights,
             ).ids
         )

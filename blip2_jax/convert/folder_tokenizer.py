@@ -8,17 +8,9 @@ from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
 from blip2_jax.data import hub
+from blip2_jax.data.text.tokenizer_files import VOCABULARIES
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models.sizes import LanguageModelConfig
-
-# A folder with one of these files has a tokenizer.
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-)
 
 
 def own_tokenizer(source: CheckpointFiles) -> str:
@@ -33,7 +25,8 @@ def tokenizer_beside(source: CheckpointFiles, name: str) -> str:
 
 
 def _has_tokenizer(folder: pathlib.Path) -> bool:
-    return any((folder / name).exists() for name in VOCABULARY_FILES)
+    # An incomplete vocabulary counts: it is an error when the tokenizer is opened.
+    return any((folder / names[0]).exists() for names in VOCABULARIES)
 
 
 def with_tokens_of(

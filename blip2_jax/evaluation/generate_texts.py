@@ -55,7 +55,7 @@ def generate_texts(
     texts: list[tuple[int, str]] = []
     for batch in _read_ahead(
         lambda indices: _read_images(batches.data, records, indices),
-        track_progress(chunks, label),
+        track_progress(chunks, label, "batches"),
     ):
         if batch.indices:
             texts += zip(batch.indices, generate(batch), strict=True)

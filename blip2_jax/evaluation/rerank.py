@@ -52,7 +52,8 @@ def rerank(
     for_image, for_text = top_mask(cosine, k), top_mask(cosine.T, k).T
     selected = for_image | for_text
     logits: list[Float[Array, " candidates"]] = []
-    for image in track_progress(share.indices(len(cosine)), "re-ranking"):
+    own = share.indices(len(cosine))
+    for image in track_progress(own, "re-ranking", "images"):
         texts = np.flatnonzero(selected[image])
         row = cache.find(image, texts) if cache is not None else None
         if row is None:

@@ -21,20 +21,14 @@ from numpy import ndarray as Array
 from blip2_jax.convert.vocabulary import check_rows
 from blip2_jax.data.dataclass_options import is_integer
 from blip2_jax.data.text.tokenizers import QFormerTokenizer
-from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, bound_decoder
+from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
-from blip2_jax.generation.decoding_plan import (
-    DecodingPlan,
-    DecodingValues,
-    split_config,
-)
 from blip2_jax.generation.lavis_defaults import blip_defaults
 from blip2_jax.inference import inputs, programs
+from blip2_jax.inference.decoding_program import decode_tokens
 from blip2_jax.inference.row_keys import check_seed, row_keys
 from blip2_jax.models.blip import Blip
 from blip2_jax.nn.kv_cache import PrefixKV
-from blip2_jax.parallel import hosts
 
 PROMPT = "a picture of "  # the prompt of the authors, with which the models are trained
 MAX_INDEX = 2**31 - 1
@@ -157,21 +151,19 @@ class BlipCaptioner:
         text = self.model.config.text
         ids = np.tile(np.array(start, np.int32), (len(images), 1))
         logits, prefix = prefill_captioner(self.model, self.params, images, ids)
-        slots = inputs.padded_length(config.max_new_tokens)
-        plan, values = split_config(config, slots, len(start))
-        decoded = _decode_plan(
+        return decode_tokens(
             self.model,
+            "text_decoder",
             self.params,
             logits,
             prefix,
-            plan,
-            values,
-            text.end_id,
-            text.pad_id,
-            ids,
-            keys,
+            config,
+            eos_id=text.end_id,
+            pad_id=text.pad_id,
+            prompt_tokens=len(start),
+            history=jax.numpy.asarray(ids),
+            keys=keys,
         )
-        return select_results(hosts.to_host(decoded), config)
 
     def _texts(
         self, start: Sequence[int], decoded: Decoded, count: int
@@ -264,24 +256,3 @@ def prefill_captioner(
       ids: [DEC] and the tokens of the prompt.
     """
     return model.bind({"params": params}).prefill(images, ids)
-
-
-@programs.compile_function(static=("model", "plan", "eos_id", "pad_id"))
-def _decode_plan(
-    model: Blip,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    plan: DecodingPlan,
-    values: DecodingValues,
-    eos_id: int,
-    pad_id: int,
-    history: Int[jax.Array, "B T"],
-    keys: Key[jax.Array, " B"] | None,
-) -> Decoded:
-    """Generate tokens after `prefill_captioner`; see `decode_plan`."""
-    bind = lambda: model.bind({"params": params}).text_decoder
-    decoder = bound_decoder(bind, eos_id, pad_id)
-    return decode_plan(
-        decoder, logits, prefix, plan, values, history=history, keys=keys
-    )

@@ -60,7 +60,7 @@ def write_features(
         keys: list[str] = []
         with (folder / "features.raw").open("wb") as file:
             steps = track_progress(
-                range(-(-len(data.records) // batch_size)), "encoding"
+                range(-(-len(data.records) // batch_size)), "encoding", "batches"
             )
             for _, batch in zip(steps, data.image_batches(batch_size), strict=False):
                 rows = batch["valid"] & is_first[batch["index"]]

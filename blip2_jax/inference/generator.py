@@ -27,6 +27,7 @@ from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.inference import dialogue, inputs, language_programs
 from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
+from blip2_jax.inference.decoding_program import decode_tokens
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.word_attention import TargetArrays
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -385,12 +386,14 @@ class Blip2Generator(Blip2):
         history = language_programs.repetition_history(
             self._language_model_config, ids, mask, config.convention
         )
-        return language_programs.decode_with_language_model(
+        return decode_tokens(
             self.model,
+            "language_model",
             self.params,
             *prefilled,
             config,
             eos_id=self.language_tokenizer.end_id,
+            pad_id=self._language_model_config.pad_id,
             history=sharding.place_rows_like(self.params, history),
             keys=keys,
             weights=self._unstacked_weights,

@@ -30,7 +30,7 @@ from blip2_jax.inference.retriever import Blip2Retriever
 from blip2_jax.nn.similarity import max_query_similarity
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.paths import is_remote
-from blip2_jax.parallel.work_progress import WorkProgress
+from blip2_jax.parallel.progress import WorkProgress
 
 TOP, RERANKED = 10, 32  # defaults of a search
 _BLOCK = 4096  # images that are compared at once

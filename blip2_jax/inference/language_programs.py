@@ -1,4 +1,4 @@
-"""The compiled programs of a stage-2 model: prefill and decoding."""
+"""The compiled programs of a stage-2 model before decoding, and what they read."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped
+from jaxtyping import Bool, Float, Int, PyTree, Shaped
 from numpy import ndarray as Array
 
-from blip2_jax.generation.decode import decode_plan, select_results
-from blip2_jax.generation.decoder import Decoded, bound_decoder
-from blip2_jax.generation.decoding_config import DecodingConfig
-from blip2_jax.generation.decoding_plan import (
-    DecodingPlan,
-    DecodingValues,
-    split_config,
-)
-from blip2_jax.inference import inputs, programs
+from blip2_jax.inference import programs
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.sizes import FeaturesConfig, LanguageModelConfig
 from blip2_jax.nn.kv_cache import PrefixKV
-from blip2_jax.parallel import hosts
 
 # A CPU keeps a second, faster copy of language models up to this size.
 MAX_UNSTACKED_BYTES = 2**30
@@ -73,64 +64,6 @@ def prefill_language_model(
     logits, prefix = bound.prefill(queries, prompt_ids, prompt_mask, weights)
     # The weights are an argument of the decoding program and need no copy in the cache.
     return logits, dataclasses.replace(prefix, weights=None)
-
-
-def decode_with_language_model(
-    model: Blip2Stage2,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    config: DecodingConfig,
-    *,
-    eos_id: int,
-    history: Int[jax.Array, "B T"] | None = None,
-    keys: Key[jax.Array, " B"] | None = None,
-    weights: PyTree = None,
-) -> Decoded:
-    """Generate tokens after `prefill_language_model`.
-
-    Args:
-      model: Flax module.
-      params: its parameters.
-      logits: from `prefill_language_model`.
-      prefix: from `prefill_language_model`.
-      config: settings; few of them select another program (`DecodingPlan`).
-      eos_id: token that ends a text: a newline for OPT, </s> for T5.
-      history: from `repetition_history`.
-      keys: one random key per row, for sampling.
-      weights: the argument of `prefill_language_model`.
-    """
-    plan, values = split_config(config, inputs.padded_length(config.max_new_tokens))
-    decoded = _decode_plan(
-        model, params, logits, prefix, plan, values, eos_id, history, keys, weights
-    )
-    return select_results(hosts.to_host(decoded), config)
-
-
-@programs.compile_function(static=("model", "plan", "eos_id"))
-def _decode_plan(
-    model: Blip2Stage2,
-    params: PyTree,
-    logits: Float[jax.Array, "B V"],
-    prefix: PrefixKV,
-    plan: DecodingPlan,
-    values: DecodingValues,
-    eos_id: int,
-    history: Int[jax.Array, "B T"] | None,
-    keys: Key[jax.Array, " B"] | None,
-    weights: PyTree,
-) -> Decoded:
-    """Generate tokens; see `decode_with_language_model`."""
-    assert model.config.language_model is not None  # checked by Blip2Stage2
-    bind = lambda: model.bind({"params": params}).language_model
-    # The position tables are long enough for `values.max_new_tokens`, which the caller
-    # has checked, and may be too short for all slots.
-    pad_id = model.config.language_model.pad_id
-    decoder = bound_decoder(bind, eos_id, pad_id)
-    prefix = dataclasses.replace(prefix, weights=weights)
-    return decode_plan(
-        decoder, logits, prefix, plan, values, history=history, keys=keys
-    )
 
 
 @programs.compile_function(static=("model",))

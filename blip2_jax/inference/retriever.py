@@ -16,6 +16,7 @@ from blip2_jax.generation.decoder import Decoded
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.inference import embeddings, inputs, qformer_programs
 from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
+from blip2_jax.inference.decoding_program import decode_tokens
 from blip2_jax.inference.model import Blip2
 from blip2_jax.inference.word_attention import TargetArrays
 from blip2_jax.models.blip2_stage1 import Blip2Stage1
@@ -351,13 +352,15 @@ class Blip2Retriever(Blip2):
     ) -> Decoded:
         """Generate tokens with the Q-Former."""
         (start_ids,) = prompt_arrays
-        return qformer_programs.decode_with_qformer(
+        return decode_tokens(
             self.model,
+            "qformer",
             self.params,
             *prefilled,
             config,
             eos_id=self.qformer_tokenizer.end_id,
             pad_id=self.qformer_tokenizer.pad_id,
+            prompt_tokens=start_ids.shape[1],
             history=sharding.place_rows_like(self.params, start_ids),
             keys=keys,
         )

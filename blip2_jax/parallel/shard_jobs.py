@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from blip2_jax.parallel.files import FileFormatError, parse_json
 from blip2_jax.parallel.process_runner import run_in_processes
+from blip2_jax.parallel.progress import WorkProgress
 from blip2_jax.parallel.shard_files import (
     delete_leftovers,
     delete_unfinished,
@@ -28,7 +29,6 @@ from blip2_jax.parallel.shard_files import (
     write_json,
 )
 from blip2_jax.parallel.signals import exit_on_sigterm
-from blip2_jax.parallel.work_progress import WorkProgress
 from blip2_jax.parallel.worker_places import worker_places
 
 Report = dict[str, Any]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from blip2_jax.generation import from_lavis_lengths
-from blip2_jax.inference.qformer_programs import decode_with_qformer, prefill_qformer
+from blip2_jax.inference.decoding_program import decode_tokens
+from blip2_jax.inference.qformer_programs import prefill_qformer
 from tests.support import golden_stage1
 from tests.support.tolerances import assert_ids
 
@@ -33,8 +34,8 @@ def test_captions_equal_the_original(tag):
     dec_id = golden_stage1.config().qformer.vocab_size - 1
     start_ids = jnp.full((images.shape[0], 1), dec_id)
     logits, prefix = prefill_qformer(model, params, images, start_ids)
-    decoded = decode_with_qformer(
-        model, params, logits, prefix, config, eos_id=3, pad_id=0
+    decoded = decode_tokens(
+        model, "qformer", params, logits, prefix, config, eos_id=3, pad_id=0
     )
     assert_ids(decoded.ids[:, 0], golden[tag][:, 1:], tag)
     if tag + "_scores" in golden:

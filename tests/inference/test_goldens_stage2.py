@@ -8,8 +8,8 @@ import pytest
 
 from blip2_jax.data.text.prompts import generation_prompts
 from blip2_jax.generation import from_lavis_lengths
+from blip2_jax.inference.decoding_program import decode_tokens
 from blip2_jax.inference.language_programs import (
-    decode_with_language_model,
     prefill_language_model,
     repetition_history,
 )
@@ -75,13 +75,15 @@ def generate(name, images, prompts, config):
         model.config.language_model, ids, mask, config.convention
     )
     logits, prefix = prefill_language_model(model, params, images, ids, mask)
-    return decode_with_language_model(
+    return decode_tokens(
         model,
+        "language_model",
         params,
         logits,
         prefix,
         config,
         eos_id=tokenizer.end_id,
+        pad_id=model.config.language_model.pad_id,
         history=history,
     )
 

@@ -7,13 +7,10 @@ import pytest
 
 from blip2_jax.generation.decoding_config import DecodingConfig
 from blip2_jax.generation.decoding_plan import split_config
-from blip2_jax.inference import inputs, language_programs, programs, qformer_programs
+from blip2_jax.inference import decoding_program, inputs, programs
 from tests.support.public_models import photos, stage1, stage2
 
-DECODING = {
-    "generator": (language_programs._decode_plan, stage2),
-    "retriever": (qformer_programs._decode_plan, stage1),
-}
+MODELS = {"generator": stage2, "retriever": stage1}
 
 
 def test_lengths_have_two_steps_for_each_power_of_two():
@@ -22,10 +19,9 @@ def test_lengths_have_two_steps_for_each_power_of_two():
     assert all(length <= padded for length, padded in enumerate(lengths, 1))
 
 
-@pytest.mark.parametrize("kind", DECODING)
+@pytest.mark.parametrize("kind", MODELS)
 def test_values_of_settings_compile_nothing(kind):
-    program, model = DECODING[kind]
-    call = model().caption
+    program, call = decoding_program._decode_plan, MODELS[kind]().caption
     shared = {"num_beams": 2, "repetition_penalty": 1.1}
     call(photos(1), max_new_tokens=3, **shared)
     sampled = {"sample": True, "top_p": 0.5, "top_k": 3}

@@ -33,9 +33,8 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
-def make_toy(config: ConfigDict, platform: str = "cpu") -> tasks.Task:
+def make_toy(config: ConfigDict) -> tasks.Task:
     """Return a task that regresses text features from image features, with dropout."""
-    del platform
 
     def init_params(key: jax.Array) -> dict:
         return {

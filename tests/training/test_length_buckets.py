@@ -83,8 +83,8 @@ def traced(monkeypatch):
     """Replace stage 1 by the toy task; collect the text widths of its traces."""
     widths = []
 
-    def make_counted(config, platform):
-        task = toy_task.make_toy(config, platform)
+    def make_counted(config):
+        task = toy_task.make_toy(config)
 
         def loss(params, batch, key, negatives=None):
             widths.append(batch["text_ids"].shape[1])

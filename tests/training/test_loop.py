@@ -168,8 +168,8 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    def make_bad(config, platform):
-        task = toy_task.make_toy(config, platform)
+    def make_bad(config):
+        task = toy_task.make_toy(config)
 
         def loss(params, batch, key, negatives=None):
             value, metrics = task.loss(params, batch, key)

@@ -58,7 +58,7 @@ def scan_tars(tasks: Sequence[Task]) -> None:
         pool = concurrent.futures.ThreadPoolExecutor(scans.qsize())
         stack.callback(pool.shutdown, cancel_futures=True)
         futures = [pool.submit(run, task) for task in tasks]
-        progress = track_progress(futures, f"indexing {len(tasks)} tars")
+        progress = track_progress(futures, "indexing", "tars")
         problems = [problem for future in progress if (problem := future.result())]
     if problems:
         more = len(problems) - _MAX_SHOWN

@@ -25,7 +25,8 @@ from blip2_jax.parallel.files import read_json
 # Prefix of the spec of a Llama's tokenizer whose texts shall begin as in InstructBLIP.
 LAVIS_PREFIX = "lavis:"
 SHAPES_TOKENIZERS = pathlib.Path(__file__).parents[1] / "shapes" / "tokenizers"
-_VOCABULARY_FILES = (
+# Files of a vocabulary; a directory has a tokenizer if it has those of one line.
+VOCABULARIES = (
     ("tokenizer.json",),
     ("vocab.txt",),
     ("vocab.json", "merges.txt"),
@@ -116,10 +117,10 @@ def tokenizer_directory(spec: str) -> pathlib.Path:
             f"tokenizer {spec!r}: the directory {directory} does not exist; a name of "
             "the hub has the form ORG/NAME"
         )
-    for names in _VOCABULARY_FILES:
+    for names in VOCABULARIES:
         if all((directory / name).is_file() for name in names):
             return directory
-    expected = ", or ".join(" with ".join(names) for names in _VOCABULARY_FILES)
+    expected = ", or ".join(" with ".join(names) for names in VOCABULARIES)
     raise FileNotFoundError(f"tokenizer {spec!r} has no vocabulary ({expected})")
 
 
