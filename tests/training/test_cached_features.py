@@ -60,9 +60,9 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "precision"),
     [
-        ("stage1", "float32"),
+        ("stage2", "float32"),
+        pytest.param("stage1", "float32", marks=SLOW),
         pytest.param("stage1", "bfloat16", marks=SLOW),
-        pytest.param("stage2", "float32", marks=SLOW),
         pytest.param("stage2", "bfloat16", marks=SLOW),
     ],
 )

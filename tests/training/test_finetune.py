@@ -56,7 +56,8 @@ def photos(tmp_path_factory):
         ("t5", "questions.json", "", "exact_match"),
         ("retrieval", "captions.csv", "", "itm_r_mean"),
         ("run", "captions.csv", ",vision", "cider"),
-        ("shapes", "captions.csv", "", "cider"),
+        # An example in docs/finetune.md runs this one.
+        pytest.param("shapes", "captions.csv", "", "cider", marks=pytest.mark.slow),
         ("opt", "captions.csv", ",lora", "cider"),
         pytest.param(
             *("retrieval", "captions.csv", ",lora=2,vision", "itm_r_mean"),
