@@ -21,7 +21,7 @@ NAMES = {"METEOR": "meteor", "ROUGE_L": "rouge_l", "CIDEr": "cider"} | {
 
 @pytest.fixture(scope="module")
 def photos(testdata, tmp_path_factory):
-    """Records of 100 of Flickr8k's test images, the file of references, some captions."""
+    """100 records of Flickr8k's test images, their references, some captions."""
     references = testdata / "data" / "flickr8k" / "flickr8k_test_gt.json"
     images = tmp_path_factory.mktemp("none")
     spec = {"kind": "annotations", "path": str(references), "images": str(images)}
