@@ -34,7 +34,9 @@ class ExportedTokenizer:
     def __init__(self, model: ModelSource) -> None:
         stage2 = model.stage == 2
         spec = _tokenizer_of(model, "language_model" if stage2 else "qformer")
-        self.ours = load_tokenizer(spec, language_model=stage2)
+        self.ours = load_tokenizer(
+            spec, language_model=stage2, prompt_template=model.prompt_template
+        )
         ours = model.config.language_model
         pads_left = ours is not None and not ours.is_encoder_decoder
         side = "left" if pads_left else "right"

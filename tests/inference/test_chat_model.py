@@ -1,17 +1,26 @@
 """A stage-2 model that writes its prompts with a chat template."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 
 import blip2_jax
+from blip2_jax.convert.huggingface_export import write_huggingface
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.native_folder import write_folder
 from blip2_jax.data.text.tokenizers import load_tokenizer
 from blip2_jax.models.blip2 import init_params
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.presets import Blip2Config
-from blip2_jax.models.sizes import FeaturesConfig, LlamaConfig, QFormerConfig
+from blip2_jax.models.sizes import (
+    FeaturesConfig,
+    LlamaConfig,
+    QFormerConfig,
+    ViTConfig,
+)
 from blip2_jax.nn.trees import flatten
 from tests.support.chat_tokenizers import write_chatml
 
@@ -40,15 +49,18 @@ def source(tmp_path_factory):
             eos_id=plain.eos_id,
         ),
     )
-    params = init_params(Blip2Stage2(config), jax.random.key(0))
-    arrays = {path: np.asarray(array) for path, array in flatten(params).items()}
     return ModelSource(
         config,
-        arrays,
+        random_arrays(config),
         "test",
         language_tokenizer=str(folder),
         prompt_template="chat",
     )
+
+
+def random_arrays(config):
+    params = init_params(Blip2Stage2(config), jax.random.key(0))
+    return {path: np.asarray(array) for path, array in flatten(params).items()}
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +171,19 @@ def test_a_folder_remembers_the_template(model, source):
         blip2_jax.load("shapes_stage1", prompt_template="chat")
     with pytest.raises(ValueError, match="has no chat template"):
         blip2_jax.load("shapes", prompt_template="chat")
+
+
+def test_an_exported_folder_ends_texts_at_the_end_of_a_turn(source, model, tmp_path):
+    pytest.importorskip("torch", reason="transformers' processors need it")
+    vision = ViTConfig(8, 1, 2, 16, image_size=28)
+    config = dataclasses.replace(source.config, vision=vision)
+    seeing = dataclasses.replace(source, config=config, arrays=random_arrays(config))
+    write_huggingface(seeing, tmp_path / "out")
+    tokenizer = model[1].language_tokenizer
+    assert tokenizer.end_id != tokenizer.eos_id
+    for name, section in (("generation_config", ""), ("config", "text_config")):
+        content = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        declared = content[section] if section else content
+        assert declared["eos_token_id"] == tokenizer.end_id, name
+    back = blip2_jax.load(tmp_path / "out", prompt_template="chat")
+    assert back.language_tokenizer.end_id == tokenizer.end_id
