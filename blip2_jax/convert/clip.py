@@ -1,7 +1,8 @@
-"""CLIP: Hugging Face's `CLIPModel` folders, both towers."""
+"""CLIP: Hugging Face's `CLIPModel` folders, both towers or the image encoder."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ from blip2_jax.convert.declared_sizes import (
     VISION_SIZES_IN_ARRAYS,
 )
 from blip2_jax.convert.detect import expect_kind
-from blip2_jax.convert.files.checkpoint_files import CheckpointFiles
+from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.folder_tokenizer import own_tokenizer
-from blip2_jax.convert.huggingface_config import vision_sizes
+from blip2_jax.convert.huggingface_config import their_config, vision_sizes
 from blip2_jax.convert.huggingface_processor import check_image_processor
 from blip2_jax.convert.opened_model import OpenedModel
 from blip2_jax.convert.tables import capfilt_settings as settings
+from blip2_jax.convert.tables.encoder_settings import image_processor
 from blip2_jax.convert.tables.name_table import Rule, linear, norm
 from blip2_jax.convert.tables.towers import clip_huggingface_rules, clip_text_rules
 from blip2_jax.models.sizes import ACTIVATIONS, ViTConfig
@@ -119,6 +121,28 @@ def clip_sizes(source: CheckpointFiles) -> ClipConfig:
 def clip_vision_sizes(theirs: Any) -> ViTConfig:
     """Convert transformers' `CLIPVisionConfig`; see `vision_sizes`."""
     return vision_sizes(theirs, key_bias=True, patch_bias=False, pre_norm=True)
+
+
+def clip_encoder_sizes(source: CheckpointFiles) -> ViTConfig:
+    """Read the sizes of the image encoder from a `config.json`, without its last block.
+
+    Args:
+      source: folder of a CLIP or of its image encoder alone.
+
+    Raises:
+      SourceError: the folder declares something that this package does not have.
+    """
+    declared, file = source.config, source.path / "config.json"
+    is_pair = "vision_config" in declared or "vision_config_dict" in declared
+    theirs = their_config(
+        declared, file, DECLARED.config_class if is_pair else "CLIPVisionConfig"
+    )
+    try:
+        sizes = clip_vision_sizes(theirs.vision_config if is_pair else theirs)
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}") from error
+    check_image_processor(source, table=image_processor(sizes.statistics))
+    return dataclasses.replace(sizes, depth=sizes.depth - 1)
 
 
 def _sizes(theirs: Any) -> ClipConfig:

@@ -7,7 +7,7 @@ message names the setting and both numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
@@ -119,6 +119,29 @@ def compare_sizes(
             raise SourceError(
                 f"{source.path / 'config.json'}: {name} is {declared!r}, but the "
                 f"weights have {size}"
+            )
+
+
+def compare_fields(
+    source: CheckpointFiles, declared: Any, ours: Any, names: Iterable[str]
+) -> None:
+    """Compare fields of the sizes that a folder declares with those of a model.
+
+    Args:
+      source: the folder.
+      declared: its sizes.
+      ours: sizes of the model, of the same class.
+      names: of the fields.
+
+    Raises:
+      SourceError: a value differs; the message has both.
+    """
+    for name in names:
+        theirs, expected = getattr(declared, name), getattr(ours, name)
+        if theirs != expected:
+            raise SourceError(
+                f"{source.name}: its config.json declares {name} {theirs}, the model "
+                f"has {expected}"
             )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from blip2_jax.convert.declared_sizes import compare_sizes
+from blip2_jax.convert.declared_sizes import compare_fields, compare_sizes
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
 from blip2_jax.convert.folder_tokenizer import with_tokens_of
 from blip2_jax.convert.huggingface_config import check_tables, their_config
@@ -84,11 +84,4 @@ def check_invisible(source: CheckpointFiles, config: LanguageModelConfig) -> Non
     names = FAMILIES[config.family].invisible
     if not names or not source.config:
         return
-    declared = declared_sizes(source)
-    for name in names:
-        theirs, ours = getattr(declared, name), getattr(config, name)
-        if theirs != ours:
-            raise SourceError(
-                f"{source.name}: its config.json declares {name} {theirs}, the model "
-                f"has {ours}"
-            )
+    compare_fields(source, declared_sizes(source), config, names)

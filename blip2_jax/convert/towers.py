@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
+from blip2_jax.convert.clip import clip_encoder_sizes
 from blip2_jax.convert.converted_arrays import Part, part_at_size
+from blip2_jax.convert.declared_sizes import compare_fields
 from blip2_jax.convert.detect import DECLARED, VISION, expect_kind
 from blip2_jax.convert.encoder_folder import encoder_part
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
@@ -34,6 +36,8 @@ CLIP_HUGGINGFACE_LEFTOVERS = (
     r"(vision_model\.)?embeddings\.position_ids",
     r"classifier\..*",
 )
+# Sizes that no array of a CLIP shows.
+CLIP_INVISIBLE = ("heads", "activation", "layer_norm_eps", "statistics")
 OUTSIDE_VISUAL = r"(?!visual\.).*"  # all but the image encoder of a CLIP
 
 
@@ -41,7 +45,7 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
     """Return an image encoder; its positions fit the image size of `config`.
 
     Raises:
-      SourceError: the checkpoint is no image encoder, or not of the family of `config`.
+      SourceError: the checkpoint is no image encoder, or not that of `config`.
     """
     if not isinstance(config, ViTConfig):
         raise SourceError(
@@ -54,6 +58,9 @@ def vision_part(source: CheckpointFiles, config: ViTConfig | FeaturesConfig) -> 
         return encoder_part(source, config)
     leftovers: tuple[str, ...]
     if kind == "clip_huggingface":
+        if source.config:
+            declared = clip_encoder_sizes(source)
+            compare_fields(source, declared, config, CLIP_INVISIBLE)
         prefix = encoder_prefix(source)
         unused_block = rf"(vision_model\.)?encoder\.layers\.{config.depth}\..*"
         rules = towers.clip_huggingface_rules(config, "visual_encoder/", prefix)

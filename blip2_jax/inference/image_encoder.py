@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ from jaxtyping import Float, PyTree, UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray as Array
 
-from blip2_jax.convert.clip import clip_vision_sizes
+from blip2_jax.convert.clip import clip_encoder_sizes
 from blip2_jax.convert.detect import DECLARED, kind_of
 from blip2_jax.convert.encoder_folder import encoder_sizes
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
@@ -211,14 +209,5 @@ def own_sizes(spec: str) -> Blip2Config | None:
     if kind in ("blip2_jax", *DECLARED):
         raise SourceError(f"{spec} does not say its sizes: name a preset (--sizes)")
     if kind == "clip_huggingface" and files.config:
-        vision = _clip_sizes(files.config.get("vision_config", files.config))
-        return Blip2Config(vision, presets.QFORMER_BASE)
+        return Blip2Config(clip_encoder_sizes(files), presets.QFORMER_BASE)
     return presets.preset(_PRESETS[kind]) if kind in _PRESETS else None
-
-
-def _clip_sizes(config: Mapping[str, Any]) -> ViTConfig:
-    """Return the sizes of a CLIP of Hugging Face, without its last block."""
-    from transformers import CLIPVisionConfig  # slow to import
-
-    vision = clip_vision_sizes(CLIPVisionConfig.from_dict(dict(config)))
-    return dataclasses.replace(vision, depth=vision.depth - 1)

@@ -1,16 +1,19 @@
 """Checkpoints of image encoders and language models from their own projects."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from blip2_jax.convert import weights
 from blip2_jax.convert.converted_arrays import ConvertedArrays
 from blip2_jax.convert.detect import DESCRIPTIONS, KINDS, LANGUAGE, VISION, kind_of
 from blip2_jax.convert.files.checkpoint_files import CheckpointFiles, SourceError
+from blip2_jax.convert.language_families.registry import FAMILIES
 from blip2_jax.convert.towers import vision_part
+from blip2_jax.inference.image_encoder import own_sizes
 from blip2_jax.models.presets import EVA_VIT_G
 from blip2_jax.models.sizes import FeaturesConfig, ViTConfig
 from blip2_jax.nn import trees
@@ -127,6 +130,41 @@ def test_clip_of_openai_and_of_transformers(tmp_path):
     peers.assert_same(ours, theirs)
 
 
+# As OpenAI's folder of CLIP ViT-L declares its images.
+CLIP_IMAGES = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 224,
+}
+
+
+def test_a_clip_that_computes_something_else_is_refused(tmp_path):
+    folder = tmp_path / "theirs"
+    clip_model().save_pretrained(folder)
+    config = dataclasses.replace(golden_stage1.config(), vision=CLIP)
+    images = folder / "preprocessor_config.json"
+    images.write_text(json.dumps(CLIP_IMAGES))
+    weights.open_arrays(folder, config)
+    assert own_sizes(str(folder)).vision == CLIP
+    for field, value in (("heads", 2), ("activation", "gelu"), ("layer_norm_eps", 1.0)):
+        other = dataclasses.replace(CLIP, **{field: value})
+        with pytest.raises(SourceError, match=rf"declares {field} .* has {value}"):
+            weights.open_arrays(folder, dataclasses.replace(config, vision=other))
+    images.write_text(json.dumps(CLIP_IMAGES | {"image_mean": [0.5, 0.5, 0.5]}))
+    for read in (
+        lambda: weights.open_arrays(folder, config),
+        lambda: own_sizes(str(folder)),
+    ):
+        with pytest.raises(SourceError, match=r"image_mean is \[0\.5, 0\.5, 0\.5\]"):
+            read()
+
+
 def test_a_tower_of_another_kind_is_an_error(tmp_path):
     path = peers.write_pickle(tmp_path / "eva.pt", eva_arrays(), wrapper="")
     config = golden_stage1.config()
@@ -179,6 +217,34 @@ def test_language_models(tmp_path, name):
         peers.assert_same(read, expected)
     with pytest.raises(SourceError, match="this model has no language model"):
         weights.open_arrays(path, golden_stage1.config())
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("stage2_opt_a", "heads", 1),
+        ("stage2_t5_a", "layer_norm_eps", 1e-3),
+        ("stage2_t5_a", "relative_max_distance", 7),
+    ],
+)
+def test_a_language_model_that_computes_something_else_is_refused(
+    tmp_path, name, field, value
+):
+    config, family = golden_stage2.config(name), name.split("_")[1]
+    sizes = config.language_model
+    prefix = f"{family}_model."
+    arrays = {
+        name.removeprefix(prefix): array
+        for name, array in golden_stage2.source(name).items()
+        if name.startswith(prefix)
+    }
+    save_file(arrays, tmp_path / "model.safetensors")
+    declared = FAMILIES[family].write(sizes, sizes.vocab_size, 2)
+    (tmp_path / "config.json").write_text(json.dumps(declared))
+    weights.open_arrays(tmp_path, config)
+    other = dataclasses.replace(sizes, **{field: value})
+    with pytest.raises(SourceError, match=rf"declares {field} .* has {value}"):
+        weights.open_arrays(tmp_path, dataclasses.replace(config, language_model=other))
 
 
 def test_every_kind_has_a_description():

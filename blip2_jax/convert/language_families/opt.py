@@ -82,4 +82,5 @@ FAMILY = LanguageFamily(
     read=read,
     write=write,
     adapt=without_first_word,
+    invisible=("heads",),
 )

@@ -113,4 +113,6 @@ FAMILY = LanguageFamily(
     write=write,
     adapt=tie_missing_t5_head,
     leftovers=(OLD_BIAS,),
+    # Not the activation: BLIP-2 computes FlanT5 with another one than it declares.
+    invisible=("layer_norm_eps", "relative_max_distance"),
 )
