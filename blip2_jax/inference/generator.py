@@ -15,7 +15,6 @@ from blip2_jax.convert.vocabulary import check_vocabulary
 from blip2_jax.data.text.chat import Prompt
 from blip2_jax.data.text.prompts import (
     SHORT_ANSWER_PROMPT,
-    decoder_only_example,
     default_question_prompt,
     encoder_decoder_example,
     generation_prompts,
@@ -29,7 +28,7 @@ from blip2_jax.inference import dialogue, inputs, language_programs
 from blip2_jax.inference.batched_model import Prefilled, PromptArrays, Questions
 from blip2_jax.inference.decoding_program import decode_tokens
 from blip2_jax.inference.model import Blip2
-from blip2_jax.inference.word_attention import TargetArrays
+from blip2_jax.inference.word_attention import TargetArrays, decoder_only_target
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
 from blip2_jax.models.sizes import FeaturesConfig, LanguageModelConfig
 from blip2_jax.parallel import sharding
@@ -316,26 +315,24 @@ class Blip2Generator(Blip2):
     ) -> TargetArrays:
         """Build the example of training; see `BatchedModel`."""
         tokenizer, question = self.language_tokenizer, prompt_arrays[2:]
-        count = len(self._text_ids([prompt], [text])[0])
-        total = inputs.padded_length(int(prompt_arrays[1].sum()) + count)
+        new = self._text_ids([prompt], [text])[0]
         if tokenizer.family == "decoder_only":
-            row: Any = decoder_only_example(tokenizer, prompt, text, total)
-            first = int(row.text_mask.sum()) - count
+            ids, mask = prompt_arrays[:2]
+            target = decoder_only_target(ids, mask, new, tokenizer.pad_id)
         else:
             row = encoder_decoder_example(
                 tokenizer,
                 str(prompt),
                 text,
                 input_length=prompt_arrays[0].shape[1],
-                target_length=inputs.padded_length(count),
+                target_length=inputs.padded_length(len(new)),
             )
-            first = 0
-        arrays = {
-            field.name: getattr(row, field.name)[None]
-            for field in dataclasses.fields(row)
-        }
+            fields = dataclasses.fields(row)
+            arrays = {field.name: getattr(row, field.name)[None] for field in fields}
+            target = TargetArrays(arrays, 0)
         names = ("question_ids", "question_mask")
-        return TargetArrays(arrays | dict(zip(names, question, strict=False)), first)
+        questions = dict(zip(names, question, strict=False))
+        return TargetArrays({**target.arrays, **questions}, target.first)
 
     def _check_lengths(
         self, prompt_arrays: PromptArrays, images_per_row: int, new_tokens: int

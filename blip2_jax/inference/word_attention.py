@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from blip2_jax.data.text.prompts import QUERIES_HERE
+from blip2_jax.data.text.tokenizers import pad_rows
 from blip2_jax.inference import inputs, programs
 from blip2_jax.models.blip2 import Blip2Base
 from blip2_jax.models.blip2_stage2 import Blip2Stage2
@@ -53,6 +55,31 @@ class TargetArrays(NamedTuple):
 
     arrays: Mapping[str, Shaped[np.ndarray, "1 T"]]
     first: int
+
+
+def decoder_only_target(
+    prompt_ids: Int[np.ndarray, "1 T"],
+    prompt_mask: Bool[np.ndarray, "1 T"],
+    text_ids: Sequence[int],
+    pad_id: int,
+) -> TargetArrays:
+    """Build what a decoder-only model reads of a prompt and a text.
+
+    Args:
+      prompt_ids: the prompt, padded on the left; see `generation_prompts`.
+      prompt_mask: True = a real token.
+      text_ids: tokens of the text.
+      pad_id: fills the row.
+    """
+    row = [*prompt_ids[prompt_mask].tolist(), *text_ids]
+    length = inputs.padded_length(len(row))
+    ids, mask = pad_rows([row], length, pad_id)
+    arrays = {"text_ids": ids, "text_mask": mask, "target_mask": mask}
+    mark = prompt_ids[0] == QUERIES_HERE
+    if mark.any():
+        before = prompt_mask[0, : mark.argmax()].sum()
+        arrays["queries_here"] = np.arange(length)[None] == before
+    return TargetArrays(arrays, len(row) - len(text_ids))
 
 
 def group_tokens(

@@ -13,6 +13,7 @@ from blip2_jax.convert.lavis_file import write_lavis
 from blip2_jax.convert.minigpt4_file import minigpt4_sizes
 from blip2_jax.data.text.prompts import IMAGE_MARK, MINIGPT4_PROMPT
 from blip2_jax.generation import DecodingConfig
+from blip2_jax.inference import word_attention
 from blip2_jax.inference.load import open_model
 from blip2_jax.models import presets
 from tests.support import instructblip_peer, vicuna_tokenizer
@@ -110,6 +111,24 @@ def test_the_image_stands_within_the_prompt_as_in_transformers(parts):
     assert answer == model.generate(
         images[0], PROMPTS[0], num_beams=1, max_new_tokens=6
     )
+
+
+def test_word_attention_reads_the_image_where_score_does(parts):
+    options, file, _ = parts
+    model = blip2_jax.load(file, **options, precision="float32")
+    image = np.random.default_rng(0).integers(0, 256, (1, 28, 28, 3), np.uint8)
+    behind = PROMPTS[0].partition(IMAGE_MARK)[2]
+    for prompt in (PROMPTS[0], f"###Human: {IMAGE_MARK}", IMAGE_MARK + behind):
+        arrays = model._prompt_arrays([prompt])
+        target = model._target_arrays(arrays, prompt, "a star")
+        bound = model.model.bind({"params": model.params})
+        features, gates = bound.encode_image(image), bound.attention_gates()
+        values = word_attention._log_probs(bound, features, target.arrays, gates)[0]
+        expected = model.score(image, "a star", prompt).token_log_probs[0]
+        actual = np.asarray(values)[target.first :][: len(expected)]
+        assert_values(actual, expected, "logits")
+    words, maps = model.word_attention(image, "a star", prompt=PROMPTS[0])
+    assert words == ["a", "star"] and (maps >= 0).all() and maps.max() > 0
 
 
 def test_missing_and_other_parts_are_named(parts):

@@ -12,7 +12,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from blip2_jax.models.language.input_sequence import last_real_token, queries_then_text
+from blip2_jax.models.language.input_sequence import (
+    last_real_token,
+    queries_in_text,
+    queries_then_text,
+)
 from blip2_jax.nn.cpu_decoding import matvec
 from blip2_jax.nn.kv_cache import (
     GeneratedKV,
@@ -88,10 +92,16 @@ class DecoderOnly(nn.Module):
         """Compute logits, targets and target mask of the text; see `LanguageModel`.
 
         The last query predicts the first text token. Without queries the first token
-        is not a target.
+        is not a target. With `queries_here` the queries stand before that column of the
+        text; what they push ahead of them is not predicted.
         """
         ids, targets = batch["text_ids"], batch["target_mask"]
-        inputs, mask = queries_then_text(queries, self.embed(ids), batch["text_mask"])
+        text, text_mask = self.embed(ids), batch["text_mask"]
+        if queries is not None and "queries_here" in batch:
+            before = jnp.argmax(batch["queries_here"], axis=1)
+            inputs, mask = queries_in_text(queries, text, text_mask, before)
+        else:
+            inputs, mask = queries_then_text(queries, text, text_mask)
         hidden = self.hidden(inputs, mask, key)
         if queries is None:
             return self.logits(hidden[:, :-1]), ids[:, 1:], targets[:, 1:]

@@ -68,7 +68,9 @@ class LanguageModel(Protocol):
 
         Args:
           queries: projected query outputs; None = text alone.
-          batch: decoder-only: `text_ids`, `text_mask`, `target_mask` [B, T];
+          batch: decoder-only: `text_ids`, `text_mask`, `target_mask` [B, T], and
+            optionally `queries_here` [B, T], True at the column before which the
+            queries stand instead of before all;
             encoder-decoder: `input_ids`, `input_mask` [B, S], `target_ids`,
             `target_mask` [B, T].
           key: dropout key; None = no dropout.
