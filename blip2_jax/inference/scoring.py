@@ -102,7 +102,7 @@ def rank_texts(
       scores: scores of all candidates, row after row.
       length_penalty: see `RankedText.score`.
     """
-    values = iter(scores.log_probs / scores.lengths**length_penalty)
+    values = iter(scores.log_probs / scores.lengths ** float(length_penalty))
     rows = [
         [RankedText(text, float(next(values)), i) for i, text in enumerate(texts)]
         for texts in candidates

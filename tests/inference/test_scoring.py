@@ -172,6 +172,13 @@ def test_ranking():
     assert_values(own[1][0].score, next(r.score for r in rows[1] if r.candidate == 3))
 
 
+def test_a_penalty_may_be_a_negative_integer():
+    lengths, log_probs = np.array([2, 4]), np.array([-1.0, -3.0], np.float32)
+    scores = scoring.TextScores(log_probs, lengths, None, None)
+    (ranked,) = scoring.rank_texts([["a", "b"]], scores, -1)
+    assert [(one.text, one.score) for one in ranked] == [("a", -2.0), ("b", -12.0)]
+
+
 def test_a_stage1_model_scores_its_captions():
     model, texts = stage1(), ["a cat", "a red cat on the"]
     scores = model.score(photos(2), texts, "a photo of")
