@@ -15,6 +15,7 @@ import numpy as np
 
 from blip2_jax.convert.exported_tokenizer import IMAGE_TOKEN, ExportedTokenizer
 from blip2_jax.convert.files.checkpoint_files import SourceError
+from blip2_jax.convert.files.json_files import read_json_object
 from blip2_jax.convert.files.output import (
     ShardWriter,
     atomic_output,
@@ -69,6 +70,7 @@ def write_huggingface(
         config = _config(model, tokenizer, stored)
         config.save_pretrained(folder)
         if model.stage == 2:
+            _keep_head_apart(folder / "config.json", _text_config(model, tokenizer))
             settings = _generation_config(model, tokenizer)
             write_json(folder / "generation_config.json", settings)
         tokenizer.save(folder, model)
@@ -183,6 +185,17 @@ def _text_config(model: ModelSource, tokenizer: ExportedTokenizer) -> dict[str, 
     assert ours is not None and isinstance(tokenizer.ours, LanguageTokenizer)
     family = FAMILIES[ours.family]
     return family.write(ours, tokenizer.rows, tokenizer.ours.end_id)
+
+
+def _keep_head_apart(file: pathlib.Path, text_config: dict[str, Any]) -> None:
+    """Write again whether the head is the token table, which transformers 5 replaces.
+
+    Of a T5, earlier versions scale the decoder's output if this is true.
+    """
+    content = read_json_object(file)
+    name = "tie_word_embeddings"
+    content["text_config"][name] = text_config[name]
+    write_json(file, content)
 
 
 def _generation_config(
