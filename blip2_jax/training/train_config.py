@@ -45,7 +45,14 @@ CHANGEABLE = (
     "data.prefetch",
     "data.max_broken_share",
     "checkpoint",
-    "evaluation",
+    # Not metric, mode and rerank (which names the default metric): the best checkpoint
+    # is found by comparing the scores of one metric.
+    "evaluation.every",
+    "evaluation.sources",
+    "evaluation.batch_size",
+    "evaluation.max_examples",
+    "evaluation.max_new_tokens",
+    "evaluation.num_beams",
     "logging",
     "profile",
     "compilation_cache",
@@ -340,7 +347,7 @@ def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
     defaults = _flatten(to_plain(default_config(stored.task)))
     before, now = (_rename_kinds(_flatten(to_plain(c))) for c in (stored, given))
     before = {key: defaults[key] for key in defaults if key in now} | before
-    changeable = tuple(f"{key}." for key in CHANGEABLE)
+    changeable = tuple(f"{key}{end}" for key in CHANGEABLE for end in ".[")
     differences = [
         f"{key} (was {before.get(key)!r}, is {now.get(key)!r})"
         for key in sorted(before.keys() | now.keys())
