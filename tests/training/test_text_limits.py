@@ -1,4 +1,4 @@
-"""A run whose texts, images or shards do not fit its model stops before anything is written."""
+"""A run whose data do not fit its model stops before anything is written."""
 
 import json
 
