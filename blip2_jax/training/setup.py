@@ -165,6 +165,7 @@ def set_up(
     cached_features.check_trainable(origins, shapes.trainable)
     evaluator = build_evaluator(config, task, make_evaluator)
     negatives = replay.read(config.replay)
+    replay.check_replay(config, negatives, values.step if values else 0)
     unused = cached_features.unused_prefixes(config, origins)
     if batches.image_key == "image" or (origins and not unused):
         check_image_size(config, task)
