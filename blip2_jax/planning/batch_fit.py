@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from blip2_jax.planning.activations import growing_residuals
+from blip2_jax.planning.memory import array_bytes
 from blip2_jax.planning.program import batch_shapes
 from blip2_jax.training.initial_params import frozen_shapes, parameter_shapes
 from blip2_jax.training.tasks import make_task
@@ -41,7 +42,7 @@ def fitting_batch_size(config: ConfigDict, memory: int, largest: int) -> int:
     shapes = parameter_shapes(config, task)
     frozen = frozen_shapes(config, shapes.frozen)
     fixed = TRAINED_BYTES * _count(shapes.trainable) + sum(
-        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen)
+        array_bytes(leaf.size, leaf.dtype) for leaf in jax.tree.leaves(frozen)
     )
     batch = batch_shapes(config, task, row_sharding=None)
     stored = growing_residuals(task, shapes.trainable, frozen, batch)

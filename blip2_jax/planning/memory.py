@@ -8,6 +8,8 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from blip2_jax.planning.program import Program
 
@@ -65,10 +67,17 @@ class Refusal:
     message: str
 
 
+def array_bytes(size: int, dtype: np.dtype) -> int:
+    """Compute the bytes of an array on a device, which packs two int4 into a byte."""
+    integer = jnp.issubdtype(dtype, jnp.integer)
+    bits = jnp.iinfo(dtype).bits if integer else 8 * dtype.itemsize
+    return -(-size * bits // 8)
+
+
 def bytes_per_device(tree: Any) -> int:
     """Compute the bytes of one device's shards of arrays or `ShapeDtypeStruct`s."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        array_bytes(math.prod(leaf.sharding.shard_shape(leaf.shape)), leaf.dtype)
         for leaf in jax.tree.leaves(tree)
     )
 

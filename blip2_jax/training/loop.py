@@ -325,11 +325,23 @@ class Loop:
         return stop.signal is not None
 
     def evaluate_and_save(self, step: int, stopping: bool) -> None:
-        """Evaluate if due. Save if due, if the run ends or if the score is the best."""
+        """Evaluate if due. Save if due, if the run ends or if the score is the best.
+
+        A run that is stopped is not evaluated, but for its last step: no later command
+        would evaluate that one.
+
+        Raises:
+          ConfigError: see `evaluate`; the step is saved.
+        """
         every, score = self.config.evaluation.every, None
         last = step == self.config.steps
-        if every and (step % every == 0 or last) and not stopping:
-            score = self.evaluate(step)
+        if every and (last or (step % every == 0 and not stopping)):
+            try:
+                score = self.evaluate(step)
+            except ConfigError:
+                self.save(step, None)
+                self.training_run.checkpoints.wait()
+                raise
         # Checkpoints complete at different times in different processes, so that the
         # first one decides.
         is_best = hosts.broadcast_from_first(self._is_best(score))

@@ -9,6 +9,7 @@ error therefore needs the same negatives: `config.logging.negatives` writes them
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from blip2_jax.losses.hard_negatives import Negatives
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.files import FileFormatError, read_json_lines
 from blip2_jax.training.metrics_log import StepLog
+from blip2_jax.training.train_config import ConfigError
 
 FILE = "negatives.jsonl"
 
@@ -59,3 +61,40 @@ def read(path: str) -> dict[int, Negatives]:
                 f"{path}, line {number} holds no negatives: {error!r}"
             ) from None
     return negatives
+
+
+def check_replay(
+    config: ConfigDict, negatives: Mapping[int, Negatives], start: int
+) -> None:
+    """Check that every step from `start` on finds its negatives in `config.replay`.
+
+    Args:
+      config: of the run.
+      negatives: from `read`.
+      start: number of steps taken so far.
+
+    Raises:
+      ConfigError: the task has no negatives, a step is missing or has another number
+        of rows. It would sample or ignore them.
+    """
+    path, rows = config.replay, config.batch_size
+    if not path:
+        return
+    if config.task != "stage1":
+        raise ConfigError(
+            f"config.replay is {path!r}, but the task is {config.task!r}; only stage1 "
+            "has hard negatives"
+        )
+    for step in range(start + 1, config.steps + 1):
+        if step not in negatives:
+            raise ConfigError(
+                f"config.replay={path} has no negatives of step {step}; this run "
+                f"needs those of steps {start + 1} to {config.steps}"
+            )
+        for kind in ("image", "text"):
+            listed = getattr(negatives[step], kind)
+            if listed.shape != (rows,):
+                raise ConfigError(
+                    f"config.replay={path} has {listed.size} {kind} negatives of step "
+                    f"{step}; config.batch_size is {rows}"
+                )

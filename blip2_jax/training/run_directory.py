@@ -58,7 +58,10 @@ def check_directory(config: ConfigDict, directory: pathlib.Path) -> bool:
       ConfigError: it holds another run, or one without a configuration.
     """
     if _exists(directory / configuration.CONFIG):
-        configuration.check_same_run(configuration.read_config(directory), config)
+        stored = configuration.read_config(directory)
+        # Without scores there is nothing to compare; the metric may have been wrong.
+        free = () if _exists(directory / "best.json") else ("evaluation.metric",)
+        configuration.check_same_run(stored, config, free)
         return True
     remains = [name for name in _TRAINED if _exists(directory / name)]
     # A run that was killed before it wrote its configuration has only the latter.

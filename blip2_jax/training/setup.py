@@ -38,7 +38,11 @@ from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.same_data import verify_data
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep
-from blip2_jax.training.step_plan import negatives_exchange, plan_step
+from blip2_jax.training.step_plan import (
+    check_image_size,
+    negatives_exchange,
+    plan_step,
+)
 from blip2_jax.training.tasks import Task, model_config
 from blip2_jax.training.text_limits import check_texts
 from blip2_jax.training.train_config import ConfigError
@@ -161,7 +165,10 @@ def set_up(
     cached_features.check_trainable(origins, shapes.trainable)
     evaluator = build_evaluator(config, task, make_evaluator)
     negatives = replay.read(config.replay)
+    replay.check_replay(config, negatives, values.step if values else 0)
     unused = cached_features.unused_prefixes(config, origins)
+    if batches.image_key == "image" or (origins and not unused):
+        check_image_size(config, task)
     frozen_params, manifest = initial_params.load_frozen_parameters(
         config, task, shapes.frozen, mesh, unused
     )

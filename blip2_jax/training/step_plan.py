@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from blip2_jax.models.sizes import ViTConfig
 from blip2_jax.nn.trees import Partition, Tree
 from blip2_jax.parallel import sharding
 from blip2_jax.training import initial_params
@@ -22,7 +23,7 @@ from blip2_jax.training.optimizer import make_optimizer
 from blip2_jax.training.schedule import Schedule, make_schedule
 from blip2_jax.training.state import TrainState, create_state
 from blip2_jax.training.step import TrainStep, make_train_step
-from blip2_jax.training.tasks import Task, make_task
+from blip2_jax.training.tasks import Task, make_task, model_config
 
 # Chips; libtpu refuses `jax.lax.ragged_all_to_all` on larger slices of v5e.
 MAX_RAGGED_V5E = 16
@@ -80,12 +81,48 @@ def plan_step(
     configuration.validate(config)
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
     sharding.check_batch_size(config.batch_size, mesh, config.optimizer.accumulate)
+    check_shards(config)
     task = make_task(_with_exchange(config, mesh))
     shapes = initial_params.parameter_shapes(config, task)
     schedule = make_schedule(config.optimizer, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, shapes.trainable)
     state = _abstract_state(optimizer, shapes.trainable, mesh, config.optimizer.sharded)
     return StepPlan(config, mesh, task, shapes, schedule, optimizer, state)
+
+
+def check_shards(config: ConfigDict) -> None:
+    """Check that `objective.num_shards` divides the rows of every loss.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    objective, batch = config.objective, config.batch_size
+    shards = objective.get("num_shards", 1)
+    for name in ("itm", "itg"):
+        every = objective.get(f"{name}_every", 1)
+        rows = -(-batch // every)
+        if objective.get(f"{name}_weight", 1.0) and rows % shards:
+            which = f" with config.objective.{name}_every={every}" if every > 1 else ""
+            raise configuration.ConfigError(
+                f"config.objective.num_shards is {shards}; it must divide the {rows} "
+                f"rows of a loss that config.batch_size={batch}{which} gives"
+            )
+
+
+def check_image_size(config: ConfigDict, task: Task) -> None:
+    """Check that the images of a run have the size that its image encoder takes.
+
+    Raises:
+      ConfigError: the sizes differ.
+    """
+    if task.model is None:
+        return
+    vision, size = model_config(config.model).vision, config.data.image.size
+    if isinstance(vision, ViTConfig) and size != vision.image_size:
+        raise configuration.ConfigError(
+            f"config.data.image.size is {size}; it must be {vision.image_size}, the "
+            "image_size of the model's vision (config.model.overrides.vision)"
+        )
 
 
 def choose_exchange(mesh: Mesh) -> str:

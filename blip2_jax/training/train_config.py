@@ -45,7 +45,14 @@ CHANGEABLE = (
     "data.prefetch",
     "data.max_broken_share",
     "checkpoint",
-    "evaluation",
+    # Not metric, mode and rerank (which names the default metric): the best checkpoint
+    # is found by comparing the scores of one metric.
+    "evaluation.every",
+    "evaluation.sources",
+    "evaluation.batch_size",
+    "evaluation.max_examples",
+    "evaluation.max_new_tokens",
+    "evaluation.num_beams",
     "logging",
     "profile",
     "compilation_cache",
@@ -328,19 +335,26 @@ def write_config(run_dir: pathlib.Path, config: ConfigDict) -> None:
     write_atomically(run_dir / CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
 
 
-def check_same_run(stored: ConfigDict, given: ConfigDict) -> None:
+def check_same_run(
+    stored: ConfigDict, given: ConfigDict, free: tuple[str, ...] = ()
+) -> None:
     """Check that a run may be continued with a configuration.
 
     A key that the stored configuration lacks has its default value.
 
+    Args:
+      stored: configuration that the run began with.
+      given: configuration to continue with.
+      free: keys that may differ in this run, besides `CHANGEABLE`.
+
     Raises:
-      ConfigError: a key outside `CHANGEABLE` differs; the message names all such keys
+      ConfigError: another key differs; the message names all such keys
         with both values.
     """
     defaults = _flatten(to_plain(default_config(stored.task)))
     before, now = (_rename_kinds(_flatten(to_plain(c))) for c in (stored, given))
     before = {key: defaults[key] for key in defaults if key in now} | before
-    changeable = tuple(f"{key}." for key in CHANGEABLE)
+    changeable = tuple(f"{key}{end}" for key in (*CHANGEABLE, *free) for end in ".[")
     differences = [
         f"{key} (was {before.get(key)!r}, is {now.get(key)!r})"
         for key in sorted(before.keys() | now.keys())

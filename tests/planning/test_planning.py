@@ -18,7 +18,7 @@ from blip2_jax.perf.dot_count import count_dots
 from blip2_jax.planning import report, topology
 from blip2_jax.planning.activations import kept_activations
 from blip2_jax.planning.estimate import Estimate, device_flops
-from blip2_jax.planning.memory import Memory, Refusal, refusal
+from blip2_jax.planning.memory import Memory, Refusal, bytes_per_device, refusal
 from blip2_jax.planning.plan import make_plan
 from blip2_jax.planning.program import batch_shapes, training_program
 from blip2_jax.planning.sweep import (
@@ -73,6 +73,16 @@ def test_memory_by_kind_is_what_devices_hold(plan):
     assert memory.batch == rows * (32 * 32 * 3 + 4 + 32 * 4 + 32)
     assert memory.padding == 0  # the compiler's arguments are these, to the byte
     assert memory.temporaries > 0
+
+
+def test_int4_kernels_are_counted_as_the_compiler_counts_them():
+    settings = config().unlock()
+    settings.frozen_precision.vision = "int4"
+    frozen = training_program(settings.lock(), jax.devices()).frozen
+    assert any(leaf.dtype == jnp.int4 for leaf in jax.tree.leaves(frozen))
+    compiled = jax.jit(lambda tree: tree).lower(frozen).compile()
+    counted = compiled.memory_analysis().argument_size_in_bytes
+    assert bytes_per_device(frozen) == counted
 
 
 def kept(batch=16, remat="none", chunks=1):

@@ -182,6 +182,7 @@ def test_a_continued_run_may_change_only_keys_that_do_not_change_losses():
         "log_every": 1,
         "checkpoint.keep": 9,
         "evaluation.every": 7,
+        "evaluation.sources": ({"kind": "shapes", "split": "validation"},),
         "logging.wandb": True,
         "compilation_cache": "x",
     }
@@ -196,6 +197,17 @@ def test_a_continued_run_may_change_only_keys_that_do_not_change_losses():
         "data.train[0].paths (was 'a', is 'b')",
     ):
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("metric", "loss"), ("mode", "min"), ("rerank", 0)]
+)
+def test_a_continued_run_selects_the_best_checkpoint_by_the_same_score(key, value):
+    config = default_config()
+    with pytest.raises(ConfigError, match=rf"evaluation\.{key} \(was .*, is "):
+        configuration.check_same_run(
+            config, changed(config, **{f"evaluation.{key}": value})
+        )
 
 
 def test_former_source_kinds_are_the_same_run():

@@ -223,6 +223,38 @@ def test_the_best_checkpoint_is_kept_by_the_evaluators_score(tmp_path):
     assert start["step"] == 0 and start["jax"] == jax.__version__
 
 
+EVALUATED = {
+    "steps": 4,
+    "evaluation.every": 2,
+    "evaluation.sources": ({"kind": "shapes", "split": "validation", "size": 8},),
+}
+
+
+def constant_score(config, task):
+    return lambda params: Evaluation({"score": 1.0})
+
+
+def test_a_wrong_metric_loses_no_steps(tmp_path):
+    wrong = toy_config(**EVALUATED, **{"evaluation.metric": "scroe"})
+    with pytest.raises(ConfigError, match="'scroe'; the scores are score"):
+        train(wrong, tmp_path, constant_score)
+    assert Checkpoints(tmp_path, read_only=True).steps() == [2]
+    right = toy_config(**EVALUATED, **{"evaluation.metric": "score"})
+    assert train(right, tmp_path, constant_score) == 0
+    assert list(losses(tmp_path)) == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match=r"evaluation\.metric \(was 'scroe', is 'b'"):
+        train(toy_config(**EVALUATED, **{"evaluation.metric": "b"}), tmp_path)
+
+
+def test_a_stop_at_the_last_step_does_not_drop_its_evaluation(tmp_path, monkeypatch):
+    config = toy_config(**EVALUATED, **{"evaluation.metric": "score"})
+    monkeypatch.setattr(loops.Loop, "stop_requested", lambda self, step, stop: step > 3)
+    train(config, tmp_path, constant_score)
+    evaluated = [x["step"] for x in read_metrics(tmp_path) if "evaluation/score" in x]
+    assert evaluated == [2, 4]
+    assert Checkpoints(tmp_path, read_only=True).meta(4)["metric"] == 1.0
+
+
 def test_nothing_is_written_where_the_set_up_fails(tmp_path):
     run = tmp_path / "run"
     for changes, message in (

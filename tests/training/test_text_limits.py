@@ -1,4 +1,4 @@
-"""A run whose texts do not fit its model stops before anything is written."""
+"""A run whose data do not fit its model stops before anything is written."""
 
 import json
 
@@ -58,3 +58,32 @@ def test_a_text_longer_than_the_positions(tmp_path, task):
     with pytest.raises(ConfigError, match=r"max_text_length.* 3000.* has \d+"):
         set_up(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "match"),
+    [
+        ("stage1", {"size": 48}, r"data\.image\.size is 48; it must be 32"),
+        ("opt", {"size": 48}, r"data\.image\.size is 48; it must be 32"),
+        ("opt", {"num_shards": 3}, r"num_shards is 3; .* 8 rows .*batch_size=8 gives"),
+        (
+            "stage1",
+            {"num_shards": 4, "itg_every": 4},
+            r"num_shards is 4; .* 2 rows .*batch_size=8 with .*itg_every=4 gives",
+        ),
+    ],
+)
+def test_a_step_that_cannot_be_traced(tmp_path, task, values, match):
+    config = config_of(task).unlock()
+    for key, value in values.items():
+        node = config.data.image if key == "size" else config.objective
+        node[key] = value
+    with pytest.raises(ConfigError, match=match):
+        set_up(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_divide_the_rows_of_losses_that_are_computed(tmp_path):
+    config = config_of("stage1").unlock()
+    config.objective = ConfigDict({"itm_every": 4, "itm_weight": 0.0, "num_shards": 8})
+    set_up(config.lock(), tmp_path / "run").batches.close()
