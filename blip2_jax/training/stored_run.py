@@ -95,9 +95,13 @@ class StoredRun:
         self._found = _session(self.remote) if _SESSION in files else ""
         steps = checkpoints.whole_steps(self.remote, files)
         self._stored = set(steps)
-        unchanged = self._found and _session(self.directory) == self._found
-        if unchanged and not self._restart:
-            return
+        # A copy that was stopped half-way has no configuration.
+        is_run = (self.directory / CONFIG).is_file()
+        if is_run and self._found and _session(self.directory) == self._found:
+            if not self._restart:
+                return
+            self.upload()  # what an outage kept here belongs to the former run
+            self._uploaded = {}
         shutil.rmtree(self.directory, ignore_errors=True)
         if self._restart or CONFIG not in files:
             return
