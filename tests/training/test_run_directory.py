@@ -12,13 +12,14 @@ from safetensors.numpy import save_file
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.native_folder import write_folder
-from blip2_jax.training import tasks
+from blip2_jax.training import profiled_steps, tasks
 from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
 from blip2_jax.training.frozen import WeightsError, verify_manifest
 from blip2_jax.training.loop import train
 from blip2_jax.training.metrics_log import read_metrics
+from blip2_jax.training.run_directory import set_aside
 from blip2_jax.training.run_lock import RunLock, RunLocked
-from blip2_jax.training.setup import set_up
+from blip2_jax.training.setup import Evaluation, set_up
 from blip2_jax.training.train_config import ConfigError
 from tests.support import toy_task
 from tests.support.golden_stage2 import config as golden_config
@@ -116,6 +117,28 @@ def test_a_run_with_damaged_checkpoints_begins_anew_only_when_told_to(run):
     assert sorted(path.name for path in (earlier / "damaged").iterdir()) == ["2", "4"]
     assert train(config(), run, restart=True) == 0
     assert steps_of(run / "earlier" / "2") == [1, 2, 3]
+
+
+def test_all_that_a_run_writes_is_set_aside(tmp_path):
+    changes = {
+        "logging.negatives": True,
+        "evaluation.every": 4,
+        "evaluation.sources": ({"kind": "shapes", "split": "test"},),
+        "evaluation.metric": "score",
+    }
+    samples = [{"caption": "a red circle"}]
+    evaluator = lambda *_: lambda parameters: Evaluation({"score": 1.0}, samples)
+    train(config(**changes), tmp_path, evaluator)
+    (tmp_path / profiled_steps.FOLDER).mkdir()  # a profile takes ten seconds
+    for log in ("metrics", "negatives", "starts", "samples"):
+        path = tmp_path / f"{log}.jsonl"
+        path.write_text("broken\n" + (path.read_text() if path.exists() else ""))
+    train(config(**changes), tmp_path, evaluator)
+    written = {path.name for path in tmp_path.iterdir()} - {"lock"}
+    assert {"profile", "best.json", "samples.jsonl", "starts.broken"} <= written
+    set_aside(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "earlier"}
+    assert {path.name for path in (tmp_path / "earlier" / "1").iterdir()} == written
 
 
 def test_a_run_whose_checkpoints_have_vanished_is_refused(run):
