@@ -162,6 +162,25 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3, 4]
 
 
+def test_a_run_killed_just_before_its_first_checkpoint_has_its_name_begins_again(
+    tmp_path, monkeypatch
+):
+    complete = Checkpoints._complete
+
+    def die(self):
+        complete(self)
+        raise OSError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_complete", die)
+        with pytest.raises(OSError, match="killed here"):
+            train(config(), tmp_path)
+    (unfinished,) = (tmp_path / "checkpoints").iterdir()
+    assert unfinished.name.startswith("2.orbax-checkpoint-tmp")
+    assert train(config(), tmp_path) == 0
+    assert json.loads((tmp_path / "last_checkpoint.json").read_text()) == {"step": 4}
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "last_checkpoint.json"])
 def test_remains_of_a_run_without_its_configuration_are_refused(run, name):
     for path in run.iterdir():
