@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from safetensors.numpy import save_file
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.native_folder import write_folder
-from blip2_jax.training import profiled_steps, tasks
+from blip2_jax.training import profiled_steps, run_lock, tasks
 from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
 from blip2_jax.training.frozen import WeightsError, verify_manifest
-from blip2_jax.training.loop import train
+from blip2_jax.training.loop import Loop, train
 from blip2_jax.training.metrics_log import read_metrics
 from blip2_jax.training.run_directory import set_aside
 from blip2_jax.training.run_lock import RunLock, RunLocked
@@ -213,6 +214,22 @@ def test_a_directory_in_use_is_refused_and_untouched(run):
         train(config(), run)
     assert contents(run) == before
     assert train(config(), run) == 0
+
+
+def test_a_run_whose_lock_was_taken_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "fcntl", None)  # no locks of the operating system
+    monkeypatch.setattr(run_lock, "TOUCH_EVERY_S", 0.01)
+    launch = Loop.launch_step
+
+    def launch_and_lose(self, step):
+        (tmp_path / run_lock.WRITTEN).write_text("{}")
+        time.sleep(0.1)
+        return launch(self, step)
+
+    monkeypatch.setattr(Loop, "launch_step", launch_and_lose)
+    with pytest.raises(RunLocked, match="no longer this process's"):
+        train(config(), tmp_path)
+    assert (tmp_path / run_lock.WRITTEN).read_text() == "{}"
 
 
 def test_a_set_up_that_fails_leaves_no_lock(run):

@@ -207,6 +207,21 @@ def test_one_owner_at_a_time(s3):
         pass
 
 
+def test_a_run_whose_lock_was_taken_uploads_nothing_more(s3):
+    run = as_path(s3.root) / "run"
+    with RunLock(run) as lock:
+        stored = StoredRun(run, lock=lock)
+        stored.open()
+        write_files(stored.directory, config="{}")
+        stored.begin()
+        (run / "lock.owner").write_text('{"host": "elsewhere"}')
+        write_files(stored.directory, config='{"seed": 1}')
+        with pytest.raises(RunLocked, match="no longer this process's"):
+            stored.close(failed=False)
+    assert (run / "config.json").read_text() == "{}"
+    assert (run / "lock.owner").read_text() == '{"host": "elsewhere"}'
+
+
 def test_restart_sets_the_former_run_aside(s3, whole):
     run = as_path(s3.root) / "run"
     train(toy_config(seed=3), run)
