@@ -138,6 +138,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self._wait_for_save()
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         score = {} if metric is None else {"metric": float(metric)}
         self._scores[step] = score.get("metric")
@@ -313,18 +314,24 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until saves are complete, then write the best step to `best.json`."""
-        self._manager.wait_until_finished()
+        self._wait_for_save()
         if hosts.is_first() and (best := self.best()):
             text = json.dumps({"step": best[0], "metric": best[1]})
             write_atomically(self.run_dir / "best.json", text + "\n")
 
     def _complete(self) -> None:
         """Add the digests to a checkpoint before it gets its final name."""
-        if not hosts.is_first():
-            return
-        for path in self.directory.glob(_UNFINISHED):
-            write_digests(path)
-            mark_last(self.run_dir, int(path.name.partition(".")[0]))
+        if hosts.is_first():
+            for path in self.directory.glob(_UNFINISHED):
+                write_digests(path)
+
+    def _wait_for_save(self) -> None:
+        """Wait until no save is in progress, then record the newest checkpoint."""
+        # `_complete` would be too early: a kill before the final name is there would
+        # leave a record of a checkpoint that does not exist.
+        self._manager.wait_until_finished()
+        if hosts.is_first() and (steps := self.steps()):
+            mark_last(self.run_dir, steps[-1])
 
     def close(self) -> None:
         """Wait for pending saves and stop all threads."""

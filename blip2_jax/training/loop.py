@@ -81,12 +81,12 @@ def train(
                 "directory, gs:// or s3://, and push the model with convert --push"
             )
         directory = as_path(directory).absolute()
-        with RunLock(directory) as lock, stored_run(directory, restart) as store:
+        with RunLock(directory) as lock, stored_run(directory, restart, lock) as store:
             local = directory if store is None else store.directory
             run = set_up(config, local, make_evaluator, lock=lock, restart=restart)
             if store is not None:
                 store.begin()
-            return Loop(run, store).run()
+            return Loop(run, store, lock).run()
 
 
 def flops_per_image(config: ConfigDict, reads_features: bool = False) -> int | None:
@@ -132,11 +132,17 @@ class Loop:
     Args:
       run: the run, ready for its next step.
       store: where the run's directory is kept; None if it is local.
+      lock: of the run's directory; None: see `set_up`.
     """
 
-    def __init__(self, run: TrainingRun, store: StoredRun | None = None) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        store: StoredRun | None = None,
+        lock: RunLock | None = None,
+    ) -> None:
         self.training_run = run
-        self.store = store
+        self.store, self.lock = store, lock
         self.config = run.config
         self.last_saved: int | None = run.start or None
         self.meter = Meter(
@@ -185,8 +191,9 @@ class Loop:
         run = self.training_run
         pending: _PendingStep | None = None
         for step in range(run.start + 1, self.config.steps + 1):
-            if self.store is not None:
-                self.store.check()
+            for kept in (self.store, self.lock):
+                if kept is not None:
+                    kept.check()
             with self.profile.begin(step):
                 launched = self.launch_step(step)
             if pending is not None:

@@ -18,6 +18,7 @@ from blip2_jax.training import train_config as configuration
 from blip2_jax.training.checkpoints import LAST_CHECKPOINT, CheckpointError, mark_last
 from blip2_jax.training.frozen import SOURCES
 from blip2_jax.training.metrics_log import METRICS, last_logged_step
+from blip2_jax.training.profiled_steps import FOLDER as PROFILE
 from blip2_jax.training.run_history import SAMPLES, STARTS
 from blip2_jax.training.run_lock import RunLock
 from blip2_jax.training.train_config import ConfigError
@@ -40,6 +41,7 @@ _CONTENTS = (
     "samples.broken",
     "tensorboard",
     "wandb",
+    PROFILE,
     "evaluation_*",
     SOURCES,
     configuration.CONFIG,

@@ -3,7 +3,8 @@
 Process 0 of a job holds the lock for all. It is a lock of the operating system
 (`flock`), which ends with the process that holds it, however that ends. File systems
 without such locks, and object stores, get a written one: a file that its owner touches
-every half minute.
+every half minute. A process that was cut off while another one took its stale lock
+finds the other's token in the file, and ends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import json
 import os
 import pathlib
+import secrets
 import socket
 import threading
 import time
@@ -21,7 +23,7 @@ from typing import Any
 from blip2_jax.parallel import hosts
 from blip2_jax.parallel.files import FileFormatError, create_text, read_json
 from blip2_jax.parallel.paths import is_remote
-from blip2_jax.parallel.store_retries import StoreError
+from blip2_jax.parallel.store_retries import StoreError, patience_s
 
 try:
     import fcntl
@@ -31,6 +33,7 @@ except ImportError:  # not on Windows
 FILE, WRITTEN = "lock", "lock.owner"
 TOUCH_EVERY_S = 30.0
 STALE_AFTER_S = 300.0  # a written lock that its owner has not touched for so long
+SETTLE_S = 5.0  # until all that found the same stale lock have replaced it
 _UNSUPPORTED = (
     errno.ENOLCK,
     errno.ENOSYS,
@@ -90,6 +93,20 @@ class RunLock:
         if not hosts.broadcast_from_first(failure is None):
             raise failure or RunLocked(f"process 0 cannot lock {self._directory}")
         self._acquired = True
+
+    def check(self, look: bool = False) -> None:
+        """Check that no other process has taken the lock since it was acquired.
+
+        Args:
+          look: read the file of a written lock, which is otherwise done every half
+            minute.
+
+        Raises:
+          RunLocked: another process has taken it.
+          OSError, StoreError: the file cannot be read.
+        """
+        if isinstance(self._held, _WrittenLock):
+            self._held.check(look)
 
 
 def _acquire(directory: pathlib.Path) -> _FileLock | _WrittenLock:
@@ -152,15 +169,23 @@ class _WrittenLock:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        if path.exists():
+        self._stale_after_s = _stale_after_s(path)
+        self._lost = False
+        own = {"token": secrets.token_hex(8), "stale_after_s": self._stale_after_s}
+        self._text = json.dumps({**_owner(), **own})
+        is_stale = path.exists()
+        if is_stale:
             if _is_alive(path):
                 raise RunLocked(f"{_describe(path)} If it has ended, delete {path}")
             path.unlink(missing_ok=True)
-        self._text = json.dumps(_owner())
         try:
             create_text(path, self._text)  # fails if another process was faster
         except FileExistsError:
             raise RunLocked(_describe(path)) from None
+        if is_stale:  # a slower process may have deleted this lock as the stale one
+            time.sleep(SETTLE_S)
+            if self._is_lost():
+                raise RunLocked(_describe(path))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_fresh, daemon=True)
         self._thread.start()
@@ -168,17 +193,46 @@ class _WrittenLock:
     def _keep_fresh(self) -> None:
         while not self._ended.wait(TOUCH_EVERY_S):
             with contextlib.suppress(OSError, StoreError):
+                if self._is_lost():
+                    return
                 if is_remote(self._path):  # a new object has a new time
                     self._path.write_text(self._text)
                 else:
                     os.utime(self._path)
 
+    def _is_lost(self) -> bool:
+        """Read the file: return True if it is gone or another process's, for good."""
+        try:
+            self._lost = self._lost or self._path.read_text() != self._text
+        except FileNotFoundError:
+            self._lost = True
+        return self._lost
+
+    def check(self, look: bool) -> None:
+        """See `RunLock.check`."""
+        if self._lost or (look and self._is_lost()):
+            raise RunLocked(
+                f"{self._path.parent} is no longer this process's: its lock "
+                f"{self._path} was deleted, or taken by another process because it "
+                f"was not touched for {self._stale_after_s:.0f} s. This process ends "
+                "and leaves the directory alone; the same command continues the run "
+                "when no other process trains there"
+            )
+
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock, unless it is another process's."""
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(StoreError):  # the lock gets stale
-            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, StoreError):  # the lock gets stale
+            if not self._is_lost():
+                self._path.unlink(missing_ok=True)
+
+
+def _stale_after_s(path: pathlib.Path) -> float:
+    """Return when a written lock is stale: not while its owner waits for the store."""
+    if not is_remote(path):
+        return STALE_AFTER_S
+    return max(STALE_AFTER_S, patience_s() + 4 * TOUCH_EVERY_S)
 
 
 def _is_alive(path: pathlib.Path) -> bool:
@@ -195,7 +249,7 @@ def _is_alive(path: pathlib.Path) -> bool:
     probe.touch()  # the clock of the file system may differ from that of this host
     age = probe.stat().st_mtime - path.stat().st_mtime
     probe.unlink()
-    return age < STALE_AFTER_S
+    return age < owner.get("stale_after_s", STALE_AFTER_S)
 
 
 def _owner() -> dict[str, Any]:

@@ -32,6 +32,7 @@ from blip2_jax.parallel.user_cache import user_cache_directory
 from blip2_jax.training import stored_checkpoints as checkpoints
 from blip2_jax.training.checkpoints import LAST_CHECKPOINT
 from blip2_jax.training.run_directory import EARLIER, set_aside
+from blip2_jax.training.run_lock import RunLock, RunLocked
 from blip2_jax.training.stored_checkpoints import CHECKPOINTS
 from blip2_jax.training.train_config import CONFIG, ConfigError
 
@@ -50,13 +51,18 @@ class StoredRun:
     Args:
       remote: directory of the run.
       restart: set the run that the store holds aside, as soon as `begin` is called.
+      lock: of `remote`; nothing is uploaded after another process has taken it. None:
+        the caller sees to it that no other process uses the run.
 
     Attributes:
       directory: the staging directory, which the run works in.
     """
 
-    def __init__(self, remote: StorePath, restart: bool = False) -> None:
+    def __init__(
+        self, remote: StorePath, restart: bool = False, lock: RunLock | None = None
+    ) -> None:
         self.remote = remote
+        self._lock = lock
         self.directory = staging_directory(remote)
         self._restart = restart
         self._stored: set[int] = set()  # steps of the whole checkpoints on the store
@@ -95,9 +101,13 @@ class StoredRun:
         self._found = _session(self.remote) if _SESSION in files else ""
         steps = checkpoints.whole_steps(self.remote, files)
         self._stored = set(steps)
-        unchanged = self._found and _session(self.directory) == self._found
-        if unchanged and not self._restart:
-            return
+        # A copy that was stopped half-way has no configuration.
+        is_run = (self.directory / CONFIG).is_file()
+        if is_run and self._found and _session(self.directory) == self._found:
+            if not self._restart:
+                return
+            self.upload()  # what an outage kept here belongs to the former run
+            self._uploaded = {}
         shutil.rmtree(self.directory, ignore_errors=True)
         if self._restart or CONFIG not in files:
             return
@@ -145,9 +155,12 @@ class StoredRun:
 
         Raises:
           StoreError: the store was away for too long, or refuses.
+          RunLocked: another process has taken the lock of the run.
         """
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if isinstance(failure, RunLocked):
+                raise failure
             raise StoreError(
                 f"{failure}. The last whole checkpoint of {self.remote} is "
                 f"{max(self._stored, default='missing')}; {self.directory} may hold a "
@@ -173,7 +186,14 @@ class StoredRun:
             self._failure = error
 
     def upload(self) -> None:
-        """Make the store hold what the staging directory holds."""
+        """Make the store hold what the staging directory holds.
+
+        Raises:
+          RunLocked: another process has taken the lock of the run.
+          StoreError: the store is away for too long.
+        """
+        if self._lock is not None:
+            self._lock.check(look=True)
         whole = _local_steps(self.directory)
         names = sorted(_other_files(self.directory), key=_upload_order)
         for name in names:
@@ -233,7 +253,9 @@ class StoredRun:
 
 
 @contextlib.contextmanager
-def stored_run(directory: pathlib.Path, restart: bool) -> Iterator[StoredRun | None]:
+def stored_run(
+    directory: pathlib.Path, restart: bool, lock: RunLock
+) -> Iterator[StoredRun | None]:
     """Open a run on a store, and at the end upload what is left.
 
     Yields:
@@ -242,7 +264,7 @@ def stored_run(directory: pathlib.Path, restart: bool) -> Iterator[StoredRun | N
     if not isinstance(directory, StorePath):
         yield None
         return
-    run = StoredRun(directory, restart)
+    run = StoredRun(directory, restart, lock)
     run.open()
     try:
         yield run

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from safetensors.numpy import save_file
 from blip2_jax.convert.files.checkpoint_files import SourceError
 from blip2_jax.convert.model_source import ModelSource
 from blip2_jax.convert.native_folder import write_folder
-from blip2_jax.training import tasks
+from blip2_jax.training import profiled_steps, run_lock, tasks
 from blip2_jax.training.checkpoints import CheckpointError, Checkpoints
 from blip2_jax.training.frozen import WeightsError, verify_manifest
-from blip2_jax.training.loop import train
+from blip2_jax.training.loop import Loop, train
 from blip2_jax.training.metrics_log import read_metrics
+from blip2_jax.training.run_directory import set_aside
 from blip2_jax.training.run_lock import RunLock, RunLocked
-from blip2_jax.training.setup import set_up
+from blip2_jax.training.setup import Evaluation, set_up
 from blip2_jax.training.train_config import ConfigError
 from tests.support import toy_task
 from tests.support.golden_stage2 import config as golden_config
@@ -118,6 +120,28 @@ def test_a_run_with_damaged_checkpoints_begins_anew_only_when_told_to(run):
     assert steps_of(run / "earlier" / "2") == [1, 2, 3]
 
 
+def test_all_that_a_run_writes_is_set_aside(tmp_path):
+    changes = {
+        "logging.negatives": True,
+        "evaluation.every": 4,
+        "evaluation.sources": ({"kind": "shapes", "split": "test"},),
+        "evaluation.metric": "score",
+    }
+    samples = [{"caption": "a red circle"}]
+    evaluator = lambda *_: lambda parameters: Evaluation({"score": 1.0}, samples)
+    train(config(**changes), tmp_path, evaluator)
+    (tmp_path / profiled_steps.FOLDER).mkdir()  # a profile takes ten seconds
+    for log in ("metrics", "negatives", "starts", "samples"):
+        path = tmp_path / f"{log}.jsonl"
+        path.write_text("broken\n" + (path.read_text() if path.exists() else ""))
+    train(config(**changes), tmp_path, evaluator)
+    written = {path.name for path in tmp_path.iterdir()} - {"lock"}
+    assert {"profile", "best.json", "samples.jsonl", "starts.broken"} <= written
+    set_aside(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "earlier"}
+    assert {path.name for path in (tmp_path / "earlier" / "1").iterdir()} == written
+
+
 def test_a_run_whose_checkpoints_have_vanished_is_refused(run):
     shutil.rmtree(run / "checkpoints")
     metrics = (run / "metrics.jsonl").read_bytes()
@@ -137,6 +161,25 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     assert train(config(), tmp_path) == 0
     assert steps_of(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_run_killed_just_before_its_first_checkpoint_has_its_name_begins_again(
+    tmp_path, monkeypatch
+):
+    complete = Checkpoints._complete
+
+    def die(self):
+        complete(self)
+        raise OSError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_complete", die)
+        with pytest.raises(OSError, match="killed here"):
+            train(config(), tmp_path)
+    (unfinished,) = (tmp_path / "checkpoints").iterdir()
+    assert unfinished.name.startswith("2.orbax-checkpoint-tmp")
+    assert train(config(), tmp_path) == 0
+    assert json.loads((tmp_path / "last_checkpoint.json").read_text()) == {"step": 4}
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "last_checkpoint.json"])
@@ -171,6 +214,22 @@ def test_a_directory_in_use_is_refused_and_untouched(run):
         train(config(), run)
     assert contents(run) == before
     assert train(config(), run) == 0
+
+
+def test_a_run_whose_lock_was_taken_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "fcntl", None)  # no locks of the operating system
+    monkeypatch.setattr(run_lock, "TOUCH_EVERY_S", 0.01)
+    launch = Loop.launch_step
+
+    def launch_and_lose(self, step):
+        (tmp_path / run_lock.WRITTEN).write_text("{}")
+        time.sleep(0.1)
+        return launch(self, step)
+
+    monkeypatch.setattr(Loop, "launch_step", launch_and_lose)
+    with pytest.raises(RunLocked, match="no longer this process's"):
+        train(config(), tmp_path)
+    assert (tmp_path / run_lock.WRITTEN).read_text() == "{}"
 
 
 def test_a_set_up_that_fails_leaves_no_lock(run):

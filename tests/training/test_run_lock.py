@@ -11,6 +11,9 @@ import time
 
 import pytest
 
+from blip2_jax.parallel import store_retries
+from blip2_jax.parallel.files import create_text
+from blip2_jax.parallel.paths import as_path
 from blip2_jax.training import run_lock
 from blip2_jax.training.run_lock import RunLock, RunLocked
 
@@ -45,6 +48,7 @@ def without_file_locks(monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(run_lock.fcntl, "flock", fail)
+    monkeypatch.setattr(run_lock, "SETTLE_S", 0.0)
 
 
 @KINDS
@@ -95,6 +99,66 @@ def test_a_written_lock_of_another_host_holds_while_it_is_fresh(tmp_path, monkey
     with RunLock(tmp_path):
         pass
     assert not path.exists()
+
+
+def test_a_written_lock_is_stale_when_its_owner_said(tmp_path, monkeypatch):
+    without_file_locks(monkeypatch)
+    path = tmp_path / run_lock.WRITTEN
+    path.write_text(json.dumps({"host": "elsewhere", "stale_after_s": 720}))
+    os.utime(path, (time.time() - 700,) * 2)
+    with pytest.raises(RunLocked), RunLock(tmp_path):
+        pass
+    os.utime(path, (time.time() - 740,) * 2)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_lock_on_a_store_outlives_the_patience_of_its_owner(monkeypatch):
+    path = as_path("s3://bucket/run/lock.owner")
+    for patience in ("600", "6000"):
+        monkeypatch.setenv(store_retries.PATIENCE, patience)
+        assert run_lock._stale_after_s(path) > float(patience) + 60
+    monkeypatch.setenv(store_retries.PATIENCE, "1")
+    assert run_lock._stale_after_s(path) == run_lock.STALE_AFTER_S
+
+
+THEIRS = json.dumps({"host": "elsewhere", "pid": 1, "since": "then", "token": "t"})
+
+
+@pytest.mark.parametrize("theirs", [THEIRS, None], ids=["taken", "deleted"])
+def test_an_owner_that_has_lost_its_lock_notices_and_lets_it_be(
+    tmp_path, monkeypatch, theirs
+):
+    without_file_locks(monkeypatch)
+    monkeypatch.setattr(run_lock, "TOUCH_EVERY_S", 0.01)
+    path = tmp_path / run_lock.WRITTEN
+    with RunLock(tmp_path) as lock:
+        lock.check(look=True)
+        path.unlink()
+        if theirs:
+            path.write_text(theirs)
+        deadline = time.monotonic() + 10
+        with pytest.raises(RunLocked, match="no longer this process's"):
+            while time.monotonic() < deadline:
+                lock.check()
+    assert (path.read_text() if path.exists() else None) == theirs
+
+
+def test_of_two_that_replace_a_stale_lock_the_slower_one_has_it(tmp_path, monkeypatch):
+    without_file_locks(monkeypatch)
+    path = tmp_path / run_lock.WRITTEN
+    path.write_text("{}")
+    os.utime(path, (0, 0))
+
+    def create_and_be_replaced(path, text):
+        create_text(path, text)
+        path.unlink()
+        create_text(path, THEIRS)
+
+    monkeypatch.setattr(run_lock, "create_text", create_and_be_replaced)
+    with pytest.raises(RunLocked, match="elsewhere"), RunLock(tmp_path):
+        pass
+    assert path.read_text() == THEIRS
 
 
 def test_a_written_lock_is_kept_fresh(tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from blip2_jax.training.checkpoints import Checkpoints, is_run
 from blip2_jax.training.loop import train
 from blip2_jax.training.metrics_log import read_metrics
 from blip2_jax.training.run_lock import RunLock, RunLocked
+from blip2_jax.training.stored_checkpoints import whole_steps
+from blip2_jax.training.stored_run import StoredRun
 from blip2_jax.training.train_config import ConfigError
 from tests.support import toy_task
 from tests.support.generated_data import tars_spec
@@ -205,6 +207,21 @@ def test_one_owner_at_a_time(s3):
         pass
 
 
+def test_a_run_whose_lock_was_taken_uploads_nothing_more(s3):
+    run = as_path(s3.root) / "run"
+    with RunLock(run) as lock:
+        stored = StoredRun(run, lock=lock)
+        stored.open()
+        write_files(stored.directory, config="{}")
+        stored.begin()
+        (run / "lock.owner").write_text('{"host": "elsewhere"}')
+        write_files(stored.directory, config='{"seed": 1}')
+        with pytest.raises(RunLocked, match="no longer this process's"):
+            stored.close(failed=False)
+    assert (run / "config.json").read_text() == "{}"
+    assert (run / "lock.owner").read_text() == '{"host": "elsewhere"}'
+
+
 def test_restart_sets_the_former_run_aside(s3, whole):
     run = as_path(s3.root) / "run"
     train(toy_config(seed=3), run)
@@ -213,6 +230,41 @@ def test_restart_sets_the_former_run_aside(s3, whole):
     assert_same(run, whole)
     assert soak.losses(run / "earlier" / "1") == former
     assert Checkpoints(run / "earlier" / "1", read_only=True).steps() == [15, 20]
+
+
+def write_files(directory, **texts):
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (directory / f"{name}.json").write_text(text)
+
+
+def test_restart_keeps_a_checkpoint_that_only_the_staging_directory_has(s3):
+    run = as_path(s3.root) / "run"
+    staged = stored_run.staging_directory(run)
+    for directory in (run, staged):
+        write_files(directory, session='{"session": "a"}', config="{}")
+    newer = staged / "checkpoints" / "20" / "arrays"
+    newer.parent.mkdir(parents=True)
+    newer.write_text("the only copy")
+    stored = StoredRun(run, restart=True)
+    stored.open()
+    assert (run / "checkpoints" / "20" / "arrays").read_text() == "the only copy"
+    assert not newer.exists()  # the new run finds nothing of the former one
+    write_files(staged, config='{"seed": 1}')
+    stored.begin()
+    stored.close(failed=False)
+    former = run / "earlier" / "1"
+    assert whole_steps(former, former.files()) == [20]
+    assert not whole_steps(run, run.files())
+
+
+def test_a_copy_that_was_stopped_half_way_is_made_again(s3):
+    run = as_path(s3.root) / "run"
+    staged = stored_run.staging_directory(run)
+    write_files(run, session='{"session": "a"}', config="{}", sources="[]")
+    write_files(staged, session='{"session": "a"}')
+    StoredRun(run).open()
+    assert (staged / "config.json").exists() and (staged / "sources.json").exists()
 
 
 def test_a_run_that_cannot_start_leaves_nothing(s3):
