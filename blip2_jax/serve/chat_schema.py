@@ -1,19 +1,34 @@
-"""Bodies of requests to the HTTP server. Unknown fields are refused."""
+"""Bodies of requests to the HTTP server. Unknown fields are refused.
+
+Every list has a largest length: each wrong item is an error, which takes far more time
+and memory than the item.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
+_MAX_PARTS = 64  # of a message
+_MAX_ITEMS = 1024  # texts or inputs; `ServerConfig.max_texts` is lower
 
 
 class Body(BaseModel):
     """Base of all bodies: types are not converted, unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown(cls, data: Any) -> Any:
+        """Drop unknown fields but the first: each would be an error of its own."""
+        if not isinstance(data, dict):
+            return data
+        surplus = set([name for name in data if name not in cls.model_fields][1:])
+        return {name: value for name, value in data.items() if name not in surplus}
 
 
 class ImageUrl(Body):
@@ -44,7 +59,7 @@ class Message(Body):
     """A turn of a conversation."""
 
     role: Literal["user", "assistant", "system", "developer", "tool", "function"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=_MAX_PARTS)]
     name: str | None = None
 
 
@@ -100,7 +115,9 @@ class EmbeddingsBody(Body):
     """The body of /v1/embeddings."""
 
     model: str = ""
-    input: str | list[str | ImagePart | TextPart]
+    input: (
+        str | Annotated[list[str | ImagePart | TextPart], Field(max_length=_MAX_ITEMS)]
+    )
     encoding_format: Literal["float", "base64"] = "float"
     queries: bool = False  # the vectors of all queries of an image, too
     dimensions: int | None = None
@@ -112,7 +129,7 @@ class MatchBody(Body):
 
     model: str = ""
     image: Text
-    texts: Annotated[list[Text], Field(min_length=1)]
+    texts: Annotated[list[Text], Field(min_length=1, max_length=_MAX_ITEMS)]
 
 
 class RankBody(Body):
@@ -120,7 +137,7 @@ class RankBody(Body):
 
     model: str = ""
     image: Text
-    candidates: Annotated[list[Text], Field(min_length=1)]
+    candidates: Annotated[list[Text], Field(min_length=1, max_length=_MAX_ITEMS)]
     question: Text | None = None
     prompt: str | None = None
     length_penalty: Annotated[Number, Field(ge=-10, le=10)] = 0.0

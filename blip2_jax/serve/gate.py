@@ -67,6 +67,10 @@ class Gate:
             await self._enter(scope, receive, record_status)
         except ApiError as error:
             await error.response()(scope, receive, record_status)
+        except asyncio.CancelledError:  # the server ends before the answer
+            if status != CLIENT_LEFT:  # the answer has begun
+                raise
+            await server_is_stopping().response()(scope, receive, record_status)
         finally:
             path = scope["path"] if scope["path"] in self._paths else ""
             self._metrics.count_request(path, status, time.monotonic() - start)

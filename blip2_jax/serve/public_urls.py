@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import socket
+import time
 import urllib.request
 from typing import Any
 
@@ -20,7 +21,7 @@ def public_opener() -> urllib.request.OpenerDirector:
     for handler in (
         _PublicHTTPHandler(),
         _PublicHTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _RedirectHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
@@ -38,6 +39,8 @@ def is_public(address: str) -> bool:
       address: an IPv4 or IPv6 address, perhaps with a zone ("fe80::1%eth0").
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
+    if any(ip.version == net.version and ip in net for net in _NOT_PUBLIC):
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
         if ip in _NAT64:
@@ -50,6 +53,17 @@ def is_public(address: str) -> bool:
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Python's versions disagree on these, or say that they are global.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # protocol assignments
+        "::/96",  # IPv4-compatible
+        "64:ff9b:1::/48",  # NAT64 inside a network
+        "3fff::/20",  # documentation
+        "fec0::/10",  # site-local
+    )
+)
 
 
 def connect_public(
@@ -71,6 +85,34 @@ def connect_public(
     if not addresses or not all(map(is_public, addresses)):
         raise PermissionError(f"{host} is not on the public internet")
     return socket.create_connection((addresses[0], port), timeout, source)
+
+
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    """Follows redirects within the time of the first request; reads no body of one."""
+
+    def http_request(self, req: Any) -> Any:
+        """Note when the whole download must have its answer."""
+        if not hasattr(req, "deadline"):
+            req.deadline = time.monotonic() + req.timeout
+        return req
+
+    https_request = http_request
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        """Return the next request.
+
+        Raises:
+          TimeoutError: there is no time left for it.
+        """
+        fp.close()  # the caller would read it, and it may be endless
+        new: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
+        req.timeout = req.deadline - time.monotonic()  # the caller's, of the next one
+        if req.timeout <= 0:
+            raise TimeoutError
+        new.deadline = req.deadline
+        return new
 
 
 class _PublicHTTPConnection(http.client.HTTPConnection):

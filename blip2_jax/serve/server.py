@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -57,6 +58,10 @@ def serve(
 ) -> None:
     """Serve models until SIGTERM or SIGINT.
 
+    If a program or a download still runs after the last answer, this ends the process
+    with code 0: Python would wait for the thread of a download, and JAX aborts a
+    process that ends inside a program.
+
     Args:
       models: by name; the first one answers requests that name none.
       config: limits.
@@ -89,8 +94,11 @@ def serve(
         server.run(sockets=[listener])
     finally:
         listener.close()
-        service.close(timeout=0.0 if server.force_exit else 10.0)
+        is_idle = service.close(timeout=0.0 if server.force_exit else 1.0)
     print("stopped", file=sys.stderr, flush=True)
+    if not is_idle:
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

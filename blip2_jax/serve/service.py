@@ -72,6 +72,7 @@ class Service:
             "running", "Requests that run.", lambda: sum(e.running for e in engines)
         )
         self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, "images")
+        self._reading: set[concurrent.futures.Future[Any]] = set()
         # Requests without a seed have different samples and can be joined all the same.
         self._seed, self._numbers = secrets.randbits(63), itertools.count()
 
@@ -98,9 +99,18 @@ class Service:
         self.is_ready = True
 
     def close(self, timeout: float | None = None) -> bool:
-        """Finish what was accepted; returns True if all engines have stopped."""
+        """Finish what was accepted.
+
+        Args:
+          timeout: seconds to wait for each engine, and for images; None: no limit.
+
+        Returns:
+          True if all engines have stopped and no image is being read.
+        """
         self._decoders.shutdown(wait=False, cancel_futures=True)
-        return all([engine.close(timeout=timeout) for engine in self.engines.values()])
+        stopped = [engine.close(timeout=timeout) for engine in self.engines.values()]
+        reading = concurrent.futures.wait(set(self._reading), timeout).not_done
+        return all(stopped) and not reading
 
     def model_name(self, name: str) -> str:
         """Return the name of the model that answers: `name`, or that of the first."""
@@ -131,8 +141,10 @@ class Service:
 
     async def decode(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function that reads images, in a thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, function, *arguments)
+        future = self._decoders.submit(function, *arguments)
+        self._reading.add(future)
+        future.add_done_callback(self._reading.discard)
+        return await asyncio.wrap_future(future)
 
     async def ask(
         self,
