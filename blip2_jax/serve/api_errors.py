@@ -10,8 +10,9 @@ import concurrent.futures
 import json
 import logging
 import math
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,6 +24,13 @@ from blip2_jax.serve.batching import DeadlineExceeded, EngineClosed, QueueFull
 
 _LOG = logging.getLogger("blip2_jax.serve")
 _LONGEST = 500  # characters of a message
+# How pydantic names, in the place of an error, the type that it tried.
+_TYPE_NAME = re.compile(r"(constrained-)?str$|(list|tagged-union)\[")
+_PARTS = ("text", "image_url")  # names of types after an index; else of fields
+_JSON_TYPES = {
+    bool: "true or false", int: "a number", float: "a number", str: "a string",
+    list: "a list", dict: "an object",
+}  # fmt: skip
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -137,12 +145,46 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _wrong_body(errors: Any) -> ApiError:
-    """Describe the first thing that is wrong in a body."""
-    first = errors[0] if errors else {}
-    place = ".".join(str(part)[:60] for part in first.get("loc", ())[1:])
+    """Describe the first thing that is wrong in a body.
+
+    A field of several types has an error of each: that of the given type is described.
+    """
+    first = _of_given_type(errors) if errors else {}
+    place = _place(first.get("loc", ())[1:])
     message = first.get("msg", "the body is not valid")
     if first.get("type") == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {message}")
     if first.get("type") == "extra_forbidden":
         message = "this server has no such option"
+    if first.get("type") in ("model_type", "model_attributes_type"):
+        message = "Input should be an object"
+    if str(first.get("type")).endswith("_type"):
+        message += f", not {_JSON_TYPES.get(type(first.get('input')), 'null')}"
     return ApiError(400, f"{place or 'body'}: {message}", param=place)
+
+
+def _of_given_type(errors: Sequence[Any]) -> Any:
+    """Return the first error, or the one that replaces it.
+
+    That is the deepest error inside the value that the first one refuses, if the first
+    says that a list or an object is no string.
+    """
+    first = errors[0]
+    if first["type"] != "string_type" or not isinstance(first["input"], list | dict):
+        return first
+    place = tuple(first["loc"][:-1])  # without the type's name
+    others = [each for each in errors[1:] if tuple(each["loc"][: len(place)]) == place]
+    return max(others, key=lambda each: len(each["loc"]), default=first)
+
+
+def _place(names: Sequence[Any]) -> str:
+    """Return the place of an error without the names of types."""
+    kept = []
+    for index, name in enumerate(names):
+        before = names[index - 1] if index else ""
+        is_part = name in _PARTS and (
+            isinstance(before, int) or str(before).startswith("tagged-union[")
+        )
+        if not is_part and not _TYPE_NAME.match(str(name)):
+            kept.append(str(name)[:60])
+    return ".".join(kept)

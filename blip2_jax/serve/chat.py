@@ -232,19 +232,18 @@ class Completion:
 
     def events(self, include_usage: bool) -> Iterator[str]:
         """Yield server-sent events: the finished texts, word by word."""
-        for index, (text, reason) in enumerate(self.choices):
-            yield self._event(index, {"role": "assistant", "content": ""})
-            for piece in re.findall(r"\s*\S+|\s+$", text):
-                yield self._event(index, {"content": piece})
-            yield self._event(index, {}, reason)
+        head = self._head("chat.completion.chunk")
         if include_usage:
-            head = self._head("chat.completion.chunk")
+            head["usage"] = None  # but in the last event
+        for index, (text, reason) in enumerate(self.choices):
+            deltas = [{"content": piece} for piece in re.findall(r"\s*\S+|\s+$", text)]
+            for delta in ({"role": "assistant", "content": ""}, *deltas, {}):
+                end = None if delta else reason
+                choice = {"index": index, "delta": delta, "finish_reason": end}
+                yield _event(head | {"choices": [choice]})
+        if include_usage:
             yield _event(head | {"choices": [], "usage": self.usage})
         yield "data: [DONE]\n\n"
-
-    def _event(self, index: int, delta: dict[str, str], reason: Any = None) -> str:
-        choice = {"index": index, "delta": delta, "finish_reason": reason}
-        return _event(self._head("chat.completion.chunk") | {"choices": [choice]})
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

@@ -61,6 +61,8 @@ class Message(Body):
     role: Literal["user", "assistant", "system", "developer", "tool", "function"]
     content: str | Annotated[list[Part], Field(max_length=_MAX_PARTS)]
     name: str | None = None
+    # Null in the messages of this server, which OpenAI's client sends back.
+    refusal: None = None
 
 
 class StreamOptions(Body):
@@ -115,9 +117,7 @@ class EmbeddingsBody(Body):
     """The body of /v1/embeddings."""
 
     model: str = ""
-    input: (
-        str | Annotated[list[str | ImagePart | TextPart], Field(max_length=_MAX_ITEMS)]
-    )
+    input: str | Annotated[list[str | Part], Field(max_length=_MAX_ITEMS)]
     encoding_format: Literal["float", "base64"] = "float"
     queries: bool = False  # the vectors of all queries of an image, too
     dimensions: int | None = None
