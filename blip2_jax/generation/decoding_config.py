@@ -38,6 +38,8 @@ _INTEGERS = (
     "top_k",
 )
 _NUMBERS = ("length_penalty", "repetition_penalty", "temperature", "top_p")
+SMALLEST = 1e-6  # of divisors; in float32 a smaller one may be 0
+_AT_LEAST = f"at least {SMALLEST:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ class DecodingConfig:
                 not 0 <= self.min_new_tokens <= self.max_new_tokens,
                 f"0 to max_new_tokens ({self.max_new_tokens})",
             ),
-            ("repetition_penalty", self.repetition_penalty <= 0, "a number above 0"),
+            ("repetition_penalty", self.repetition_penalty < SMALLEST, _AT_LEAST),
             (
                 "early_stopping",
                 self.early_stopping not in (False, True, "never"),
@@ -127,7 +129,7 @@ class DecodingConfig:
                 f"1 to num_beams ({self.num_beams}), or any number with sample=True",
             ),
             ("sample", self.sample and self.num_beams > 1, "False with num_beams > 1"),
-            ("temperature", self.temperature <= 0, "a number above 0"),
+            ("temperature", self.temperature < SMALLEST, _AT_LEAST),
             ("top_k", self.top_k < 0, "0 (all tokens) or more"),
             ("top_p", not 0 < self.top_p <= 1, "a number in (0, 1]"),
             ("convention", self.convention not in CONVENTIONS, conventions),

@@ -130,6 +130,8 @@ class PageActions:
             return read_upload(path, self.limits)
         except ValueError as error:
             raise UserError(str(error)) from None
+        except FileNotFoundError:  # uploads are deleted after an hour
+            raise UserError("The picture is no longer here: upload it again.") from None
 
     def caption(
         self, path: str | None, prompt: str, settings: Mapping[str, Any]
@@ -259,7 +261,7 @@ def _decoding(settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         chosen["num_beams"] = 1
     else:
         chosen = {k: v for k, v in chosen.items() if k not in ("temperature", "top_p")}
-    return int(settings.get("seed", 0)) % 2**31, chosen
+    return int(settings.get("seed") or 0) % 2**31, chosen
 
 
 def _text(text: str | None, name: str, optional: bool = False) -> str:

@@ -14,9 +14,8 @@ from blip2_jax.serve.api_errors import ApiError
 from blip2_jax.serve.public_urls import public_opener
 from blip2_jax.serve.requests import Pixels, image_pixels
 from blip2_jax.serve.server_config import ServerConfig
+from blip2_jax.serve.uploads import FORMATS
 
-# Pillow reads many more, some of them by other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _OPENER = public_opener()
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 from blip2_jax.data.images import decode_image
 from blip2_jax.data.sources.base import BrokenSample
 
+# Pillow reads many more, some of them by other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
 
 @dataclasses.dataclass(frozen=True)
 class UploadLimits:
@@ -39,7 +42,7 @@ def read_upload(path: str, limits: UploadLimits) -> UInt8[Array, "height width 3
     if os.path.getsize(path) > limits.bytes:
         raise ValueError(f"The file is larger than {limits.bytes / 1e6:g} MB.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             pixels = image.width * image.height
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise ValueError("The file is not a picture that can be read.") from None

@@ -151,3 +151,10 @@ def test_lavis_defaults():
     assert vicuna.repetition_penalty == 1.5
     with pytest.raises(ValueError, match="no decoding 'answer' for 'qformer'"):
         lavis_defaults("answer", "qformer")
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_divisors_are_no_smaller_than_float32_can_divide_by(name):
+    with pytest.raises(ValueError, match=f"{name}=1e-46: expected at least 1e-06"):
+        DecodingConfig(**{name: 1e-46})
+    DecodingConfig(**{name: 1e-6})

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 import blip2_jax
 from blip2_jax.data.shapes.captions import parse_caption
@@ -74,6 +74,7 @@ def test_words_have_maps(actions, folder):
     [
         (lambda a, p: a.caption(None, "", {}), "Choose a picture first"),
         (lambda a, p: a.caption(str(p / "text.txt"), "", {}), "not a picture"),
+        (lambda a, p: a.caption(str(p / "gone.png"), "", {}), "no longer here"),
         (lambda a, p: a.answer(str(p / "0.png"), " ", (), {}), "question is empty"),
         (lambda a, p: a.score(str(p / "0.png"), "\n"), "at least one text"),
         (lambda a, p: a.score(str(p / "0.png"), "a\n" * 60), "60 texts"),
@@ -90,6 +91,13 @@ def test_mistakes_are_told_to_the_user(actions, folder, call, message):
     (folder / "text.txt").write_text("no picture")
     with pytest.raises(UserError, match=message):
         call(actions, folder)
+
+
+def test_a_cleared_seed_is_0(actions, folder):
+    call = lambda seed: actions.caption(
+        str(folder / "0.png"), "", {"sample": True, "seed": seed}
+    )
+    assert call(None) == call(0)
 
 
 def test_a_full_queue_is_told_to_the_user(actions, folder):
@@ -109,6 +117,17 @@ def test_a_full_queue_is_told_to_the_user(actions, folder):
     for future in futures:
         future.result(30)
     assert actions.caption(str(folder / "0.png"), "", GREEDY)
+
+
+def test_no_upload_is_given_to_another_program(tmp_path, monkeypatch):
+    """Pillow reads PostScript by Ghostscript, whatever the name of the file."""
+    path = tmp_path / "a.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail())
+    with pytest.raises(ValueError, match="not a picture"):
+        read_upload(str(path), UploadLimits())
 
 
 def test_large_uploads_are_refused_before_they_are_decoded(tmp_path):
