@@ -12,8 +12,6 @@ from typing import TypeVar
 import rich.console
 import rich.progress
 
-from blip2_jax.parallel import hosts
-
 T = TypeVar("T")
 
 LINE_INTERVAL_S = 60.0  # between two lines without a terminal
@@ -98,6 +96,8 @@ def track_progress(
 
     The arguments are those of `WorkProgress`.
     """
+    from blip2_jax.parallel import hosts  # jax: the help of a command does without
+
     if not hosts.is_first():
         yield from items
         return
