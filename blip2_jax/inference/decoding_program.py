@@ -52,6 +52,8 @@ def decode_tokens(
       keys: one random key per row, for sampling.
       weights: the argument of `prefill_language_model`.
     """
+    # Position tables are long enough for `values.max_new_tokens`, which the caller has
+    # checked, and may be too short for all slots.
     slots = inputs.padded_length(config.max_new_tokens)
     plan, values = split_config(config, slots, prompt_tokens)
     prefix = dataclasses.replace(prefix, weights=weights)
